@@ -1,0 +1,12 @@
+"Walk-forward LSTM research on hourly crypto bars whose numbers can be trusted."
+__version__ = "0.1.0"
+
+_PUBLIC = {"CryptoMarketDataClient": "data", "SignalGenerator": "signals", "Backtester": "backtester"}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name):
+    "Load the three public classes on first use, so that `import cryptolstm` does not wait for TensorFlow."
+    if name not in _PUBLIC: raise AttributeError(f"module 'cryptolstm' has no attribute {name!r}")
+    from importlib import import_module
+    return getattr(import_module(f"cryptolstm.{_PUBLIC[name]}"), name)

@@ -1,7 +1,11 @@
 "Walk-forward LSTM research on hourly crypto bars whose numbers can be trusted."
 __version__ = "0.1.0"
 
-_PUBLIC = {"CryptoMarketDataClient": "data", "SignalGenerator": "signals", "Backtester": "backtester"}
+import os as _os
+
+_os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up chatter is not our message
+
+_PUBLIC = {"CryptoMarketDataClient": "data", "SignalGenerator": "signals", "Backtester": "experiment"}
 __all__ = list(_PUBLIC)
 
 

@@ -6,11 +6,12 @@
 __all__ = ['COLUMNS', 'HOUR', 'ENTRY_MODES', 'EXIT_MODES', 'SIZINGS', 'SHORT_VOLUMES', 'CryptolstmError', 'InputError',
            'OperationError', 'TrainingSpanError', 'unknown_name', 'as_utc', 'display_time', 'check_index', 'check_bars',
            'regular_grid', 'segment_ids', 'bars_hash', 'stamp', 'write_atomic', 'home', 'slug', 'check_ticker',
-           'RunConfig', 'check_run', 'run_config', 'read_params', 'run_from_namespace', 'config_hash']
+           'quiet_stderr', 'RunConfig', 'check_run', 'run_config', 'read_params', 'run_from_namespace', 'config_hash']
 
 # %% ../nbs/00_core.ipynb #e95347ec
-import difflib, hashlib, json, os, re, tempfile
-from collections.abc import Callable, Mapping
+import difflib, hashlib, json, os, re, sys, tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -195,8 +196,17 @@ def check_ticker(
         raise InputError(f"{ticker!r} is not a ticker; pass BASE/QUOTE, for instance BTC/USD")
     return t
 
+# %% ../nbs/00_core.ipynb #e8b93311
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    "Throw away what C++ code writes to file descriptor 2 inside the block."
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try: os.dup2(nowhere, 2); yield
+    finally: os.dup2(saved, 2); os.close(saved); os.close(nowhere)
+
 # %% ../nbs/00_core.ipynb #42d4d7e5
-ENTRY_MODES, EXIT_MODES = ("threshold", "probability", "cost"), ("neutral", "opposite")
+ENTRY_MODES, EXIT_MODES = ("threshold", "cost"), ("neutral", "opposite")
 SIZINGS, SHORT_VOLUMES = ("all_in", "fraction", "volatility"), ("below", "above")
 
 @dataclass(frozen=True)
@@ -217,9 +227,8 @@ class RunConfig:
     stop_atr: float | None = 2.0       # stop-loss distance in ATR; None = no stop
     sizing: str = "all_in"             # "all_in", "fraction" (of equity) or "volatility" (annual target, leverage 1 at most)
     size: float = 1.0                  # the fraction, or the annual volatility aimed at
-    entry: str = "threshold"           # how a forecast becomes a wish to trade: "threshold", "probability" or "cost"
+    entry: str = "threshold"           # how large a forecast must be: beyond the dynamic "threshold" (the spec), or beyond the "cost" of a round trip
     threshold_scale: float = 1.0       # multiplies both terms of the dynamic threshold
-    p_min: float = 0.55                # entry="probability": P(move beyond the threshold) asked for
     cost_margin: float = 0.5           # entry="cost": how far the forecast must exceed the round-trip cost
     short_volume: str = "below"        # the spec's letter; "above" is the mirror of the long rule
     exit: str = "neutral"              # "neutral": no signal closes the position (the spec); "opposite": only the other side does
@@ -233,7 +242,7 @@ class RunConfig:
 _RANGES = {  # field: (smallest, largest); the text of the error is made from it
     "hours": (48, 200_000), "lookback": (2, 1000), "horizon": (1, 72), "train_hours": (48, 200_000), "retrain_every": (1, 200_000),
     "initial_balance": (1e-9, 1e15), "fee": (0, 0.1), "slippage": (0, 0.1), "stop_atr": (0.01, 100), "size": (1e-6, 10), "threshold_scale": (0, 1e6),
-    "p_min": (0, 1), "cost_margin": (0, 100), "min_hold": (0, 10_000), "seed": (0, 2**31 - 1)}
+    "cost_margin": (0, 100), "min_hold": (0, 10_000), "seed": (0, 2**31 - 1)}
 _CHOICES = {"entry": ENTRY_MODES, "exit": EXIT_MODES, "sizing": SIZINGS, "short_volume": SHORT_VOLUMES}
 
 # %% ../nbs/00_core.ipynb #dacc6021

@@ -1,0 +1,39 @@
+# Everything starts from a bare machine with Python >= 3.11 (with venv) and make; nothing is used that was installed by hand.
+PYTHON ?= python3
+TICKER ?= ETH/USD
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+SLUG   := $(shell echo '$(TICKER)' | tr 'A-Z/' 'a-z_')
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lab bench clean
+
+help:                ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t12
+
+report: .venv/.runtime  ## an honest HTML report, TICKER=ETH/USD by default
+	@$(BIN)/cryptolstm report '$(TICKER)'
+
+test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
+	@$(BIN)/python tests/check_generated.py
+	$(BIN)/ruff check nbs cryptolstm tests setup.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest
+
+lab: .venv/.dev      ## open the notebooks
+	$(BIN)/jupyter lab nbs
+
+clean:               ## remove the environment and what tests leave behind (reports and data stay)
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis tests/.hypothesis *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; pass for instance PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python cannot make an environment; on Debian: apt-get install python3-venv"; exit 1; }
+
+.venv/.runtime: .venv/bin/python constraints.txt settings.ini setup.py pyproject.toml
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/bin/python constraints.txt settings.ini setup.py pyproject.toml
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/.runtime

@@ -1,0 +1,51 @@
+"""What every test stands on: a home of its own, no exchange but the loop-back one, and the recorded candles where they are."""
+import os
+import socket
+import tempfile
+
+import pytest
+from loopback import Loopback, recorded
+
+CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port: a client without a server fails at once
+os.environ["CRYPTOLSTM_HOME"] = tempfile.mkdtemp(prefix="cryptolstm-tests-")
+os.environ["CRYPTOLSTM_EXCHANGE_URL"] = CLOSED
+os.environ.pop("CRYPTOLSTM_EXCHANGE", None)
+
+
+@pytest.fixture(autouse=True)
+def no_real_exchange(monkeypatch):
+    "Connections leave this machine in no test."
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise ConnectionRefusedError(f"tests may not connect to {address[0]}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def client_home(tmp_path, monkeypatch):
+    "An empty data folder, also for what reads the environment."
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def loopback():
+    "The exchange with the 13 tickers; its clock stands half an hour into the last candle."
+    with Loopback() as exchange:
+        yield exchange
+
+
+@pytest.fixture(scope="session")
+def real_bars():
+    "`real_bars(ticker, folder='coinbase')`: recorded candles; skips where the folder is absent."
+    def load(ticker: str, folder: str = "coinbase"):
+        bars = recorded(ticker, folder)
+        if bars is None:
+            pytest.skip(f"no recorded candles of {ticker} in {folder}")
+        return bars
+
+    return load

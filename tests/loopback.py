@@ -1,0 +1,249 @@
+"""A loop-back exchange: a local HTTP server that speaks Coinbase Exchange's public API and serves candles we know exactly.
+
+The real ccxt code talks to it in every test of the data client. As a program:
+`python tests/loopback.py --port 8765 --now 2025-04-30T23:30Z`.
+"""
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pandas as pd
+
+from cryptolstm.core import COLUMNS, HOUR, as_utc
+from cryptolstm.simulate import demo_market
+
+ROOT = Path(__file__).resolve().parents[1]
+TICKERS = (ROOT / "tickers.txt").read_text(encoding="utf-8").split()
+DEMO_HOURS, DEMO_END = 9055, "2025-05-01"  # the span that the real files have
+PAGE = 300
+
+
+def data_folder(name: str = "coinbase") -> Path:
+    "Where the recorded candles lie: `CRYPTOLSTM_TEST_DATA`, else beside the repository. It need not exist."
+    return Path(os.environ.get("CRYPTOLSTM_TEST_DATA") or ROOT.parent / "shared" / "data") / name
+
+
+def recorded(ticker: str, folder: str = "coinbase") -> pd.DataFrame | None:
+    "The recorded candles of a ticker, or None where there are none."
+    path = data_folder(folder) / f"{ticker.replace('/', '_')}_1h.parquet"
+    return pd.read_parquet(path) if path.is_file() else None
+
+
+def candles_of(ticker: str) -> pd.DataFrame:
+    "Recorded candles if there are any, else the demo market's over the same span."
+    bars = recorded(ticker)
+    return demo_market(DEMO_HOURS, end=DEMO_END, ticker=ticker) if bars is None else bars
+
+
+@dataclass
+class Answer:
+    "What is sent back. `send` < the body's length cuts the connection there, as a broken line does; `delay` is in seconds."
+    body: object = b""
+    status: int = 200
+    headers: dict = field(default_factory=lambda: {"Content-Type": "application/json"})
+    send: int | None = None
+    delay: float = 0.0
+
+    def bytes(self) -> bytes:
+        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+
+
+def refuse(status: int, message: str) -> Answer:
+    return Answer({"message": message}, status)
+
+
+class Loopback:
+    """The exchange. A context manager with settable `now`, `requests` (how often each path was asked) and `faults`.
+
+    A fault is a function (path, query, answer) -> Answer or None; each in the list sees every request with the answer it would get,
+    and may replace it. `frames` are the candles by ticker; a ticker with rows missing has gaps. Without `frames`: the 13 of tickers.txt.
+    """
+
+    def __init__(self, frames: dict[str, pd.DataFrame] | None = None, now=None, port: int = 0):
+        self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
+        self.requests: Counter[str] = Counter()
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.faults: list[Callable[[str, dict, Answer], Answer | None]] = []
+        self._lock = threading.Lock()
+        self._tables: dict[str, dict] = {}
+        self.now = as_utc(now) if now is not None else self.candles(next(iter(self._frames))).index[-1] + HOUR / 2
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"exchange": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "Loopback":
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def candles(self, ticker: str) -> pd.DataFrame:
+        "All candles of a ticker, those of the future included."
+        with self._lock:
+            if self._frames[ticker] is None:
+                self._frames[ticker] = candles_of(ticker)
+            return self._frames[ticker]
+
+    def forget(self) -> None:
+        "Start counting requests anew."
+        self.requests.clear()
+        self.asked.clear()
+
+    def count(self, part: str) -> int:
+        "How many requests had `part` in their path."
+        return sum(n for path, n in self.requests.items() if part in path)
+
+    # -- what it answers -------------------------------------------------------------------------------------------
+
+    def answer(self, path: str, query: dict[str, str]) -> Answer:
+        with self._lock:
+            self.requests[path] += 1
+            self.asked.append((path, query))
+        answer = self._route(path, query)
+        for fault in list(self.faults):
+            answer = fault(path, query, answer) or answer
+        return answer
+
+    def _route(self, path: str, query: dict[str, str]) -> Answer:
+        parts = path.strip("/").split("/")
+        if path == "/time":
+            return Answer({"iso": self._iso(self.now), "epoch": self.now.timestamp()})
+        if path == "/currencies":
+            names = sorted({c for t in self._frames for c in t.split("/")})
+            return Answer([{"id": n, "name": n, "min_size": "0.00000001", "status": "online", "max_precision": "0.00000001",
+                            "details": {"type": "fiat" if n == "USD" else "crypto"}, "supported_networks": []} for n in names])
+        if path == "/products":
+            return Answer([self._product(t) for t in self._frames])
+        if len(parts) in (2, 3) and parts[0] == "products":
+            ticker = parts[1].replace("-", "/")
+            if ticker not in self._frames:
+                return refuse(404, "NotFound")
+            views = {"candles": self._candles, "ticker": self._ticker, "stats": self._stats}
+            if len(parts) == 2:
+                return Answer(self._product(ticker))
+            if parts[2] in views:
+                return views[parts[2]](ticker, query)
+        return refuse(404, "NotFound")
+
+    @staticmethod
+    def _iso(t: pd.Timestamp) -> str:
+        return t.strftime("%Y-%m-%dT%H:%M:%S.") + f"{t.microsecond // 1000:03d}Z"
+
+    @staticmethod
+    def _product(ticker: str) -> dict:
+        base, quote = ticker.split("/")
+        return {"id": f"{base}-{quote}", "base_currency": base, "quote_currency": quote, "quote_increment": "0.00001",
+                "base_increment": "0.00000001", "display_name": ticker, "min_market_funds": "1", "margin_enabled": False,
+                "post_only": False, "limit_only": False, "cancel_only": False, "trading_disabled": False, "status": "online",
+                "status_message": ""}
+
+    def _table(self, ticker: str) -> dict[int, list[float]]:
+        "Open time in seconds -> [open, high, low, close, volume]; made once."
+        if ticker not in self._tables:
+            bars = self.candles(ticker)
+            seconds = (bars.index.as_unit("ns").asi8 // 10**9).tolist()
+            self._tables[ticker] = dict(zip(seconds, bars[COLUMNS].to_numpy().tolist(), strict=True))
+        return self._tables[ticker]
+
+    def _row(self, ticker: str, opened: int) -> list[float] | None:
+        "One candle as it stands now: None in the future, partial in the hour that is running."
+        age = (self.now.timestamp() - opened) / 3600
+        row = self._table(ticker).get(opened)
+        if row is None or age < 0:
+            return None
+        if age >= 1:
+            return row
+        o, h, l, c, v = row
+        last = o + (c - o) * age
+        return [o, max(o, last), min(o, last), last, v * age]
+
+    def _candles(self, ticker: str, query: dict[str, str]) -> Answer:
+        if query.get("granularity") != "3600":
+            return refuse(400, "Unsupported granularity")
+        running = int(self.now.timestamp() // 3600 * 3600)
+        try:
+            stop = int(pd.Timestamp(query["end"]).timestamp()) if "end" in query else running
+            start = int(pd.Timestamp(query["start"]).timestamp()) if "start" in query else stop - (PAGE - 1) * 3600
+        except ValueError:
+            return refuse(400, "invalid start or end")
+        if (stop - start) // 3600 + 1 > PAGE:
+            return refuse(400, f"granularity too small for the requested time range. Count of aggregations requested exceeds {PAGE}")
+        hours = range(-(-start // 3600) * 3600, min(stop, running) + 1, 3600)
+        rows = [(t, row) for t in reversed(hours) if (row := self._row(ticker, t)) is not None]
+        return Answer([[t, l, h, o, c, v] for t, (o, h, l, c, v) in rows])
+
+    def _day(self, ticker: str) -> list[list[float]]:
+        "The candles of the last 24 hours, oldest first, the running one included."
+        running = int(self.now.timestamp() // 3600 * 3600)
+        return [row for t in range(running - 23 * 3600, running + 1, 3600) if (row := self._row(ticker, t)) is not None]
+
+    def _ticker(self, ticker: str, query: dict[str, str]) -> Answer:
+        day = self._day(ticker)
+        if not day:
+            return refuse(404, "NotFound")
+        last = day[-1][3]
+        return Answer({"trade_id": 1, "price": repr(last), "size": "0.1", "bid": repr(last * 0.9999), "ask": repr(last * 1.0001),
+                       "volume": repr(sum(r[4] for r in day)), "time": self._iso(self.now)})
+
+    def _stats(self, ticker: str, query: dict[str, str]) -> Answer:
+        day = self._day(ticker)
+        if not day:
+            return refuse(404, "NotFound")
+        return Answer({"open": repr(day[0][0]), "high": repr(max(r[1] for r in day)), "low": repr(min(r[2] for r in day)),
+                       "last": repr(day[-1][3]), "volume": repr(sum(r[4] for r in day)), "volume_30day": "0"})
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # header and body leave in one piece
+    exchange: Loopback
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        answer = self.exchange.answer(url.path, {k: v[0] for k, v in parse_qs(url.query).items()})
+        body = answer.bytes()
+        if answer.delay:
+            time.sleep(answer.delay)
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body if answer.send is None else body[:answer.send])
+        if answer.send is not None:
+            self.close_connection = True
+
+    def date_time_string(self, timestamp=None) -> str:
+        return super().date_time_string(self.exchange.now.timestamp())  # one clock, the HTTP date included
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A local exchange that serves known candles.")
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--now", help="the exchange's clock, ISO 8601; without it, half an hour into the last candle")
+    args = parser.parse_args()
+    with Loopback(now=args.now, port=args.port) as exchange:
+        sys.stdout.write(f"{exchange.url} now {exchange.now.isoformat()}\n")
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

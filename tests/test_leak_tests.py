@@ -1,0 +1,197 @@
+"The leak checks pass honest pipelines and catch every planted mistake, on the demo market and on real candles."
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cryptolstm.core import InputError, check_bars, regular_grid
+from cryptolstm.leakage import (
+    MUTANTS,
+    altered_futures,
+    check_future,
+    check_repeat,
+    check_start,
+    check_truncation,
+    default_cuts,
+    leak_certificate,
+    same_bits,
+)
+from cryptolstm.simulate import demo_market
+
+REAL = Path(__file__).parents[2] / "shared/data/binance/BTC_USDT_1h.parquet"
+
+
+def real_bars() -> pd.DataFrame:
+    "2,000 real hours around a true exchange outage of four hours, on the marked grid."
+    if not REAL.exists(): pytest.skip("no real candles beside the checkout (../shared/data)")
+    bars = check_bars(pd.read_parquet(REAL).tz_convert("UTC")).loc["2021-08-01":"2021-10-20"]
+    return regular_grid(bars)
+
+
+def indicators(bars: pd.DataFrame) -> pd.DataFrame:
+    "Causal, written by hand: RSI, EMA, volatility, OBV against its mean, rolling VWAP, a yes-or-no rule, a word."
+    c = bars["close"]
+    up = c.diff().clip(lower=0).ewm(alpha=1 / 14, adjust=False, min_periods=14).mean()
+    down = (-c.diff().clip(upper=0)).ewm(alpha=1 / 14, adjust=False, min_periods=14).mean()
+    flow = np.sign(c.diff()).fillna(0) * bars["volume"]
+    typical = bars[["high", "low", "close"]].mean(axis=1)
+    sigma = np.log(c).diff().rolling(24).std()
+    vwap = (typical * bars["volume"]).rolling(24).sum() / bars["volume"].rolling(24).sum()
+    # obv − mean20(obv), written without the level: Σ_{j=1..19} j/20 · flow of the last bars
+    obv = sum(flow.shift(19 - j) * j / 20 for j in range(1, 20))
+    return pd.DataFrame({"rsi": 100 - 100 / (1 + up / down), "ema50": c.ewm(span=50, adjust=False, min_periods=50).mean(), "sigma": sigma,
+                         "obv": obv, "vwap": vwap, "calm": sigma <= sigma.rolling(200).quantile(.9),
+                         "side": np.where(c > vwap, "above", "below")})
+
+
+BARS = {"demo": lambda: demo_market(2000, seed=5), "real": real_bars}
+
+
+@pytest.mark.parametrize("source", BARS)
+def test_honest_indicators_pass(source):
+    certificate = leak_certificate(indicators, BARS[source]())
+    assert certificate["passed"], [c["first"] for c in certificate["checks"] if not c["passed"]]
+    assert certificate["offending"] is None and [c["name"] for c in certificate["checks"]] == ["repeat", "truncation", "future", "start"]
+    assert all(c["findings"] == 0 for c in certificate["checks"])
+    assert json.loads(json.dumps(certificate)) == certificate
+
+
+@pytest.mark.parametrize("source", BARS)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_planted_mistake_is_caught(source, name):
+    "Cumulative levels do not use the future, they only depend on the start; all others must fall in the two bit-exact checks."
+    certificate = leak_certificate(MUTANTS[name], BARS[source]())
+    caught = {c["name"] for c in certificate["checks"] if not c["passed"]}
+    assert not certificate["passed"]
+    if name.startswith("cumulative"): assert caught == {"start"}
+    else: assert {"truncation", "future"} <= caught
+    assert certificate["offending"] in {"sigma", "next", "centred", "calm", "obv", "vwap", "entry"}
+    assert json.loads(json.dumps(certificate)) == certificate
+
+
+def test_one_bad_column_among_good_ones_is_named():
+    def f(bars): return indicators(bars).assign(peek=bars["high"].shift(-1) > bars["high"])
+    certificate = leak_certificate(f, demo_market(1200))
+    assert certificate["offending"] == "peek"
+    assert all(c["columns"] == ["peek"] for c in certificate["checks"] if not c["passed"])
+
+
+def test_a_backward_fill_shows_only_inside_the_warm_up():
+    bars, bfill = demo_market(800), MUTANTS["backward fill"]
+    assert check_truncation(bfill, bars, [30, 400, 799]).empty
+    assert check_future(bfill, bars, [30, 400]).empty
+    assert not check_truncation(bfill, bars, [8]).empty and not check_future(bfill, bars, [8]).empty
+
+
+def test_a_backward_fill_over_an_outage_is_found_at_the_gap():
+    "Nothing leaks in the warm-up here: only the row inside the hole knows what came after it."
+    whole = demo_market(1000)
+    bars = regular_grid(whole.drop(whole.index[500:510]))
+    def f(b): return b["close"].bfill()
+    inside = check_truncation(f, bars, [505])
+    assert inside["row"].tolist() == [bars.index[500]] and inside["rows"].tolist() == [6]
+    assert not check_future(f, bars, [505]).empty
+    assert check_truncation(f, bars, [400, 510]).empty
+
+
+def test_the_full_sample_quantile_needs_an_altered_future_at_the_last_row():
+    "Compared at the cut alone, as other tools do, a yes-or-no rule with a full-sample quantile often slips through."
+    bars, f = demo_market(4000), MUTANTS["quantile over the full sample"]
+    full = f(bars)
+    slips = [t for t in (1500, 3000, 3999) if f(bars.iloc[:t + 1]).iloc[-1] == full.iloc[t]]
+    assert slips
+    assert not check_truncation(f, bars, [1500]).empty and not check_future(f, bars, [1500]).empty
+
+
+def test_columns_that_come_and_go_are_findings():
+    "One-hot columns made from the categories seen so far: the full run has columns the past could not have."
+    def f(bars): return pd.get_dummies(pd.Series(bars.index.day_name(), index=bars.index))
+    found = check_truncation(f, demo_market(400), [8])
+    assert not found.empty and set(found["other"]) == {"absent"}
+
+
+def test_a_pipeline_that_throws_dice_is_told_apart():
+    rng = np.random.default_rng(0)
+    def f(bars): return bars["close"] * rng.random()
+    certificate = leak_certificate(f, demo_market(700))
+    assert not certificate["checks"][0]["passed"] and not check_repeat(f, demo_market(50)).empty
+
+
+def test_the_input_is_not_shared():
+    "A pipeline that writes into its bars must not change what the next run sees."
+    def f(bars):
+        bars["close"] *= 2
+        return bars["close"]
+    bars = demo_market(700)
+    before = bars.copy()
+    assert leak_certificate(f, bars)["passed"]
+    pd.testing.assert_frame_equal(bars, before)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), cut=st.integers(0, 118), holes=st.sets(st.integers(1, 118), max_size=12))
+def test_altered_futures_are_legal_bars_with_the_same_past(seed, cut, holes):
+    bars = regular_grid(demo_market(120, seed=3).drop(demo_market(120, seed=3).index[list(holes)]))
+    futures = altered_futures(bars, cut, seed)
+    assert set(futures) == {"scaled", "sunk", "shuffled", "no volume", "jumps", "million", "millionth", "missing"}
+    for other in futures.values():
+        pd.testing.assert_frame_equal(check_bars(other).iloc[:cut + 1], bars.iloc[:cut + 1], check_exact=True)
+        assert other.index.equals(bars.index)
+
+
+@settings(deadline=None, max_examples=30)
+@given(lag=st.integers(-5, 5), cut=st.integers(20, 110))
+def test_a_shift_leaks_exactly_when_it_points_forward(lag, cut):
+    bars = demo_market(120)
+    def f(b): return b["close"].shift(lag)
+    assert check_future(f, bars, [cut]).empty == check_truncation(f, bars, [cut]).empty == (lag >= 0)
+
+
+def test_comparison_is_to_the_bit():
+    a = pd.Series([1.0, np.nan, 3.0])
+    assert same_bits(a, a).all() and not same_bits(a, a + np.spacing(a)).any(where=~a.isna().to_numpy())
+    assert same_bits(pd.Series([True, False]), pd.Series([True, True])).tolist() == [True, False]
+    assert same_bits(pd.Series([1, 2]), pd.Series([1.0, np.nan])).tolist() == [True, False]
+
+
+def test_start_tolerance_is_relative_to_the_column():
+    bars = demo_market(1500)
+    def ema(b): return b["close"].ewm(span=50, adjust=False).mean()
+    def scaled(b): return 1e-9 * ema(b)
+    for f in (ema, scaled):
+        assert check_start(f, bars, 500, [1000]).empty
+        assert len(check_start(f, bars, 60, [1000])) == 1
+
+
+def test_missing_where_the_full_run_has_a_value_is_a_finding():
+    def slow(b): return b["close"].rolling(300).mean()
+    found = check_start(slow, demo_market(1500), 200, [1000])
+    assert len(found) == 1 and np.isnan(found["other"].iloc[0])
+
+
+def test_cuts_cover_warm_up_end_gaps_and_chance():
+    whole = demo_market(1000)
+    cuts = default_cuts(regular_grid(whole.drop(whole.index[600:620])), n=3, seed=1)
+    assert {8, 30, 500, 620, 621, 998, 999} <= set(cuts) and len(cuts) > 7
+    assert {600, 601} <= set(default_cuts(whole.drop(whole.index[600:620])))  # the same hole without its grid
+    assert default_cuts(whole, seed=1) == default_cuts(whole, seed=1) != default_cuts(whole, seed=2)
+    assert default_cuts(whole.iloc[:5], n=0) == [2, 3, 4]
+
+
+def test_errors_name_the_cause():
+    bars = demo_market(600)
+    with pytest.raises(InputError, match="exactly the rows"): leak_certificate(lambda b: b["close"].dropna().iloc[1:], bars)
+    with pytest.raises(InputError, match="exactly the rows"): leak_certificate(lambda b: b["close"].to_numpy(), bars)
+    with pytest.raises(InputError, match="no cut"): check_truncation(indicators, bars, [])
+    with pytest.raises(InputError, match="warm-up"): leak_certificate(indicators, bars.iloc[:400])
+    assert "start" not in [c["name"] for c in leak_certificate(indicators, bars.iloc[:400], warmup=None)["checks"]]
+
+    def fragile(b):
+        if (b["volume"] == 0).any(): raise ZeroDivisionError("volume is zero")
+        return b["close"]
+    with pytest.raises(ZeroDivisionError) as caught: check_future(fragile, bars, [300])
+    assert "no volume" in caught.value.__notes__[0]

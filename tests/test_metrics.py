@@ -1,0 +1,143 @@
+"""Figures: each against an independent computation, and what must not be claimed."""
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cryptolstm.backtester import simulate
+from cryptolstm.core import InputError
+from cryptolstm.metrics import daily_returns, figures, hourly_returns, max_drawdown, monthly_table, performance, sharpe, sharpe_se, win_rate
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "coinbase" / "ETH_USD_1h.parquet"
+
+
+def walk(n, seed=0, sigma=0.01, drift=0.0, start="2025-01-01"):
+    g = np.random.default_rng(seed)
+    close = 100 * np.exp(np.cumsum(drift + sigma * g.standard_normal(n)))
+    open_ = np.r_[100, close[:-1]]
+    rows = {"open": open_, "high": np.maximum(open_, close) * 1.002, "low": np.minimum(open_, close) / 1.002, "close": close, "volume": 1.0}
+    return pd.DataFrame(rows, pd.date_range(start, periods=n, freq="h", tz="UTC"))
+
+
+def wishes(n, seed=0, hold=6): return np.repeat(np.random.default_rng(seed).integers(-1, 2, n // hold + 1), hold)[:n]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 400), st.integers(0, 2**31), st.sampled_from([0.001, 0.02, 0.1]))
+def test_figures_agree_with_a_second_computation(n, seed, sigma):
+    bars = walk(n, seed, sigma)
+    r = simulate(bars, wishes(n, seed), stop_atr=2.0, slippage=0.0002)
+    f, money = figures(r), [r["initial_balance"], *r["equity"]]
+    back = [b / a - 1 if a > 0 else 0.0 for a, b in zip(money[:-1], money[1:], strict=True)]
+    assert f["total_return"] == pytest.approx(np.prod([1 + x for x in back]) - 1, abs=1e-9)
+    assert f["max_drawdown"] == pytest.approx(min(0, min(money[j] / max(money[:j]) - 1 for j in range(1, len(money)))), abs=1e-12)
+    assert f["max_drawdown_intrabar"] <= f["max_drawdown"] + 1e-12
+    if len(r["trades"]):
+        mean = sum(back) / len(back)
+        spread = (sum((x - mean) ** 2 for x in back) / (len(back) - 1)) ** 0.5
+        assert f["sharpe_ratio"] == pytest.approx(mean / spread * 8760**0.5, rel=1e-9, abs=1e-9)
+        assert f["volatility"] == pytest.approx(spread * 8760**0.5)
+    finished = [p for p, why in zip(r["trades"]["pnl"], r["trades"]["exit_reason"], strict=True) if why != "open"]
+    assert f["win_rate"] == (sum(p > 0 for p in finished) / len(finished) if finished else None)
+
+
+def test_daily_returns_start_from_the_initial_balance_and_compound_to_the_total():
+    bars = walk(500, 3, start="2025-01-01 17:00")
+    r = simulate(bars, wishes(500, 3))
+    daily = daily_returns(r["equity"], r["initial_balance"])
+    assert (1 + daily).prod() == pytest.approx(r["final_balance"] / r["initial_balance"])
+    assert len(daily) == len(set(bars.index.date)) and daily.index.tz is None
+    assert daily.iloc[0] == pytest.approx(r["equity"].iloc[6] / r["initial_balance"] - 1)       # 17:00 … 23:00 is the first UTC day
+
+
+def test_months_compound_to_years_and_years_to_the_total():
+    bars = walk(24 * 150, 1, 0.005, start="2024-11-10")
+    r = simulate(bars, wishes(len(bars), 1, 48))
+    table = monthly_table(r["equity"], r["initial_balance"])
+    assert table.index.tolist() == [2024, 2025] and table[list(range(1, 13))].notna().sum().sum() == 6
+    assert (1 + table["year"]).prod() == pytest.approx(r["final_balance"] / r["initial_balance"])
+    assert (1 + table[list(range(1, 13))].fillna(0)).prod(axis=1).tolist() == pytest.approx((1 + table["year"]).tolist())
+
+
+def test_the_first_bar_counts():
+    equity = pd.Series([50.0, 50.0], pd.date_range("2025-01-01", periods=2, freq="h", tz="UTC"))
+    assert hourly_returns(equity, 100).tolist() == [-0.5, 0] and daily_returns(equity, 100).tolist() == [-0.5]
+    assert max_drawdown(equity, 100)["drawdown"] == -0.5
+
+
+def test_a_flat_bar_counts():
+    bars = walk(240, 5)
+    always, rarely = figures(simulate(bars, np.ones(240), fee=0)), figures(simulate(bars, np.r_[np.ones(24), np.zeros(216)], fee=0))
+    assert rarely["exposure"] == 0.1 and rarely["volatility"] < always["volatility"] / 2
+
+
+def test_undefined_is_none_and_not_zero():
+    f = figures(simulate(walk(100), np.zeros(100)))
+    assert all(f[k] is None for k in ("sharpe_ratio", "sharpe_se", "sharpe_daily", "sortino", "win_rate", "win_rate_interval", "profit_factor"))
+    assert f["average_trade"] is None and f["num_trades"] == 0
+    one = figures(simulate(walk(100), np.ones(100)))
+    assert one["num_trades"] == 1 and one["open_trades"] == 1 and one["win_rate"] is None and one["sharpe_ratio"] is not None
+
+
+def test_nothing_is_annualised_from_under_ninety_days_without_a_warning():
+    short, long = (figures(simulate(walk(n), wishes(n))) for n in (90 * 24 - 1, 90 * 24))
+    assert short["annual_return"] is None and "too few to annualise" in short["warning"]
+    assert long["warning"] is None and long["annual_return"] == pytest.approx((1 + long["total_return"]) ** (365 / 90) - 1)
+
+
+def test_the_standard_error_of_sharpe_is_what_many_runs_scatter():
+    g = np.random.default_rng(0)
+    runs = [pd.Series(0.001 + 0.01 * g.standard_t(6, 400)) for _ in range(600)]
+    assert np.mean([sharpe_se(r, 1) for r in runs]) == pytest.approx(np.std([sharpe(r, 1) for r in runs]), rel=0.1)
+
+
+def test_a_win_is_counted_after_its_fees():
+    bars = pd.DataFrame({c: [100.0, 100, 100.1, 100.1] for c in ("open", "high", "low", "close")},
+                        pd.date_range("2025-01-01", periods=4, freq="h", tz="UTC")).assign(volume=1.0)
+    rates = [figures(simulate(bars, [1, 0, 0, 0], fee=fee))["win_rate"] for fee in (0, 0.001)]
+    assert rates == [1.0, 0.0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_wilson_interval_is_the_formula(case):
+    wins, n = case
+    rate, (low, high) = win_rate(wins, n)
+    z = 1.959963984540054
+    centre, half = (rate + z * z / 2 / n) / (1 + z * z / n), z * np.sqrt(rate * (1 - rate) / n + z * z / 4 / n / n) / (1 + z * z / n)
+    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-9) and low - 1e-12 <= rate <= high + 1e-12
+
+
+def test_buy_and_hold_pays_the_same_costs_on_the_same_bars():
+    bars = walk(200, 7)
+    f = performance(simulate(bars, np.zeros(200), initial_balance=5000, fee=0.002, slippage=0.001, stop_atr=2.0), bars)["buy_and_hold"]
+    assert f["final_balance"] == pytest.approx(5000 / (bars["open"].iloc[1] * 1.001 * 1.002) * bars["close"].iloc[-1])
+    always = performance(simulate(bars, np.ones(200), initial_balance=5000), bars)
+    assert always["excess_return"] == 0 and always["turnover"] == always["buy_and_hold"]["turnover"]
+    with pytest.raises(InputError, match="not the bars of the result"): performance(simulate(bars, np.zeros(200)), bars.iloc[1:])
+
+
+def test_a_ruined_run_has_figures_without_nan():
+    bars = pd.DataFrame({c: [100.0, 100, 300, 300, 300] for c in ("open", "high", "low", "close")},
+                        pd.date_range("2025-01-01", periods=5, freq="h", tz="UTC")).assign(volume=1.0)
+    f = performance(simulate(bars, [-1] * 5), bars)
+    assert f["total_return"] == -1 and f["max_drawdown"] == -1 and f["exits"] == {"liquidation": 1}
+    assert not any(isinstance(v, float) and np.isnan(v) for v in f.values())
+
+
+def test_the_intrabar_drawdown_sees_what_the_close_hides():
+    bars = walk(50, 1, 0.001)
+    bars.loc[bars.index[20], "low"] *= 0.8
+    f = figures(simulate(bars, np.ones(50), fee=0))
+    assert f["max_drawdown"] > -0.05 and f["max_drawdown_intrabar"] < -0.19 and f["max_drawdown_intrabar_trough"] == bars.index[20]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no real candles beside the repository")
+def test_buy_and_hold_of_a_real_year():
+    bars = pd.read_parquet(REAL)
+    f = performance(simulate(bars, np.zeros(len(bars)), fee=0), bars)["buy_and_hold"]
+    assert f["total_return"] == pytest.approx(bars["close"].iloc[-1] / bars["open"].iloc[1] - 1)
+    assert f["warning"] is None and 0.3 < f["volatility"] < 1.5 and f["max_drawdown_intrabar"] <= f["max_drawdown"] < -0.3

@@ -1,9 +1,9 @@
 # Everything starts from a bare machine with Python >= 3.11 (with venv) and make; nothing is used that was installed by hand.
 PYTHON ?= python3
 TICKER ?= ETH/USD
+PARAMS ?=
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-SLUG   := $(shell echo '$(TICKER)' | tr 'A-Z/' 'a-z_')
 
 .DEFAULT_GOAL := help
 .PHONY: help report test lab bench clean
@@ -11,8 +11,8 @@ SLUG   := $(shell echo '$(TICKER)' | tr 'A-Z/' 'a-z_')
 help:                ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t12
 
-report: .venv/.runtime  ## an honest HTML report, TICKER=ETH/USD by default
-	@$(BIN)/cryptolstm report '$(TICKER)'
+report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/<ticker>.yaml)
+	@$(BIN)/cryptolstm report '$(TICKER)' $(if $(PARAMS),--params '$(PARAMS)')
 
 test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
 	@$(BIN)/python tests/check_generated.py

@@ -27,13 +27,13 @@ TickerOption = Annotated[str, typer.Option(help="BASE/QUOTE, for instance BTC/US
 ExchangeOption = Annotated[str | None, typer.Option(help="ccxt id, or `simulated` for the demo market")]
 UrlOption = Annotated[str | None, typer.Option(help="another base address of the same API (proxy, sandbox, loop-back)")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="any other setting, e.g. --set train_hours=8760 --set model.epochs=5")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="any other setting, e.g. --set train_hours=8760 --set network.epochs=5")]
 ParamsOption = Annotated[Path | None, typer.Option(help="YAML with settings; options given here are stronger")]
 
 # %% ../nbs/16_cli.ipynb #71654011
 def say(text: str, style: str = "") -> None:
     "A message for people, on stderr."
-    Console(stderr=True, highlight=False).print(text, style=style, markup=False)
+    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)
 
 def emit(result: dict) -> None:
     "One JSON object on stdout; NaN is not JSON and would be a bug."
@@ -41,7 +41,7 @@ def emit(result: dict) -> None:
 
 # %% ../nbs/16_cli.ipynb #882b2348
 def settings(
-    assignments: list[str] | None,   # "name=value" or "model.name=value", values in YAML's spelling
+    assignments: list[str] | None,   # "name=value" or "network.name=value", values in YAML's spelling
 ) -> dict:                           # field → value
     "The `--set` options as a table; `InputError` for one without `=`."
     out: dict = {}
@@ -49,8 +49,8 @@ def settings(
         name, equals, value = text.partition("=")
         if not equals or not name: raise InputError(f"--set {text!r} is not an assignment; pass for instance --set train_hours=8760")
         *outer, inner = name.split(".")
-        if outer not in ([], ["model"]): raise InputError(f"--set {name}: only model settings are nested; pass for instance --set model.epochs=5")
-        (out.setdefault("model", {}) if outer else out)[inner] = yaml.safe_load(value)
+        if outer not in ([], ["network"]): raise InputError(f"--set {name}: only network settings are nested; pass for instance --set network.epochs=5")
+        (out.setdefault("network", {}) if outer else out)[inner] = yaml.safe_load(value)
     return out
 
 # %% ../nbs/16_cli.ipynb #f8b5d7d1

@@ -234,7 +234,7 @@ class RunConfig:
     exit: str = "neutral"              # "neutral": no signal closes the position (the spec); "opposite": only the other side does
     min_hold: int = 0                  # bars a position is kept at least (a stop may end it earlier)
     seed: int = 0                      # of weights, shuffling, dropout and the demo market
-    model: dict = field(default_factory=dict)  # overrides of `ModelConfig`
+    network: dict = field(default_factory=dict)  # overrides of `ModelConfig`: architecture and training
 
     def __post_init__(self): check_run(self)
 
@@ -262,7 +262,7 @@ def check_run(
     for name, known in _CHOICES.items():
         if getattr(run, name) not in known: raise unknown_name(name, getattr(run, name), known)
     if run.end is not None: object.__setattr__(run, "end", as_utc(run.end).isoformat())
-    if not isinstance(run.model, Mapping): raise InputError(f"model is {run.model!r}; pass a table such as model: {{epochs: 20}}")
+    if not isinstance(run.network, Mapping): raise InputError(f"network is {run.network!r}; pass a table such as network: {{epochs: 20}}")
 
 # %% ../nbs/00_core.ipynb #2846626e
 def run_config(

@@ -273,7 +273,7 @@ def ask(
     except ccxt.BaseError as e:
         if isinstance(e, ccxt.NetworkError) and exchange.last_response_headers is None:
             host = urlsplit(exchange.last_request_url or "").netloc or exchange.id
-            raise ExchangeUnreachable(f"{exchange.id} cannot be reached at {host} ({_why(e)}) for {what}; check the network or the address") from e
+            raise ExchangeUnreachable(f"{exchange.id} cannot be reached at {host} ({_why(e)}) to ask for {what}; check the network or the address") from e
         raise OperationError(f"{exchange.id} did not give {what}: {_why(e)}; try again later") from e
 
 # %% ../nbs/01_data.ipynb #1ff2b349

@@ -73,7 +73,8 @@ def backtest(
     skill = skill_table(log_return(walk, walk.predictions["realised"], run), forecasts, run.horizon)
     returns = {name: b["final_balance"] / run.initial_balance - 1 for name, b in {"": result, **baselines}.items()}
     judged = verdict(skill.loc["LSTM"], returns[""], returns[HOLD], returns[REVERSAL], trades=len(result["trades"]))
-    return {**result, **performance(result, tested), "baselines": baselines, "baseline_returns": returns,
+    own = performance(result, tested)
+    return {**result, **own, "figures": own, "baselines": baselines, "baseline_returns": returns,
             "baseline_figures": {name: figures(b) for name, b in baselines.items()}, "signals": decisions, "predictions": walk.predictions, "folds": walk.folds,
             "features": walk.table.loc[tested.index], "skill": skill, "verdict": judged, "config": run, "bars": tested, "data": data_stamp(bars, tested)}
 
@@ -82,16 +83,15 @@ def summary(
     results: dict,   # from `backtest`
 ) -> dict:           # JSON-able
     "What a program wants to know of a backtest: verdict, figures, skill, costs, data; no tables of bars."
-    figures = {k: v for k, v in results.items() if isinstance(v, (int, float, str, dict)) and k not in ("baselines", "data", "source", "settings", "baseline_returns")}
     skill = json.loads(results["skill"].to_json(orient="index"))
-    return {"ticker": results["config"].ticker, "verdict": results["verdict"].to_dict(), **_plain(figures), "baseline_returns": results["baseline_returns"],
+    return {"ticker": results["config"].ticker, "verdict": results["verdict"].to_dict(), **_plain(results["figures"]), "baseline_returns": results["baseline_returns"],
             "skill": skill, "folds": len(results["folds"]), "underpowered": bool(results["folds"]["underpowered"].any()),
             "config": asdict(results["config"]), "data": results["data"]}
 
 def _plain(x):
     "Numbers JSON knows: NaN and infinity become null, times become text."
     if isinstance(x, dict): return {k: _plain(v) for k, v in x.items()}
-    if isinstance(x, (pd.Timestamp,)): return x.isoformat()
+    if isinstance(x, pd.Timestamp): return x.isoformat()
     if isinstance(x, float) and not math.isfinite(x): return None
     return x.item() if isinstance(x, np.generic) else x
 

@@ -45,28 +45,28 @@ class ModelConfig:
     bn_momentum: float = 0.9                    # of every batch normalisation
     learning_rate: float = 5e-4                 # Adam
     clipvalue: float = 0.5                      # gradients, element by element
-    epochs: int = 20                            # at most, from scratch
+    epochs: int = 30                            # at most, from scratch
     refit_epochs: int = 3                       # at most, when warm-started from the previous fold's weights
     patience: int = 15                          # epochs without a better validation loss before stopping
     plateau_patience: int = 5                   # epochs without one before the learning rate is halved
-    batch_size: int = 128                       # windows in a training step
+    batch_size: int = 256                       # windows in a training step
     val_fraction: float = 0.2                   # newest share of the windows, for validation
 
 # %% ../nbs/05_model.ipynb #51440f38
 def model_config(
-    run: RunConfig,   # its lookback, horizon and seed, and the overrides in its `model`
+    run: RunConfig,   # its lookback, horizon and seed, and the overrides in its `network`
 ) -> ModelConfig:
     "The network and training settings of a run; an unknown or unusable override is an `InputError`."
     known = {f.name for f in fields(ModelConfig)}
-    for k in run.model:
-        if k not in known: raise unknown_name("model parameter", k, known)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in run.model.items()}
+    for k in run.network:
+        if k not in known: raise unknown_name("network setting", k, known)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in run.network.items()}
     config = replace(ModelConfig(lookback=run.lookback, horizon=run.horizon, seed=run.seed), **values)
     for name in ("epochs", "refit_epochs", "batch_size", "patience", "lookback", "horizon"):
-        if not isinstance(v := getattr(config, name), int) or v < 1: raise InputError(f"model {name} is {v!r}; pass a whole number from 1")
+        if not isinstance(v := getattr(config, name), int) or v < 1: raise InputError(f"network {name} is {v!r}; pass a whole number from 1")
     if not len(config.units) == len(config.dropout) == len(config.recurrent_dropout) > 0:
-        raise InputError("model units, dropout and recurrent_dropout must have the same length; pass one value per LSTM layer")
-    if not 0 < config.val_fraction < 1: raise InputError(f"model val_fraction is {config.val_fraction}; pass a share between 0 and 1")
+        raise InputError("network units, dropout and recurrent_dropout must have the same length; pass one value per LSTM layer")
+    if not 0 < config.val_fraction < 1: raise InputError(f"network val_fraction is {config.val_fraction}; pass a share between 0 and 1")
     return config
 
 # %% ../nbs/05_model.ipynb #abde554d

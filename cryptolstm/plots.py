@@ -53,7 +53,7 @@ def plot_equity(
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0)); top.set_ylabel("net return"); top.legend(frameon=False, fontsize=9, loc="best")
     equity = next(iter(curves.values()))
     fall = equity / np.maximum(equity.cummax(), initial_balance) - 1
-    low.fill_between(fall.index, fall, 0, color=RED, alpha=0.35, lw=0); low.set_ylabel("drawdown")
+    low.fill_between(fall.index, fall, 0, color=RED, alpha=0.35, lw=0); low.set_ylabel("drawdown"); low.set_ylim(min(fall.min() * 1.1, -0.01), 0)
     low.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if fall.min() > -0.05 else 0)); _dates(low)
     return fig
 

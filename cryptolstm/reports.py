@@ -9,7 +9,7 @@ __all__ = ['MIME', 'LEVEL_CLASS', 'MIN_DAYS', 'STYLE', 'Piece', 'as_table', 'fig
            'notebook_html', 'Report', 'project_folder', 'report_parameters', 'read_summary', 'run_report']
 
 # %% ../nbs/14_reports.ipynb #abf9ddc5
-import base64, html, io, json, logging, math, re, sys, tempfile, warnings
+import base64, html, io, json, logging, math, os, re, sys, tempfile, warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +63,15 @@ def figure(
 # %% ../nbs/14_reports.ipynb #66231c94
 def banner(
     data: Mapping,   # `results["data"]`
-) -> Piece:          # nothing, or a warning across the page
-    "What a reader must know about the bars before any number: simulated, stale or shorter than asked."
+) -> Piece:          # one line, and warnings across the page if there is reason
+    "Which market and span, and what a reader must know before any number: simulated, stale or shorter than asked."
+    date = lambda t: pd.Timestamp(t).strftime("%Y-%m-%d %H:%M")
+    span = f"{data['ticker']} · {data['exchange']} · {date(data['tested_from'])} to {date(data['tested_until'])} UTC"
     notes = [("warn", str(data[k])) for k in ("stale", "short", "dropped") if data.get(k)]
     if data.get("simulated"):
         why = data.get("fallback") or "the demo market was asked for"
         notes.insert(0, ("alarm", f"SIMULATED MARKET. {why[0].upper()}{why[1:]}. Prices and dates are invented (seed {data.get('seed')}); nothing here is about a real market."))
-    return Piece("".join(f'<div class="note {kind}">{html.escape(text)}</div>' for kind, text in notes))
+    return Piece(f"<p class=span>{html.escape(span)}</p>" + "".join(f'<div class="note {kind}">{html.escape(text)}</div>' for kind, text in notes))
 
 # %% ../nbs/14_reports.ipynb #bbae6b44
 def data_table(
@@ -124,12 +126,12 @@ def performance_table(
 ) -> Piece:
     "The figures of the money, beside buy & hold and the one-line rule."
     many = {"strategy": results, **{n: results["baseline_figures"][n] for n in (HOLD, REVERSAL)}}
-    number = lambda x, form: "undefined" if x is None or not math.isfinite(x) else format(x, form)
+    number = lambda x, form: "undefined" if x is None or not math.isfinite(x) else percent(x, form[0] == "+", 2) if form[-1] == "%" else format(x, form).replace("-", "−")
     rows = [(label, *(number(r[key], form) for r in many.values())) for label, key, form in (
         ("total return", "total_return", "+.2%"), ("final balance", "final_balance", ",.2f"), ("trades", "num_trades", ",d"), ("win rate", "win_rate", ".1%"),
         ("Sharpe, hourly × √8760", "sharpe_ratio", ".2f"), ("± standard error", "sharpe_se", ".2f"), ("max drawdown", "max_drawdown", ".2%"),
         ("time in the market", "exposure", ".1%"), ("fees paid", "total_fees", ",.2f"))]
-    return as_table(rows, ["", *many])
+    return as_table(rows, ["", *many]) + Piece(f"<p class=quiet>{html.escape(results['warning'])}.</p>" if results["warning"] else "")
 
 # %% ../nbs/14_reports.ipynb #ea18e31d
 def trades_table(
@@ -140,7 +142,7 @@ def trades_table(
     trades = results["trades"]
     if not len(trades): return Piece("<p class=quiet>No trade: no forecast passed the threshold and all rules. That is a valid result; the funnel above shows where the bars dropped out.</p>")
     rows = [("long" if t.side > 0 else "short", f"{t.entry_time:%Y-%m-%d %H:%M}", "open" if pd.isna(t.exit_time) else f"{t.exit_time:%Y-%m-%d %H:%M}", f"{t.entry_price:,.6g}",
-             f"{t.exit_price:,.6g}", f"{t.bars_held}", f"{t.fees:,.2f}", f"{t.pnl:+,.2f}", t.exit_reason) for t in trades.tail(newest).itertuples()]
+             f"{t.exit_price:,.6g}", f"{t.bars_held}", f"{t.fees:,.2f}", f"{t.pnl:+,.2f}".replace("-", "−"), t.exit_reason) for t in trades.tail(newest).itertuples()]
     note = Piece(f"<p class=quiet>The newest {newest} of {len(trades):,}.</p>") if len(trades) > newest else Piece("")
     return note + as_table(rows, ["side", "in", "out", "at", "to", "bars", "fees", "P&L net", "why out"])
 
@@ -226,7 +228,7 @@ figure{margin:1rem 0 1.4rem}figure img{width:100%;height:auto;display:block}figc
 .verdict{border-radius:6px;padding:1.2rem 1.5rem 1.3rem;margin:1.2rem 0;border:1px solid #c9d3df;border-left:8px solid #5b6470;background:#f3f6fa}
 .verdict h2{border:0;margin:0 0 .3rem;padding:0;font-size:1.15rem;letter-spacing:.04em}.verdict p{max-width:none;font-size:1.02rem}
 .verdict.good{background:#eef7f0;border-color:#b9dcc4;border-left-color:#2f855a}.verdict.warn{background:#fff8e6;border-color:#ecd9a4;border-left-color:#c98a1b}.verdict.alarm{background:#fdeeed;border-color:#efbdb9;border-left-color:#c23b34}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(132px,1fr));gap:.7rem;margin-top:.9rem}.cards div{display:flex;flex-direction:column}.cards b{font-size:1.25rem;font-variant-numeric:tabular-nums}.cards span{font-size:.84rem}.cards small{color:var(--soft)}
+.span{font-size:1.15rem;font-weight:600;max-width:none}.cards{display:grid;grid-template-columns:repeat(3,1fr);gap:.7rem;margin-top:.9rem}.cards div{display:flex;flex-direction:column}.cards b{font-size:1.25rem;font-variant-numeric:tabular-nums}.cards span{font-size:.84rem}.cards small{color:var(--soft)}
 iframe.sheet{width:100%;height:2600px;border:1px solid var(--line);background:#fff}pre{overflow-x:auto;background:var(--wash);padding:.7rem;font-size:.85rem}
 footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--line);color:var(--soft);font-size:.84rem}
 @media(max-width:700px){main{padding:1.2rem}}@media print{body{background:#fff}main{border:0}}
@@ -255,9 +257,9 @@ def notebook_html(
     from traitlets.config import Config
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.output_type != "stream"]
-    config = Config({"HTMLExporter": {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True, "exclude_raw": True, "exclude_anchor_links": True}})
+    config = Config({"HTMLExporter": {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True, "exclude_raw": True, "anchor_link_text": ""}})
     body, _ = HTMLExporter(config=config, template_name="basic").from_notebook_node(notebook)
-    return page(body, title)
+    return page(re.sub(r'<a class="anchor-link"[^>]*></a>', "", body), title)
 
 # %% ../nbs/14_reports.ipynb #3bad2e1d
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ def run_report(
     params: Path | None = None,        # YAML of the run
     overrides: Mapping | None = None,  # field → value
     notebook: str = "backtest",        # name of a report notebook in nbs/
-    out: Path | None = None,           # folder of the reports; default: reports/ in the checkout
+    out: Path | None = None,           # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
     progress: bool = True,             # the notebook's progress bars on stderr
 ) -> Report:
     "Execute a report notebook and write its page. Errors of the notebook come out as the errors they are."
@@ -313,7 +315,7 @@ def run_report(
     known = papermill.inspect_notebook(str(source))
     for name in values:
         if name not in known: raise unknown_name("parameter", name, known)
-    target = (out or project_folder() / "reports") / slug(ticker)
+    target = Path(out or os.environ.get("CRYPTOLSTM_REPORTS") or project_folder() / "reports") / slug(ticker)
     with tempfile.TemporaryDirectory() as d:
         try: executed = papermill.execute_notebook(str(source), str(Path(d) / "run.ipynb"), values, progress_bar=False, kernel_name="python3",
                                                    extra_arguments=["--IPKernelApp.log_level=ERROR"], stderr_file=sys.stderr if progress else None)

@@ -302,7 +302,7 @@ def verdict_level(
 # %% ../nbs/11_skill.ipynb #b1d53653
 def _p(p: float) -> str:
     "A p-value as people write it."
-    return "undefined" if math.isnan(p) else "< 0.001" if p < .001 else f"= {p:.3f}" if p < .01 else f"= {p:.2f}"
+    return "undefined" if math.isnan(p) else "< 0.001" if p < .001 else f"= {p:.3f}" if p < .1 else f"= {p:.2f}"
 
 def _forecasts(skill: Mapping, n: int) -> str:
     "How good the forecasts were."
@@ -310,12 +310,13 @@ def _forecasts(skill: Mapping, n: int) -> str:
     interval = f"95 % interval {100 * skill['hit_low']:.1f}–{100 * skill['hit_high']:.1f}; chance here {100 * skill['hit_expected']:.1f}"
     text = f"on {n:,} hours the direction was right {percent(skill['hit'])} of the time ({interval}), Clark–West p {_p(skill['cw_p'])}"
     same = "undefined (every forecast, or every hour, went the same way)" if math.isnan(skill["pt_p"]) else _p(skill["pt_p"])
-    return text if skill["cw_p"] >= SIGNIFICANCE else f"{text}, Pesaran–Timmermann p {same}"
+    known = skill["cw_p"] < SIGNIFICANCE and skill["pt_p"] < SIGNIFICANCE
+    return f"{text}, Pesaran–Timmermann p {same}" + ("" if known else f" (skill needs both below {SIGNIFICANCE:g})")
 
 # %% ../nbs/11_skill.ipynb #8e0c7b58
 def _money(net: float, hold: float, reversal: float, trades: int | None, skilled: bool) -> str:
     "What the money did."
-    if trades == 0: return f"it did not trade: no forecast was large enough (buy & hold returned {percent(hold, True)})"
+    if trades == 0: return f"it did not trade: no forecast was large enough and confirmed by every rule (buy & hold returned {percent(hold, True)})"
     many = "" if trades is None else f" in {trades:,} trade{'' if trades == 1 else 's'}"
     other = f" and {percent(reversal, True)} for betting against the last bar" if skilled else ""
     return f"after costs the strategy returned {percent(net, True)}{many} against {percent(hold, True)} for buy & hold{other}"

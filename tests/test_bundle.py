@@ -19,7 +19,7 @@ TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8]
 def trained():
     bars = demo_market(1400, seed=4)
     table = features(bars)
-    return fit(bars.iloc[:1300], table.iloc[:1300], model_config(RunConfig(lookback=12, model=TINY))), bars, table
+    return fit(bars.iloc[:1300], table.iloc[:1300], model_config(RunConfig(lookback=12, network=TINY))), bars, table
 
 
 def test_another_process_predicts_the_same(trained, tmp_path):

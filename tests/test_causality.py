@@ -34,7 +34,7 @@ def decisions(bars: pd.DataFrame) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def bundle():
     bars = demo_market(1600, seed=9)
-    return fit(bars, features(bars), model_config(RunConfig(lookback=LOOKBACK, model=TINY)))
+    return fit(bars, features(bars), model_config(RunConfig(lookback=LOOKBACK, network=TINY)))
 
 
 @pytest.mark.parametrize("kind", ["demo", "real"])

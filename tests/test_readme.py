@@ -1,0 +1,71 @@
+"""The README is true: every command in it runs, and the numbers it reports are re-derived."""
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines() if line.strip()]
+TABLE = [c for row in re.findall(r"^\| `.*?\|(.*)\|$", TEXT, re.M) for c in re.findall(r"`(cryptolstm [^`]+)`", row)]
+COMMANDS = [c for c in BLOCKS if not c.startswith("make ")] + TABLE
+SMOKE = ["--params", "params/smoke.yaml", "--set", "train_hours=300", "--set", "retrain_every=5000"]  # the same command, a tiny network
+NETWORK = "network: {units: [8], dropout: [0.1], recurrent_dropout: [0.1], dense: [8], epochs: 1, refit_epochs: 1}"
+
+
+def run(command: list[str], exchange_url: str, home: Path, **env: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "CRYPTOLSTM_HOME": str(home), "CRYPTOLSTM_EXCHANGE_URL": exchange_url, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **env}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_the_readme_names_both_make_targets_and_many_commands():
+    assert [c for c in BLOCKS if c.startswith("make ")] == ["make report", "make test"] and len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+def test_every_command_of_the_readme_runs(line, loopback, tmp_path):
+    words = shlex.split(line)
+    words[0] = Path(words[0]).name
+    if words[0] == "papermill": words[2:3] = [str(tmp_path / "out.ipynb")]; words += ["-p", "train_hours", "300", "-p", "lookback", "12", "-y", NETWORK]
+    elif words[1] == "signal": words += ["--params", "params/smoke.yaml"]
+    elif words[1] == "backtest": words += SMOKE
+    done = run(words, loopback.url, tmp_path, CRYPTOLSTM_REPORTS=str(tmp_path / "reports"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert words[0] == "papermill" or done.stdout.strip()
+
+
+def test_make_report_writes_the_page_and_prints_verdict_and_path(loopback, tmp_path):
+    done = run(["make", "report", "PARAMS=params/smoke.yaml"], loopback.url, tmp_path, CRYPTOLSTM_REPORTS=str(tmp_path / "reports"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    verdict, path = done.stdout.strip().splitlines()[-2:]
+    assert "Clark–West" in verdict and path == str(tmp_path / "reports" / "eth_usd" / "backtest.html") and Path(path).is_file()
+
+
+def test_make_test_is_what_ci_runs():
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")
+    plan = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(step in plan for step in ("check_generated", "ruff", "nbdev_test", "pytest"))
+
+
+def test_the_python_example_runs(loopback, tmp_path):
+    small = "lookback=12, train_hours=300, network=dict(units=[8], dropout=[0.1], recurrent_dropout=[0.1], dense=[8], epochs=1, refit_epochs=1))"
+    code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1).replace("lookback=60)", small)
+    assert small in code
+    done = run([sys.executable, "-c", code], loopback.url, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_what_the_readme_found_is_found_again(loopback, tmp_path, real_bars):
+    real_bars("ETH/USD")
+    done = run(["cryptolstm", "backtest", "--params", "params/eth_usd.yaml", "--end", "2025-04-30T23:00Z", "--json"], loopback.url, tmp_path)
+    result = json.loads(done.stdout)
+    assert result["verdict"]["level"] in TEXT
+    hit = float(re.search(r"direction was right ([\d.]+) % of the time", TEXT).group(1))
+    assert abs(100 * result["verdict"]["numbers"]["hit"] - hit) < 1.5   # other processors round differently, and training amplifies it

@@ -16,7 +16,7 @@ report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/
 
 test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
 	@$(BIN)/python tests/check_generated.py
-	$(BIN)/ruff check nbs cryptolstm tests setup.py
+	$(BIN)/ruff check nbs tests setup.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest
 

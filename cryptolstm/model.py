@@ -49,7 +49,7 @@ class ModelConfig:
     refit_epochs: int = 3                       # at most, when warm-started from the previous fold's weights
     patience: int = 15                          # epochs without a better validation loss before stopping
     plateau_patience: int = 5                   # epochs without one before the learning rate is halved
-    batch_size: int = 256                       # windows in a training step
+    batch_size: int = 256                       # windows in a training step at most; a small training set is cut into at least 8 steps
     val_fraction: float = 0.2                   # newest share of the windows, for validation
 
 # %% ../nbs/05_model.ipynb #51440f38
@@ -248,7 +248,8 @@ def fit(
     net, fresh = _compiled(config, len(INPUTS))
     _wind_back(net, config, fresh if warm_start is None else warm_start.weights)
     epochs = config.epochs if warm_start is None else config.refit_epochs
-    history = net.fit(Batches(x, train, y, config.lookback, config.batch_size, config.seed), epochs=epochs, verbose=0, shuffle=False,  # `Batches` shuffles, from the seed
+    size = min(config.batch_size, max(16, len(train) // 8))   # a step or two per epoch would leave a small training set unlearnt
+    history = net.fit(Batches(x, train, y, config.lookback, size, config.seed), epochs=epochs, verbose=0, shuffle=False,  # `Batches` shuffles, from the seed
                       validation_data=Batches(x, val, y, config.lookback, PREDICT_BATCH), callbacks=_callbacks(config, epochs, label)).history
     return _bundle(bars, config, scaler, net, history, x, y, train, val, warm_start)
 

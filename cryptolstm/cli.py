@@ -50,7 +50,9 @@ def settings(
         if not equals or not name: raise InputError(f"--set {text!r} is not an assignment; pass for instance --set train_hours=8760")
         *outer, inner = name.split(".")
         if outer not in ([], ["network"]): raise InputError(f"--set {name}: only network settings are nested; pass for instance --set network.epochs=5")
-        (out.setdefault("network", {}) if outer else out)[inner] = yaml.safe_load(value)
+        try: parsed = yaml.safe_load(value)
+        except yaml.YAMLError as e: raise InputError(f"--set {name}: {value!r} is not a value; pass for instance 3, 0.5, text or [32, 16]") from e
+        (out.setdefault("network", {}) if outer else out)[inner] = parsed
     return out
 
 # %% ../nbs/16_cli.ipynb #f8b5d7d1
@@ -66,7 +68,7 @@ def build_run(
 # %% ../nbs/16_cli.ipynb #0f76101e
 @app.command()
 def signal(
-    ticker: TickerOption = "BTC/USD",
+    ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE [default: BTC/USD]")] = None,
     hours: Annotated[int, typer.Option(help="newest training windows, one an hour")] = 240,
     model: Annotated[str | None, typer.Option(help="name of a model line of your own")] = None,
     lookback: Annotated[int | None, typer.Option(help="bars the network sees [default: 60]")] = None,
@@ -117,7 +119,7 @@ def backtest(
     if report:
         from dataclasses import asdict
         from cryptolstm.reports import run_report
-        done = run_report(run.ticker, params, {k: v for k, v in asdict(run).items() if v is not None})
+        done = run_report(run.ticker, params, asdict(run))
         result = {**done.summary, "report": str(done.html)}
     else:
         from cryptolstm.experiment import run_backtest, summary
@@ -196,4 +198,5 @@ def main() -> None:
     "Entry point of the `cryptolstm` command."
     try: app()
     except CryptolstmError as e: say(f"error: {e}", "red"); sys.exit(e.exit_code)
+    except OSError as e: say(f"error: {e.filename or 'a file'} cannot be used ({e.strerror or e}); check CRYPTOLSTM_HOME, its rights and the space there", "red"); sys.exit(1)
     except KeyboardInterrupt: say("stopped"); sys.exit(130)

@@ -7,7 +7,7 @@ __all__ = ['MIN_CALIBRATION', 'PREDICT_BATCH', 'ModelConfig', 'model_config', 'b
            'confidence', 'ModelBundle', 'fit', 'save_bundle', 'load_bundle']
 
 # %% ../nbs/05_model.ipynb #cf0f320f
-import json
+import json, zipfile, zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -57,13 +57,19 @@ def model_config(
     run: RunConfig,   # its lookback, horizon and seed, and the overrides in its `network`
 ) -> ModelConfig:
     "The network and training settings of a run; an unknown or unusable override is an `InputError`."
-    known = {f.name for f in fields(ModelConfig)}
+    known = {f.name for f in fields(ModelConfig)} - {"lookback", "horizon", "seed"}   # those belong to the run
     for k in run.network:
         if k not in known: raise unknown_name("network setting", k, known)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in run.network.items()}
     config = replace(ModelConfig(lookback=run.lookback, horizon=run.horizon, seed=run.seed), **values)
     for name in ("epochs", "refit_epochs", "batch_size", "patience", "lookback", "horizon"):
         if not isinstance(v := getattr(config, name), int) or v < 1: raise InputError(f"network {name} is {v!r}; pass a whole number from 1")
+    sequences = ("units", "dropout", "recurrent_dropout", "dense")
+    for f in fields(ModelConfig):
+        for v in (value if isinstance(value := getattr(config, f.name), tuple) else (value,)):
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or v < 0 or ("dropout" in f.name and v >= 1):
+                raise InputError(f"network {f.name} is {value!r}; pass {'a list of numbers' if f.name in sequences else 'a number'} from 0" + (" to below 1" if "dropout" in f.name else ""))
+        if (f.name in sequences) != isinstance(value, tuple): raise InputError(f"network {f.name} is {value!r}; pass {'a list' if f.name in sequences else 'one number'}")
     if not len(config.units) == len(config.dropout) == len(config.recurrent_dropout) > 0:
         raise InputError("network units, dropout and recurrent_dropout must have the same length; pass one value per LSTM layer")
     if not 0 < config.val_fraction < 1: raise InputError(f"network val_fraction is {config.val_fraction}; pass a share between 0 and 1")
@@ -297,5 +303,5 @@ def load_bundle(
         config = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.pop("config").items()})
         scaler = InputScaler(**table.pop("scaler")); table.pop("format")
         return ModelBundle(config=config, scaler=scaler, weights=net.get_weights(), **table)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as e:
         raise OperationError(f"the model in {folder} cannot be read ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}); remove the folder to train anew") from e

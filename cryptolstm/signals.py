@@ -147,7 +147,8 @@ class SignalGenerator:
             old = load_bundle(folder)
             why = differs(old, self.config, self.run.ticker, bars.attrs["exchange"])
             age = age_hours(old, bars.index[-1] + HOUR)
-            if not why and 0 <= age < retrain_threshold: return old, folder, f"reused: its training span ended {age:.0f} h ago"
+            if not why and 1 <= age < retrain_threshold: return old, folder, f"reused: its training span ended {age:.0f} h ago"
+            if not why and age < 1: why = "the stored model has seen bars from the decided one on"   # an earlier `end`: start cold, never from the future
             if why: old = None
             else: why = f"training span ended {age:.0f} h ago, the threshold is {retrain_threshold} h"
         else: why = "there was no model yet"

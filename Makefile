@@ -20,7 +20,10 @@ test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, no
 	@$(BIN)/python tests/check_generated.py
 	$(BIN)/ruff check nbs tests setup.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: .venv/.dev    ## ours against the peers, in ratios; also writes reports/bench.json
+	@$(BIN)/python tests/bench.py $(BENCH)
 
 lab: .venv/.dev      ## open the notebooks
 	$(BIN)/jupyter lab nbs

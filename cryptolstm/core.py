@@ -57,7 +57,7 @@ def as_utc(
     when,               # anything pandas reads as one moment: ISO text, datetime, Timestamp; naive means UTC
 ) -> pd.Timestamp:      # time-zone aware, UTC
     "One moment, in UTC. `InputError` where it cannot be read."
-    try: t = pd.Timestamp(when)
+    try: t = pd.NaT if isinstance(when, (int, float, np.number)) else pd.Timestamp(when)   # a bare number could mean a year or a nanosecond
     except (ValueError, TypeError) as e: raise InputError(f"{when!r} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z") from e
     if t is pd.NaT: raise InputError(f"{when!r} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z")
     return t.tz_localize("UTC") if t.tzinfo is None else t.tz_convert("UTC")
@@ -206,7 +206,7 @@ def quiet_stderr() -> Iterator[None]:
     finally: os.dup2(saved, 2); os.close(saved); os.close(nowhere)
 
 # %% ../nbs/00_core.ipynb #42d4d7e5
-ENTRY_MODES, EXIT_MODES = ("threshold", "cost"), ("neutral", "opposite")
+ENTRY_MODES, EXIT_MODES = ("threshold", "probability", "cost"), ("neutral", "opposite")
 SIZINGS, SHORT_VOLUMES = ("all_in", "fraction", "volatility"), ("below", "above")
 
 @dataclass(frozen=True)
@@ -227,12 +227,24 @@ class RunConfig:
     stop_atr: float | None = 2.0       # stop-loss distance in ATR; None = no stop
     sizing: str = "all_in"             # "all_in", "fraction" (of equity) or "volatility" (annual target, leverage 1 at most)
     size: float = 1.0                  # the fraction, or the annual volatility aimed at
-    entry: str = "threshold"           # how large a forecast must be: beyond the dynamic "threshold" (the spec), or beyond the "cost" of a round trip
+    entry: str = "threshold"           # what a forecast must do: lie beyond the dynamic "threshold" (the spec), make a move beyond it likely ("probability"), or pay the "cost" of a round trip
     threshold_scale: float = 1.0       # multiplies both terms of the dynamic threshold
+    p_min: float = 0.3                 # entry="probability": how likely a move beyond the threshold in the predicted direction must be
     cost_margin: float = 0.5           # entry="cost": how far the forecast must exceed the round-trip cost
     short_volume: str = "below"        # the spec's letter; "above" is the mirror of the long rule
     exit: str = "neutral"              # "neutral": no signal closes the position (the spec); "opposite": only the other side does
     min_hold: int = 0                  # bars a position is kept at least (a stop may end it earlier)
+    stop_percent: float | None = None         # stop-loss distance as a share of the fill price; the nearer one, if `stop_atr` is given too; None, here and below = none
+    take_profit_atr: float | None = None      # take-profit distance in ATR
+    take_profit_percent: float | None = None  # take-profit distance as a share of the fill price
+    trailing_atr: float | None = None         # trailing stop, distance in ATR from the best price of earlier bars
+    max_hold: int | None = None        # bars after which a position is closed
+    slippage_range: float = 0.0        # share of the range of the bar filled in, over its high, on top of `slippage`
+    borrow_rate: float = 0.0           # share of a short's notional (a long's borrowed money), per day
+    lot: float = 0.0                   # step of quantities, in coins; 0 = any quantity
+    min_notional: float = 0.0          # smallest entry, quote currency
+    max_volume_share: float | None = None     # largest entry as a share of the volume of the bar filled in
+    max_leverage: float = 1.0          # largest share of equity that "fraction" and "volatility" may commit
     seed: int = 0                      # of weights, shuffling, dropout and the demo market
     network: dict = field(default_factory=dict)  # overrides of `ModelConfig`: architecture and training
 
@@ -242,7 +254,12 @@ class RunConfig:
 _RANGES = {  # field: (smallest, largest); the text of the error is made from it
     "hours": (48, 200_000), "lookback": (2, 1000), "horizon": (1, 72), "train_hours": (48, 200_000), "retrain_every": (1, 200_000),
     "initial_balance": (1e-9, 1e15), "fee": (0, 0.1), "slippage": (0, 0.1), "stop_atr": (0.01, 100), "size": (1e-6, 10), "threshold_scale": (0, 1e6),
-    "cost_margin": (0, 100), "min_hold": (0, 10_000), "seed": (0, 2**31 - 1)}
+    "p_min": (0, 1), "cost_margin": (0, 100), "min_hold": (0, 10_000), "seed": (0, 2**31 - 1), "stop_percent": (0.0001, 0.99), "take_profit_atr": (0.01, 1000),
+    "take_profit_percent": (0.0001, 100), "trailing_atr": (0.01, 100), "max_hold": (1, 10_000), "slippage_range": (0, 0.5), "borrow_rate": (0, 1),
+    "lot": (0, 1e9), "min_notional": (0, 1e12), "max_volume_share": (1e-9, 1), "max_leverage": (1, 10)}
+_WHOLE = ("hours", "lookback", "horizon", "train_hours", "retrain_every", "min_hold", "max_hold", "seed")
+_OFF = {"stop_atr": "no stop", "stop_percent": "no stop", "take_profit_atr": "no target", "take_profit_percent": "no target", "trailing_atr": "no trailing stop",
+        "max_hold": "no limit", "max_volume_share": "no limit"}   # field: what null means
 _CHOICES = {"entry": ENTRY_MODES, "exit": EXIT_MODES, "sizing": SIZINGS, "short_volume": SHORT_VOLUMES}
 
 # %% ../nbs/00_core.ipynb #dacc6021
@@ -253,16 +270,28 @@ def check_run(
     object.__setattr__(run, "ticker", check_ticker(run.ticker))
     for name, (low, high) in _RANGES.items():
         value = getattr(run, name)
-        if value is None and name == "stop_atr": continue
-        whole = isinstance(low, int) and name in ("hours", "lookback", "horizon", "train_hours", "retrain_every", "min_hold", "seed")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and (not whole or float(value).is_integer())
-        if not number or not low <= value <= high:
-            raise InputError(f"{name} is {value!r}; pass a {'whole ' if whole else ''}number from {low:g} to {high:g}")
+        if value is None and name in _OFF: continue
+        whole = name in _WHOLE
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low <= value <= high or (whole and not float(value).is_integer()):
+            none = f", or null for {_OFF[name]}" if name in _OFF else ""
+            raise InputError(f"{name} is {value!r}; pass a {'whole ' if whole else ''}number from {low:g} to {high:g}{none}")
         object.__setattr__(run, name, int(value) if whole else float(value))
     for name, known in _CHOICES.items():
         if getattr(run, name) not in known: raise unknown_name(name, getattr(run, name), known)
     if run.end is not None: object.__setattr__(run, "end", as_utc(run.end).isoformat())
     if not isinstance(run.network, Mapping): raise InputError(f"network is {run.network!r}; pass a table such as network: {{epochs: 20}}")
+    _check_rest(run)
+
+def _check_rest(run: RunConfig) -> None:
+    "The rules that concern more than one number."
+    for name in ("exchange", "exchange_url"):
+        value = getattr(run, name)
+        if not (isinstance(value, str) and value or (value is None and name == "exchange_url")):
+            raise InputError(f"{name} is {value!r}; pass {'a ccxt id, simulated or auto' if name == 'exchange' else 'an address such as http://127.0.0.1:8765'}")
+    if run.sizing == "fraction" and run.size > run.max_leverage: raise InputError(f"size is {run.size:g}; pass a fraction of equity up to {run.max_leverage:g}")
+    if run.max_hold is not None and run.max_hold < run.min_hold: raise InputError(f"max_hold is {run.max_hold} and min_hold {run.min_hold}; pass a max_hold that is not shorter")
+    if run.sizing == "all_in" and run.size != 1: raise InputError(f"size is {run.size:g} but sizing=all_in takes all; pass sizing=fraction to use it")
 
 # %% ../nbs/00_core.ipynb #2846626e
 def run_config(
@@ -283,7 +312,8 @@ def read_params(
     path = Path(path)
     if not path.is_file(): raise InputError(f"there is no parameter file {path}; pass one of params/*.yaml")
     try: values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e: raise InputError(f"{path} is not YAML: {' '.join(str(e).split())}") from e
+    except UnicodeDecodeError as e: raise InputError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
+    except (yaml.YAMLError, ValueError) as e: raise InputError(f"{path} is not YAML ({' '.join(str(e).split())}); write lines such as ticker: ETH/USD") from e   # ValueError: a 13th month
     if not isinstance(values, dict): raise InputError(f"{path} holds {type(values).__name__}; write a table such as ticker: ETH/USD")
     run_config(values)
     return values

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BARS_PER_YEAR', 'DAYS_PER_YEAR', 'MIN_DAYS', 'hourly_returns', 'daily_returns', 'monthly_table', 'sharpe',
-           'sharpe_se', 'sortino', 'max_drawdown', 'win_rate', 'trade_figures', 'figures', 'buy_and_hold',
-           'performance']
+           'sharpe_se', 'sortino', 'max_drawdown', 'win_rate', 'trade_figures', 'calmar', 'excursions', 'cost_figures',
+           'figures', 'buy_and_hold', 'performance']
 
 # %% ../nbs/10_metrics.ipynb #adbc47cf
 import numpy as np
@@ -121,6 +121,46 @@ def trade_figures(
             "profit_factor": float(gain / loss) if loss > 0 else None,
             "exits": {str(k): int(v) for k, v in trades["exit_reason"].value_counts().sort_index().items()}}
 
+# %% ../nbs/10_metrics.ipynb #1fa7826c
+def calmar(
+    growth: float,      # final over initial balance
+    years: float,       # of the test
+    drawdown: float,    # ≤ 0, from `max_drawdown`
+) -> float | None:
+    "Annual return over the depth of the drawdown."
+    return float((growth ** (1 / years) - 1) / -drawdown) if drawdown < 0 else None
+
+# %% ../nbs/10_metrics.ipynb #1850dd99
+def excursions(
+    result: dict,            # from `simulate`
+    bars: pd.DataFrame,      # the bars it ran on
+) -> pd.DataFrame:           # rows as `result["trades"]`; mae ≤ 0 ≤ mfe, shares of the entry price before fees
+    "Maximum adverse and favourable excursion of each trade. `InputError` for other bars."
+    _same_bars(result, bars)
+    trades, n = result["trades"], len(bars)
+    if not len(trades): return pd.DataFrame({"mae": [], "mfe": []}, dtype="float64")
+    first = bars.index.get_indexer(trades["entry_time"])
+    end = np.where(trades["exit_time"].isna(), n, bars.index.get_indexer(trades["exit_time"].fillna(bars.index[-1])))   # rows [first, end) were held whole
+    pairs, whole = np.c_[first, np.maximum(end, first + 1)].ravel(), end > first
+    over = lambda extreme, values: np.where(whole, extreme.reduceat(np.r_[values, np.nan], pairs)[::2], np.nan)
+    low, high = over(np.fmin, bars["low"].to_numpy()), over(np.fmax, bars["high"].to_numpy())
+    entry, side, exit = (trades[k].to_numpy() for k in ("entry_price", "side", "exit_price"))
+    reached = side * (np.c_[low, high, exit, entry] / entry[:, None] - 1).T
+    return pd.DataFrame({"mae": np.nanmin(reached, axis=0), "mfe": np.nanmax(reached, axis=0)}, trades.index)
+
+def _same_bars(result: dict, bars: pd.DataFrame) -> None:
+    if not bars.index.equals(result["equity"].index):
+        raise InputError("these are not the bars of the result; pass the frame that was given to simulate")
+
+# %% ../nbs/10_metrics.ipynb #9026d634
+def cost_figures(
+    result: dict,            # from `simulate`
+) -> dict:                   # None without a fill, or without a profit before costs
+    "Break-even fee per side, and costs as a share of the profit before them."
+    notional = float((result["fills"]["price"] * result["fills"]["quantity"]).sum())
+    costs, net = result["total_fees"] + result["total_borrow"], result["final_balance"] - result["initial_balance"]
+    return {"break_even_fee": (net + result["total_fees"]) / notional if notional > 0 else None, "cost_share": costs / (net + costs) if net + costs > 0 and notional > 0 else None}
+
 # %% ../nbs/10_metrics.ipynb #5e55b286
 def figures(
     result: dict,                     # from `simulate`
@@ -139,12 +179,13 @@ def figures(
         "bars": len(equity), "days": float(days), "start": equity.index[0], "end": equity.index[-1] + HOUR,
         "sharpe_ratio": sharpe(returns, periods) if traded else None, "sharpe_se": sharpe_se(returns, periods) if traded else None,
         "sharpe_daily": sharpe(daily, DAYS_PER_YEAR) if traded else None, "sortino": sortino(returns, periods) if traded else None,
+        "sharpe_daily_se": sharpe_se(daily, DAYS_PER_YEAR) if traded else None, "calmar": calmar(growth, len(equity) / periods, closed["drawdown"]) if days >= MIN_DAYS and traded else None,
         "volatility": float(returns.std(ddof=1) * np.sqrt(periods)) if len(returns) > 1 else None,
         "max_drawdown": closed["drawdown"], "max_drawdown_peak": closed["peak"], "max_drawdown_trough": closed["trough"],
         "max_drawdown_intrabar": intrabar["drawdown"], "max_drawdown_intrabar_peak": intrabar["peak"],
         "max_drawdown_intrabar_trough": intrabar["trough"], "exposure": float((result["position"] != 0).mean()),
         "turnover": float((fills["price"] * fills["quantity"]).sum() / mean_equity) if mean_equity > 0 else None,
-        "total_fees": result["total_fees"], "total_borrow": result["total_borrow"], **trade_figures(result["trades"]),
+        "total_fees": result["total_fees"], "total_borrow": result["total_borrow"], **cost_figures(result), **trade_figures(result["trades"]), "counts": result["counts"],
         "warning": None if days >= MIN_DAYS else f"{days:.0f} days are too few to annualise: read Sharpe, Sortino and volatility as noise"}
 
 # %% ../nbs/10_metrics.ipynb #57cd8572
@@ -153,9 +194,8 @@ def buy_and_hold(
     bars: pd.DataFrame,      # the bars it ran on
 ) -> dict:                   # as from `simulate`
     "The same bars, balance and costs with everything bought at the second open and held. `InputError` for other bars."
-    if not bars.index.equals(result["equity"].index):
-        raise InputError("these are not the bars of the result; pass the frame that was given to simulate")
-    costs = {k: result["settings"][k] for k in ("initial_balance", "fee", "slippage")}
+    _same_bars(result, bars)
+    costs = {k: result["settings"][k] for k in ("initial_balance", "fee", "slippage", "slippage_range")}
     return simulate(bars, np.ones(len(bars)), **costs)
 
 # %% ../nbs/10_metrics.ipynb #9ccd5151
@@ -166,5 +206,6 @@ def performance(
 ) -> dict:                            # as `figures`, plus the same of buy & hold under "buy_and_hold", the difference, and the source
     "Every figure of a simulation with those of buy & hold at the same costs beside them."
     held = figures(buy_and_hold(result, bars), periods)
-    own = figures(result, periods)
+    own, ways = figures(result, periods), excursions(result, bars)
+    own |= {f"average_{k}": float(ways[k].mean()) if len(ways) else None for k in ("mae", "mfe")}
     return own | {"buy_and_hold": held, "excess_return": own["total_return"] - held["total_return"], "source": result["source"]}

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from .core import InputError, RunConfig, check_bars
 from .features import WARMUP, features
-from .model import ModelBundle, fit, model_config
-from .windows import target
+from .model import ModelBundle, fit
+from .settings import model_config
+from .windows import label
 
 # %% ../nbs/08_walkforward.ipynb #fd371b68
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def bars_needed(
 @dataclass(frozen=True)
 class WalkForward:
     "Out-of-sample predictions of a run and the folds they came from."
-    predictions: pd.DataFrame            # index = tested bars; prediction (σ units), realised (NaN where unknown), confidence, fold
+    predictions: pd.DataFrame            # index = tested bars; prediction (σ units), realised (NaN where unknown), confidence, spread (of a fan's members, else NaN), fold
     folds: pd.DataFrame                  # one row per fold: spans, windows, epochs, validation loss
     table: pd.DataFrame = field(repr=False)   # features of all bars
     last: ModelBundle = field(repr=False)     # the newest model
@@ -68,13 +69,16 @@ def walk_forward(
     folds = schedule(len(bars), run)
     for f in tqdm(folds, desc="folds", unit="fold", disable=not progress):
         past = slice(f.train_start, f.test_start)
-        bundle = fit(bars.iloc[past], table.iloc[past], config, warm_start=bundle, label=f"fold {f.number + 1}/{len(folds)}" if progress else None)
-        bundle.check_out_of_sample(bars.index[f.test_start:f.test_end])
+        bundle = fit(bars.iloc[past], table.iloc[past], config, warm_start=bundle, label=f"fold {f.number + 1}/{len(folds)}" if progress else None,
+                     hours=run.train_hours)
+        if bundle.training["stopped"] == "interrupted": raise KeyboardInterrupt
         near = slice(max(f.test_start - run.lookback, 0), f.test_end)
-        prediction = bundle.predict(table.iloc[near], bars.iloc[near], start=f.test_start - near.start)
-        parts.append(pd.DataFrame({"prediction": prediction, "confidence": bundle.confidence(prediction), "fold": f.number}))
-        rows.append({"fold": f.number, "trained_from": bundle.trained_from, "trained_until": bundle.trained_until, "tested_from": bars.index[f.test_start],
+        each = bundle.predict_each(table.iloc[near], bars.iloc[near], start=f.test_start - near.start)
+        prediction = each.mean(axis=1, skipna=False)
+        parts.append(pd.DataFrame({"prediction": prediction, "confidence": bundle.confidence(prediction), "spread": each.std(axis=1, skipna=False), "fold": f.number}))
+        rows.append({"fold": f.number, "trained_from": bundle.trained_from, "fitted_until": bundle.fitted_until, "trained_until": bundle.trained_until, "tested_from": bars.index[f.test_start],
                      "tested_until": bars.index[f.test_end - 1], **bundle.training})
     predictions = pd.concat(parts)
-    predictions.insert(1, "realised", target(bars, table["sigma"], run.horizon).loc[predictions.index])
+    kind = "volatility" if config.target == "volatility" else "return"   # a predicted price is compared by the return it stands for
+    predictions.insert(1, "realised", label(kind, bars, table["sigma"], run.horizon).loc[predictions.index])
     return WalkForward(predictions, pd.DataFrame(rows).set_index("fold"), table, bundle)

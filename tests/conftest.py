@@ -4,7 +4,7 @@ import socket
 import tempfile
 
 import pytest
-from loopback import Loopback, recorded
+from loopback import Loopback, a_market, recorded
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port: a client without a server fails at once
 os.environ["CRYPTOLSTM_HOME"] = tempfile.mkdtemp(prefix="cryptolstm-tests-")
@@ -49,3 +49,24 @@ def real_bars():
         return bars
 
     return load
+
+
+@pytest.fixture
+def exchange(monkeypatch):
+    "A small exchange that lists ETH/USD alone; 1000 closed bars, clock at the full hour. Whoever asks it tries again quickly."
+    from cryptolstm import data
+
+    monkeypatch.setattr(data, "PAUSE", 0.02)
+    with Loopback({"ETH/USD": a_market()}, now="2025-02-01") as server:
+        yield server
+
+
+@pytest.fixture
+def client(exchange, client_home):
+    "A client of that exchange, without the pauses between requests."
+    from cryptolstm import data
+
+    made = data.CryptoMarketDataClient("coinbaseexchange", exchange.url)
+    assert made.exchange.enableRateLimit
+    made.exchange.enableRateLimit = False
+    return made

@@ -4,8 +4,14 @@ The real ccxt code talks to it in every test of the data client. As a program:
 `python tests/loopback.py --port 8765 --now 2025-04-30T23:30Z`.
 """
 import argparse
+import base64
+import hashlib
 import json
 import os
+import random
+import select
+import socket
+import struct
 import sys
 import threading
 import time
@@ -16,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pandas as pd
 
 from cryptolstm.core import COLUMNS, HOUR, as_utc
@@ -44,14 +51,27 @@ def candles_of(ticker: str) -> pd.DataFrame:
     return demo_market(DEMO_HOURS, end=DEMO_END, ticker=ticker) if bars is None else bars
 
 
+def a_market(hours: int = 1000, end: str = "2025-02-01", ticker: str = "ETH/USD") -> pd.DataFrame:
+    "A small market that is the same on every machine."
+    return demo_market(hours, end=end, ticker=ticker)
+
+
+def same(got: pd.DataFrame, expected: pd.DataFrame) -> None:
+    "Bit-equal values at the same hours."
+    pd.testing.assert_index_equal(got.index.as_unit("ns"), expected.index.as_unit("ns"), check_names=True)
+    assert np.array_equal(got[COLUMNS].to_numpy(), expected[COLUMNS].to_numpy())
+
+
 @dataclass
 class Answer:
-    "What is sent back. `send` < the body's length cuts the connection there, as a broken line does; `delay` is in seconds."
+    """What is sent back. `send` < the body's length cuts the connection there, as a broken line does; with `reset` it is reset instead of
+    closed; `delay` is in seconds."""
     body: object = b""
     status: int = 200
     headers: dict = field(default_factory=lambda: {"Content-Type": "application/json"})
     send: int | None = None
     delay: float = 0.0
+    reset: bool = False
 
     def bytes(self) -> bytes:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
@@ -61,14 +81,76 @@ def refuse(status: int, message: str) -> Answer:
     return Answer({"message": message}, status)
 
 
+HTML = {"Content-Type": "text/html"}
+FAULTS: dict[str, Callable[[Answer], Answer]] = {  # answers that are recognisably none: trying again is all that helps
+    "429": lambda a: refuse(429, "Public rate limit exceeded"),
+    "429 with Retry-After": lambda a: Answer({"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": "1"}),
+    "5xx": lambda a: Answer(b"<html><h1>Service Unavailable</h1></html>", 503, HTML),
+    "500 with JSON": lambda a: refuse(500, "Internal server error"),
+    "HTML instead of JSON": lambda a: Answer(b"<html>please log in</html>", 200, HTML),
+    "truncated JSON": lambda a: Answer(a.bytes()[: len(a.bytes()) // 2]),
+    "connection closed mid-body": lambda a: Answer(a.body, send=len(a.bytes()) // 2),
+    "connection reset mid-body": lambda a: Answer(a.body, send=len(a.bytes()) // 2, reset=True),
+    "empty body": lambda a: Answer(b"", 404),
+    "JSON of another kind": lambda a: Answer({"data": []}),
+}
+SILENCES: dict[str, Callable[[list], list]] = {  # answers in perfect order that lack bars: not to be told from a market without trades
+    "empty page": lambda rows: [],
+    "short page": lambda rows: rows[: len(rows) // 2],
+    "short page, the older half": lambda rows: rows[len(rows) // 2:],
+    "holes": lambda rows: [r for r in rows if r[0] // 3600 % 7],
+}
+_CELLS = {  # one candle [time, low, high, open, close, volume] spoilt
+    "high < low": lambda r: [r[0], r[2] + 1, r[1], *r[3:]],
+    "NaN": lambda r: [*r[:4], None, r[5]],
+    "zero price": lambda r: [r[0], 0.0, *r[2:]],
+    "negative price": lambda r: [r[0], -r[1], *r[2:]],
+    "off the hour": lambda r: [r[0] + 60, *r[1:]],
+    "negative volume": lambda r: [*r[:5], -1.0],
+    "close above high": lambda r: [*r[:4], r[2] * 2, r[5]],
+}
+_PAGES = {  # a whole page of candles, newest first
+    **{k: lambda rows, rng, f=f: f(rows) for k, f in SILENCES.items()},
+    "duplicated": lambda rows, rng: rows + rng.sample(rows, min(3, len(rows))),
+    "unordered": lambda rows, rng: rng.sample(rows, len(rows)),
+    "overlapping": lambda rows, rng: [[rows[0][0] + 10**9, *rows[0][1:]], *rows, [rows[-1][0] - 3600 * 500, *rows[-1][1:]]],
+}
+
+
+def bad_luck(share: float, seed: int) -> Callable:
+    """A fault for `Loopback.faults`: that share of the answers is spoilt at random, in every way above, each independent of the others.
+    `told` counts them by kind."""
+    rng, told = random.Random(seed), Counter()
+    kinds = [k for k in FAULTS if "Retry-After" not in k] + list(_CELLS) + list(_PAGES)
+
+    def spoil(path: str, query: dict, answer: Answer) -> Answer | None:
+        told["answers"] += 1
+        if rng.random() >= share:
+            return None
+        rows = answer.body if path.endswith("/candles") and isinstance(answer.body, list) and answer.body else None
+        kind = rng.choice(kinds if rows else list(FAULTS)[2:])
+        told[kind] += 1
+        if kind in _CELLS:
+            k = rng.randrange(len(rows))
+            return Answer([*rows[:k], _CELLS[kind](rows[k]), *rows[k + 1:]])
+        return Answer(_PAGES[kind](rows, rng)) if kind in _PAGES else FAULTS[kind](answer)
+
+    spoil.told = told
+    return spoil
+
+
 class Loopback:
     """The exchange. A context manager with settable `now`, `requests` (how often each path was asked) and `faults`.
 
     A fault is a function (path, query, answer) -> Answer or None; each in the list sees every request with the answer it would get,
     and may replace it. `frames` are the candles by ticker; a ticker with rows missing has gaps. Without `frames`: the 13 of tickers.txt.
+    With `memory` it gives that many newest candles whatever span is asked for, as Kraken does.
     """
 
-    def __init__(self, frames: dict[str, pd.DataFrame] | None = None, now=None, port: int = 0):
+    def __init__(self, frames: dict[str, pd.DataFrame] | None = None, now=None, port: int = 0, memory: int | None = None):
+        self.memory, self.stopped = memory, False
+        self.feeds: list[dict] = []  # subscriptions to the websocket
+        self.tick, self.cut_after, self.sent = 0.02, 0, 0
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
         self.requests: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, str]]] = []
@@ -85,8 +167,18 @@ class Loopback:
         return self
 
     def __exit__(self, *_) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.stop()
+
+    def stop(self) -> None:
+        "Nobody listens any more, and open connections get no further answer."
+        if not self.stopped:
+            self.stopped = True
+            self._server.shutdown()
+            self._server.server_close()
+
+    @property
+    def port(self) -> int:
+        return self._server.server_address[1]
 
     def candles(self, ticker: str) -> pd.DataFrame:
         "All candles of a ticker, those of the future included."
@@ -172,6 +264,9 @@ class Loopback:
         if query.get("granularity") != "3600":
             return refuse(400, "Unsupported granularity")
         running = int(self.now.timestamp() // 3600 * 3600)
+        if self.memory is not None:
+            newest = [(t, row) for t in range(running, running - self.memory * 3600, -3600) if (row := self._row(ticker, t)) is not None]
+            return Answer([[t, l, h, o, c, v] for t, (o, h, l, c, v) in newest])
         try:
             stop = int(pd.Timestamp(query["end"]).timestamp()) if "end" in query else running
             start = int(pd.Timestamp(query["start"]).timestamp()) if "start" in query else stop - (PAGE - 1) * 3600
@@ -211,7 +306,13 @@ class _Handler(BaseHTTPRequestHandler):
     exchange: Loopback
 
     def do_GET(self) -> None:
+        if self.exchange.stopped:
+            self.close_connection = True
+            return
         url = urlsplit(self.path)
+        if self.headers.get("Upgrade", "").lower() == "websocket":
+            self._feed()
+            return
         answer = self.exchange.answer(url.path, {k: v[0] for k, v in parse_qs(url.query).items()})
         body = answer.bytes()
         if answer.delay:
@@ -223,6 +324,50 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body if answer.send is None else body[:answer.send])
         if answer.send is not None:
             self.close_connection = True
+            if answer.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _feed(self) -> None:
+        "The ticker channel of Coinbase's websocket: a price every `tick` seconds; `cut_after` messages the line breaks, once."
+        self.close_connection, exchange = True, self.exchange
+        accept = hashlib.sha1((self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+        self.send_response(101)
+        for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", base64.b64encode(accept).decode())):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.flush()
+        asked = json.loads(self._frame()[1])
+        exchange.feeds.append(asked)
+        while not exchange.stopped:
+            for product in asked["product_ids"]:
+                ticker = product.replace("-", "/")
+                now, day = exchange._ticker(ticker, {}).body, exchange._stats(ticker, {}).body
+                said = json.dumps({"type": "ticker", "product_id": product, "price": now["price"], "open_24h": day["open"], "volume_24h": now["volume"],
+                                   "best_bid": now["bid"], "best_ask": now["ask"], "time": now["time"]}).encode()
+                try:
+                    self.wfile.write(bytes([0x81, 126]) + len(said).to_bytes(2) + said)
+                    self.wfile.flush()
+                except OSError:
+                    return
+            exchange.sent += 1
+            if exchange.sent == exchange.cut_after:
+                return
+            if select.select([self.connection], [], [], exchange.tick)[0]:
+                kind, body = self._frame()
+                if kind == 8:  # goodbye
+                    self.wfile.write(bytes([0x88, len(body)]) + body)
+                    self.wfile.flush()
+                    return
+
+    def _frame(self) -> tuple[int, bytes]:
+        "Kind and content of one message of a websocket client; a line that is gone says goodbye."
+        head = self.rfile.read(2)
+        if len(head) < 2:
+            return 8, b""
+        size = head[1] & 127
+        size = int.from_bytes(self.rfile.read(2)) if size == 126 else size
+        mask, body = self.rfile.read(4), self.rfile.read(size)
+        return head[0] & 15, bytes(b ^ mask[k % 4] for k, b in enumerate(body))
 
     def date_time_string(self, timestamp=None) -> str:
         return super().date_time_string(self.exchange.now.timestamp())  # one clock, the HTTP date included

@@ -1,16 +1,21 @@
 """A saved model is the model: other process, damaged file, no code in data, versions swapped whole."""
 import json
+import random
+import re
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from cryptolstm.core import OperationError, RunConfig
+from cryptolstm.core import OperationError, RunConfig, TrainingSpanError
 from cryptolstm.features import features
+from cryptolstm.live_model import LiveModel
 from cryptolstm.model import fit, load_bundle, model_config, save_bundle
-from cryptolstm.registry import current_version, save_version
+from cryptolstm.registry import current_version, differs, save_version
 from cryptolstm.simulate import demo_market
+from cryptolstm.windows import window_view
 
 TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 2}
 
@@ -34,25 +39,132 @@ def test_another_process_predicts_the_same(trained, tmp_path):
 
 def test_one_bar_alone_predicts_as_it_does_among_hundreds(trained):
     bundle, bars, table = trained
-    many = bundle.predict(table, bars, start=900)
+    many = bundle.predict(table, bars, start=900, in_sample=True)
     for row in (900, 1111, 1399):
-        assert bundle.predict(table.iloc[:row + 1], bars.iloc[:row + 1], start=row).iloc[0] == many.iloc[row - 900]
+        assert bundle.predict(table.iloc[:row + 1], bars.iloc[:row + 1], start=row, in_sample=True).iloc[0] == many.iloc[row - 900]
 
 
-def test_the_bundle_is_json_and_keras_only(trained, tmp_path):
+def test_predict_itself_refuses_bars_of_the_training_span(trained):
+    bundle, bars, table = trained
+    assert bundle.trained_until == bars.index[1299].isoformat()
+    for start in (0, 700, 1299):
+        with pytest.raises(TrainingSpanError, match="training span .* evaluate on bars after it"):
+            bundle.predict(table, bars, start=start)
+    assert len(bundle.predict(table, bars, start=1300)) == 100           # its windows reach back into the span, its bars do not
+    assert len(bundle.predict(table, bars, start=700, in_sample=True)) == 700
+    assert bundle.predict(table, bars, start=len(bars)).empty            # no bar wanted, none refused
+
+
+def test_the_bundle_is_json_keras_and_onnx_only(trained, tmp_path):
     save_bundle(trained[0], tmp_path / "m")
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["bundle.json", "model.keras"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["bundle.json", "model.keras", "model.onnx"]
     table = json.loads((tmp_path / "m" / "bundle.json").read_text())
+    assert set(table["hashes"]) == {"bundle.json", "model.keras", "model.onnx"} and 0 <= table["onnx"]["difference"] <= 1e-6
     assert {"config", "scaler", "trained_from", "trained_until", "data_hash"} <= set(table) and table["config"]["seed"] == 0
 
 
-@pytest.mark.parametrize("name", ["model.keras", "bundle.json"])
-def test_a_damaged_file_is_one_sentence(trained, tmp_path, name):
+def test_the_keras_file_opens_where_this_package_is_not(trained, tmp_path):
+    "The layers in it are those of Keras, in a process that imports nothing of ours; the numbers are those of the bundle."
+    bundle, bars, table = trained
+    save_bundle(bundle, tmp_path / "m")
+    windows = window_view(bundle.scaler.transform(table), bundle.config.lookback)[1300 - bundle.config.lookback + 1:]
+    np.save(tmp_path / "windows.npy", windows)
+    code = ("import sys, numpy as np, keras\nnet = keras.models.load_model(sys.argv[1], safe_mode=True)\n"
+            "assert not any(m.startswith('cryptolstm') for m in sys.modules)\n"
+            "np.save(sys.argv[3], net.predict(np.load(sys.argv[2]), verbose=0)[:, 0])")
+    files = [str(tmp_path / name) for name in ("m/model.keras", "windows.npy", "out.npy")]
+    subprocess.run([sys.executable, "-I", "-c", code, *files], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), bundle.predict(table, bars, start=1300), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.onnx", "bundle.json"])
+@pytest.mark.parametrize("load", [load_bundle, LiveModel.load])
+def test_a_damaged_file_is_one_sentence(trained, tmp_path, name, load):
     save_bundle(trained[0], tmp_path / "m")
     path = tmp_path / "m" / name
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(OperationError, match="cannot be read"):
+    with pytest.raises(OperationError, match="cannot be read"): load(tmp_path / "m")
+    path.unlink()
+    with pytest.raises(OperationError, match="cannot be read"): load(tmp_path / "m")
+
+
+SENTENCE = "^the model in .* cannot be read .*; remove the folder to train anew$"
+
+
+def flips(whole: bytes):
+    "The archive with eight bytes flipped, in the middle, at random places and all along its directory; length and name stay."
+    for at in [len(whole) // 2, *random.Random(0).sample(range(200, len(whole) - 8), 10), *range(len(whole) - 250, len(whole) - 30, 20)]:
+        yield whole[:at] + bytes(b ^ 0xFF for b in whole[at:at + 8]) + whole[at + 8:]
+
+
+def test_flipped_bytes_in_the_middle_of_the_network_are_one_sentence(trained, tmp_path):
+    path = save_bundle(trained[0], tmp_path / "m") / "model.keras"
+    whole = path.read_bytes()
+    for damaged in flips(whole):
+        path.write_bytes(damaged)
+        with pytest.raises(OperationError, match=SENTENCE): load_bundle(tmp_path / "m")
+    path.write_bytes(whole)
+    assert load_bundle(tmp_path / "m") == trained[0]
+
+
+def test_without_hashes_flipped_bytes_are_one_sentence_or_harmless(trained, tmp_path):
+    "Format 1 had none: there the archive's own checks must do, and each way they fail is one sentence."
+    folder = save_bundle(trained[0], tmp_path / "m")
+    as_format_1(folder)
+    whole, refused = (folder / "model.keras").read_bytes(), 0
+    for damaged in flips(whole):
+        (folder / "model.keras").write_bytes(damaged)
+        try: same = all((a == b).all() for a, b in zip(load_bundle(folder).weights, trained[0].weights, strict=True))
+        except OperationError as e: refused += bool(re.match(SENTENCE, str(e)))
+        else: assert same                                                # a time stamp, or a part that is not read
+    assert refused >= 11
+
+
+def test_another_number_in_the_record_is_noticed(trained, tmp_path):
+    path = save_bundle(trained[0], tmp_path / "m") / "bundle.json"
+    table = json.loads(path.read_text())
+    table["scaler"]["center"][0] += 1
+    path.write_text(json.dumps(table))
+    with pytest.raises(OperationError, match="bundle.json is not as it was written"):
         load_bundle(tmp_path / "m")
+
+
+def as_format_1(folder):
+    "The record as it was before it held hashes, the training length and the end of the training rows."
+    table = json.loads((folder / "bundle.json").read_text())
+    for name in ("hashes", "hours", "fitted_until", "price_scale", "onnx"): del table[name]
+    for name in ("seeds", "target", "activation", "loss", "plateau_factor", "max_train_seconds"): del table["config"][name]
+    for name in ("members", "by_member", "stopped"): del table["training"][name]
+    (folder / "model.onnx").unlink()
+    (folder / "bundle.json").write_text(json.dumps(table | {"format": 1}))
+
+
+def test_a_model_of_an_earlier_version_predicts_but_is_not_continued(trained, tmp_path):
+    bundle, bars, table = trained
+    folder = save_bundle(bundle, tmp_path / "m")
+    as_format_1(folder)
+    old = load_bundle(folder)
+    pd.testing.assert_series_equal(old.predict(table, bars, start=1300), bundle.predict(table, bars, start=1300))
+    assert LiveModel.load(folder) is None                                 # it had no ONNX file: Keras predicts
+    assert differs(old, bundle.config, "BTC/USD", "simulated", hours=240) == "hours was not said, asked for is 240"
+    again = fit(bars.iloc[100:1400], table.iloc[100:1400], bundle.config, warm_start=old).training
+    assert not again["warm_started"] and "does not say where its training rows end" in again["warm_start_refused"]
+
+
+def test_a_later_format_is_one_sentence(trained, tmp_path):
+    path = save_bundle(trained[0], tmp_path / "m") / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 4}))
+    with pytest.raises(OperationError, match="format 4, this version reads 1 to 3"):
+        load_bundle(tmp_path / "m")
+
+
+def test_a_version_kept_aside_is_whole_and_not_in_use(trained, tmp_path):
+    assert current_version("line", tmp_path) is None
+    aside = save_version(trained[0], "line", tmp_path, use=False)
+    assert current_version("line", tmp_path) is None and load_bundle(aside) == trained[0]
+    used = save_version(trained[0], "line", tmp_path)
+    save_version(trained[0], "line", tmp_path, use=False)
+    assert current_version("line", tmp_path) == used
 
 
 def test_a_version_that_dies_half_way_is_never_in_use(trained, tmp_path, monkeypatch):
@@ -62,7 +174,7 @@ def test_a_version_that_dies_half_way_is_never_in_use(trained, tmp_path, monkeyp
         (folder := __import__("pathlib").Path(folder)).joinpath("model.keras").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cryptolstm.registry.save_bundle", dies)
+    monkeypatch.setattr("cryptolstm.model.save_bundle", dies)
     with pytest.raises(OperationError, match="No space left"):
         save_version(trained[0], "line", tmp_path)
     assert current_version("line", tmp_path) == first

@@ -1,20 +1,23 @@
 """Market data that can be trusted: the client's real ccxt code against the loop-back exchange."""
+import functools
+import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 import time
 
+import ccxt
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import DEMO_END, TICKERS, Answer, Loopback, candles_of
+from loopback import DEMO_END, TICKERS, Answer, Loopback, a_market, candles_of, same
 
 from cryptolstm import data
-from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError
+from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, display_time
 from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable, bar_path, market_bars, read_store
 from cryptolstm.simulate import demo_market
 
@@ -22,41 +25,8 @@ CLOSED = "http://127.0.0.1:9"
 ETH, CANDLES = "ETH/USD", "/products/ETH-USD/candles"
 
 
-def a_market(hours: int = 1000, end: str = "2025-02-01") -> pd.DataFrame:
-    return demo_market(hours, end=end, ticker=ETH)
-
-
-@pytest.fixture
-def exchange():
-    "A small exchange that lists ETH/USD alone; 1000 closed bars, clock at the full hour."
-    with Loopback({ETH: a_market()}, now="2025-02-01") as server:
-        yield server
-
-
-@pytest.fixture
-def client(exchange, client_home):
-    "A client of that exchange; without the pauses between requests, for these tests only."
-    made = CryptoMarketDataClient("coinbaseexchange", exchange.url)
-    assert made.exchange.enableRateLimit
-    made.exchange.enableRateLimit = False
-    return made
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(request, monkeypatch):
-    "Retries come quickly, but for the test that measures how long they take."
-    if "quickly" not in request.node.name:
-        monkeypatch.setattr(data, "PAUSE", 0.02)
-
-
-def same(got: pd.DataFrame, expected: pd.DataFrame) -> None:
-    "Bit-equal values at the same hours."
-    pd.testing.assert_index_equal(got.index.as_unit("ns"), expected.index.as_unit("ns"), check_names=True)
-    assert np.array_equal(got[COLUMNS].to_numpy(), expected[COLUMNS].to_numpy())
-
-
 def stored(client) -> data.BarStore:
-    return read_store(bar_path(client.home, client.id, ETH))
+    return read_store(client.path(ETH))
 
 
 # -- the right bars ----------------------------------------------------------------------------------------------------
@@ -68,7 +38,8 @@ def test_recorded_candles_arrive_bit_equal(loopback, client_home, real_bars):
     same(bars, expected.iloc[-2001:-1])  # the last candle of the file is the one in progress
     assert not bars["is_gap"].any() and bars["is_gap"].dtype == bool
     wanted = {"ticker": ETH, "exchange": "coinbaseexchange", "simulated": False, "source": "exchange", "clock": "exchange",
-              "exchange_url": loopback.url, "fetched_at": loopback.now.isoformat()}
+              "exchange_url": loopback.url, "market": f"coinbaseexchange@127.0.0.1:{loopback.port}", "fetched_at": loopback.now.isoformat(),
+              "clock_time": loopback.now.isoformat()}
     assert bars.attrs == wanted
 
 
@@ -135,14 +106,37 @@ def test_an_end_in_the_future_fixes_the_span_and_shortens_it(exchange, client):
 
 
 def test_a_young_listing_is_short_and_says_so(exchange, client):
-    bars = client.get_historical_bars(ETH, 1500)
-    same(bars, exchange.candles(ETH))
-    assert "coinbaseexchange has 1000 of the 1500 bars of ETH/USD" in bars.attrs["short"]
+    exchange.now = pd.Timestamp("2025-01-31T20:10Z")
+    bars = client.get_historical_bars(ETH, 1496)
+    same(bars, exchange.candles(ETH).iloc[:-4])
+    assert "coinbaseexchange gave 996 of the 1496 bars of ETH/USD" in bars.attrs["short"]
+    assert bars.attrs["unconfirmed"] == "500 hours came empty and will be asked for again"
+    exchange.now += HOUR
+    bars = client.get_historical_bars(ETH, 1497)  # empty again, an hour later
+    assert "coinbaseexchange has 997 of the 1497 bars of ETH/USD" in bars.attrs["short"] and "unconfirmed" not in bars.attrs
     exchange.forget()
-    client.get_historical_bars(ETH, 1500)
+    client.get_historical_bars(ETH, 1497)
     assert dict(exchange.requests) == {"/time": 1}  # the hours before the listing are not asked for again
     with pytest.raises(InputError, match="has no bars of ETH/USD from 2024"):
         client.get_historical_bars(ETH, 10, end="2024-06-01")
+
+
+def test_long_before_the_listing_is_probed_not_paged_through(exchange, client):
+    bars = client.get_historical_bars(ETH, 1_000_000)
+    same(bars, exchange.candles(ETH))
+    asked = [q["start"] for p, q in exchange.asked if p == CANDLES]
+    assert len(asked) < 30 and min(asked) == "2009-01-01T00:00:00.000Z"  # 139 000 hours would be 470 pages
+    assert "unconfirmed" in bars.attrs
+
+
+def test_a_halt_of_years_is_not_taken_for_the_listing(client_home, monkeypatch):
+    monkeypatch.setattr(data, "PAUSE", 0.01)
+    whole = a_market(6000)
+    with Loopback({ETH: whole.drop(whole.index[1000:5000])}, now="2025-02-01") as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        client.exchange.enableRateLimit = False
+        bars = client.get_historical_bars(ETH, 6000)
+        assert len(bars) == 6000 and bars["is_gap"].sum() == 4000 and bars.attrs["unconfirmed"].startswith("4,000 hours")
 
 
 # -- asked once --------------------------------------------------------------------------------------------------------
@@ -159,7 +153,9 @@ def test_a_stored_request_asks_for_the_time_alone(exchange, client):
 
 def test_a_stored_span_with_an_end_needs_no_network(exchange, client):
     first = client.get_historical_bars(ETH, 100, end="2025-01-20")
-    offline = CryptoMarketDataClient("coinbaseexchange", CLOSED, home=client.home)
+    exchange.stop()
+    offline = CryptoMarketDataClient("coinbaseexchange", exchange.url, home=client.home)
+    assert "clock_time" not in offline.get_historical_bars(ETH, 60, end="2025-01-20").attrs  # nobody was asked
     pd.testing.assert_frame_equal(offline.get_historical_bars(ETH, 60, end="2025-01-20"), first.iloc[-60:], check_freq=False)
     with pytest.raises(ExchangeUnreachable):
         offline.get_historical_bars(ETH, 101, end="2025-01-20")
@@ -171,7 +167,8 @@ def test_only_missing_hours_are_asked_for(exchange, client):
     exchange.forget()
     client.get_historical_bars(ETH, 24 * 6, end="2025-01-26")
     spans = sorted((q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES)
-    assert spans == [("2025-01-20T00", "2025-01-24T03"), ("2025-01-25T00", "2025-01-25T23")]
+    back = data.WATCH - 20  # the page has room: stored bars just before are asked for again, here all 20 of them
+    assert back > 0 and spans == [("2025-01-19T04", "2025-01-24T03"), ("2025-01-24T04", "2025-01-25T23")]
     same(client.get_historical_bars(ETH, 24 * 6, end="2025-01-26"), exchange.candles(ETH).loc["2025-01-20":"2025-01-25"])
 
 
@@ -181,12 +178,12 @@ def test_an_hour_later_one_bar_is_fetched(exchange, client):
     exchange.now += HOUR
     exchange.forget()
     bars = client.get_historical_bars(ETH, 100)
-    assert [q["start"][:13] for p, q in exchange.asked if p == CANDLES] == ["2025-01-31T20"]
+    assert [(q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES] == [("2025-01-30T20", "2025-01-31T20")]  # and 24 known ones
     same(bars, exchange.candles(ETH).loc[:"2025-01-31T20:00Z"].iloc[-100:])
 
 
 def test_bars_put_there_by_hand_are_used(exchange, client):
-    path = bar_path(client.home, client.id, ETH)
+    path = client.path(ETH)
     path.parent.mkdir(parents=True)
     exchange.candles(ETH).iloc[:900].to_parquet(path)
     same(client.get_historical_bars(ETH, 950), exchange.candles(ETH).iloc[-950:])
@@ -196,22 +193,52 @@ def test_bars_put_there_by_hand_are_used(exchange, client):
 # -- gaps --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_gap_is_marked_asked_for_twice_and_never_again(client_home):
+def test_a_gap_is_marked_and_known_for_one_an_hour_later(client_home):
     whole = a_market()
     holes = list(range(500, 502)) + list(range(600, 605))
     with Loopback({ETH: whole.drop(whole.index[holes])}, now="2025-02-01") as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
-        bars = client.get_historical_bars(ETH, 900)
-        assert len(bars) == 900 and "short" not in bars.attrs
+        bars = client.get_historical_bars(ETH, 900, end=exchange.now)
+        assert len(bars) == 900 and "short" not in bars.attrs and bars.attrs["unconfirmed"] == "7 hours came empty and will be asked for again"
         assert list(bars.index[bars["is_gap"]]) == list(whole.index[holes])
         carried, empty = bars.loc[whole.index[500:502]], bars.loc[whole.index[600:605]]
         assert (carried["volume"] == 0).all() and (carried["close"] == whole["close"].iloc[499]).all() and empty["close"].isna().all()
         kept = ~bars["is_gap"]
         same(bars[kept], whole.iloc[-900:][kept.to_numpy()])
-        assert exchange.count("candles") == 3 + 1  # three pages, and a second look at the one with holes
+        assert exchange.count("candles") == 3 + 2  # three pages, and two more looks at the one with holes
+        for minutes in (59, 1):
+            exchange.forget()
+            exchange.now += pd.Timedelta(minutes=minutes)
+            again = client.get_historical_bars(ETH, 900, end="2025-02-01")
+            assert 1 <= exchange.count("candles") <= 2 and ("unconfirmed" in again.attrs) == (minutes == 59)  # both holes in one page
         exchange.forget()
-        pd.testing.assert_frame_equal(client.get_historical_bars(ETH, 900)[COLUMNS], bars[COLUMNS])
-        assert dict(exchange.requests) == {"/time": 1}
+        pd.testing.assert_frame_equal(client.get_historical_bars(ETH, 900, end="2025-02-01")[COLUMNS], bars[COLUMNS])
+        assert not exchange.requests
+
+
+def test_known_gaps_are_asked_for_when_that_is_wanted(client_home):
+    whole = a_market()
+    with Loopback({ETH: whole.drop(whole.index[600:605])}, now="2025-02-01") as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        for _ in range(2):
+            client.get_historical_bars(ETH, 900, end="2025-02-01")
+            exchange.now += HOUR
+    with Loopback({ETH: whole}, now=exchange.now, port=exchange.port) as exchange:
+        assert client.get_historical_bars(ETH, 900, end="2025-02-01")["is_gap"].sum() == 5 and not exchange.requests
+        bars = client.get_historical_bars(ETH, 900, end="2025-02-01", again=True)
+        same(bars, whole.iloc[-900:])
+        assert bars.attrs["late"] == 5 and "revised" not in bars.attrs
+
+
+def test_hours_that_came_empty_are_served_offline_and_called_unconfirmed(client_home):
+    whole = a_market()
+    with Loopback({ETH: whole.drop(whole.index[600:605])}, now="2025-02-01") as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        bars = client.get_historical_bars(ETH, 900, end="2025-02-01")
+    offline = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 900, end="2025-02-01")
+    pd.testing.assert_frame_equal(offline, bars, check_freq=False)
+    assert offline.attrs["unconfirmed"] == bars.attrs["unconfirmed"]
+    assert market_bars(ETH, 900, exchange_url=exchange.url)["is_gap"].sum() == 5
 
 
 def test_an_empty_page_of_the_moment_is_not_taken_for_a_gap(exchange, client):
@@ -233,126 +260,9 @@ def test_a_bar_published_late_is_waited_for(client_home):
         bars = client.get_historical_bars(ETH, 10)
         same(bars, whole.iloc[-10:-1])
         assert "9 of the 10" in bars.attrs["short"]  # nothing is invented for the missing one
-    with Loopback({ETH: whole}, now="2025-02-01T00:01Z") as exchange:
+    with Loopback({ETH: whole}, now="2025-02-01T00:01Z", port=exchange.port) as exchange:
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 10)
         same(bars, whole.iloc[-10:])
-
-
-# -- what cannot be believed -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("reason", "spoil"), [
-    ("high below low", lambda r: [r[0], r[2] + 1, r[1], *r[3:]]), ("a missing value", lambda r: [*r[:4], None, r[5]]),
-    ("a price that is not positive", lambda r: [r[0], 0.0, *r[2:]]), ("a price that is not positive", lambda r: [r[0], -r[1], *r[2:]]),
-    ("off the hour", lambda r: [r[0] + 60, *r[1:]]), ("a negative volume", lambda r: [*r[:5], -1.0]),
-    ("open or close outside high and low", lambda r: [*r[:3], r[2] * 2, *r[4:]])])
-@pytest.mark.parametrize("lasting", [False, True])
-def test_a_broken_candle_is_dropped_and_counted(exchange, client, reason, spoil, lasting):
-    hour = int(pd.Timestamp("2025-01-31T10:00Z").timestamp())
-
-    def broken(path, query, answer):
-        if path == CANDLES and (lasting or exchange.count("candles") == 1):
-            return Answer([spoil(r) if r[0] == hour else r for r in answer.body])
-
-    exchange.faults.append(broken)
-    bars, expected = client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:]
-    assert bars.attrs["dropped"] == {reason: 1}
-    assert list(bars.index[bars["is_gap"]]) == ([pd.Timestamp("2025-01-31T10:00Z")] if lasting else [])
-    same(bars[~bars["is_gap"]], expected[~bars["is_gap"].to_numpy()])
-    assert client.get_historical_bars(ETH, 100).attrs["dropped"] == {reason: 1}  # the note is kept with the bars
-
-
-def test_candles_that_a_page_of_duplicates_pushes_out_are_asked_for_again(exchange, client):
-    exchange.faults.append(lambda path, query, a: Answer([r for r in a.body for _ in range(3)]) if path == CANDLES else None)
-    same(client.get_historical_bars(ETH, 250), exchange.candles(ETH).iloc[-250:])  # ccxt cuts an answer to the number asked for
-
-
-def test_duplicated_unordered_and_foreign_candles(exchange, client):
-    def shuffled(path, query, answer):
-        if path == CANDLES:
-            far = [answer.body[0][0] + 10**9, *answer.body[0][1:]]
-            rows = [*answer.body, *answer.body[50:53], far]
-            return Answer(rows[::2] + rows[1::2])
-
-    exchange.faults.append(shuffled)
-    bars = client.get_historical_bars(ETH, 100)
-    same(bars, exchange.candles(ETH).iloc[-100:])
-    assert bars.attrs["dropped"] == {"duplicated": 3}
-
-
-# -- faults ------------------------------------------------------------------------------------------------------------
-
-HTML = {"Content-Type": "text/html"}
-FAULTS = {
-    "rate limit": lambda a: Answer({"message": "Public rate limit exceeded"}, 429),
-    "rate limit with a time": lambda a: Answer({"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": "1"}),
-    "server error": lambda a: Answer(b"<html><h1>Service Unavailable</h1></html>", 503, HTML),
-    "login page": lambda a: Answer(b"<html>please log in</html>", 200, HTML),
-    "half a document": lambda a: Answer(a.bytes()[: len(a.bytes()) // 2]),
-    "connection cut": lambda a: Answer(a.body, send=len(a.bytes()) // 2),
-    "empty body": lambda a: Answer(b"", 404),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("path", ["/time", "/products", CANDLES])
-def test_a_passing_fault_costs_nothing_but_time(exchange, client, name, path):
-    hit = []
-
-    def once(asked, query, answer):
-        if asked == path and not hit:
-            hit.append(asked)
-            return FAULTS[name](answer)
-
-    exchange.faults.append(once)
-    same(client.get_historical_bars(ETH, 350), exchange.candles(ETH).iloc[-350:])
-    assert hit == [path]
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_lasting_fault_ends_with_one_sentence_and_keeps_what_was_fetched(exchange, client, monkeypatch, name):
-    monkeypatch.setattr(data, "BUDGET", 0.6)
-    exchange.faults.append(lambda path, query, a: FAULTS[name](a) if path == CANDLES and query["start"] < "2025-01-15" else None)
-    with pytest.raises(OperationError, match="coinbaseexchange did not give the bars of ETH/USD from 2025-01-07") as caught:
-        client.get_historical_bars(ETH, 600)
-    assert not isinstance(caught.value, ExchangeUnreachable) and "<" not in str(caught.value) and "\n" not in str(caught.value)
-    same(stored(client).bars, exchange.candles(ETH).iloc[-300:])
-    exchange.faults.clear()
-    exchange.forget()
-    same(client.get_historical_bars(ETH, 600), exchange.candles(ETH).iloc[-600:])
-    assert exchange.count("candles") == 1
-
-
-def test_nobody_there_is_found_out_quickly(client_home):
-    before = time.monotonic()
-    with pytest.raises(ExchangeUnreachable, match=r"coinbaseexchange cannot be reached at 127.0.0.1:9 \(connection refused\)"):
-        CryptoMarketDataClient(exchange_url=CLOSED).get_historical_bars(ETH, 10)
-    assert time.monotonic() - before < 6
-
-
-def test_a_server_that_never_answers_counts_as_unreachable(exchange, client, monkeypatch):
-    monkeypatch.setattr(data, "FIRST_CONTACT", 0.4)
-    client.exchange.timeout = 300
-    exchange.faults.append(lambda path, query, a: Answer(a.body, delay=1.0))
-    with pytest.raises(ExchangeUnreachable, match="did not answer in time"):
-        client.get_historical_bars(ETH, 10)
-
-
-def test_unknown_names(exchange, client):
-    with pytest.raises(InputError, match="coinbaseexchange does not list ETHH/USD; did you mean ETH/USD?"):
-        client.get_historical_bars("ETHH/USD", 10)
-    with pytest.raises(InputError, match="such as ETH/USD"):
-        client.get_realtime_price("ZZZ/QQQ")
-    with pytest.raises(InputError, match="such as kraken"):
-        CryptoMarketDataClient("krakken")
-    assert not (client.home / "bars" / "coinbaseexchange" / "ETHH_USD_1h.parquet").exists()
-
-
-def test_a_damaged_store_is_named(client):
-    client.get_historical_bars(ETH, 10)
-    bar_path(client.home, client.id, ETH).write_bytes(b"PAR1 not really")
-    with pytest.raises(OperationError, match="ETH_USD_1h.parquet cannot be read as stored bars"):
-        client.get_historical_bars(ETH, 10)
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
@@ -373,13 +283,13 @@ def test_two_processes_do_not_fetch_twice(exchange, client_home):
     both = [fetching(exchange.url, client_home) for _ in range(2)]
     assert [p.communicate(timeout=60)[0].strip() for p in both] == ["1000", "1000"]
     assert exchange.count("candles") == 4
-    same(read_store(bar_path(client_home, "coinbaseexchange", ETH)).bars, exchange.candles(ETH))
+    same(read_store(bar_path(client_home, f"coinbaseexchange@127.0.0.1:{exchange.port}", ETH)).bars, exchange.candles(ETH))
 
 
 def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, client):
     exchange.faults.append(lambda path, query, a: Answer(a.body, delay=0.6) if path == CANDLES else None)
     process = fetching(exchange.url, client.home)
-    path = bar_path(client.home, client.id, ETH)
+    path = client.path(ETH)
     for _ in range(600):
         if path.is_file():
             break
@@ -395,10 +305,11 @@ def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, 
     assert exchange.count("candles") == -(-(1000 - len(half.bars)) // 300)
 
 
-def test_what_is_stored_says_where_it_comes_from(exchange, client):
-    client.get_historical_bars(ETH, 10)
-    notes = pq.read_schema(bar_path(client.home, client.id, ETH)).metadata[b"cryptolstm"].decode()
-    assert exchange.url in notes and exchange.now.isoformat() in notes
+def test_the_candle_in_progress_is_left_out_to_the_millisecond():
+    hour = data.hour_number("2025-01-01T05:00Z")
+    row = [[hour * data.HOUR_MS, 10, 12, 9, 11, 5]]
+    for ms, n in ((0, 0), (data.HOUR_MS - 1, 0), (data.HOUR_MS, 1)):
+        assert len(data.clean_candles(row, (hour, hour + 1), hour * data.HOUR_MS + ms)[0]) == n
 
 
 # -- which market a report gets ----------------------------------------------------------------------------------------
@@ -412,13 +323,14 @@ def test_auto_takes_the_exchange_then_the_store_then_the_demo_market(exchange, c
     real = market_bars(ETH, 50, exchange_url=exchange.url)
     same(real, exchange.candles(ETH).iloc[-50:])
     assert real.attrs["source"] == "exchange" and not {"fallback", "stale"} & set(real.attrs)
-    old = market_bars(ETH, 40, exchange_url=CLOSED)
+    exchange.stop()
+    old = market_bars(ETH, 40, exchange_url=exchange.url)
     same(old, exchange.candles(ETH).iloc[-40:])
     assert not old.attrs["simulated"] and "opened at 2025-01-31 23:00 UTC" in old.attrs["stale"]
-    past = market_bars(ETH, 20, end="2025-01-31", exchange_url=CLOSED)
+    past = market_bars(ETH, 20, end="2025-01-31", exchange_url=exchange.url)
     assert past.attrs["source"] == "store" and "stale" not in past.attrs
     with pytest.raises(ExchangeUnreachable, match="the 50 stored bars of ETH/USD do not answer for these 60 hours"):
-        market_bars(ETH, 60, exchange_url=CLOSED)
+        market_bars(ETH, 60, exchange_url=exchange.url)
 
 
 def test_only_auto_falls_back(client_home, exchange, monkeypatch):
@@ -454,6 +366,38 @@ def test_realtime_price(exchange, client):
     assert client.get_realtime_price(ETH)["bid"] == price["bid"]  # the second question leaves the first as it was
 
 
+@pytest.mark.parametrize("bad", ["0", "-5", "NaN", "Infinity", None])
+def test_a_last_price_that_is_none_is_asked_for_again(exchange, client, monkeypatch, bad):
+    hit = []
+
+    def spoil(path, query, answer):
+        if path.endswith("/ticker") and not hit:
+            hit.append(path)
+            return Answer({**answer.body, "price": bad})
+
+    exchange.faults.append(spoil)
+    assert client.get_realtime_price(ETH)["last"] > 0 and hit
+    monkeypatch.setattr(data, "BUDGET", 0.2)
+    exchange.faults[:] = [lambda path, query, a: Answer({**a.body, "price": bad}) if path.endswith("/ticker") else None]
+    with pytest.raises(OperationError, match="did not give the price of ETH/USD: its answer cannot be understood"):
+        client.get_realtime_price(ETH)
+
+
+@pytest.mark.parametrize(("bid", "ask"), [("99999", "1"), ("NaN", "NaN"), ("-1", "0")])
+def test_bids_and_offers_that_cannot_be_are_none(exchange, client, bid, ask):
+    exchange.faults.append(lambda path, query, a: Answer({**a.body, "bid": bid, "ask": ask}) if path.endswith("/ticker") else None)
+    price = client.get_realtime_price(ETH)
+    assert (price["bid"], price["ask"]) == (None, None) and json.dumps(price, allow_nan=False)
+
+
+@pytest.mark.parametrize("epoch", [0, -5, 1e15, "abc", None])
+def test_an_exchange_clock_that_cannot_be_is_one_sentence(exchange, client, monkeypatch, epoch):
+    monkeypatch.setattr(data, "BUDGET", 0.2)
+    exchange.faults.append(lambda path, query, a: Answer({"iso": "x", "epoch": epoch}) if path == "/time" else None)
+    with pytest.raises(OperationError, match="did not give the time, needed for the newest 5 bars of ETH/USD: its answer cannot be understood"):
+        client.get_historical_bars(ETH, 5)
+
+
 # -- bookkeeping -------------------------------------------------------------------------------------------------------
 
 spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=8)
@@ -477,3 +421,238 @@ def test_missing_hours_are_exactly_the_wanted_ones_that_are_not_known(known, sta
 def test_the_demo_span_is_the_recorded_one(real_bars):
     recorded = real_bars(ETH)
     assert recorded.index[-1] + HOUR == pd.Timestamp(DEMO_END, tz="UTC")
+
+
+# -- another address is another market ---------------------------------------------------------------------------------
+
+
+def test_bars_of_another_address_do_not_mix_with_the_exchanges_own(exchange, client):
+    other = a_market().assign(volume=1.0)
+    with Loopback({ETH: other}, now="2025-02-01") as sandbox:
+        bars = CryptoMarketDataClient(exchange_url=sandbox.url).get_historical_bars(ETH, 50)
+        same(bars, other.iloc[-50:])
+        assert bars.attrs["market"] == f"coinbaseexchange@127.0.0.1:{sandbox.port}" and bars.attrs["exchange"] == "coinbaseexchange"
+        assert bars.attrs["exchange_url"] == sandbox.url
+    same(client.get_historical_bars(ETH, 50), exchange.candles(ETH).iloc[-50:])
+    assert sorted(p.name for p in (client.home / "bars").iterdir()) == sorted(f"coinbaseexchange@127.0.0.1_{p}" for p in (sandbox.port, exchange.port))
+
+
+def test_the_exchanges_own_address_typed_out_is_the_exchange():
+    assert data.market_name("coinbaseexchange", "https://api.exchange.coinbase.com/") == "coinbaseexchange"
+    assert data.market_name("kraken", "https://api.kraken.com") == "kraken"
+    assert data.market_name("kraken", "https://me:secret@proxy.example/kraken/") == "kraken@proxy.example/kraken"
+    assert bar_path("x", "kraken@proxy.example/kraken", ETH).parent.name == "kraken@proxy.example_kraken"
+
+
+def test_a_password_in_an_address_is_in_no_stamp(exchange, client_home):
+    bars = CryptoMarketDataClient(exchange_url=exchange.url.replace("//", "//me:secret@")).get_historical_bars(ETH, 5)
+    assert "secret" not in str(bars.attrs) and bars.attrs["exchange_url"] == exchange.url
+    assert b"secret" not in bar_path(client_home, bars.attrs["market"], ETH).read_bytes()
+
+
+# -- revisions ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_corrected_bar_is_used_and_the_old_value_reported(client_home):
+    whole = a_market()
+    when = whole.index[990]
+    with Loopback({ETH: whole}, now=whole.index[995]) as exchange:
+        first = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
+        assert "revised" not in first.attrs
+    corrected = whole.copy()
+    corrected.loc[when, "volume"] *= 2
+    with Loopback({ETH: corrected}, now="2025-02-01", port=exchange.port) as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        bars = client.get_historical_bars(ETH, 100)
+        same(bars, corrected.iloc[-100:])
+        assert bars.attrs["revised"] == [{"time": when.isoformat(), "column": "volume", "was": whole.at[when, "volume"], "now": corrected.at[when, "volume"],
+                                          "seen": exchange.now.isoformat()}]
+        assert exchange.count("candles") == 1
+        assert client.get_historical_bars(ETH, 100).attrs["revised"] == bars.attrs["revised"]  # remembered with the bars
+        assert "revised" not in client.get_historical_bars(ETH, 5).attrs
+
+
+def test_a_bar_that_fills_an_old_gap_is_late_and_no_revision(client_home):
+    whole = a_market()
+    when = whole.index[990]
+    with Loopback({ETH: whole.drop(when)}, now=whole.index[995]) as exchange:
+        assert CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)["is_gap"].sum() == 1
+    with Loopback({ETH: whole}, now="2025-02-01", port=exchange.port) as exchange:
+        bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
+        same(bars, whole.iloc[-100:])
+        assert bars.attrs["late"] == 1 and not {"revised", "unconfirmed"} & set(bars.attrs)
+
+
+def test_a_stored_bar_that_one_answer_lacks_is_kept(client_home):
+    whole = a_market()
+    with Loopback({ETH: whole}, now=whole.index[995]) as exchange:
+        CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
+    with Loopback({ETH: whole.drop(whole.index[990])}, now="2025-02-01", port=exchange.port) as exchange:
+        bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
+        same(bars, whole.iloc[-100:])
+        assert "revised" not in bars.attrs and exchange.count("candles") == 1
+
+
+@settings(deadline=None, max_examples=100)
+@given(missing=st.integers(1, 2000), behind=st.integers(0, 400), limit=st.integers(1, 400))
+def test_the_watch_costs_no_request(missing, behind, limit):
+    known, look = data.watched((500, 500 + missing), [(500 - behind, 500)] if behind else [], limit)
+    assert 0 <= look <= known == min(behind, data.WATCH)
+    assert len(data.pages([(500 - look, 500 + missing)], limit)) == len(data.pages([(500, 500 + missing)], limit))
+
+
+# -- ccxt's candles, read as a table -----------------------------------------------------------------------------------
+
+price = st.floats(1e-9, 1e9, allow_nan=False)
+
+
+@settings(deadline=None, max_examples=60)
+@given(name=st.sampled_from(["coinbaseexchange", "kraken", "binance", "okx", "gemini", "bitfinex", "kucoin", "bybit"]), texts=st.booleans(),
+       rows=st.lists(st.tuples(st.integers(400_000, 500_000), *[price] * 8), max_size=12), late=st.integers(0, 500_000))
+def test_candles_read_as_a_table_are_those_of_ccxt(name, texts, rows, late):
+    ours, theirs = connected(name)
+    unit = 1 if ours.parse_ohlcv([1e9] * 9, None)[0] == 10**12 else 1000
+    sent = [[h * 3600 * unit, *(repr(x) if texts else x for x in rest)] for h, *rest in rows]
+    how = (None, "1h", late * data.HOUR_MS, 7)
+    assert ours.parse_ohlcvs(sent, *how) == theirs.parse_ohlcvs(sent, *how)
+
+
+@functools.cache
+def connected(name: str):
+    return data.connect(name), getattr(ccxt, name)()
+
+
+# -- several tickers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    "Clients without the exchange's rate limit."
+    connect = data.connect
+
+    def quick(*args):
+        made = connect(*args)
+        made.enableRateLimit = False
+        return made
+
+    monkeypatch.setattr(data, "connect", quick)
+
+
+def test_several_tickers_are_fetched_and_one_that_fails_stops_no_other(client_home, no_pauses, monkeypatch):
+    monkeypatch.setattr(data, "BUDGET", 0.3)
+    frames = {t: a_market(700, ticker=t) for t in TICKERS[:6]}
+    bad, unknown = TICKERS[2], "NOSUCH/USD"
+    with Loopback(frames, now="2025-02-01") as exchange:
+        exchange.faults.append(lambda path, query, a: Answer(b"", 503) if bad.replace("/", "-") in path else None)
+        told = data.fetch_many([*frames, unknown, TICKERS[0].lower()], 600, exchange_url=exchange.url)
+        assert list(told) == [*frames, unknown]
+        good = [t for t in frames if t != bad]
+        assert all(told[t]["ok"] and told[t]["bars"] == 600 and told[t]["gaps"] == 0 and told[t]["source"] == "exchange" for t in good)
+        assert not told[bad]["ok"] and "did not give the bars of " + bad in told[bad]["error"] and told[bad]["exit_code"] == 1
+        assert "does not list NOSUCH/USD" in told[unknown]["error"] and told[unknown]["exit_code"] == 2
+        assert (exchange.requests["/products"], exchange.requests["/time"]) == (1, 1)  # one list of markets and one clock for all
+        assert json.loads(json.dumps(told)) == told
+        exchange.forget()
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        for t in good:
+            same(client.get_historical_bars(t, 600, end=exchange.now), frames[t].iloc[-600:])
+        assert not exchange.requests
+
+
+def under_way(exchange) -> list[int]:
+    "The most candle requests that were answered at the same time, counted from now on."
+    running, most = [0], [0]
+
+    def slow(path, query, answer):
+        if "candles" in path:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+            time.sleep(0.1)
+            running[0] -= 1
+
+    exchange.faults.append(slow)
+    return most
+
+
+def test_several_tickers_overlap_in_time(client_home, no_pauses):
+    frames = {t: a_market(400, ticker=t) for t in TICKERS[:4]}
+    with Loopback(frames, now="2025-02-01") as exchange:
+        most = under_way(exchange)
+        assert all(r["ok"] for r in data.fetch_many(frames, 300, exchange_url=exchange.url, workers=4).values())
+        assert most[0] >= 3
+        most[0] = 0
+        data.fetch_many(frames, 400, exchange_url=exchange.url, workers=1)
+        assert most[0] == 1
+
+
+def test_the_next_page_is_on_its_way_while_one_is_read(exchange, client):
+    most = under_way(exchange)
+    same(client.get_historical_bars(ETH, 1000), exchange.candles(ETH))
+    assert most[0] == data.LINES == 2 and exchange.count("candles") == 4
+
+
+def test_several_tickers_share_one_rate_limit(client_home):
+    frames, came = {t: a_market(100, ticker=t) for t in TICKERS[:4]}, []
+    with Loopback(frames, now="2025-02-01") as exchange:
+        exchange.faults.append(lambda *_: came.append(time.monotonic()))
+        assert all(r["ok"] for r in data.fetch_many(frames, 50, exchange_url=exchange.url, workers=4).values())
+    pause = data.connect("coinbaseexchange").rateLimit / 1000
+    assert len(came) == 7 and (np.diff(came) > 0.8 * pause).all() and pause >= 0.05
+
+
+def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_home):
+    "One ticker is told to wait a second; the other asks nothing in that time."
+    frames, came, told = {t: a_market(1500, ticker=t) for t in TICKERS[:2]}, [], []
+
+    def fault(path, query, answer):
+        if "candles" in path:
+            came.append(time.monotonic())
+            if len(came) == 4:
+                told.append(came[-1])
+                return Answer({"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": "1"})
+
+    with Loopback(frames, now="2025-02-01") as exchange:
+        exchange.faults.append(fault)
+        told_all = data.fetch_many(frames, 1500, exchange_url=exchange.url, workers=2)
+    assert all(r["ok"] and r["bars"] == 1500 for r in told_all.values())
+    quiet = [t - told[0] for t in came if 0.2 < t - told[0] < 0.95]   # what was under way may still arrive
+    assert not quiet and len(came) == 11
+
+
+def test_nobody_there_fails_for_every_ticker(client_home, monkeypatch):
+    monkeypatch.setattr(data, "PAUSE", 0.02)
+    told = data.fetch_many(["ETH/USD", "BTC/USD"], 10, exchange_url=CLOSED)
+    assert all("cannot be reached" in r["error"] and f"the newest 10 bars of {t}" in r["error"] and r["exit_code"] == 1 for t, r in told.items())
+    with pytest.raises(InputError, match="pass BASE/QUOTE"):
+        data.fetch_many(["ETH/USD", "dogs"], 10)
+
+
+def test_progress_shows_the_time_that_is_left(client_home, no_pauses, capsys):
+    frames = {t: a_market(400, ticker=t) for t in TICKERS[:2]}
+    with Loopback(frames, now="2025-02-01") as exchange:
+        exchange.faults.append(lambda path, query, a: Answer(a.body, delay=0.15))
+        data.fetch_many(frames, 400, exchange_url=exchange.url, workers=1, progress=True)
+    shown = capsys.readouterr().err
+    assert "bars of 2 tickers" in shown and re.search(r"\d/800 \[\d\d:\d\d<\d\d:\d\d", shown)
+
+
+# -- Mountain Time -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("day", "hours", "absent", "twice"), [("2025-03-09", 23, {2}, set()), ("2025-11-02", 25, set(), {1})])
+def test_mountain_time_through_both_daylight_saving_days_bar_by_bar(day, hours, absent, twice):
+    "The index stays a plain UTC hour; what is shown skips an hour in spring and has one twice, told apart by its zone, in autumn."
+    bars = demo_market(24 * 5, end=pd.Timestamp(day) + pd.Timedelta("3D"), ticker=ETH)
+    assert (np.diff(bars.index.as_unit("s").asi8) == 3600).all()
+    offset = {"MST": 7, "MDT": 6}
+    shown = [display_time(t) for t in bars.index]
+    assert len(set(shown)) == len(shown)  # no two bars are shown alike
+    for t, text in zip(bars.index, shown, strict=True):
+        local, zone = text.rsplit(" ", 1)
+        assert pd.Timestamp(local) + pd.Timedelta(hours=offset[zone]) == t.tz_convert(None)  # each leads back to its bar
+    of_day = [int(text[11:13]) for text in shown if text.startswith(day)]
+    assert len(of_day) == hours and set(range(24)) - set(of_day) == absent and {h for h in of_day if of_day.count(h) == 2} == twice
+    zones = [text[-3:] for text in shown]
+    assert zones == sorted(zones, reverse=absent == {2}) and set(zones) == {"MST", "MDT"}  # one change, in the right direction
+    repeated = [text for text in shown if text.startswith(f"{day} 01:")]
+    assert repeated == ([f"{day} 01:00 MDT", f"{day} 01:00 MST"] if twice else [f"{day} 01:00 MST"])

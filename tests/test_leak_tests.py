@@ -12,7 +12,9 @@ from cryptolstm.core import InputError, check_bars, regular_grid
 from cryptolstm.leakage import (
     MUTANTS,
     altered_futures,
+    certificate,
     check_future,
+    check_labels,
     check_repeat,
     check_start,
     check_truncation,
@@ -195,3 +197,41 @@ def test_errors_name_the_cause():
         return b["close"]
     with pytest.raises(ZeroDivisionError) as caught: check_future(fragile, bars, [300])
     assert "no volume" in caught.value.__notes__[0]
+
+
+# ---------------------------------------------------------------- the certificate of a whole run
+@pytest.mark.parametrize("source", BARS)
+def test_our_own_way_from_bars_to_orders_holds_the_certificate(source):
+    proof = certificate(BARS[source]())
+    assert proof["passed"], proof["sentence"]
+    assert [c["name"] for c in proof["checks"]] == ["repeat", "truncation", "future", "start", "labels"]
+    assert json.loads(json.dumps(proof, allow_nan=False)) == proof
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_planted_mistake_in_your_features_is_named(name):
+    proof = certificate(demo_market(1500, seed=5), features=MUTANTS[name])
+    assert not proof["passed"] and proof["offending"] in proof["sentence"] and proof["sentence"].startswith("LEAK: ")
+    assert proof["offending"] in {"sigma", "next", "centred", "calm", "obv", "vwap", "entry"}
+
+
+def test_a_leak_behind_honest_features_is_found_in_the_decision():
+    def decide(table): return (table["rsi"].shift(-1) > table["rsi"]).rename("entry")
+    proof = certificate(demo_market(1500, seed=5), decide=decide)
+    assert proof["offending"] == "decision: entry"
+
+
+def test_gap_edges_are_among_the_cuts():
+    whole = demo_market(1500, seed=5)
+    proof = certificate(whole.drop(whole.index[1000:1010]))
+    assert proof["passed"], proof["sentence"]
+    assert {1010, 1011} <= set(proof["checks"][1]["cuts"])
+
+
+def test_skill_that_does_not_fade_is_a_leak():
+    bars = demo_market(2000, seed=1)
+    y = np.log(bars["close"]).diff().shift(-1)
+    table = indicators(bars).select_dtypes(float)
+    assert check_labels(table, y, 720)["passed"]
+    seen = check_labels(table.assign(peek=y.shift(-1)), y, 720)
+    assert not seen["passed"] and seen["ic_shifted"] > .9 > abs(seen["ic"])

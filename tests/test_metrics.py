@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from cryptolstm.backtester import simulate
 from cryptolstm.core import InputError
-from cryptolstm.metrics import daily_returns, figures, hourly_returns, max_drawdown, monthly_table, performance, sharpe, sharpe_se, win_rate
+from cryptolstm.metrics import daily_returns, excursions, figures, hourly_returns, max_drawdown, monthly_table, performance, sharpe, sharpe_se, win_rate
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "coinbase" / "ETH_USD_1h.parquet"
 
@@ -92,6 +93,15 @@ def test_the_standard_error_of_sharpe_is_what_many_runs_scatter():
     g = np.random.default_rng(0)
     runs = [pd.Series(0.001 + 0.01 * g.standard_t(6, 400)) for _ in range(600)]
     assert np.mean([sharpe_se(r, 1) for r in runs]) == pytest.approx(np.std([sharpe(r, 1) for r in runs]), rel=0.1)
+    skewed = [pd.Series(0.1 + np.where(g.random(500) < 0.1, -1.5, 0.3)) for _ in range(2000)]     # rare large losses, and a mean that matters
+    assert np.mean([sharpe_se(r, 1) for r in skewed]) == pytest.approx(np.std([sharpe(r, 1) for r in skewed]), rel=0.1)
+
+
+def test_a_month_of_hours_says_little_about_sharpe():
+    "Standard errors a year of normal returns without a mean: 3.5 after thirty days, 1 after a year."
+    for n, error in {129: 8.2, 720: 3.49, 1440: 2.47, 2160: 2.01, 8760: 1.0, 17520: 0.71}.items():
+        assert sharpe_se(pd.Series(norm.ppf((np.arange(n) + 0.5) / n))) == pytest.approx(error, rel=0.02)
+    assert sharpe_se(pd.Series(np.zeros(100))) is None
 
 
 def test_a_win_is_counted_after_its_fees():
@@ -141,3 +151,35 @@ def test_buy_and_hold_of_a_real_year():
     f = performance(simulate(bars, np.zeros(len(bars)), fee=0), bars)["buy_and_hold"]
     assert f["total_return"] == pytest.approx(bars["close"].iloc[-1] / bars["open"].iloc[1] - 1)
     assert f["warning"] is None and 0.3 < f["volatility"] < 1.5 and f["max_drawdown_intrabar"] <= f["max_drawdown"] < -0.3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 150), st.integers(0, 2**31), st.sampled_from([0.003, 0.05]))
+def test_excursions_are_what_a_loop_over_the_bars_finds(n, seed, sigma):
+    bars = walk(n, seed, sigma)
+    r = simulate(bars, wishes(n, seed), stop_percent=0.02, take_profit_percent=0.03, slippage=0.001)
+    found = excursions(r, bars)
+    for t, mae, mfe in zip(r["trades"].itertuples(), found["mae"], found["mfe"], strict=True):
+        whole = bars.loc[t.entry_time:] if t.exit_reason == "open" else bars.loc[t.entry_time:t.exit_time].iloc[:-1]
+        seen = [t.side * (x / t.entry_price - 1) for x in [t.entry_price, t.exit_price, *whole["low"], *whole["high"]]]
+        assert (mae, mfe) == pytest.approx((min(seen), max(seen)), abs=1e-12) and mae <= 0 <= mfe
+    with pytest.raises(InputError, match="not the bars of the result"): excursions(r, bars.iloc[1:])
+
+
+def test_at_the_break_even_fee_nothing_is_left_and_the_cost_share_is_what_costs_took():
+    bars = walk(24 * 100, 2, 0.002, drift=0.0004)
+    signal = (np.arange(len(bars)) % 48 < 40).astype(int)
+    f = figures(simulate(bars, signal, fee=0.0001, sizing="fraction", size=0.01))
+    assert f["total_return"] > 0 and 0 < f["cost_share"] < 1
+    again = figures(simulate(bars, signal, fee=f["break_even_fee"], sizing="fraction", size=0.01))
+    assert again["total_return"] == pytest.approx(0, abs=f["total_return"] * 0.02)
+    gross = f["final_balance"] - f["initial_balance"] + f["total_fees"]
+    assert f["cost_share"] == pytest.approx(f["total_fees"] / gross)
+    assert f["calmar"] == pytest.approx(f["annual_return"] / -f["max_drawdown"])
+
+
+def test_counts_reach_the_figures_and_what_is_undefined_is_none():
+    idle = figures(simulate(walk(100 * 24), np.zeros(2400)))
+    assert idle["counts"]["both_touched"] == 0 and all(idle[k] is None for k in ("calmar", "break_even_fee", "cost_share", "sharpe_daily_se"))
+    assert figures(simulate(walk(300), wishes(300)))["calmar"] is None           # too short for anything annual
+    assert performance(simulate(walk(300), np.zeros(300)), walk(300))["average_mae"] is None

@@ -48,6 +48,11 @@ def test_make_report_writes_the_page_and_prints_verdict_and_path(loopback, tmp_p
     assert "Clark–West" in verdict and path == str(tmp_path / "reports" / "eth_usd" / "backtest.html") and Path(path).is_file()
 
 
+def test_the_readme_says_what_writes_the_page_and_what_papermill_prints():
+    assert "The page is written by `make report`, `cryptolstm report` and `cryptolstm backtest --report`" in TEXT
+    assert "beneath a Python traceback of its" in TEXT   # shown by test_a_misspelt_papermill_parameter_does_not_run_the_default_ticker
+
+
 def test_make_test_is_what_ci_runs():
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")
     plan = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cryptolstm.cli import app
+from cryptolstm.core import InputError, RunConfig
 from cryptolstm.features import INDICATORS
+from cryptolstm.reports import report_parameters
+from cryptolstm.terminal import build_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -67,7 +72,9 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(loopback, tmp_pat
     path = Path(done.stdout.strip().splitlines()[-1])
     page = path.read_text(encoding="utf-8")
     assert path == tmp_path / "out" / "eth_usd" / "backtest.html" and path.with_suffix(".ipynb").is_file()
-    assert not re.search(r"https?://(?!www\.w3\.org)", page) and "<script" not in page.split("<iframe")[0]
+    assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {loopback.url} and f'="{loopback.url}' not in page   # named, never linked
+    outside = re.sub(r"<iframe.*?</iframe>", "", page, flags=re.S)
+    assert re.findall(r"<script[^>]*>", outside) == ['<script type="application/json" id="manifest">']   # data; nothing runs
     assert "2025-04-30 23:00 UTC" in page and "SIMULATED MARKET" not in page and "run_backtest" not in page
     assert page.count("<figure>") == 5 and "UNDERPOWERED" in page
     assert "IPKernelApp" not in done.stderr and "Unable to parse" not in done.stderr
@@ -105,12 +112,89 @@ def test_papermill_works_as_typed(tmp_path):
     (["cryptolstm", "backtest", "--set", "network.epoch=3"], 2, "did you mean epochs?"),
     (["cryptolstm", "backtest", "--params", "nowhere.yaml"], 2, "there is no parameter file"),
     (["cryptolstm", "report", "ETH/USD", "--set", "tickr=ETH/USD"], 2, "did you mean ticker?"),
+    (["cryptolstm", "backtest", "--set", "network=5", "--set", "network.epochs=3"], 2, "pass one of its settings"),
+    (["cryptolstm", "report", "ETH/USD", "--set", "network=5"], 2, "pass one of its settings"),
+    (["cryptolstm", "signal", "--set", "hours=500"], 2, "pass --hours"),
+    (["cryptolstm", "backtest", "--params", "params/"], 2, "there is no parameter file"),
     (["cryptolstm", "data", "price", "--ticker", "BTC/USD"], 1, "cannot be reached"),
     (["cryptolstm", "data", "fetch", "BTC"], 2, "pass BASE/QUOTE")])
 def test_a_mistake_is_one_sentence_and_an_exit_code(command, code, says, tmp_path):
     done = run(*command, home=tmp_path, CRYPTOLSTM_EXCHANGE_URL=CLOSED)
     assert says in sentence(done)
     assert done.returncode == code and done.stdout == ""
+
+
+ODD = ["=3", "", "fee", "network.=3", "network.epochs.x=1", "fee.x=1", "network=[1]", "network={1: 2}", "network.units=8", "network.epochs=many",
+       "network={units: {a: 1}}", "hours=abc", "hours=[1]", "hours={a: 1}", "hours=null", "hours=.inf", "fee=.nan", "fee=true", "ticker=5", "ticker=null",
+       "end=2025-13-45", "end=[1]", "end=true", "exchange=3", "exchange=null", "exchange_url=7", "entry=[1]", "entry=null", "fee=[1",
+       "fee=!!python/name:os.system", "__class__=3", "seed=-1", "sizing=fraction=2", "nonsense=1"]
+ODD_FILES = [b"- a\n- b\n", b"5", b"hours: [1]\n", b"network: 5\n", b"network: null\n", b"ticker: \xfcber/USD\n", b"a: b: c\n", b"\x00", b"hours: 2025-13-45\n",
+             b"fees: 1\n", b"network: {epoch: 3}\n", b"1: 2\n", b"hours: &a [*a]\n"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_no_odd_setting_shows_a_traceback(odd, tmp_path, monkeypatch):
+    "In one process for speed: whatever is raised is an error of ours, with what to pass, before any bar is fetched."
+    monkeypatch.chdir(ROOT)
+    for command in (["backtest", "--set", odd], ["signal", "--set", odd], ["report", "ETH/USD", "--set", odd]):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, InputError) and "; " in str(done.exception) and "\n" not in str(done.exception), (command, done.exception)
+
+
+@pytest.mark.parametrize("content", ODD_FILES)
+def test_no_odd_parameter_file_shows_a_traceback(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (file := tmp_path / "odd.yaml").write_bytes(content)
+    for command in ("backtest", "signal", "report ETH/USD"):
+        done = CliRunner().invoke(app, [*command.split(), "--params", str(file)])
+        assert isinstance(done.exception, InputError) and "\n" not in str(done.exception), (command, done.exception)
+
+
+def test_settings_join_the_network_of_a_file(tmp_path, monkeypatch):
+    "`--set network.epochs=3` changes one setting; what the file says of the network otherwise stays, for every command."
+    monkeypatch.chdir(ROOT)
+    (file := tmp_path / "run.yaml").write_text("end: 2025-03-01\nnetwork: {units: [8], dropout: [0.1], recurrent_dropout: [0.1], epochs: 5}\n")
+    (empty := tmp_path / "empty.yaml").write_text("")
+    joined = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "epochs": 3}
+    assert build_run(file, ["network.epochs=3"], {}).network == build_run(file, ["network={epochs: 3}"], {}).network == joined
+    assert build_run(file, ["network.epochs=4", "network.epochs=3"], {"hours": 99}).hours == 99
+    assert build_run(empty, None, {}) == build_run(None, [], {}) == RunConfig()
+    injected = report_parameters("SOL/USD", file, {"network": {"epochs": 3}})
+    assert injected["network"] == joined and injected["ticker"] == "SOL/USD" and injected["end"] == "2025-03-01T00:00:00+00:00"
+    assert report_parameters("ETH/USD", file)["network"]["epochs"] == 5
+
+
+def test_backtest_says_market_span_and_what_the_bars_lack(loopback, tmp_path):
+    done = run("cryptolstm", "backtest", "--exchange-url", loopback.url, *SMOKE, "--set", "train_hours=30000", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert f"coinbaseexchange at {loopback.url}" in said["market"] and "2 times" in said["trained"]
+    assert re.search(r"2025-04-20 23:00 to 2025-04-30 23:00 UTC, 240 hours, all out of sample", said["tested"])
+    notes = [line for line in done.stdout.splitlines() if line.startswith("  note")]
+    assert len(notes) == 4 and "bars of ETH/USD asked for" in notes[0] and "will be asked for again" in notes[1] and "10 days are too few" in notes[3]
+    assert re.search(r"Trained on [\d,]+ of the 30,000 hours", notes[2])
+    assert max(map(len, done.stdout[:done.stdout.index("  market")].splitlines()[2:])) <= 80 and "bet against the last bar" in done.stdout
+
+
+def test_signal_says_why_and_from_which_market(loopback, tmp_path):
+    done = run("cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--set", "hours=500", home=tmp_path)
+    assert done.returncode == 2
+    done = run("cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--set", "threshold_scale=0", "--json", home=tmp_path)
+    assert json.loads(done.stdout)["model_info"]["windows"] < 240, "a parameter file's hours are bars of a backtest"
+    done = run("cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--set", "threshold_scale=0", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert re.match(r"ETH/USD  (HOLD|LONG|SHORT)$", lines[0]) and lines[1].split()[0] == "why" and "the forecast is beyond the threshold" in lines[1]
+    assert any(line.startswith("  market      coinbaseexchange") for line in lines) and any("note" in line and "underpowered" in line for line in lines)
+
+
+def test_a_page_states_the_rules_of_its_run(loopback, tmp_path):
+    asked = ["--set", "short_volume=above", "--set", "entry=cost", "--set", "fee=0.002", "--set", "network.refit_epochs=1"]
+    done = run("cryptolstm", "report", "ETH/USD", *SMOKE, *asked, "--exchange-url", loopback.url, "--out", str(tmp_path), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
+    assert "2 × (0.20% fee + 0.02% slippage), and 50% more" in page and "half an ATR" not in page
+    assert "volume above its 20-bar mean</td>" in page and f"coinbaseexchange at {loopback.url}" in page
 
 
 def test_an_unknown_ticker_is_named_and_a_near_one_offered(loopback, tmp_path):
@@ -122,7 +206,8 @@ def test_a_misspelt_papermill_parameter_does_not_run_the_default_ticker(tmp_path
     out = tmp_path / "out.ipynb"
     done = run("papermill", "nbs/backtest.ipynb", str(out), "-p", "tickr", "ETH/USD", home=tmp_path)
     assert done.returncode == 1
-    assert "unknown parameter tickr; did you mean ticker?" in done.stderr
+    assert done.stderr.rstrip().splitlines()[-1] == "InputError: unknown parameter tickr; did you mean ticker?"
+    assert "cell_name" not in done.stderr and "run_from_namespace" not in done.stderr, "the notebook's own frames stay out of it"
 
 
 def test_data_commands_over_the_loop_back(loopback, tmp_path):

@@ -17,7 +17,9 @@ from statsmodels.tsa.stattools import diebold_mariano_test
 from cryptolstm.core import InputError, regular_grid
 from cryptolstm.simulate import demo_market, planted_market, planted_state
 from cryptolstm.skill import (
+    GATE,
     LEVELS,
+    LUCKY,
     Verdict,
     break_even_hit,
     clark_west,
@@ -27,6 +29,7 @@ from cryptolstm.skill import (
     hit_rate,
     information_coefficient,
     last_bar_reversal,
+    level_key,
     mase,
     min_detectable_hit,
     momentum,
@@ -34,7 +37,6 @@ from cryptolstm.skill import (
     percent,
     pesaran_timmermann,
     r2_oos,
-    sharpe_standard_error,
     skill_table,
     verdict,
 )
@@ -132,21 +134,6 @@ def test_minimum_detectable_hit_has_the_power_it_promises():
     right = rng.binomial(n, min_detectable_hit(n), 20_000)
     found = np.mean((right / n - .5) * 2 * np.sqrt(n) > stats.norm.isf(.05))
     assert found == pytest.approx(.8, abs=.02)
-
-
-def test_sharpe_standard_errors():
-    table = {129: 8.2, 720: 3.49, 1440: 2.47, 2160: 2.01, 8760: 1.0, 17520: .71}
-    for n, error in table.items():
-        x = stats.norm.ppf((np.arange(n) + .5) / n)  # a flat normal sample with zero mean
-        assert sharpe_standard_error(x) == pytest.approx(error, rel=.02)
-    assert math.isnan(sharpe_standard_error(np.zeros(100))) and math.isnan(sharpe_standard_error(np.arange(29.0)))
-
-
-def test_sharpe_standard_error_covers_what_happens():
-    rng = np.random.default_rng(0)
-    draws = .1 + np.where(rng.random((4000, 500)) < .1, -1.5, .3)  # skewed, with a mean that matters
-    annual = draws.mean(1) / draws.std(1, ddof=1) * np.sqrt(8760)
-    assert sharpe_standard_error(draws[0]) == pytest.approx(annual.std(), rel=.15)
 
 
 def test_break_even():
@@ -310,7 +297,10 @@ def test_the_sentence_for_a_normal_result():
 
 @pytest.mark.parametrize("skill,money,n,level", [
     (CHANCE, (.5, .1, .1), 720, "NO SKILL"), (CHANCE, (.5, .1, .1), 500, "NO SKILL"), (CHANCE, (.5, .1, .1), 499, "UNDERPOWERED"),
-    (SKILLED, (.05, .01, -.2), 720, "CANDIDATE"), (SKILLED, (.05, .01, -.2), 200, "CANDIDATE"),
+    (SKILLED, (.05, .01, -.2), 720, "CANDIDATE"), (SKILLED, (.05, .01, -.2), 500, "CANDIDATE"),
+    (SKILLED, (.05, .01, -.2), 499, "UNDERPOWERED"), (SKILLED, (-.05, .01, -.2), 200, "UNDERPOWERED"),
+    ({**SKILLED, "hit": .75, "hit_low": .581}, (.05, .01, -.2), 40, "SUSPICIOUS"), ({**SKILLED, "hit": .75, "hit_low": .58}, (.05, .01, -.2), 600, "CANDIDATE"),
+    ({**CHANCE, "hit": .75, "hit_low": .70}, (-.05, .01, -.2), 720, "SUSPICIOUS"),
     (SKILLED, (-.01, -.05, -.2), 720, "SKILL, NOT PROFITABLE"), (SKILLED, (.05, .06, -.2), 720, "SKILL, NOT PROFITABLE"),
     (SKILLED, (.05, .01, .07), 720, "SKILL, NOT PROFITABLE"), ({**SKILLED, "cw_p": .011}, (.05, .01, -.2), 720, "NO SKILL"),
     ({**SKILLED, "pt_p": .011}, (.05, .01, -.2), 720, "NO SKILL"), ({**SKILLED, "pt_p": NAN}, (.05, .01, -.2), 720, "NO SKILL"),
@@ -319,6 +309,22 @@ def test_the_sentence_for_a_normal_result():
 def test_the_rule(skill, money, n, level):
     v = verdict(skill, *money, n=n)
     assert v.level == level and v.sentence.startswith(LEVELS[level] + ": ") and v.sentence.endswith(".")
+
+
+def test_a_short_test_is_never_evidence_and_says_so():
+    v = verdict({**SKILLED, "n_hit": 200}, .05, .01, -.2)
+    assert v.level == "UNDERPOWERED" and v.sentence.endswith("Below 500 separate forecasts even that is no evidence: test a longer span.")
+    assert "skill needs both" not in v.sentence and "can only reveal" in verdict({**CHANCE, "n_hit": 200}, .05, .01, -.2).sentence
+
+
+def test_forecasts_of_a_day_are_counted_in_separate_days():
+    "720 overlapping forecasts of 24 hours are 30 spans: the sentence, the level and what could have been seen go by those."
+    y = np.log(demo_market(743, seed=3)["close"]).diff(24).shift(-24)
+    row = skill_table(y, {"model": y + .02 * np.random.default_rng(0).standard_normal(743)}, horizon=24).loc["model"]
+    v = verdict({**row, "hit_low": .5}, .05, .01, -.2, horizon=24)
+    assert row["cw_p"] < .01 and v.level == "UNDERPOWERED" and v.numbers["n"] == row["n_hit"] <= 30 and v.numbers["horizon"] == 24
+    assert f"on {row['n_hit']:.0f} separate 24-hour spans the direction" in v.sentence and "hours" not in v.sentence
+    assert "on 720 hours" in verdict(CHANCE, .05, .01, -.2).sentence
 
 
 def test_no_trade_is_an_explained_result():
@@ -339,7 +345,14 @@ def test_a_forecaster_that_never_commits():
 def test_one_sided_forecasts_explain_their_missing_p():
     y = next_return(planted_market(800)).abs()
     v = verdict(skill_table(y, {"always up": 0 * y + .001}).loc["always up"], .1, .02, -.1)
-    assert v.level in ("NO SKILL", "UNDERPOWERED") and "went the same way" in v.sentence
+    assert v.level != "CANDIDATE" and "undefined (every forecast, or every outcome, went the same way)" in v.sentence
+
+
+def test_too_few_directions_are_given_as_the_reason_where_they_are_it():
+    y, f = sample(800, 0)
+    f[29:] = 0   # it committed itself 29 times, both ways
+    v = verdict(skill_table(pd.Series(y), {"shy": pd.Series(f)}).loc["shy"], .1, .02, -.1)
+    assert len(set(np.sign(f[:29]))) == 2 and "undefined (fewer than 30 forecasts with a direction)" in v.sentence
 
 
 def test_verdict_is_frozen_and_json():
@@ -353,3 +366,24 @@ def test_verdict_is_frozen_and_json():
 
 def test_percentages_read_well():
     assert [percent(.5), percent(.0104, True), percent(-.5, True), percent(-.0001, True)] == ["50.0 %", "+1.0 %", "−50.0 %", "0.0 %"]
+
+
+@pytest.mark.parametrize("deflated,made,level", [
+    (.951, 1, "CANDIDATE"), (.951, 40, "CANDIDATE"), (.949, 1, "PROFITABLE, NOT SIGNIFICANT AFTER 1 TRIAL"),
+    (.3, 1037, "PROFITABLE, NOT SIGNIFICANT AFTER 1,037 TRIALS"), (NAN, 3, "PROFITABLE, NOT SIGNIFICANT AFTER 3 TRIALS")])
+def test_a_profit_must_be_more_than_the_luck_of_all_trials(deflated, made, level):
+    v = verdict(SKILLED, .05, .01, -.2, deflated=deflated, made=made)
+    assert v.level == level and v.sentence.startswith(LEVELS[level_key(level)]) and v.numbers["trials"] == made
+    if level != "CANDIDATE": assert "95 % is asked for" in v.sentence and "nan" not in v.sentence and GATE[level_key(v.level)] == 3
+    assert verdict(CHANCE, .05, .01, -.2, deflated=deflated, made=made).level == "NO SKILL"   # luck of the money is not asked where there is no skill
+
+
+def test_a_leak_goes_before_everything():
+    for skill in (CHANCE, SKILLED, {**SKILLED, "hit": .9, "hit_low": .8}, {**SKILLED, "n_hit": 10}):
+        v = verdict(skill, .05, .01, -.2, leak="rsi")
+        assert v.level == "LEAK" and "failed at rsi" in v.sentence and v.sentence.endswith("no other number of this run means anything.")
+
+
+def test_every_level_has_its_own_exit_code_and_none_is_that_of_an_error():
+    assert set(GATE) == set(LEVELS) and len(set(GATE.values())) == len(GATE) and not {1, 2} & set(GATE.values()) and LUCKY in GATE
+    assert [level for level, code in GATE.items() if code == 0] == ["CANDIDATE"]

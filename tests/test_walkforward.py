@@ -1,15 +1,17 @@
 """Walk-forward runs: out of sample by construction, repeatable, honest on noise and able to find what is there."""
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from cryptolstm.experiment import backtest
-from cryptolstm.core import RunConfig, TrainingSpanError
+from cryptolstm.core import RunConfig, TrainingSpanError, regular_grid
 from cryptolstm.model import fit, model_config
-from cryptolstm.features import features
+from cryptolstm.features import INPUTS, features
 from cryptolstm.simulate import demo_market, planted_market
 from cryptolstm.walkforward import bars_needed, schedule, walk_forward
+from cryptolstm.windows import purged_split, target, window_ends
 
 TINY = {"units": [16], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 6, "refit_epochs": 2, "batch_size": 64}
 RUN = RunConfig(hours=720, train_hours=1500, retrain_every=360, lookback=12, network=TINY)
@@ -21,6 +23,62 @@ def test_a_model_cannot_be_evaluated_inside_its_training_span():
     with pytest.raises(TrainingSpanError, match="training span"):
         bundle.check_out_of_sample(bars.index[890:])
     bundle.check_out_of_sample(bars.index[900:])
+    with pytest.raises(TrainingSpanError, match="training span"):
+        bundle.predict(features(bars), bars, start=890)
+
+
+def first_validation_bar(bars, table, config):
+    "Open time of the bar the first validation window of a training on these bars ends at, from the pieces `fit` is made of."
+    y = target(bars, table["sigma"], config.horizon).to_numpy()
+    ends = window_ends(table[INPUTS], bars, config.lookback)
+    return bars.index[purged_split(ends[np.isfinite(y[ends])], config.val_fraction, config.horizon)[1][0]]
+
+
+@pytest.mark.parametrize("every,train_hours,horizon,holes", [(60, 400, 1, False), (7, 2000, 3, False), (24, 400, 6, True)])
+def test_no_bar_the_old_weights_were_fitted_to_lies_in_a_later_validation_block(every, train_hours, horizon, holes):
+    "Also while the span still grows, because there are fewer bars than asked for, and with hours missing."
+    run = RunConfig(hours=6 * every if every > 7 else 48, retrain_every=every, train_hours=train_hours, lookback=6, horizon=horizon,
+                    network={**TINY, "epochs": 1, "refit_epochs": 1})
+    bars = demo_market(900, seed=2)
+    if holes: bars = regular_grid(bars.drop(bars.index[[500, 501, 640, 641, 642, 643, 644, 700]]))
+    table, folds = features(bars), walk_forward(bars, run).folds
+    assert folds["warm_started"].tolist() == [False] + [True] * (len(folds) - 1) and len(folds) >= 6
+    for f, old in zip(schedule(len(bars), run)[1:], folds["fitted_until"], strict=False):
+        past = slice(f.train_start, f.test_start)
+        assert pd.Timestamp(old) <= first_validation_bar(bars.iloc[past], table.iloc[past], model_config(run))
+
+
+def test_weights_that_would_contaminate_validation_are_not_continued():
+    "A longer span reaches back over the old training rows: the result is that of a training that never knew the old model, bit for bit."
+    bars, config = demo_market(1300, seed=1), model_config(replace(RUN, network={**TINY, "epochs": 2}))
+    table = features(bars)
+    old = fit(bars.iloc[700:1100], table.iloc[700:1100], config)
+    late, cold = (fit(bars.iloc[100:1150], table.iloc[100:1150], config, warm_start=w) for w in (old, None))
+    assert first_validation_bar(bars.iloc[100:1150], table.iloc[100:1150], config) < pd.Timestamp(old.fitted_until)
+    assert "into the new validation block" in late.training["warm_start_refused"] and not late.training["warm_started"]
+    assert all((a == b).all() for a, b in zip(late.weights, cold.weights, strict=True)) and late.calibration == cold.calibration
+    moved = fit(bars.iloc[724:1124], table.iloc[724:1124], config, warm_start=old)
+    assert moved.training["warm_started"] and moved.training["warm_start_refused"] == ""
+
+
+def test_continued_weights_remember_the_latest_bar_any_of_them_was_fitted_to():
+    "The new training lost the bars around the end of the old one (an outage found later), so its own rows end earlier than the old ones."
+    bars, config = demo_market(1300, seed=1), model_config(replace(RUN, network={**TINY, "epochs": 1, "refit_epochs": 1}))
+    old = fit(bars.iloc[200:1000], features(bars).iloc[200:1000], config)
+    end = bars.index.get_loc(pd.Timestamp(old.fitted_until))
+    holed = regular_grid(bars.drop(bars.index[end - 10:end + 10]))
+    table = features(holed)
+    past = next(s for e in range(end + 100, 1300) if first_validation_bar(holed.iloc[s := slice(200, e)], table.iloc[s], config) > bars.index[end])
+    heir = fit(holed.iloc[past], table.iloc[past], config, warm_start=old)
+    assert heir.training["warm_started"] and heir.fitted_until == old.fitted_until
+    assert fit(holed.iloc[past], table.iloc[past], config).fitted_until < old.fitted_until
+
+
+def test_a_model_that_has_seen_later_bars_is_not_continued():
+    bars, config = demo_market(1000, seed=1), model_config(replace(RUN, network={**TINY, "epochs": 1}))
+    table = features(bars)
+    future = fit(bars, table, config)
+    assert "later than this training" in fit(bars.iloc[:900], table.iloc[:900], config, warm_start=future).training["warm_start_refused"]
 
 
 @pytest.mark.parametrize("hours,every,horizon", [(48, 7, 1), (100, 100, 3), (101, 50, 24)])

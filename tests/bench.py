@@ -1,0 +1,405 @@
+"""`make bench`: ours against the peer, in one run on one machine. Ratios mean something; absolute times on a shared machine do not.
+
+Each bench measures both sides in turn, several rounds, and reports the median of the rounds' ratios. Work that depends on threads or on a fresh
+TensorFlow runs in a process of its own (`python tests/bench.py --worker NAME ARGUMENTS…` prints one number). `python tests/bench.py train live` runs
+some of them only.
+"""
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHES, WORKERS = {}, {}
+
+
+def bench(goal: float | None, unit: str):
+    "Register a bench: a function without arguments giving {ours, peer, note}; the ratio is ours/peer for rates and peer/ours for times."
+    def register(function):
+        BENCHES[function.__name__] = (function, goal, unit)
+        return function
+    return register
+
+
+def worker(function):
+    "Register what runs in a process of its own; it returns one number."
+    WORKERS[function.__name__] = function
+    return function
+
+
+def start(name: str, *arguments, threads: int | None = None) -> subprocess.Popen:
+    "A worker process; `threads` limits TensorFlow and BLAS."
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if threads: env |= {k: str(threads) for k in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OPENBLAS_NUM_THREADS")}
+    pipes = {k: subprocess.PIPE for k in ("stdin", "stdout", "stderr")}
+    return subprocess.Popen([sys.executable, __file__, "--worker", name, *map(str, arguments)], text=True, env=env, **pipes)
+
+
+def number(process: subprocess.Popen) -> float:
+    "What a worker printed; its own error text if it failed."
+    out, err = process.communicate()
+    if process.returncode: raise RuntimeError(f"worker failed: {err[-2000:]}")
+    return float(out.split()[-1])
+
+
+def median_of(rounds: list[tuple[float, float]]) -> dict:
+    "Medians of (ours, peer), and of their ratios round by round."
+    ours, peer = zip(*rounds, strict=True)
+    return {"ours": statistics.median(ours), "peer": statistics.median(peer), "ratios": [a / b for a, b in rounds]}
+
+
+# ---- the network -------------------------------------------------------------------------------------------------------------------------
+
+WINDOWS, LOOKBACK = 1024, 60
+
+
+def some_windows(n: int):
+    import numpy as np
+    from cryptolstm.features import INPUTS
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, LOOKBACK, len(INPUTS))).astype("float32"), rng.normal(size=(n, 1)).astype("float32")
+
+
+def spec_network(fast: bool):
+    "The network of the spec, compiled; with the layer of Keras or with ours."
+    import keras
+    from cryptolstm.features import INPUTS
+    from cryptolstm.model import ModelConfig, build_network
+    net = build_network(ModelConfig(), len(INPUTS), fast=fast)
+    net.compile(optimizer=keras.optimizers.Adam(5e-4, clipvalue=0.5), loss="huber")
+    return net
+
+
+@worker
+def fit_rate(kind: str, batch: str) -> float:
+    "Sequences a second in `fit`, best of three epochs, tracing not counted."
+    x, y = some_windows(WINDOWS)
+    net, best = spec_network(kind == "ours"), 0.0
+    for k in range(4):
+        began = time.perf_counter()
+        net.fit(x, y, batch_size=int(batch), epochs=1, verbose=0)
+        if k: best = max(best, WINDOWS / (time.perf_counter() - began))
+    return best
+
+
+@worker
+def gemm_peak() -> float:
+    "Floating-point operations a second of a large matrix product."
+    import tensorflow as tf
+    a = tf.random.normal((2048, 2048))
+    rates = []
+    for _ in range(8):
+        began = time.perf_counter()
+        tf.linalg.matmul(a, a).numpy()
+        rates.append(2 * 2048**3 / (time.perf_counter() - began))
+    return max(rates)
+
+
+FLOPS = 186.3e6   # floating-point operations of one sequence, forward and backward, products only
+
+
+def train(batch: int) -> dict:
+    "All cores on each side: Keras as it is shipped in one process, ours in one single-threaded process a core."
+    cores, rounds = os.cpu_count() or 1, []
+    for _ in range(3):
+        peer = number(start("fit_rate", "keras", batch))
+        ours = sum([number(p) for p in [start("fit_rate", "ours", batch, threads=1) for _ in range(cores)]])
+        rounds.append((ours, peer))
+    result, peak = median_of(rounds), number(start("gemm_peak"))
+    ours, keras = (result[side] * FLOPS / peak for side in ("ours", "peer"))
+    return {**result, "note": f"{ours:.0%} of the matrix-product peak ({peak / 1e9:.0f} GFLOP/s); Keras {keras:.0%}"}
+
+
+@bench(2.0, "sequences/s")
+def train_batch_64(): return train(64)
+
+
+@bench(2.0, "sequences/s")
+def train_batch_256(): return train(256)
+
+
+@worker
+def live(kind: str) -> float:
+    "Predictions a second of one window each."
+    from cryptolstm.onnx_model import OnnxNetwork, write_onnx
+    net, (x, _) = spec_network(False), some_windows(1)
+    with tempfile.TemporaryDirectory() as d:
+        write_onnx(net, Path(d) / "model.onnx")
+        ours = OnnxNetwork(Path(d) / "model.onnx")
+    if kind == "ours": predict, times = (lambda: ours.predict(x)), 300
+    else: predict, times = (lambda: net.predict(x, verbose=0)), 20
+    for _ in range(3): predict()
+    began = time.perf_counter()
+    for _ in range(times): predict()
+    return times / (time.perf_counter() - began)
+
+
+@bench(50.0, "predictions/s")
+def one_live_prediction():
+    return {**median_of([(number(start("live", "ours")), number(start("live", "keras"))) for _ in range(3)]), "note": "peer: model.predict of one window"}
+
+
+# ---- market data -------------------------------------------------------------------------------------------------------------------------
+
+YEARS3 = 26_280   # hourly bars of three years
+
+
+@worker
+def serve(delay: str) -> float:
+    "A loop-back exchange with three years of one ticker, each page after `delay` seconds; runs until its stdin closes."
+    from cryptolstm.simulate import demo_market
+    from loopback import Loopback
+    with Loopback({"ETH/USD": demo_market(YEARS3, end="2025-02-01", ticker="ETH/USD")}, now="2025-02-01") as server:
+        def later(path, query, answer):
+            if "candles" in path: answer.delay = float(delay)
+            return answer
+        if float(delay): server.faults.append(later)
+        print(server.url, flush=True)
+        sys.stdin.read()
+    return 0.0
+
+
+def bare_pages(url: str) -> float:
+    "Pages a second of the server itself: plain requests over one connection, answers thrown away."
+    import http.client
+    connection, stop, left, pages = http.client.HTTPConnection(url.split("//")[1]), 1_738_368_000, YEARS3, 0
+    iso = lambda s: time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(s))
+    began = time.perf_counter()
+    while left > 0:
+        hours = min(300, left)
+        connection.request("GET", f"/products/ETH-USD/candles?granularity=3600&start={iso(stop - hours * 3600)}&end={iso(stop - 3600)}")
+        connection.getresponse().read()
+        stop, left, pages = stop - hours * 3600, left - hours, pages + 1
+    return pages / (time.perf_counter() - began)
+
+
+def our_pages(url: str) -> float:
+    "Pages a second of our client into an empty store, its rate limit off; the bars are checked."
+    from cryptolstm.data import CryptoMarketDataClient
+    with tempfile.TemporaryDirectory() as home:
+        client = CryptoMarketDataClient("coinbaseexchange", url, home=Path(home))
+        client.exchange.enableRateLimit = False
+        client.exchange.load_markets()
+        began = time.perf_counter()
+        bars = client.get_historical_bars("ETH/USD", YEARS3)
+        took = time.perf_counter() - began
+    assert len(bars) == YEARS3 and not bars["is_gap"].any()
+    return -(-YEARS3 // 300) / took
+
+
+def fetch(delay: float) -> dict:
+    "Our client against the bare server, in turn."
+    server = start("serve", delay)
+    try:
+        url = server.stdout.readline().strip()
+        bare_pages(url)
+        return {**median_of([(our_pages(url), bare_pages(url)) for _ in range(5)]), "note": f"88 pages; the server answers after {1000 * delay:g} ms"}
+    finally: server.communicate("")
+
+
+@bench(0.95, "pages/s")
+def fetch_at_10_ms(): return fetch(0.010)
+
+
+@bench(0.95, "pages/s")
+def fetch_at_0_ms(): return fetch(0.0)
+
+
+@bench(1.0, "opens/s")
+def open_three_years():
+    "Against the 20 ms that were allowed."
+    from cryptolstm.data import bar_path, hour_number, read_store, write_store
+    from cryptolstm.simulate import demo_market
+    from cryptolstm.store import BarStore
+    with tempfile.TemporaryDirectory() as d:
+        bars = demo_market(YEARS3, end="2025-02-01")
+        first, path, rates = hour_number(bars.index[0]), bar_path(Path(d), "coinbaseexchange", "BTC/USD"), []
+        write_store(path, BarStore().add(bars, [(first, first + YEARS3)]))
+        for _ in range(12):
+            began = time.perf_counter()
+            assert len(read_store(path).bars) == YEARS3
+            rates.append((1 / (time.perf_counter() - began), 50.0))
+    return {**median_of(rates[2:]), "note": f"{1000 / statistics.median(r for r, _ in rates[2:]):.1f} ms, hash checked; peer: the 20 ms allowed"}
+
+
+# ---- the backtester ----------------------------------------------------------------------------------------------------------------------
+
+PEERS = os.environ.get("CRYPTOLSTM_PEERS") or sys.executable   # an interpreter that has vectorbt and backtesting.py, whose pins may clash with ours
+
+
+def peer_seconds(kind: str, folder: str) -> tuple[float, float] | None:
+    "Seconds and final balance of a peer on the bars in `folder`; None where it is not installed."
+    done = subprocess.run([PEERS, str(Path(folder) / "peer.py"), kind, folder], capture_output=True, text=True)
+    if done.returncode == 3: return None
+    if done.returncode: raise RuntimeError(f"peer failed: {done.stderr[-2000:]}")
+    return tuple(float(x) for x in done.stdout.split()[-2:])
+
+
+PEER = r'''
+import sys, time, warnings
+import numpy as np
+warnings.filterwarnings("ignore")
+kind, folder = sys.argv[1:]
+try:
+    import pandas as pd
+    if kind == "backtesting": import backtesting
+    else: import vectorbt as vbt
+except ImportError: sys.exit(3)
+data = np.load(folder + "/case.npz")
+index = pd.date_range("2000-01-01", periods=len(data["close"]), freq="h", tz="UTC")
+side = np.r_[0, data["signal"][:-1]]                       # decided at the close, filled at the next open
+series = lambda x: pd.Series(x, index)
+if kind == "backtesting":
+    bars = pd.DataFrame({k.title(): data[k] for k in ("open", "high", "low", "close")}, index.tz_localize(None))
+    class Follow(backtesting.Strategy):
+        def init(self): pass
+        def next(self):
+            s = data["signal"][len(self.data) - 1]
+            held = 1 if self.position.is_long else -1 if self.position.is_short else 0
+            if s == held: return
+            self.position.close()
+            if s > 0: self.buy(size=0.999)
+            if s < 0: self.sell(size=0.999)
+    went = time.perf_counter()
+    out = backtesting.Backtest(bars, Follow, cash=1e9, commission=0.0, finalize_trades=False).run()
+    print(time.perf_counter() - went, float(out["Equity Final [$]"])); sys.exit()
+close, open_ = series(data["close"]), series(data["open"])
+def go(n=1, stops=None):
+    s = series(side)
+    return vbt.Portfolio.from_signals(close, entries=s == 1, exits=s == 0, short_entries=s == -1, short_exits=s == 0, price=open_, fees=0.0002, init_cash=1e5,
+                                      upon_opposite_entry="reverse", freq="h")
+def grid():
+    sides = np.where(np.r_[np.zeros((1, data["scales"].size)), (data["move"][:-1, None] > data["scales"]).astype(float)] > 0, side[:, None], 0)
+    frame = pd.DataFrame(sides, index)
+    return vbt.Portfolio.from_signals(close, entries=frame == 1, exits=frame == 0, short_entries=frame == -1, short_exits=frame == 0, price=open_, fees=0.0002,
+                                      init_cash=1e5, upon_opposite_entry="reverse", freq="h")
+work = {"kernel": lambda: go().value(), "metrics": lambda: (lambda p: (p.stats(), p.value())[1])(go()), "sweep": lambda: grid().total_return()}[kind]
+if kind != "sweep" : work()                                # compile
+else: vbt.Portfolio.from_signals(close.iloc[:50], entries=series(side).iloc[:50] == 1, freq="h").total_return()
+went = time.perf_counter()
+out = work()
+print(time.perf_counter() - went, float(out.sum() if kind == "sweep" else out.iloc[-1]))
+'''
+
+
+def trading_case(n: int, folder: str):
+    "Bars of a random walk, a signal held for hours, the size of its forecast move, and the same as files."
+    import numpy as np
+    import pandas as pd
+    g = np.random.default_rng(0)
+    close = 100 * np.exp(np.cumsum(0.003 * g.standard_normal(n)))
+    open_ = np.r_[100, close[:-1]] * np.exp(0.0003 * g.standard_normal(n))
+    rows = {"open": open_, "high": np.maximum(open_, close) * 1.001, "low": np.minimum(open_, close) * 0.999, "close": close, "volume": np.full(n, 1e9)}
+    signal, move = np.repeat(g.integers(-1, 2, n // 24 + 1), 24)[:n], np.repeat(g.exponential(1, n // 24 + 1), 24)[:n]
+    np.savez(Path(folder) / "case.npz", signal=signal, move=move, scales=np.linspace(0, 2, 1000), **rows)
+    (Path(folder) / "peer.py").write_text(PEER)
+    return pd.DataFrame(rows, pd.date_range("2000-01-01", periods=n, freq="h", tz="UTC")), signal, move
+
+
+def timed(function, rounds: int = 5):
+    "Result, and the median seconds of a few calls after a first one."
+    function()
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        out = function()
+        seconds.append(time.perf_counter() - began)
+    return out, statistics.median(seconds)
+
+
+def against(kind: str, n: int, ours, balance, note: str, rel: float = 1e-6) -> dict:
+    "Ours against a peer on the same bars, results proven equal first."
+    with tempfile.TemporaryDirectory() as folder:
+        case = trading_case(n, folder)
+        out, seconds = timed(lambda: ours(*case))
+        peers = [peer_seconds(kind, folder) for _ in range(3)]
+        if peers[0] is None: return {**median_of([(n / seconds, float("nan"))]), "note": "peer absent"}
+        assert abs(balance(out) / peers[0][1] - 1) < rel, (balance(out), peers[0][1])
+    return {**median_of([(n / seconds, n / took) for took, _ in peers]), "note": note.format(ours=1000 * seconds)}
+
+
+FEE = 0.0002
+
+
+@bench(100, "bars/s")
+def simulate_vs_vectorbt():
+    "The kernel and its tables against `from_signals` and its equity, 30 years."
+    from cryptolstm.backtester import simulate
+    ours = lambda bars, signal, move: simulate(bars, signal, fee=FEE)
+    return against("kernel", 262_800, ours, lambda r: r["final_balance"], "{ours:.1f} ms, checks and tables included")
+
+
+@bench(20, "bars/s")
+def metrics_vs_vectorbt():
+    "With all figures, against `stats`."
+    from cryptolstm.backtester import simulate
+    from cryptolstm.metrics import figures
+    return against("metrics", 262_800, lambda bars, signal, move: figures(simulate(bars, signal, fee=FEE)), lambda f: f["final_balance"], "{ours:.1f} ms")
+
+
+@bench(1000, "bars/s")
+def simulate_vs_backtesting_py():
+    "One year; whole coins on their side, so that balances agree to a thousandth only."
+    from cryptolstm.backtester import simulate
+    ours = lambda bars, signal, move: simulate(bars, signal, initial_balance=1e9, fee=0.0, sizing="fraction", size=0.999)
+    return against("backtesting", 8_760, ours, lambda r: r["final_balance"], "{ours:.2f} ms", rel=1e-3)
+
+
+@bench(100, "bars/s")
+def sweep_vs_vectorbt():
+    "1000 thresholds on a year."
+    import numpy as np
+    from cryptolstm.sweep import sweep
+    scales = np.linspace(0, 2, 1000)
+    ours = lambda bars, signal, move: sweep(bars, signal, {"threshold_scale": scales}, move=move, threshold=np.ones(len(bars)), fee=FEE)
+    return against("sweep", 8_760, ours, lambda t: t["total_return"].sum(), "1000 × 8760 in {ours:.0f} ms")
+
+
+@bench(None, "ns/bar")
+def kernel_vs_reading():
+    "The walk alone against reading its arrays once (a sum over each); a ratio of 1 would be free."
+    import numpy as np
+    from cryptolstm.backtester import COUNTS, TRADE, _arrays, _check_settings, _walk, simulate, terms
+    with tempfile.TemporaryDirectory() as folder: bars, signal, _ = trading_case(262_800, folder)
+    run = _check_settings({**simulate(bars.iloc[:10], signal[:10], fee=FEE)["settings"]})
+    data, n = _arrays(bars, signal, None, None, run), len(bars)
+    equity, low, position, trades = np.empty(n), np.empty(n), np.empty(n, "int64"), np.empty(n, TRADE)
+    _, walk = timed(lambda: _walk(*data[:9], 1e5, terms(run), equity, low, position, trades, np.zeros(len(COUNTS), "int64")), 9)
+    _, read = timed(lambda: [a.sum() for a in data[:9]], 9)
+    return {"ours": 1e9 * walk / n, "peer": 1e9 * read / n, "ratios": [read / walk], "note": "walk against one sum over each input array"}
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------------------------------
+
+def run(names: list[str]) -> dict:
+    "{name: {ours, peer, unit, ratio, goal, note}}, printed line by line as it is measured."
+    unknown = [n for n in names if n not in BENCHES]
+    if unknown: sys.exit(f"there is no bench {unknown[0]}; choose of {', '.join(BENCHES)}")
+    table = {}
+    print(f"{'bench':<26}{'ours':>14}{'peer':>14}  {'unit':<14}{'ratio':>8}{'goal':>7}  note")
+    for name in names or BENCHES:
+        function, goal, unit = BENCHES[name]
+        got = function()
+        ratio = statistics.median(got.pop("ratios"))
+        known = {k: None if isinstance(v, float) and v != v else v for k, v in {**got, "ratio": ratio}.items()}   # a peer that is absent
+        table[name] = {**known, "unit": unit, "goal": goal}
+        mark = "" if goal is None or ratio != ratio else "  reached" if ratio >= goal else "  NOT REACHED"
+        print(f"{name:<26}{got['ours']:>14,.4g}{got['peer']:>14,.4g}  {unit:<14}{ratio:>7.2f}×{goal or 0:>6g}×  {got.get('note', '')}{mark}", flush=True)
+    return table
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--worker"]:
+        print(WORKERS[sys.argv[2]](*sys.argv[3:]))
+        return
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    table = run(sys.argv[1:])
+    from cryptolstm.core import write_atomic
+    print(write_atomic(ROOT / "reports" / "bench.json", json.dumps(table, indent=1)))
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,560 @@
+"""Bars from files as people have them: detected, refused by row, stored with their origin, and written back without a digit changed."""
+import gzip
+import hashlib
+import io
+import json
+import os
+import zipfile
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from loopback import TICKERS, Loopback, a_market, same
+
+from cryptolstm import store as bar_store
+from cryptolstm.barfiles import export_bars, import_bars, read_bars, report_text
+from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash
+from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable, market_bars, market_name
+from cryptolstm.quality import quality_report
+from cryptolstm.store import bar_path, hour_number, read_store
+
+BTC = "BTC/USD"
+TRUE_GAPS = [("2021-08-13T02:00Z", 4), ("2021-09-29T07:00Z", 2), ("2023-03-24T13:00Z", 1)]  # Binance stood still in these hours
+HEAD = "date,open,high,low,close,volume\n"
+GOOD = ["2025-01-01 00:00,10,12,9,11,5", "2025-01-01 01:00,11,12,10,12,6", "2025-01-01 02:00,12,13,11,12,7", "2025-01-01 03:00,12,13,11,12,7"]
+
+
+def written(folder, name: str, content: str | bytes):
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def exactly(got: pd.DataFrame, expected: pd.DataFrame) -> None:
+    "The same hours and the same bits."
+    same(got, expected)
+    assert got.index.name == "timestamp" and list(got.columns) == COLUMNS and (got.dtypes == "float64").all()
+
+
+# -- every format, there and back ----------------------------------------------------------------------------------------
+
+
+@st.composite
+def some_bars(draw) -> pd.DataFrame:
+    "Between 8 and 60 hourly bars with any float for a price, most of them without a hole."
+    n = draw(st.integers(8, 60))
+    first = draw(st.integers(hour_number("2012-01-01"), hour_number("2026-01-01")))
+    price = st.floats(1e-9, 1e9, allow_nan=False)
+    prices = np.sort(np.array(draw(st.lists(st.tuples(*[price] * 4), min_size=n, max_size=n))), axis=1)
+    volume = draw(st.lists(st.floats(0, 1e12), min_size=n, max_size=n))
+    index = pd.DatetimeIndex(pd.to_datetime(3600 * (first + np.arange(n)), unit="s", utc=True), name="timestamp").as_unit("us")
+    bars = pd.DataFrame({"open": prices[:, 1], "high": prices[:, 3], "low": prices[:, 0], "close": prices[:, 2], "volume": volume}, index=index)
+    holes = draw(st.lists(st.integers(1, n - 2), max_size=n // 4, unique=True))
+    return bars.drop(bars.index[holes]) if holes else bars
+
+
+def seconds(bars, unit=1):
+    return (bars.index.as_unit("s").asi8 * unit).tolist()
+
+
+def cells(bars):
+    "Open, high, low, close, volume of each bar in their shortest exact spelling."
+    return [",".join(map(repr, r)) for r in bars[COLUMNS].to_numpy().tolist()]
+
+
+def as_csv(bars, times=None, head=HEAD, end="\n"):
+    times = bars.index.strftime("%Y-%m-%d %H:%M:%S") if times is None else times
+    return (head + end.join(f"{t},{c}" for t, c in zip(times, cells(bars), strict=True)) + end).encode()
+
+
+def as_cdd(bars):
+    units = [1, 1000]
+    lines = [f"{t * units[i % 2]},{when},BTC/USD,{c},{1.5 * i}" for i, (t, when, c) in
+             enumerate(zip(seconds(bars), bars.index.strftime("%Y-%m-%d %H:%M:%S"), cells(bars), strict=True))]
+    return "\r\n".join(["https://www.CryptoDataDownload.com", "unix,date,symbol,open,high,low,close,Volume BTC,Volume USD", *lines[::-1]]).encode()
+
+
+def as_old_cdd(bars):
+    lines = [f"{when},BTCUSD,{c},9" for when, c in zip(bars.index.strftime("%Y-%m-%d %I-%p"), cells(bars), strict=True)]
+    return "\n".join(["https://www.CryptoDataDownload.com", "Date,Symbol,Open,High,Low,Close,Volume BTC,Volume USD", *lines[::-1]]).encode()
+
+
+def as_klines(bars, unit=1000, head=""):
+    lines = [f"{t},{c},{t + 3600 * unit - 1},1.0,5,1.0,1.0,0" for t, c in zip(seconds(bars, unit), cells(bars), strict=True)]
+    return (head + "\n".join(lines)).encode()
+
+
+def as_zip(content):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("BTCUSDT-1h-2025-01.csv", content)
+    return out.getvalue()
+
+
+def as_file(frame, kind, **how):
+    out = io.BytesIO()
+    getattr(frame, f"to_{kind}")(out, **how)
+    return out.getvalue()
+
+
+def dated(bars):
+    return bars.reset_index().rename(columns={"timestamp": "date"})
+
+
+KLINE_HEAD = "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore\n"
+FORMATS = {  # what the report says → how such a file is made
+    "CSV: ISO 8601 text": as_csv,
+    "CSV: ISO 8601 text with a zone": lambda b: as_csv(b, b.index.strftime("%Y-%m-%dT%H:%M:%SZ")),
+    "CSV: ISO 8601 text, another zone": lambda b: as_csv(b, [t.isoformat() for t in b.index.tz_convert("Asia/Kolkata")]),
+    "CSV: s": lambda b: as_csv(b, seconds(b), "Timestamp,Open,High,Low,Close,Volume\n"),
+    "CSV: s as floats": lambda b: as_csv(b, [f"{t}.0" for t in seconds(b)]),
+    "CSV: µs": lambda b: as_csv(b, seconds(b, 10**6), end="\r\n"),
+    "CSV: ns": lambda b: as_csv(b, seconds(b, 10**9)),
+    "CSV: by semicolons, with a mark": lambda b: b"\xef\xbb\xbf" + as_csv(b).replace(b",", b";"),
+    "CSV in gzip": lambda b: gzip.compress(as_csv(b)),
+    "CSV without header": lambda b: as_csv(b, seconds(b), ""),
+    "CryptoDataDownload CSV": as_cdd,
+    "CryptoDataDownload CSV: old": as_old_cdd,
+    "Binance Vision klines": as_klines,
+    "Binance Vision klines: µs": lambda b: as_klines(b, 10**6),
+    "Binance Vision klines: header": lambda b: as_klines(b, 1000, KLINE_HEAD),
+    "Binance Vision klines in zip": lambda b: as_zip(as_klines(b)),
+    "freqtrade JSON": lambda b: json.dumps([[t, *r] for t, r in zip(seconds(b, 1000), b[COLUMNS].to_numpy().tolist(), strict=True)]).encode(),
+    "JSON records": lambda b: json.dumps([{"time": t, **r} for t, r in zip(seconds(b), b[COLUMNS].to_dict("records"), strict=True)]).encode(),
+    "freqtrade Feather": lambda b: as_file(dated(b), "feather"),
+    "Parquet": lambda b: as_file(b, "parquet"),
+    "Parquet: no zone, ms": lambda b: as_file(dated(b.set_axis(b.index.tz_localize(None).as_unit("ms"))), "parquet"),
+    "Parquet: numbers as text": lambda b: as_file(dated(b).assign(**{c: b[c].map(repr).to_numpy() for c in COLUMNS}), "parquet"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(bars=some_bars(), seed=st.integers(0, 99))
+def test_every_format_gives_the_same_bars_back_in_any_order(name, bars, seed, tmp_path):
+    for frame in (bars, bars.sample(frac=1, random_state=seed)):
+        got, notes = read_bars(written(tmp_path, "some.file", FORMATS[name](frame)), BTC)
+        exactly(got, bars)
+        assert notes["format"] == name.split(":")[0] and notes["rows"] == notes["bars"] == len(bars) and notes["skipped"] == 0
+        assert sum(n for _, n in notes["gaps"]) == hour_number(bars.index[-1]) - hour_number(bars.index[0]) + 1 - len(bars)
+    assert notes["order"] == "unordered" or len(bars) < 12
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(bars=some_bars(), suffix=st.sampled_from(["csv", "parquet"]))
+def test_import_and_export_change_no_bit(bars, suffix, tmp_path):
+    report = import_bars(written(tmp_path, "in.csv", as_csv(bars)), BTC, "somewhere", tmp_path, replace=True)
+    out = export_bars(BTC, "somewhere", tmp_path / f"out.{suffix}", tmp_path, start=report.first, end=pd.Timestamp(report.last) + HOUR)
+    got, _ = read_bars(out, BTC)
+    exactly(got.loc[got.index.isin(bars.index)], bars)
+    (tmp_path / "bars" / "somewhere" / "BTC_USD_1h.parquet").unlink()
+
+
+@pytest.mark.parametrize("ticker", [t.replace("/USD", "/USDT") for t in TICKERS])
+def test_real_binance_files_keep_their_three_true_gaps_and_every_bit(ticker, real_bars, client_home, tmp_path, monkeypatch):
+    monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
+    expected = real_bars(ticker, "binance")
+    report = import_bars(written(tmp_path, "given.parquet", as_file(expected, "parquet")), ticker, "binance")
+    assert report.gaps == TRUE_GAPS and (report.new, report.bars) == (len(expected), 17513)
+    hours = 17513 + 7
+    served = market_bars(ticker, hours, end="2023-07-01", exchange="binance")  # asks nobody: no test can reach Binance
+    assert served.attrs["source"] == "store" and len(served) == hours
+    exactly(served.loc[~served["is_gap"], COLUMNS], expected)
+    holes = pd.DatetimeIndex([pd.Timestamp(t) + k * HOUR for t, n in TRUE_GAPS for k in range(n)])
+    assert served.index[served["is_gap"]].equals(holes.as_unit("us"))
+    assert len(quality_report(served).tables["gaps"]) == 3
+    for suffix in ("csv", "parquet"):
+        out = export_bars(ticker, "binance", tmp_path / f"out.{suffix}")
+        again, notes = read_bars(out, ticker)
+        assert notes["gaps"] == TRUE_GAPS and bars_hash(again) == bars_hash(expected)
+        assert import_bars(out, ticker, "binance").same == len(expected)
+
+
+def test_real_klines_as_binance_gives_them_equal_the_recorded_bars(real_bars, tmp_path):
+    expected = real_bars("ETH/USDT", "binance")
+    content = as_zip(as_klines(expected.iloc[:9000]) + b"\n" + as_klines(expected.iloc[9000:], 10**6))  # ms, then µs as since 2025
+    got, notes = read_bars(written(tmp_path, "ETHUSDT-1h.zip", content), "ETH/USDT")
+    exactly(got, expected)
+    assert notes["times"] == "ms and µs" and notes["format"] == "Binance Vision klines in zip"
+
+
+# -- shorter bars --------------------------------------------------------------------------------------------------------
+
+
+def minutes(n=6 * 60, step=1, start="2020-02-29 22:00", seed=0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    close = 9000 + np.cumsum(rng.normal(size=n)).round(2)
+    opened = np.r_[9000.0, close[:-1]]
+    index = pd.date_range(start, periods=n, freq=f"{step}min", tz="UTC", name="timestamp")
+    return pd.DataFrame({"open": opened, "high": np.maximum(opened, close) + 1, "low": np.minimum(opened, close) - 1, "close": close,
+                         "volume": rng.integers(0, 1024, n) / 64}, index=index)
+
+
+def by_hand(bars):
+    "The same with pandas; volumes are sixty-fourths, so their sums are exact in any order."
+    return bars.resample("h").agg({"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"}).dropna()
+
+
+@pytest.mark.parametrize("step", [1, 5, 15, 30])
+def test_shorter_bars_become_hours(step, tmp_path):
+    bars = minutes(6 * 60 // step, step)
+    for frame in (bars, bars[::-1], bars.sample(frac=1, random_state=1)):
+        got, notes = read_bars(written(tmp_path, "m.csv", as_csv(frame)))
+        same(got, by_hand(bars))
+        assert notes["minutes"] == step and notes["partial"] == 0 and notes["cut"] == []
+
+
+def test_kaggle_minutes_without_a_trade_are_no_fault(tmp_path):
+    "Rows of NaN are minutes without a trade; an hour of them has no bar and is known to have none."
+    bars = minutes()
+    quiet = np.zeros(len(bars), bool)
+    quiet[[0, 7, 65]], quiet[120:180] = True, True
+    frame = bars.assign(currency=bars["volume"] * bars["close"], weighted=bars["close"])
+    frame[quiet] = np.nan
+    frame = frame.set_axis(["Open", "High", "Low", "Close", "Volume_(BTC)", "Volume_(Currency)", "Weighted_Price"], axis=1)
+    frame.insert(0, "Timestamp", frame.index.as_unit("s").asi8)
+    file = written(tmp_path, "bitstamp.csv", frame.to_csv(index=False, na_rep="NaN"))
+    got, notes = read_bars(file, BTC)
+    same(got, by_hand(bars[~quiet]).query("volume > 0"))
+    assert notes["format"] == "Kaggle Bitstamp CSV" and (notes["empty"], notes["untraded"], notes["partial"]) == (63, 1, 0)
+    assert notes["gaps"] == [("2020-03-01T00:00Z", 1)]
+
+
+def test_hours_cut_by_the_ends_of_a_file_are_left_out_and_thin_hours_are_counted(tmp_path):
+    bars = minutes().iloc[10:-5]
+    thin = bars.drop(bars.index[50:80])
+    got, notes = read_bars(written(tmp_path, "m.csv", as_csv(thin)))
+    same(got, by_hand(thin).iloc[1:-1])
+    assert notes["cut"] == ["2020-02-29T22:00Z", "2020-03-01T03:00Z"] and notes["partial"] == 1
+
+
+@pytest.mark.parametrize("hours", [2, 4, 24, 168])
+def test_bars_longer_than_an_hour_are_refused(hours, tmp_path):
+    index = pd.date_range("2024-01-01", periods=20, freq=f"{hours}h", tz="UTC", name="timestamp")
+    with pytest.raises(InputError, match=f"has bars of {hours} hours; pass hourly bars"):
+        read_bars(written(tmp_path, "long.csv", as_csv(minutes(20).set_axis(index))))
+
+
+# -- what is refused, and where ------------------------------------------------------------------------------------------
+
+FAULTS = {  # the line that takes the place of line 4 of the file → the reason
+    "2025-01-01 02:00,twelve,13,11,12,7": "row 4 has 'twelve' as open where a number belongs",
+    '2025-01-01 02:00,"1,234.5",13,11,12,7': "row 4 has '1,234.5' as open where a number belongs",
+    "2025-01-01 02:00,0x10,17,11,12,7": "row 4 has '0x10' as open where a number belongs",
+    "2025-01-01 02:00,12,13,11,NaN,7": "row 4 has no close",
+    "2025-01-01 02:00,,,,,": "row 4 has no open and high and low and close and volume",
+    "2025-01-01 02:00,12,13,11,12,": "row 4 has no volume",
+    "2025-01-01 02:00,12,inf,11,12,7": "row 4 has no high",
+    "2025-01-01 02:00,12,10,11,12,7": "row 4 has a high below its low",
+    "2025-01-01 02:00,14,13,11,12,7": "row 4 has an open or close outside high and low",
+    "2025-01-01 02:00,12,13,0,12,7": "row 4 has a price that is not positive",
+    "2025-01-01 02:00,12,13,-11,12,7": "row 4 has a price that is not positive",
+    "2025-01-01 02:00,12,13,11,12,-7": "row 4 has a negative volume",
+    "2025-01-01 02:30,12,13,11,12,7": "row 4 opens at 2025-01-01 02:30 UTC, off the hour",
+    "2025-01-01 02:00:00.001,12,13,11,12,7": "row 4 opens at",
+    "2025-01-01 01:00,12,13,11,12,7": "row 3 gives other values than row 4 for 2025-01-01 01:00 UTC, and 1 more row cannot",
+    "yesterday,12,13,11,12,7": "row 4 has 'yesterday' where a time belongs",
+    "1999-01-01 02:00,12,13,11,12,7": "row 4 opens at 1999-01-01 02:00 UTC, which is before 2009 or still to come",
+    "2999-01-01 02:00,12,13,11,12,7": "row 4 opens at 2999-01-01 02:00 UTC, which is before 2009 or still to come",
+    "2025-01-01 02:00,12,13": "row 4 has 3 fields instead of 6",
+    "date,open,high,low,close,volume": "row 4 has 'date' where a time belongs",
+}
+
+
+@pytest.mark.parametrize("line", FAULTS)
+def test_a_bad_row_refuses_the_whole_file_and_is_named(line, tmp_path):
+    text = HEAD + "\n".join([*GOOD[:2], line, GOOD[3]]) + "\n"
+    with pytest.raises(InputError) as e:
+        import_bars(written(tmp_path, "bad.csv", text), BTC, "somewhere", tmp_path)
+    assert FAULTS[line] in str(e.value) and "nothing was imported" in str(e.value) and str(e.value).count("\n") == 0
+    assert not bar_path(tmp_path, "somewhere", BTC).exists()
+
+
+@pytest.mark.parametrize("line", FAULTS)
+def test_bad_rows_can_be_left_out_and_are_reported(line, tmp_path):
+    text = HEAD + "\n".join([*GOOD[:2], line, GOOD[3]]) + "\n"
+    report = import_bars(written(tmp_path, "bad.csv", text), BTC, "somewhere", tmp_path, skip_bad=True)
+    twice = "01:00,12" in line  # two rows contradict each other: neither is believed
+    assert report.skipped == 1 + twice and list(report.bad) == ["3", "4"][not twice:] and report.bars == 3 - twice
+    assert "bad row" in report_text(report) and json.loads(json.dumps(asdict(report)))["bars"] == report.bars
+
+
+def test_rows_are_counted_as_an_editor_shows_them(tmp_path):
+    "The lines above the header, the header, empty lines and Windows line ends count."
+    lines = ["https://www.CryptoDataDownload.com", "", "unix,date,symbol,open,high,low,close,Volume BTC,Volume USD", "",
+             "1735689600,x,BTC/USD,10,12,9,11,5,9", "", "", "1735693200,x,BTC/USD,10,12,9,11,5,9", "1735696800,x,BTC/USD,10,8,9,11,5,9", ""]
+    for end in ("\n", "\r\n"):
+        with pytest.raises(InputError, match="row 9 has a high below its low"):
+            read_bars(written(tmp_path, "x.csv", end.join(lines)), BTC)
+        with pytest.raises(InputError, match="row 9 has a high below its low, and 1 more"):  # rows that come after a torn one count alike
+            read_bars(written(tmp_path, "x.csv", end.join([*lines[:9], "1735700400,x", *lines[9:]])), BTC)
+
+
+def test_rows_of_parquet_and_json_are_counted_from_the_first_bar(tmp_path):
+    bars = a_market(5)
+    bars.attrs = {}
+    bad = bars.assign(low=[*bars["low"][:3], 0.0, bars["low"].iloc[4]])
+    for content in (as_file(bad, "parquet"), as_file(dated(bad), "feather"), FORMATS["freqtrade JSON"](bad)):
+        with pytest.raises(InputError, match="row 4 has a price that is not positive.*the first bar is row 1"):
+            read_bars(written(tmp_path, "x", content))
+
+
+def test_identical_rows_are_dropped_and_counted(tmp_path):
+    got, notes = read_bars(written(tmp_path, "x.csv", HEAD + "\n".join([GOOD[0], GOOD[1], GOOD[1], GOOD[0], GOOD[2], GOOD[1]])))
+    assert len(got) == 3 and notes["repeated"] == 3 and notes["skipped"] == 0
+
+
+NOT_BARS = {
+    "<!DOCTYPE html><html><body>404</body></html>": "is a web page", "": "is empty", "\n \n": "is empty", HEAD: "no bars",
+    "nothing here\nto see\n": "no table of bars",
+    "date,open,high,low,volume,x\n2025-01-01,1,1,1,1,1\n": "no column for close; found date, open, high, low, volume, x",
+    "date,open,high,low,close\n2025-01-01,1,1,1,1\n": "no column for volume; found date, open, high, low, close",
+    "price,open,high,low,close,volume\n1,1,1,1,1,1\n": "no column for time",
+    "unix,open,high,low,close,Volume USD\n1735689600,1,1,1,1,1\n": "none of them the volume in BTC",
+    "date,symbol,open,high,low,close,volume\n2025-01-01,ETHUSD,1,1,1,1,1\n": "holds bars of ETHUSD, not of BTC/USD",
+    "[]": "JSON without a list of bars", '{"Response": "Error"}': "JSON without a list of bars", "[1, 2": "is not JSON", '["a", "b"]': "row 1 is no bar",
+    '[{"a": 1}]': "no column for time and open",
+    "1735689600000,1,2,1,2,5,6,7\n": "8 columns without a header", "PAR1 and no more": "damaged Parquet", "ARROW1 and no more": "damaged Feather",
+    "\x1f\x8bno gzip": "cannot be unpacked", "PK\x03\x04no zip": "cannot be unpacked", "\x89PNG\r\n\x1a\n\x00\x00": "neither text nor",
+}
+
+
+@pytest.mark.parametrize("content", NOT_BARS)
+def test_a_file_that_holds_no_bars_is_refused_with_a_sentence(content, tmp_path):
+    with pytest.raises(InputError, match="file.csv") as e:
+        import_bars(written(tmp_path, "file.csv", content.encode("latin-1")), BTC, "somewhere", tmp_path)
+    assert NOT_BARS[content] in str(e.value) and str(e.value).count("\n") == 0
+
+
+def test_a_zip_of_several_files_a_folder_and_a_missing_file_are_refused(tmp_path):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name in "ab":
+            z.writestr(f"{name}.csv", HEAD)
+    with pytest.raises(InputError, match="a zip of 2 files"):
+        read_bars(written(tmp_path, "x.zip", out.getvalue()))
+    with pytest.raises(InputError, match="is a folder"):
+        read_bars(tmp_path)
+    with pytest.raises(InputError, match="there is no file"):
+        read_bars(tmp_path / "none.csv")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(name=st.sampled_from(sorted(FORMATS)), cut=st.integers(0, 4000), noise=st.binary(max_size=12), at=st.integers(0, 4000))
+@example(name="CSV: s", cut=0, noise=b"\xff\xfe", at=60)
+@example(name="JSON records", cut=0, noise=b"null,", at=1)
+def test_a_damaged_file_gives_bars_or_one_sentence(name, cut, noise, at, tmp_path):
+    "Whatever is done to a file, it is read or refused; nothing else comes out."
+    content = FORMATS[name](a_market(20))
+    content = content[:max(1, len(content) - cut)]
+    content = content[:at % len(content)] + noise + content[at % len(content):]
+    for skip in (False, True):
+        try:
+            bars, notes = read_bars(written(tmp_path, "x", content), BTC, skip_bad=skip)
+            assert len(bars) == notes["bars"] > 0
+        except InputError as e:
+            assert "\n" not in str(e)
+
+
+# -- times ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("day", ["2025-03-09", "2025-11-02"])
+def test_local_times_of_both_daylight_saving_days_are_read_bar_by_bar(day, tmp_path):
+    index = pd.date_range(pd.Timestamp(day, tz="UTC") - 12 * HOUR, periods=60, freq="h", name="timestamp")
+    bars = a_market(60).set_axis(index.as_unit("us"))
+    local = bars.index.tz_convert("America/Denver").strftime("%m/%d/%Y %H:%M")
+    for frame, times in ((bars, local), (bars[::-1], local[::-1])):
+        got, notes = read_bars(written(tmp_path, "local.csv", as_csv(frame, times)), tz="America/Denver")
+        exactly(got, bars)
+        assert notes["times"].endswith("in America/Denver")
+
+
+def test_a_local_time_that_does_not_exist_is_a_bad_row(tmp_path):
+    text = HEAD + "\n".join(f"2025-03-09 0{h}:00,10,12,9,11,5" for h in range(6))
+    with pytest.raises(InputError, match="row 4 has '2025-03-09 02:00' where a time belongs"):
+        read_bars(written(tmp_path, "local.csv", text), tz="America/Denver")
+
+
+def test_day_and_month_are_told_apart_by_what_follows_what(tmp_path):
+    bars = a_market(60, end="2025-02-04")
+    for spelling in ("%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M"):
+        exactly(read_bars(written(tmp_path, "x.csv", as_csv(bars, bars.index.strftime(spelling))))[0], bars)
+
+
+def test_day_and_month_that_could_be_swapped_are_refused(tmp_path):
+    with pytest.raises(InputError, match="day and month cannot be told apart"):
+        read_bars(written(tmp_path, "x.csv", HEAD + "01/02/2025 00:00,1,1,1,1,1\n01/02/2025 01:00,1,1,1,1,1\n"))
+
+
+def test_the_bar_in_progress_when_the_file_was_written_is_left_out(tmp_path):
+    file = written(tmp_path, "x.csv", HEAD + "\n".join(GOOD))
+    os.utime(file, (0, pd.Timestamp("2025-01-01 03:30Z").timestamp()))
+    got, notes = read_bars(file)
+    assert notes["in_progress"] == "2025-01-01T03:00Z" and len(got) == 3
+    os.utime(file, (0, pd.Timestamp("2025-01-01 04:00Z").timestamp()))
+    assert len(read_bars(file)[0]) == 4
+
+
+# -- the store -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stored_bar_is_not_overwritten_by_a_file_that_differs(tmp_path):
+    bars = a_market(30)
+    import_bars(written(tmp_path, "a.csv", as_csv(bars)), BTC, "somewhere", tmp_path)
+    before = read_store(bar_path(tmp_path, "somewhere", BTC))
+    other = bars.iloc[10:].copy()
+    other.iloc[5:7, 4] += 1.0
+    file = written(tmp_path, "b.csv", as_csv(other))
+    with pytest.raises(InputError, match="^2 bars of b.csv differ from stored ones, the first at 2025-01-31 09:00: volume is .* pass replace") as e:
+        import_bars(file, BTC, "somewhere", tmp_path)
+    assert repr(float(bars["volume"].iloc[15])) in str(e.value) and repr(float(other["volume"].iloc[5])) in str(e.value)
+    after = read_store(bar_path(tmp_path, "somewhere", BTC))
+    assert bars_hash(after.bars) == bars_hash(before.bars) and after.origin == before.origin
+    report = import_bars(file, BTC, "somewhere", tmp_path, replace=True)
+    assert (report.new, report.same, report.replaced) == (0, 18, 2)
+    stored = read_store(bar_path(tmp_path, "somewhere", BTC))
+    exactly(stored.bars, pd.concat([bars.iloc[:10], other]))
+    assert [e["file"] for e in stored.origin["imports"]] == ["a.csv", "b.csv"] and len(stored.origin["revised"]) == 2
+
+
+def test_the_origin_of_imported_bars_is_kept(tmp_path):
+    content = as_csv(a_market(30))
+    for _ in range(2):  # the same file twice is one import
+        report = import_bars(written(tmp_path, "a.csv", content), BTC, "somewhere", tmp_path)
+    entry, = read_store(bar_path(tmp_path, "somewhere", BTC)).origin["imports"]
+    assert entry["sha256"] == report.sha256 == hashlib.sha256(content).hexdigest()
+    assert entry["format"] == "CSV" and entry["bars"] == report.same == 30 and pd.Timestamp(entry["imported_at"]).tzinfo is not None
+
+
+def test_months_imported_one_by_one_leave_what_lies_between_unknown(tmp_path):
+    bars = a_market(90)
+    for k in (0, 60):
+        import_bars(written(tmp_path, "m.csv", as_csv(bars.iloc[k:k + 30])), BTC, "somewhere", tmp_path)
+    first = hour_number(bars.index[0])
+    assert read_store(bar_path(tmp_path, "somewhere", BTC)).covered == [(first, first + 30), (first + 60, first + 90)]
+
+
+def holed_file(folder, bars):
+    return written(folder, "holed.csv", as_csv(bars.drop(bars.index[[500, 501, 700]])))
+
+
+def test_holes_of_a_file_are_gaps_and_nobody_is_asked_for_them(client, exchange, client_home, tmp_path):
+    import_bars(holed_file(tmp_path, a_market()), "ETH/USD", market_name("coinbaseexchange", exchange.url))
+    bars = client.get_historical_bars("ETH/USD", 1000, end="2025-02-01")
+    assert bars["is_gap"].sum() == 3 and bars.attrs["source"] == "store" and not exchange.asked
+
+
+def test_open_holes_of_a_file_are_asked_for_and_filled(client, exchange, client_home, tmp_path):
+    import_bars(holed_file(tmp_path, a_market()), "ETH/USD", market_name("coinbaseexchange", exchange.url), gaps="open")
+    bars = client.get_historical_bars("ETH/USD", 1000, end="2025-02-01")
+    same(bars, a_market())
+    assert not bars["is_gap"].any() and exchange.count("candles") == 2
+
+
+def test_open_holes_of_an_exchange_out_of_reach_are_said_and_not_made_up(client_home, tmp_path):
+    import_bars(holed_file(tmp_path, a_market()), BTC, market_name("bitstamp", os.environ["CRYPTOLSTM_EXCHANGE_URL"]), gaps="open")
+    with pytest.raises(ExchangeUnreachable, match="bitstamp cannot be reached"):
+        market_bars(BTC, 1000, end="2025-02-01", exchange="bitstamp")
+    assert len(market_bars(BTC, 299, end="2025-02-01", exchange="bitstamp")) == 299  # beyond the last hole nothing is missing
+
+
+def test_a_later_fetch_goes_on_where_the_file_ends(client_home, tmp_path):
+    with Loopback({"ETH/USD": a_market()}, now="2025-02-01") as exchange:
+        import_bars(written(tmp_path, "old.csv", as_csv(a_market().iloc[:900])), "ETH/USD", market_name("coinbaseexchange", exchange.url))
+        bars = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars("ETH/USD", 1000)
+    same(bars, a_market())
+    assert not bars["is_gap"].any() and exchange.count("candles") <= 2
+
+
+def test_rows_left_out_are_remembered_as_dropped(client_home, tmp_path, monkeypatch):
+    monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
+    text = HEAD + "\n".join([*GOOD[:2], "2025-01-01 02:00,12,10,11,12,7", GOOD[3]])
+    import_bars(written(tmp_path, "bad.csv", text), BTC, "bitstamp", skip_bad=True)
+    bars = market_bars(BTC, 4, end="2025-01-01 04:00", exchange="bitstamp")
+    assert bars.attrs["dropped"] == {"high below low": 1} and bars["is_gap"].tolist() == [False, False, True, False]
+
+
+def test_an_import_waits_for_the_process_that_has_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(bar_store, "LOCK_WAIT", 0.05)
+    path = bar_path(tmp_path, "somewhere", BTC)
+    path.parent.mkdir(parents=True)
+    with FileLock(path.with_name(f".{path.name}.lock")), pytest.raises(OperationError, match="another process is changing"):
+        import_bars(written(tmp_path, "a.csv", as_csv(a_market(30))), BTC, "somewhere", tmp_path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("exchange", ["../up", "", "a/b", "simulated", "Auto", "x y"])
+def test_a_name_that_is_no_exchange_is_refused(exchange, tmp_path):
+    with pytest.raises(InputError, match="such as binance"):
+        import_bars(written(tmp_path, "a.csv", as_csv(a_market(9))), BTC, exchange, tmp_path)
+
+
+# -- export --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_is_plain_and_cut_where_asked(tmp_path):
+    bars = a_market(30)
+    import_bars(written(tmp_path, "a.csv", as_csv(bars)), BTC, "somewhere", tmp_path)
+    out = export_bars(BTC, "somewhere", tmp_path / "out.csv", tmp_path, start=bars.index[3], end=bars.index[9])
+    lines = out.read_text().splitlines()
+    assert lines[0] == "timestamp,open,high,low,close,volume" and len(lines) == 1 + 6 and lines[1].startswith(f"{bars.index[3]:%Y-%m-%dT%H:%M:%SZ},")
+    frame = pd.read_parquet(export_bars(BTC, "somewhere", tmp_path / "out.parquet", tmp_path))
+    exactly(frame, bars)
+
+
+def test_an_export_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    import_bars(written(tmp_path, "a.csv", as_csv(a_market(30))), BTC, "somewhere", tmp_path)
+    old = written(tmp_path, "out.csv", "old")
+    for start, name in (("2030-01-01", "out.csv"), (None, "out.xlsx")):
+        with pytest.raises(InputError):
+            export_bars(BTC, "somewhere", tmp_path / name, tmp_path, start=start)
+    with pytest.raises(InputError, match="there is no folder"):
+        export_bars(BTC, "somewhere", old / "below" / "out.csv", tmp_path)
+    (tmp_path / "taken.csv").mkdir()
+    with pytest.raises(OperationError, match="cannot write"):
+        export_bars(BTC, "somewhere", tmp_path / "taken.csv", tmp_path)
+    assert old.read_text() == "old" and not (tmp_path / "out.xlsx").exists()
+
+
+# -- what a file says of itself --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather"])
+@pytest.mark.parametrize("market", ["kraken", "simulated_mine"])
+def test_simulated_bars_in_a_file_do_not_become_a_market(tmp_path, kind, market):
+    bars = a_market(50, ticker=BTC)
+    assert bars.attrs["simulated"]
+    bars.to_parquet(tmp_path / "sim.parquet") if kind == "parquet" else dated(bars).to_feather(tmp_path / "sim.feather")
+    with pytest.raises(InputError, match=rf"sim\.{kind} says that its bars are simulated; pass bars of a real market"):
+        import_bars(tmp_path / f"sim.{kind}", BTC, market, tmp_path / "home")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_file_that_names_another_ticker_or_market_is_refused(tmp_path):
+    bars = a_market(50)
+    bars.attrs = {"ticker": "ETH/USD", "exchange": "kraken", "simulated": False}
+    bars.to_parquet(tmp_path / "real.parquet")
+    with pytest.raises(InputError, match="of ETH/USD, not of BTC/USD; pass the ticker it holds"):
+        import_bars(tmp_path / "real.parquet", BTC, "kraken", tmp_path)
+    with pytest.raises(InputError, match="of kraken, not of bitstamp; pass the exchange it names"):
+        import_bars(tmp_path / "real.parquet", "ETH/USD", "bitstamp", tmp_path)
+    assert import_bars(tmp_path / "real.parquet", "ETH/USD", "kraken", tmp_path).new == 50
+    out = export_bars("ETH/USD", "kraken", tmp_path / "out.parquet", tmp_path)
+    with pytest.raises(InputError, match="of kraken, not of bitstamp"):
+        import_bars(out, "ETH/USD", "bitstamp", tmp_path)
+    assert import_bars(out, "ETH/USD", "kraken", tmp_path).same == 50
+
+
+def test_files_of_odd_shapes_are_refused_in_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="nested too deeply"):
+        read_bars(written(tmp_path, "deep.json", "[" * 200_000))
+    bars = a_market(5)
+    bars.attrs = {}
+    bars.assign(open=[{"x": 1.0}] * 5).to_parquet(tmp_path / "struct.parquet")
+    with pytest.raises(InputError, match="struct.parquet: column open holds struct<x: double>, not one value a row"):
+        read_bars(tmp_path / "struct.parquet")

@@ -1,0 +1,510 @@
+"""Bad days: every fault of an exchange, a line or a disk, through the real ccxt code against the loop-back exchange."""
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from loopback import FAULTS, SILENCES, TICKERS, Answer, Loopback, a_market, bad_luck, same
+
+from cryptolstm import data
+from cryptolstm.core import InputError, OperationError
+from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable, market_bars, read_store
+from cryptolstm.simulate import demo_market
+
+CLOSED = "http://127.0.0.1:9"
+ETH, CANDLES = "ETH/USD", "/products/ETH-USD/candles"
+
+
+def stored(client) -> data.BarStore:
+    return read_store(client.path(ETH))
+
+
+# -- what cannot be believed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("reason", "spoil"), [
+    ("high below low", lambda r: [r[0], r[2] + 1, r[1], *r[3:]]), ("a missing value", lambda r: [*r[:4], None, r[5]]),
+    ("a price that is not positive", lambda r: [r[0], 0.0, *r[2:]]), ("a price that is not positive", lambda r: [r[0], -r[1], *r[2:]]),
+    ("off the hour", lambda r: [r[0] + 60, *r[1:]]), ("a negative volume", lambda r: [*r[:5], -1.0]),
+    ("open or close outside high and low", lambda r: [*r[:3], r[2] * 2, *r[4:]])])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_broken_candle_is_dropped_and_counted(exchange, client, reason, spoil, lasting):
+    hour = int(pd.Timestamp("2025-01-31T10:00Z").timestamp())
+
+    def broken(path, query, answer):
+        if path == CANDLES and (lasting or exchange.count("candles") == 1):
+            return Answer([spoil(r) if r[0] == hour else r for r in answer.body])
+
+    exchange.faults.append(broken)
+    bars, expected = client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:]
+    assert bars.attrs.get("dropped") == ({reason: 1} if lasting else None)  # not where the bar came good on the next look
+    assert list(bars.index[bars["is_gap"]]) == ([pd.Timestamp("2025-01-31T10:00Z")] if lasting else [])
+    same(bars[~bars["is_gap"]], expected[~bars["is_gap"].to_numpy()])
+    assert client.get_historical_bars(ETH, 100).attrs.get("dropped") == bars.attrs.get("dropped")  # the note is kept with the bars
+
+
+def test_candles_that_a_page_of_duplicates_pushes_out_are_asked_for_again(exchange, client):
+    exchange.faults.append(lambda path, query, a: Answer([r for r in a.body for _ in range(3)]) if path == CANDLES else None)
+    same(client.get_historical_bars(ETH, 250), exchange.candles(ETH).iloc[-250:])  # ccxt cuts an answer to the number asked for
+
+
+def test_duplicated_unordered_and_foreign_candles(exchange, client):
+    def shuffled(path, query, answer):
+        if path == CANDLES:
+            far = [answer.body[0][0] + 10**9, *answer.body[0][1:]]
+            rows = [*answer.body, *answer.body[50:53], far]
+            return Answer(rows[::2] + rows[1::2])
+
+    exchange.faults.append(shuffled)
+    bars = client.get_historical_bars(ETH, 100)
+    same(bars, exchange.candles(ETH).iloc[-100:])
+    assert bars.attrs["dropped"] == {"duplicated": 3}
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("path", ["/time", "/products", CANDLES])
+def test_a_passing_fault_costs_nothing_but_time(exchange, client, name, path):
+    hit = []
+
+    def once(asked, query, answer):
+        if asked == path and not hit:
+            hit.append(asked)
+            return FAULTS[name](answer)
+
+    exchange.faults.append(once)
+    same(client.get_historical_bars(ETH, 350), exchange.candles(ETH).iloc[-350:])
+    assert hit == [path]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_lasting_fault_ends_with_one_sentence_and_keeps_what_was_fetched(exchange, client, monkeypatch, name):
+    monkeypatch.setattr(data, "BUDGET", 0.6)
+    exchange.faults.append(lambda path, query, a: FAULTS[name](a) if path == CANDLES and query["start"] < "2025-01-15" else None)
+    with pytest.raises(OperationError, match="coinbaseexchange did not give the bars of ETH/USD from 2025-01-07") as caught:
+        client.get_historical_bars(ETH, 600)
+    assert not isinstance(caught.value, ExchangeUnreachable) and "<" not in str(caught.value) and "\n" not in str(caught.value)
+    same(stored(client).bars, exchange.candles(ETH).iloc[-300:])
+    exchange.faults.clear()
+    exchange.forget()
+    same(client.get_historical_bars(ETH, 600), exchange.candles(ETH).iloc[-600:])
+    assert exchange.count("candles") == 1
+
+
+@pytest.mark.parametrize("name", SILENCES)
+@pytest.mark.parametrize("where", ["newest", "middle", "oldest", "all"])
+@pytest.mark.parametrize("hours", [1, 5, 600, 900])
+def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkeypatch, name, where, hours):
+    "Pages that come empty or short for a while: an error or a note, nothing of it known, and afterwards exactly the served bars."
+    monkeypatch.setattr(data, "PAUSE", 0.002)
+    exchange.now, spoil = pd.Timestamp("2025-01-30T00:10Z"), SILENCES[name]
+    hit = {"newest": lambda q: q["end"] > "2025-01-25", "middle": lambda q: q["start"] < "2025-01-12" < q["end"],
+           "oldest": lambda q: q["start"] < "2025-01-08", "all": lambda q: True}[where]
+    exchange.faults.append(lambda path, query, a: Answer(spoil(a.body)) if path == CANDLES and hit(query) else None)
+    served = exchange.candles(ETH)
+    for minutes in (0, 20, 39):  # less than an hour
+        exchange.now += pd.Timedelta(minutes=minutes)
+        try:
+            bars = client.get_historical_bars(ETH, hours)
+        except OperationError as e:
+            assert "ETH/USD" in str(e) and "try again later" in str(e) and not isinstance(e, InputError)
+        else:
+            gone = len(served.loc[:bars.index[-1]].iloc[-hours:]) - int((~bars["is_gap"]).sum())
+            assert not gone or {"unconfirmed", "short"} & set(bars.attrs)
+        half = stored(client)
+        same(half.bars, served[data.inside(data.hours_of(served.index), half.covered)])  # an hour is known where its bar is, and nowhere else
+    exchange.faults.clear()
+    bars = client.get_historical_bars(ETH, hours)
+    same(bars, served.loc[:"2025-01-29 23:00" if exchange.now < pd.Timestamp("2025-01-30T01:00Z") else "2025-01-30 00:00"].iloc[-hours:])
+    assert not bars["is_gap"].any() and not {"unconfirmed", "short", "revised"} & set(bars.attrs)
+
+
+def test_an_exchange_that_keeps_back_its_newest_bars_fails_and_heals(exchange, client):
+    exchange.now = pd.Timestamp("2025-01-30T00:10Z")
+    exchange.faults.append(lambda path, query, a: Answer([]) if path == CANDLES and query["end"] > "2025-01-25" else None)
+    with pytest.raises(OperationError, match=r"coinbaseexchange gives no bars of ETH/USD from 2025-01-17 12:00 to 2025-01-30 00:00, although it has "
+                                             r"earlier ones; try again later, or pass an end of 2025-01-17T12:00Z or before"):
+        client.get_historical_bars(ETH, 600)
+    same(client.get_historical_bars(ETH, 100, end="2025-01-17T12:00Z"), exchange.candles(ETH).loc[:"2025-01-17T11:00Z"].iloc[-100:])
+    exchange.faults.clear()
+    same(client.get_historical_bars(ETH, 600), exchange.candles(ETH).loc[:"2025-01-29 23:00"].iloc[-600:])
+
+
+def test_an_exchange_that_has_no_bars_at_all_is_an_error_and_no_mistake_of_the_user(exchange, client):
+    exchange.faults.append(lambda path, query, a: Answer([]) if path == CANDLES else None)
+    for how in ({}, {"end": "2025-01-20"}):
+        with pytest.raises(OperationError, match="coinbaseexchange lists ETH/USD but gives no bars of it, neither from .* nor at any other time; try"):
+            client.get_historical_bars(ETH, 300, **how)
+    assert not client.path(ETH).exists()
+
+
+def test_bars_that_stop_while_the_clock_goes_on_are_an_error_within_a_day(exchange, client, monkeypatch):
+    monkeypatch.setattr(data, "PAUSE", 0.002)
+    exchange.now = pd.Timestamp("2025-01-25T00:10Z")
+    client.get_historical_bars(ETH, 100)
+    stop = exchange.now.timestamp() // 3600 * 3600
+    exchange.faults.append(lambda path, query, a: Answer([r for r in a.body if r[0] < stop]) if path == CANDLES else None)
+    errors = []
+    for _ in range(30):
+        exchange.now += pd.Timedelta("1h")
+        try:
+            assert "short" in client.get_historical_bars(ETH, 100).attrs
+        except OperationError as e:
+            errors.append(str(e))
+    assert len(errors) == 6 and "gives no bars of ETH/USD from 2025-01-25 00:00" in errors[0]
+    exchange.faults.clear()
+    exchange.now += pd.Timedelta("1h")
+    bars = client.get_historical_bars(ETH, 100)
+    same(bars, exchange.candles(ETH).loc[:"2025-01-26 06:00"].iloc[-100:])
+    assert not {"revised", "short", "unconfirmed"} & set(bars.attrs)
+
+
+def test_nobody_there_is_found_out_quickly(client_home):
+    before = time.monotonic()
+    with pytest.raises(ExchangeUnreachable, match=r"coinbaseexchange cannot be reached at 127.0.0.1:9 \(connection refused\)"):
+        CryptoMarketDataClient(exchange_url=CLOSED).get_historical_bars(ETH, 10)
+    assert time.monotonic() - before < 6
+
+
+def test_a_server_that_never_answers_counts_as_unreachable(exchange, client, monkeypatch):
+    monkeypatch.setattr(data, "FIRST_CONTACT", 0.4)
+    client.exchange.timeout = 300
+    exchange.faults.append(lambda path, query, a: Answer(a.body, delay=1.0))
+    with pytest.raises(ExchangeUnreachable, match="did not answer in time"):
+        client.get_historical_bars(ETH, 10)
+
+
+def test_unknown_names(exchange, client):
+    with pytest.raises(InputError, match="coinbaseexchange does not list ETHH/USD; did you mean ETH/USD?"):
+        client.get_historical_bars("ETHH/USD", 10)
+    with pytest.raises(InputError, match="such as ETH/USD"):
+        client.get_realtime_price("ZZZ/QQQ")
+    with pytest.raises(InputError, match="such as kraken"):
+        CryptoMarketDataClient("krakken")
+    assert not (client.home / "bars" / "coinbaseexchange" / "ETHH_USD_1h.parquet").exists()
+
+
+# -- limits and pauses -------------------------------------------------------------------------------------------------
+
+
+def limited(exchange, times: int, retry_after, part: str = "candles"):
+    "A fault: the first `times` questions for `part` are answered with 429 and a `Retry-After`. Returns when each question came."
+    came = []
+
+    def fault(path, query, answer):
+        if part in path:
+            came.append(time.monotonic())
+            if len(came) <= times:
+                return Answer({"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": retry_after(exchange)})
+
+    exchange.faults.append(fault)
+    return came
+
+
+@pytest.mark.parametrize("retry_after", [lambda e: "1", lambda e: (e.now + pd.Timedelta("1s")).strftime("%a, %d %b %Y %H:%M:%S GMT")], ids=["seconds", "date"])
+def test_retry_after_is_obeyed_within_the_budget(exchange, client, retry_after):
+    came = limited(exchange, 1, retry_after)
+    same(client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:])
+    assert 1.0 <= came[1] - came[0] < 2.5  # the date is read by the exchange's clock, which stands in 2025
+
+
+def test_retry_after_beyond_the_budget_is_said_at_once(exchange, client):
+    came = limited(exchange, 9, lambda e: "3600")
+    before = time.monotonic()
+    with pytest.raises(OperationError, match="the bars of ETH/USD from 2025-01-27 20:00 to 2025-02-01 00:00: it limits our requests and asks to wait 3600 s"):
+        client.get_historical_bars(ETH, 100)
+    assert len(came) == 1 and time.monotonic() - before < 2
+
+
+def test_a_server_that_is_busy_says_how_long(exchange, client):
+    exchange.faults.append(lambda path, query, a: Answer(b"busy", 503, {"Retry-After": "120"}) if path == CANDLES else None)
+    with pytest.raises(OperationError, match="HTTP status 503 and asks to wait 120 s"):
+        client.get_historical_bars(ETH, 100)
+
+
+@pytest.mark.parametrize("path", ["/time", "/products", CANDLES])
+def test_a_time_out_is_tried_again(exchange, client, path):
+    client.exchange.timeout, slow = 300, []
+
+    def once(asked, query, answer):
+        if asked == path and not slow:
+            slow.append(asked)
+            return Answer(answer.body, delay=0.8)
+
+    exchange.faults.append(once)
+    same(client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:])
+    assert slow == [path]
+
+
+@pytest.mark.parametrize("path", ["/time", "/products", CANDLES])
+def test_an_error_names_exchange_ticker_and_span(exchange, client, monkeypatch, path):
+    monkeypatch.setattr(data, "BUDGET", 0.3)
+    exchange.faults.append(lambda asked, query, a: Answer(b"", 503) if asked == path else None)
+    with pytest.raises(OperationError, match="coinbaseexchange did not give .*ETH/USD.*503") as caught:
+        client.get_historical_bars(ETH, 100, end="2025-01-20")
+    assert path == "/products" or "from 2025-01-15 20:00 to 2025-01-20 00:00" in str(caught.value)
+
+
+# -- pages that are not what was asked for -----------------------------------------------------------------------------
+
+
+def test_an_empty_page_inside_a_span_is_asked_for_again(exchange, client):
+    empty = []
+
+    def twice(path, query, answer):
+        if path == CANDLES and query["start"] < "2025-01-20" < query["end"] and len(empty) < data.LOOKS - 1:
+            empty.append(query)
+            return Answer([])
+
+    exchange.faults.append(twice)
+    bars = client.get_historical_bars(ETH, 900)
+    same(bars, exchange.candles(ETH).iloc[-900:])
+    assert len(empty) == data.LOOKS - 1 and not bars["is_gap"].any()
+
+
+def test_a_page_shorter_than_asked_is_completed(exchange, client):
+    exchange.faults.append(lambda path, query, a: Answer(a.body[:100]) if path == CANDLES else None)
+    bars = client.get_historical_bars(ETH, 700)
+    same(bars, exchange.candles(ETH).iloc[-700:])
+
+
+def test_overlapping_pages_give_every_bar_once(exchange, client):
+    def wide(path, query, answer):  # 50 candles too many on both sides
+        if path == CANDLES:
+            first, last = answer.body[-1][0], answer.body[0][0]
+            more = [t for t in (*range(first - 50 * 3600, first, 3600), *range(last + 3600, last + 51 * 3600, 3600)) if exchange._row(ETH, t)]
+            return Answer([*answer.body, *([t, r[2], r[1], r[0], r[3], r[4]] for t in more for r in [exchange._row(ETH, t)])])
+
+    exchange.faults.append(wide)
+    same(client.get_historical_bars(ETH, 700), exchange.candles(ETH).iloc[-700:])
+
+
+def test_an_exchange_that_gives_only_its_newest_bars_is_short_and_says_so(client_home):
+    with Loopback({ETH: a_market(3000)}, now="2025-01-20T00:10Z", memory=721) as exchange:  # 720 closed ones, as Kraken
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        client.exchange.enableRateLimit = False
+        bars = client.get_historical_bars(ETH, 1000)
+        same(bars, exchange.candles(ETH).loc[:"2025-01-19 23:00"].iloc[-720:])
+        assert "coinbaseexchange gave 720 of the 1000 bars of ETH/USD asked for" in bars.attrs["short"] and not bars["is_gap"].any()
+        exchange.now += pd.Timedelta("10D")  # what is stored stays, and what is new is added
+        bars = client.get_historical_bars(ETH, 960)
+        same(bars, exchange.candles(ETH).loc[:"2025-01-29 23:00"].iloc[-960:])
+        assert "short" not in bars.attrs
+
+
+def test_what_an_exchange_has_forgotten_is_no_gap_in_trading(client_home):
+    with Loopback({ETH: a_market(3000)}, now="2024-12-01T00:10Z", memory=721) as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        client.exchange.enableRateLimit = False
+        client.get_historical_bars(ETH, 300)
+        exchange.now = pd.Timestamp("2025-01-20T00:10Z")
+        bars = client.get_historical_bars(ETH, 1500)
+        missing = bars.index[bars["is_gap"]]
+        assert missing[0] == pd.Timestamp("2024-12-01", tz="UTC") and missing[-1] == pd.Timestamp("2024-12-20 23:00", tz="UTC")
+        assert "no longer gives the bars from 2024-12-01 00:00 to 2024-12-21 00:00" in bars.attrs["short"]
+        assert "no longer gives" in client.get_historical_bars(ETH, 1500).attrs["short"]  # and it is remembered
+
+
+@pytest.mark.parametrize("until", [900, 700], ids=["the page has room for a stored bar", "it has none"])
+def test_a_true_gap_is_not_called_forgotten(client_home, until):
+    whole = a_market()
+    with Loopback({ETH: whole.drop(whole.index[until:until + 5])}, now=whole.index[until]) as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        client.get_historical_bars(ETH, 100)
+        exchange.now = pd.Timestamp("2025-02-01", tz="UTC")
+        bars = client.get_historical_bars(ETH, 1050 - until)
+        assert bars["is_gap"].sum() == 5 and "short" not in bars.attrs and len(bars) == 1050 - until
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hours", [-30, -1, 1, 30])
+def test_clock_skew_between_this_computer_and_the_exchange_does_not_matter(exchange, client, monkeypatch, hours):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)
+    bars = client.get_historical_bars(ETH, 10)
+    same(bars, exchange.candles(ETH).iloc[-10:])
+    assert bars.attrs["clock_time"] == exchange.now.isoformat() and bars.attrs["clock"] == "exchange"
+
+
+def test_an_exchange_whose_clock_goes_back_gives_no_bar_twice(exchange, client):
+    client.get_historical_bars(ETH, 10)
+    exchange.now -= pd.Timedelta("5h")
+    same(client.get_historical_bars(ETH, 10), exchange.candles(ETH).iloc[-15:-5])
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_ticker_is_fetched_under_its_new_name_and_says_so(client_home):
+    with Loopback({"POL/USD": a_market(ticker="POL/USD")}, now="2025-02-01") as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        bars = client.get_historical_bars("MATIC/USD", 100)
+        same(bars, exchange.candles("POL/USD").iloc[-100:])
+        assert bars.attrs["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD; these are the bars of POL/USD"
+        assert "alias" not in client.get_historical_bars("POL/USD", 100).attrs
+        price = client.get_realtime_price("MATIC/USD")
+        assert price["ticker"] == "MATIC/USD" and price["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD"
+
+
+def test_a_renamed_ticker_is_found_in_the_store_without_the_exchange(client_home):
+    with Loopback({"POL/USD": a_market(ticker="POL/USD")}, now="2025-02-01") as exchange:
+        CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars("MATIC/USD", 100)
+    bars = market_bars("MATIC/USD", 50, exchange_url=exchange.url)
+    same(bars, a_market(ticker="POL/USD").iloc[-50:])
+    assert not bars.attrs["simulated"] and bars.attrs["ticker"] == "MATIC/USD" and bars.attrs["alias"].endswith("these are the stored bars of POL/USD")
+    with pytest.raises(ExchangeUnreachable, match="the 100 stored bars of MATIC/USD do not answer for these 200 hours"):
+        market_bars("MATIC/USD", 200, exchange_url=exchange.url)
+
+
+def test_an_alias_is_not_used_where_the_old_name_is_listed(client_home):
+    both = {t: a_market(ticker=t) for t in ("MATIC/USD", "POL/USD")}
+    with Loopback(both, now="2025-02-01") as exchange:
+        bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars("MATIC/USD", 100)
+        same(bars, both["MATIC/USD"].iloc[-100:])
+        assert "alias" not in bars.attrs
+
+
+def test_a_delisted_ticker_ends_with_an_error_or_with_what_is_stored(client_home):
+    with Loopback({"XYZ/USD": a_market(), ETH: a_market()}, now="2025-01-31") as exchange:
+        CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars("XYZ/USD", 100)
+    with Loopback({ETH: a_market()}, now="2025-02-01", port=exchange.port) as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        with pytest.raises(data.NotListed, match=r"does not list XYZ/USD any more; its stored bars from 2025-01-26T20:00Z to 2025-01-31T00:00Z"):
+            client.get_historical_bars("XYZ/USD", 100)
+        same(client.get_historical_bars("XYZ/USD", 100, end="2025-01-31T00:00Z"), a_market().loc[:"2025-01-30"].iloc[-100:])
+        stale = market_bars("XYZ/USD", 50, exchange_url=exchange.url)
+        assert stale.attrs["stale"] == "coinbaseexchange does not list XYZ/USD; the newest bar stored opened at 2025-01-30 23:00 UTC"
+        with pytest.raises(data.NotListed):
+            market_bars("XYZ/USD", 50, exchange="coinbaseexchange", exchange_url=exchange.url)
+        with pytest.raises(InputError, match="does not list QQQ/USD"):  # never stored, never listed: no demo market either
+            market_bars("QQQ/USD", 50, exchange_url=exchange.url)
+
+
+# -- a bad day ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3, 4))])
+def test_thirteen_tickers_and_two_years_under_random_faults_end_with_exactly_the_served_bars(client_home, monkeypatch, seed):
+    monkeypatch.setattr(data, "PAUSE", 0.005)
+    frames = {t: demo_market(2 * 8760, end="2025-02-01", ticker=t, seed=k) for k, t in enumerate(TICKERS)}
+    with Loopback(frames, now="2025-02-01") as exchange:
+        exchange.faults.append(luck := bad_luck(0.08, seed))
+        for ticker in TICKERS:
+            client = CryptoMarketDataClient(exchange_url=exchange.url)
+            client.exchange.enableRateLimit = False
+            bars = client.get_historical_bars(ticker, 2 * 8760)
+            same(bars, frames[ticker])
+            assert not bars["is_gap"].any() and "short" not in bars.attrs
+    told = dict(luck.told)
+    answers = told.pop("answers")
+    assert sum(told.values()) >= 0.05 * answers and len(told) >= 15, told
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+FORKS = """
+import os, sys
+from cryptolstm import data
+url, home = sys.argv[1:]
+data.CHECKPOINT, data.page_limit = 0.0, lambda exchange: 20  # a page is small, and each is saved
+for line in sys.stdin:
+    if not (child := os.fork()):
+        client = data.CryptoMarketDataClient(exchange_url=url, home=home)
+        client.exchange.enableRateLimit = False
+        client.get_historical_bars("ETH/USD", int(line))
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_completes(client_home):
+    rng, struck, kills = random.Random(50), 0, 50
+    with Loopback({ETH: a_market(60 * kills)}, now="2025-02-01") as exchange:
+        exchange.faults.append(lambda path, query, a: Answer(a.body, delay=0.004))
+        served, path = exchange.candles(ETH), CryptoMarketDataClient(exchange_url=exchange.url, home=client_home).path(ETH)
+        command = [sys.executable, "-c", FORKS, exchange.url, str(client_home)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+            for k in range(1, kills + 1):  # each asks for 60 bars more, and for what the killed ones left over
+                parent.stdin.write(f"{60 * k}\n")
+                parent.stdin.flush()
+                child = int(parent.stdout.readline())
+                time.sleep(rng.uniform(0.0, 0.1))
+                with contextlib.suppress(ProcessLookupError):  # it was quicker
+                    os.kill(child, signal.SIGKILL)
+                struck += int(parent.stdout.readline()) == signal.SIGKILL
+                half = data.load_store(path)
+                known = data.inside(data.hours_of(served.index), half.covered)
+                same(half.bars, served[known])
+            parent.stdin.close()
+        assert struck >= kills / 3
+        exchange.faults.clear()
+        bars = CryptoMarketDataClient(exchange_url=exchange.url, home=client_home).get_historical_bars(ETH, 60 * kills)
+        same(bars, served)
+        assert not bars["is_gap"].any() and not {"short", "revised", "set_aside", "dropped"} & set(bars.attrs)
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------------
+
+
+def flip(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0x5A]) + content[at + 1:]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda c: b"", lambda c: b"PAR1 not really", lambda c: c[: len(c) // 2], lambda c: c[:-1], lambda c: flip(c, 200), lambda c: flip(c, len(c) - 400),
+    lambda c: b"<html>a page</html>"], ids=["empty", "text", "half", "one byte short", "a byte of the bars", "a byte of the notes", "a web page"])
+def test_a_damaged_store_is_set_aside_said_and_fetched_again(exchange, client, capsys, damage):
+    client.get_historical_bars(ETH, 400)
+    path = client.path(ETH)
+    path.write_bytes(spoilt := damage(path.read_bytes()))
+    exchange.forget()
+    bars = client.get_historical_bars(ETH, 400)
+    same(bars, exchange.candles(ETH).iloc[-400:])
+    assert exchange.count("candles") == 2
+    aside = list(path.parent.glob("*.damaged-*"))
+    assert [p.name for p in aside] == [bars.attrs["set_aside"]] and aside[0].read_bytes() == spoilt
+    assert aside[0].name in capsys.readouterr().err
+    again = client.get_historical_bars(ETH, 400)
+    assert "set_aside" not in again.attrs and again.attrs["source"] == "store"
+
+
+def test_no_changed_byte_goes_unnoticed(exchange, client):
+    client.get_historical_bars(ETH, 300)
+    path, rng = client.path(ETH), np.random.default_rng(3)
+    content, whole = path.read_bytes(), stored(client)
+    for at in rng.integers(0, len(content), 300):
+        path.write_bytes(flip(content, int(at)))
+        try:
+            got = data.load_store(path)
+        except data.DamagedStore:
+            continue
+        same(got.bars, whole.bars)
+        assert (got.covered, got.origin) == (whole.covered, whole.origin)
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(client, monkeypatch):
+    client.get_historical_bars(ETH, 10)
+    path = client.path(ETH)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OperationError, match="cannot read .*; check its permissions"):
+        client.get_historical_bars(ETH, 10)
+    assert path.is_dir() and not list(path.parent.glob("*.damaged-*"))
+
+
+def test_what_is_stored_says_where_it_comes_from(exchange, client):
+    client.get_historical_bars(ETH, 10)
+    origin = stored(client).origin
+    assert origin == {"market": f"coinbaseexchange@127.0.0.1:{exchange.port}", "exchange": "coinbaseexchange", "ticker": ETH, "clock": "exchange",
+                      "exchange_url": exchange.url, "fetched_at": exchange.now.isoformat(), "dropped": {}}
+    assert data.bar_store.bars_hash(stored(client).bars) in client.path(ETH).read_bytes().decode("latin1")

@@ -1,0 +1,189 @@
+"""One decision: bar by bar is all at once, probabilities mean what they say, and the dictionary is what its schema promises."""
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cryptolstm import SignalGenerator
+from cryptolstm.core import ENTRY_MODES, InputError, RunConfig
+from cryptolstm.features import features
+from cryptolstm.model_record import calibrate, confidence
+from cryptolstm.signals import RULES, decide, dynamic_threshold, exceedance, exceedance_curve, rule_answers, rules_of
+from cryptolstm.simulate import demo_market, planted_market, planted_state
+from cryptolstm.windows import target
+
+SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "signal.schema.json").read_text())
+TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
+N, TAIL = 420, 3
+MARKETS = [(b, features(b)) for b in (demo_market(N, seed=s, annual_vol=v) for s, v in enumerate((0.3, 0.6, 1.2, 2.5)))]
+PAIRS = pd.DataFrame(np.random.default_rng(0).standard_normal((N - 60, 2)) * [0.2, 1], MARKETS[0][0].index[60:], ["prediction", "realised"])
+TWICE = [pd.concat([t.iloc[-360:], t.iloc[-360:]]).reset_index(drop=True) for t in (PAIRS, MARKETS[0][1])]   # enough to calibrate
+CURVE = exceedance_curve(*TWICE)
+
+
+# -- bar by bar ----------------------------------------------------------------------------------------------------------------------
+
+@st.composite
+def questions(draw):
+    "A market with some bars altered, forecasts of any kind, rules and parameters."
+    bars, table = MARKETS[draw(st.integers(0, 3))]
+    if draw(st.booleans()):
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        table = table.copy()
+        holes = rng.random(table.shape) < draw(st.sampled_from([0.001, 0.05]))
+        table = table.mask(holes) if draw(st.booleans()) else table.where(~holes, table * rng.uniform(0.5, 2, table.shape))
+    value = st.one_of(st.floats(-4, 4), st.just(0.0), st.just(float("nan")), st.floats(-0.05, 0.05))
+    said = pd.Series(draw(st.lists(value, min_size=TAIL, max_size=TAIL)), bars.index[-TAIL:])
+    run = RunConfig(entry=draw(st.sampled_from(ENTRY_MODES)), threshold_scale=draw(st.floats(0, 3)), short_volume=draw(st.sampled_from(["below", "above"])),
+                    horizon=draw(st.integers(1, 72)), p_min=draw(st.floats(0, 1)), fee=draw(st.floats(0, 0.01)), cost_margin=draw(st.floats(0, 2)))
+    names = draw(st.lists(st.sampled_from(sorted(RULES)), unique=True))
+    return said, table, run, {k: RULES[k] for k in names}, draw(st.sampled_from([CURVE, {"gain": None}]))
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(questions())
+def test_deciding_bar_by_bar_is_deciding_all_at_once(question):
+    said, table, run, rules, curve = question
+    whole = decide(said, table, run, rules, exceed=curve)
+    single = pd.concat([decide(said.iloc[[k]], table.iloc[:N - TAIL + k + 1], run, rules, exceed=curve) for k in range(TAIL)])
+    pd.testing.assert_frame_equal(single, whole, check_freq=False, check_exact=True)
+    assert whole["signal"].isin([-1, 0, 1]).all() and (whole["signal"] * whole["direction"] == whole["signal"].abs()).all()
+    assert (whole.loc[said.isna() | (said == 0), "signal"] == 0).all()
+
+
+def test_the_property_sees_decisions_of_every_kind():
+    "A property that held because nothing is ever decided would prove nothing."
+    bars, table = MARKETS[1]
+    said = pd.Series(np.where(np.arange(300) % 2, 3.0, -3.0), bars.index[-300:])
+    for entry in ENTRY_MODES:
+        found = decide(said, table, RunConfig(entry=entry, p_min=0.05), {"macd": RULES["macd"]}, exceed=CURVE)["signal"]
+        assert set(found) == {-1, 0, 1}
+
+
+# -- probability ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def knower():
+    "A market with a secret, and the forecasts of somebody who knows it."
+    bars = planted_market(16_000, r2=0.1, seed=5)
+    table = features(bars)
+    return bars, table, pd.DataFrame({"prediction": np.sqrt(0.1) * planted_state(bars), "realised": target(bars, table["sigma"])}).dropna()
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0, 1.4])
+def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, scale):
+    bars, table, pairs = knower
+    half, run = len(pairs) // 2, RunConfig(threshold_scale=scale)
+    curve, new = exceedance_curve(pairs.iloc[:half], table), pairs.iloc[half:]
+    rows = table.loc[new.index]
+    p = exceedance(curve, new["prediction"], rows, run)
+    came = np.sign(new["prediction"]) * (bars["close"].shift(-1).loc[new.index] - rows["close"]) > dynamic_threshold(rows, 1, scale)
+    assert abs(p.mean() - came.mean()) < (0.02 if scale == 1 else 0.03)      # calibrated at scale 1
+    groups = pd.DataFrame({"said": p, "came": came}).groupby(pd.qcut(p, 4)).mean()
+    assert (groups["said"] - groups["came"]).abs().max() < 0.05 and groups["came"].is_monotonic_increasing
+
+
+def test_below_500_points_there_is_no_probability_and_no_entry(knower):
+    _, table, pairs = knower
+    few, enough = (exceedance_curve(pairs.iloc[:n], table) for n in (499, 500))
+    assert few == {"n": 499, "gain": None, "errors": None, "curve": None} and enough["gain"] is not None
+    run = RunConfig(entry="probability", p_min=0.0)
+    decided = [decide(pairs["prediction"].iloc[600:], table, run, {}, exceed=c) for c in (few, enough)]
+    assert decided[0]["p_exceed"].isna().all() and (decided[0]["direction"] == 0).all() and (decided[1]["direction"] != 0).any()
+    with pytest.raises(InputError, match="^entry=probability needs the calibration"): decide(pairs["prediction"].iloc[600:], table, run)
+
+
+def test_the_probability_does_not_depend_on_the_unit_of_the_price(knower):
+    bars, table, pairs = knower
+    bars, pairs = bars.iloc[:2000], pairs.iloc[700:1900]
+    milli = features(bars.assign(**{c: bars[c] * 1000 for c in ("open", "high", "low", "close")}))
+    curve = exceedance_curve(pairs, table)
+    a, b = (exceedance(curve, pairs["prediction"], t.loc[pairs.index], RunConfig()) for t in (table, milli))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+# -- confidence ----------------------------------------------------------------------------------------------------------------------
+
+def confidence_of_a_network(bars, seed=0):
+    "A small network's confidence in its forecasts of the last third, and whether it was right."
+    from cryptolstm.model import fit
+    from cryptolstm.settings import ModelConfig
+    from cryptolstm.registry import forecast_pairs
+    table, n = features(bars), len(bars) * 2 // 3
+    config = ModelConfig(lookback=12, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8,), epochs=8, learning_rate=3e-3,
+                         val_fraction=0.5, seed=seed)
+    bundle = fit(bars.iloc[:n], table.iloc[:n], config)
+    pairs = forecast_pairs(bundle, table, bars, start=n)
+    return bundle.confidence(pairs["prediction"]), np.sign(pairs["prediction"]) == np.sign(pairs["realised"])
+
+
+@pytest.mark.slow
+def test_confidence_collapses_to_one_half_where_nothing_can_be_known():
+    sure, _ = confidence_of_a_network(demo_market(24_000, seed=4))
+    assert abs(sure.mean() - 0.5) < 0.02 and sure.quantile(0.05) > 0.48 and sure.quantile(0.95) < 0.52
+
+
+@pytest.mark.slow
+def test_confidence_is_the_truth_where_something_is_planted():
+    sure, right = confidence_of_a_network(planted_market(24_000, r2=0.1, seed=4))
+    assert abs(sure.mean() - right.mean()) < 0.02 and right.mean() > 0.56
+    weak, strong = (sure <= sure.median()), (sure > sure.median())
+    assert all(abs(sure[half].mean() - right[half].mean()) < 0.03 for half in (weak, strong))
+
+
+def test_confidence_of_blind_and_of_informed_forecasts():
+    z, noise = np.random.default_rng(2).standard_normal((2, 40_000))
+    assert np.abs(confidence(calibrate(z, noise), z) - 0.5)[np.abs(z) < 2].max() < 0.02
+    sure = confidence(calibrate(z, 0.3 * z + noise), z)
+    from scipy.stats import norm
+    assert np.abs(sure - norm.cdf(0.3 * np.abs(z)))[np.abs(z) < 2].max() < 0.02
+
+
+# -- the dictionary ------------------------------------------------------------------------------------------------------------------
+
+def check(signal):
+    whole = json.loads(json.dumps(signal, allow_nan=False))
+    jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER).validate(whole)
+    return whole
+
+
+@pytest.mark.parametrize("entry", ENTRY_MODES)
+def test_the_dictionary_satisfies_its_schema(entry, tmp_path):
+    sg = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=RunConfig(lookback=12, network=TINY, entry=entry))
+    signal = check(sg.generate_signals(hours=120))
+    assert signal["entry"] == entry and signal["p_exceed"] is None and not signal["calibrated"] and signal["monitor"]["psi"] is None
+    if entry == "probability": assert signal["direction"] == 0
+
+
+def test_a_calibrated_model_says_how_likely_and_the_schema_holds(tmp_path):
+    network = TINY | {"val_fraction": 0.4}
+    config = RunConfig(lookback=12, network=network, entry="probability", p_min=0.01)
+    sg = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=config)
+    signal = check(sg.generate_signals(hours=1500))
+    assert signal["n_calibration"] >= 500 and 0 < signal["p_exceed"] < 1 and signal["direction"] != 0 and 0 < signal["confidence"] < 1
+    assert signal["monitor"]["psi"] and signal["model_info"]["validation"]["n"] == 600 and signal["model_info"]["libraries"]["keras"]
+    again = check(sg.generate_signals(hours=1500))
+    assert again["p_exceed"] == signal["p_exceed"] and again["model_info"]["decision"].startswith("reused")
+    for broken in ({"signal": 2}, {"entry": "often"}, {"p_exceed": 1.5}, {"more": 1}, {"rules": {}}):
+        with pytest.raises(jsonschema.ValidationError): check(signal | broken)
+    for key in SCHEMA["required"]:
+        with pytest.raises(jsonschema.ValidationError): check({k: v for k, v in signal.items() if k != key})
+
+
+@pytest.mark.parametrize("short_volume", ["below", "above"])
+def test_a_rules_value_and_bound_say_whether_it_passed(short_volume):
+    bars = demo_market(1400, seed=3)
+    table, run = features(bars), RunConfig(short_volume=short_volume)
+    compare = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
+    for row in range(1000, 1400, 37):
+        for side in ("long", "short"):
+            for name, answer in rule_answers(table.iloc[:row], run, side).items():
+                sign, bound = answer["bound"][side].split()
+                assert answer["passed"] == answer[side] == bool(getattr(rules_of(run)[name], side)(table).iloc[row - 1])
+                if abs(answer["value"] - float(bound)) <= 1e-5 * abs(float(bound)): continue   # the bound is shown with six digits
+                assert answer[side] == compare[sign](answer["value"], float(bound))

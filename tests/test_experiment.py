@@ -1,0 +1,116 @@
+"""One run from bars to verdict: what is asked reaches the place where it matters, and what the bars lack is said."""
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cryptolstm import Backtester, SignalGenerator
+from cryptolstm.backtester import simulate
+from cryptolstm.core import InputError, RunConfig
+from cryptolstm.experiment import LSTM_ALONE, REVERSAL, RULES_ALONE, backtest, data_notes, run_backtest, summary, trade
+from cryptolstm.features import features
+from cryptolstm.ledger import Ledger
+from cryptolstm.reports import banner, data_table
+from cryptolstm.signals import decide
+from cryptolstm.simulate import demo_market
+from cryptolstm.skill import last_bar_reversal, skill_row
+from cryptolstm.walkforward import bars_needed
+
+SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}
+RUN = RunConfig(ticker="ETH/USD", hours=240, train_hours=400, retrain_every=240, lookback=12, exchange="simulated", threshold_scale=0, network=SMALL)
+
+
+@pytest.fixture(scope="module")
+def day():
+    "A run that forecasts a day ahead and sizes by volatility."
+    run = replace(RUN, horizon=24, sizing="volatility", size=0.3)
+    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    return run, bars, backtest(bars, run)
+
+
+def test_the_first_tested_bars_are_sized_by_what_was_known_before_them(day):
+    run, bars, result = day
+    tested, table = result["bars"], features(bars).loc[result["bars"].index]
+    signal = pd.Series(1, tested.index)
+    knowing = trade(tested, signal, run, atr=table["atr"], sigma=table["sigma"])
+    blind = trade(tested, signal, run, atr=table["atr"])
+    assert knowing["fills"]["time"].iloc[0] == tested.index[1] < blind["fills"]["time"].iloc[0]
+    own = simulate(tested, result["signals"]["signal"], atr=table["atr"], sigma=table["sigma"], stop_atr=run.stop_atr, sizing="volatility", size=0.3,
+                   fee=run.fee, slippage=run.slippage)
+    pd.testing.assert_series_equal(result["equity"], own["equity"], check_exact=True)
+
+
+def test_the_rule_to_beat_opposes_a_move_as_long_as_the_horizon(day):
+    run, bars, result = day
+    y = (np.log(bars["close"]).shift(-24) - np.log(bars["close"])).loc[result["predictions"].index]
+    both = pd.concat([y, last_bar_reversal(bars, 24)], axis=1, join="inner").dropna()
+    assert result["skill"].loc[REVERSAL, "ic"] == pytest.approx(skill_row(both.iloc[:, 0], both.iloc[:, 1], 24)["ic"])
+    moves = np.sign(last_bar_reversal(bars, 24)).loc[y.index].fillna(0)
+    held = result["baselines"][REVERSAL]["position"]
+    assert (held.iloc[1:].to_numpy() == moves.iloc[:-1].to_numpy()).mean() > 0.95
+
+
+def test_a_verdict_over_a_horizon_counts_separate_spans(day):
+    result = day[2]
+    assert "separate 24-hour spans" in result["verdict"].sentence and result["verdict"].level == "UNDERPOWERED"
+
+
+def test_a_shorter_training_is_said_on_page_and_in_json():
+    bars = demo_market(bars_needed(RUN), seed=2, ticker="ETH/USD")
+    whole, late = (backtest(b, RUN) for b in (bars, bars.iloc[-560:]))
+    assert data_notes(whole["data"]) == []
+    note = f"Trained on {560 - 240 - 49 - 12} of the 400 hours asked for"   # 49 bars pass before the indicators are known
+    assert data_notes(late["data"])[0].startswith(note) and summary(late)["data"]["shortened"].startswith(note)
+    assert f'class="note warn">{note}' in banner(late["data"]).markup
+
+
+def test_bars_from_another_address_say_so():
+    run = replace(RUN, hours=48, retrain_every=48)
+    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    bars.attrs |= {"exchange": "kraken", "simulated": False, "exchange_url": "http://127.0.0.1:8765/<b>"}
+    result = backtest(bars, run)
+    for piece in (banner(result["data"]), data_table(result)): assert "kraken at http://127.0.0.1:8765/&lt;b&gt;" in piece.markup
+
+
+def test_a_backtester_changes_only_what_it_is_given():
+    sg = SignalGenerator(config=replace(RUN, hours=96, initial_balance=5000.0, fee=0.004))
+    assert Backtester(sg).config == sg.run
+    assert Backtester(sg, hours=120, initial_balance=7000, fee=0.0).config == replace(sg.run, hours=120, initial_balance=7000.0, fee=0.0)
+    assert Backtester(SignalGenerator()).config == RunConfig()
+    with pytest.raises(InputError, match="pass SignalGenerator"): Backtester(RUN)
+
+
+def test_every_run_is_entered_and_a_rerun_is_no_new_trial(tmp_path):
+    run = replace(RUN, hours=96)
+    first, again, dear = (run_backtest(r, home=tmp_path, certify=False) for r in (run, run, replace(run, fee=.002)))
+    assert [r["search"]["trial"] for r in (first, again, dear)] == [1, 1, 2] and again["search"]["reruns"] == 1
+    book = Ledger(tmp_path).trials_of("ETH/USD", market="simulated:0")
+    assert book["reruns"].tolist() == [1, 0] and book["verdict"].tolist() == [first["verdict"].level, dear["verdict"].level]
+    assert book["data_hash"].eq(first["data"]["sha256"]).all() and book["until"].iloc[0].isoformat() == first["data"]["tested_until"]
+    assert summary(dear)["search"]["sentence"] == "This is trial 2 on these bars"
+
+
+def test_a_backtest_of_given_bars_writes_nothing_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
+    run = replace(RUN, hours=96)
+    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    silent = backtest(bars, run)
+    assert not list(tmp_path.iterdir()) and silent["search"]["trial"] == 1 and silent["certificate"] is None
+    backtest(bars, run, ledger=Ledger())
+    assert len(Ledger().trials_of("ETH/USD", market="simulated:2")) == 1
+
+
+def test_the_halves_of_the_strategy_are_traded_alone(day):
+    run, bars, result = day
+    table, index = features(bars), result["bars"].index
+    assert set(result["baselines"]) >= {RULES_ALONE, LSTM_ALONE, "ridge with the rules", "gradient boosting with the rules"}
+    forecast = result["predictions"]["prediction"]
+    known = table.loc[index]
+    alone = trade(result["bars"], decide(forecast, table, run, rules={})["signal"], run, atr=known["atr"], sigma=known["sigma"])
+    pd.testing.assert_series_equal(result["baselines"][LSTM_ALONE]["equity"], alone["equity"], check_exact=True)
+    shout = lambda side: decide(pd.Series(100.0 * side, index), table, run)["signal"]
+    both = shout(1) + shout(-1)
+    plain = trade(result["bars"], both, run, atr=known["atr"], sigma=known["sigma"])
+    pd.testing.assert_series_equal(result["baselines"][RULES_ALONE]["equity"], plain["equity"], check_exact=True)
+    assert {"ridge", "gradient boosting"} <= set(result["skill"].index)

@@ -1,0 +1,95 @@
+"""The faster loop computes what the layer of Keras computes: outputs, gradients, training, files."""
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from cryptolstm.fast_lstm import FastLSTM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+TIGHT = 2e-6  # float32: sums of a few hundred terms taken in another order
+
+
+def pair(units, shape, seed, **options):
+    "The same layer twice, Keras' and ours, and an input."
+    plain, ours = layers.LSTM(units, seed=seed, **options), FastLSTM(units, seed=seed, **options)
+    plain.build(shape)
+    ours.build(shape)
+    rng = np.random.default_rng(seed)
+    weights = [rng.normal(size=w.shape, scale=0.3).astype("float32") for w in plain.get_weights()]
+    plain.set_weights(weights)
+    ours.set_weights(weights)
+    return plain, ours, tf.constant(rng.normal(size=shape).astype("float32"))
+
+
+def outputs_and_gradients(layer, x, training, **given_states):
+    with tf.GradientTape() as tape:
+        tape.watch([x, *given_states.get("initial_state", [])])
+        y = tf.nest.flatten(layer(x, training=training, **given_states))
+        loss = tf.add_n([tf.reduce_sum(tf.sin(3 * v)) for v in y])
+    sources = [x, *given_states.get("initial_state", []), *(v.value for v in layer.trainable_variables)]
+    return [*y, *tape.gradient(loss, sources)]
+
+
+def worst(a, b):
+    return max(float(tf.reduce_max(tf.abs(p - q)) / (1e-3 + tf.reduce_max(tf.abs(p)))) for p, q in zip(a, b, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 7), st.integers(1, 17), st.sampled_from([0.0, 0.2, 0.7]),
+       st.booleans(), st.booleans(), st.integers(0, 99))
+def test_outputs_and_gradients_are_those_of_keras_for_every_shape(batch, steps, inputs, units, dropout, sequences, training, seed):
+    plain, ours, x = pair(units, (batch, steps, inputs), seed, recurrent_dropout=dropout, return_sequences=sequences)
+    assert worst(outputs_and_gradients(plain, x, training), outputs_and_gradients(ours, x, training)) < TIGHT
+
+
+def test_states_given_and_returned_have_the_gradients_of_keras():
+    plain, ours, x = pair(5, (3, 7, 2), 1, recurrent_dropout=0.3, return_state=True)
+    rng = np.random.default_rng(2)
+    states = [tf.constant(rng.normal(size=(3, 5)).astype("float32")) for _ in range(2)]
+    assert worst(*(outputs_and_gradients(layer, x, True, initial_state=states) for layer in (plain, ours))) < TIGHT
+
+
+def test_a_masked_sequence_is_left_to_keras():
+    plain, ours, x = pair(5, (3, 7, 2), 1, recurrent_dropout=0.3)
+    mask = tf.constant(np.random.default_rng(0).random((3, 7)) < 0.7)
+    a, b = (layer(x, mask=mask, training=True) for layer in (plain, ours))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_without_its_dropout_mask_would_be_noticed():
+    "The comparison can fail: another seed draws other masks."
+    plain, ours, x = pair(5, (3, 7, 2), 1, recurrent_dropout=0.5)
+    ours.cell.seed_generator.state.assign(ours.cell.seed_generator.state + 1)
+    assert worst(outputs_and_gradients(plain, x, True), outputs_and_gradients(ours, x, True)) > 1e-2
+
+
+def network(layer):
+    keras.utils.set_random_seed(5)
+    net = keras.Sequential([keras.Input((12, 3)), layer(16, return_sequences=True, recurrent_dropout=0.2), layers.BatchNormalization(),
+                            layer(8, recurrent_dropout=0.1), layers.Dense(1)])
+    net.compile(optimizer=keras.optimizers.Adam(5e-4, clipvalue=0.5), loss="huber")
+    return net
+
+
+def test_training_takes_the_same_path():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(256, 12, 3)).astype("float32"), rng.normal(size=(256, 1)).astype("float32")
+    weights, losses = {}, {}
+    for layer in (layers.LSTM, FastLSTM):
+        net = network(layer)
+        losses[layer] = net.fit(x, y, batch_size=64, epochs=3, shuffle=False, verbose=0).history["loss"]
+        weights[layer] = net.get_weights()
+    np.testing.assert_allclose(losses[layers.LSTM], losses[FastLSTM], rtol=1e-5)
+    for a, b in zip(*weights.values(), strict=True): np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_other_precisions_train(policy):
+    old = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy(policy)
+        history = network(FastLSTM).fit(np.ones((8, 12, 3)), np.ones((8, 1)), epochs=1, verbose=0).history
+    finally: keras.config.set_dtype_policy(old)
+    assert np.isfinite(history["loss"]).all()

@@ -1,0 +1,97 @@
+"No evaluation is forgotten or counted twice: several processes, broken files, overlapping spans."
+import multiprocessing
+import sqlite3
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cryptolstm.core import OperationError
+from cryptolstm.ledger import FixedLedger, Ledger, Standing, Trial, market_of
+
+DAY = 24
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+def trial(first: int = 0, hours: int = DAY, fee: float = .001, **more) -> Trial:
+    "A trial on so many hours from an hour of 2025 on."
+    stamp = lambda h: f"2025-01-{1 + h // 24:02d}T{h % 24:02d}:00:00+00:00"
+    base = dict(ticker="ETH/USD", market="kraken", first=stamp(first), until=stamp(first + hours), data_hash=f"bars {first} {hours}", config={"fee": fee},
+                sharpe=fee, n=hours, skew=0.0, kurtosis=3.0, hit=.5)
+    return Trial(**{**base, **more})
+
+
+def work(folder: str, who: int, n: int) -> None:
+    "Own trials, and some that every process makes."
+    for k in range(n):
+        Ledger(folder).enter(trial(fee=1 + who + k / 1000))
+        Ledger(folder).enter(trial(fee=k / 1000))
+
+
+def test_two_processes_at_once_lose_and_double_nothing(tmp_path):
+    crowd = [CONTEXT.Process(target=work, args=(str(tmp_path), who, 20)) for who in range(2)]
+    for p in crowd: p.start()
+    for p in crowd: p.join()
+    assert [p.exitcode for p in crowd] == [0, 0]
+    found = Ledger(tmp_path).trials_of("ETH/USD")
+    assert len(found) == 60 and found["reruns"].sum() == 20 and not found["config_hash"].duplicated().any()
+    assert sqlite3.connect(Ledger(tmp_path).path).execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_a_writer_that_dies_in_the_middle_leaves_no_half_trial(tmp_path):
+    book = Ledger(tmp_path)
+    book.enter(trial())
+    with pytest.raises(KeyboardInterrupt), book._open(write=True) as db:
+        db.execute("update trials set reruns = 99")
+        raise KeyboardInterrupt
+    assert book.trials_of("ETH/USD")["reruns"].tolist() == [0] and book.enter(trial()).reruns == 1
+
+
+def test_a_writer_waits_for_another_and_then_says_what_is_wrong(tmp_path, monkeypatch):
+    book = Ledger(tmp_path)
+    book.enter(trial())
+    other = sqlite3.connect(book.path, isolation_level=None)
+    other.execute("begin immediate")
+    monkeypatch.setattr("cryptolstm.ledger.BUSY_SECONDS", .1)
+    with pytest.raises(OperationError, match="locked.*; move the file away or free it"): book.enter(trial(fee=.002))
+    other.execute("rollback")
+    assert book.enter(trial(fee=.002)).number == 2
+
+
+@settings(deadline=None, max_examples=25)
+@given(spans=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 100)), min_size=1, max_size=8, unique=True))
+def test_trials_count_together_exactly_when_they_share_an_hour(tmp_path_factory, spans):
+    book = Ledger(tmp_path_factory.mktemp("book"))
+    for k, (first, hours) in enumerate(spans):
+        seen = book.enter(trial(first, hours))
+        shared = sum(a < first + hours and first < a + h for a, h in spans[:k + 1])
+        assert (seen.number, seen.trials, seen.reruns) == (shared, shared, 0)
+    for first, hours in spans:
+        again = book.enter(trial(first, hours))
+        assert again.reruns == 1 and again.trials == sum(a < first + hours and first < a + h for a, h in spans) >= again.number
+
+
+def test_what_was_not_traded_counts_as_a_trial_without_a_ratio(tmp_path):
+    book = Ledger(tmp_path)
+    for k, ratio in enumerate((.01, None, .03)): standing = book.enter(trial(fee=k / 1000, sharpe=ratio, skew=None, kurtosis=float("nan")))
+    assert standing.trials == 3 and standing.variance == pytest.approx(.0002)
+    assert Ledger(tmp_path / "other").enter(trial(sharpe=None)).variance == 0.0
+
+
+def test_another_ticker_and_another_invented_market_are_apart(tmp_path):
+    book = Ledger(tmp_path)
+    others = ({}, {"ticker": "BTC/USD"}, {"market": "simulated:1"}, {"market": "simulated:2"}, {"market": "other"})
+    assert [book.enter(trial(**m)).number for m in others] == [1, 1, 1, 1, 2]
+    assert market_of({"exchange": "simulated", "simulated": True, "seed": 1, "planted_r2": .1, "planted_sign": -1}) == "simulated:1:0.1:-1"
+
+
+def test_a_missing_ledger_is_empty_and_reading_makes_none(tmp_path):
+    assert Ledger(tmp_path).trials_of("ETH/USD").empty and not (tmp_path / "trials.sqlite").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OperationError, match="cannot be used"): Ledger(tmp_path / "file").enter(trial())
+
+
+def test_a_fixed_standing_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
+    assert FixedLedger(Standing(3, 9, .1)).enter(trial()) == Standing(3, 9, .1) and not list(tmp_path.iterdir())
+    assert Standing(3, 9, .1).sentence() == "This is trial 3 of 9 on these bars"

@@ -1,0 +1,125 @@
+"A page, its bars and its numbers belong together, and whoever changes one of them is found."
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cryptolstm.core import InputError, RunConfig, bars_hash, regular_grid
+from cryptolstm.experiment import backtest, summary
+from cryptolstm.leakage import certificate
+from cryptolstm.manifest import agree, compare_results, embed, make_manifest, split, verify
+from cryptolstm.reports import run_report
+from cryptolstm.simulate import demo_market
+from cryptolstm.store import BarStore, bar_path, hour_number, read_store, write_store
+from cryptolstm.walkforward import bars_needed
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+SMOKE = {"network": {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}}
+WISH = {"hours": 240, "train_hours": 400, "retrain_every": 240, "lookback": 12, "threshold_scale": 0.0, **SMOKE}
+
+
+@pytest.fixture(scope="module")
+def stored_home(tmp_path_factory):
+    "A data folder with bars of a market that exists only as a file."
+    home = tmp_path_factory.mktemp("home")
+    bars = demo_market(bars_needed(RunConfig(**WISH)), seed=6, end="2025-03-01", ticker="ETH/USD")[["open", "high", "low", "close", "volume"]]
+    first = hour_number(bars.index[0])
+    write_store(bar_path(home, "bitstamp_file", "ETH/USD"), BarStore().add(bars, [(first, first + len(bars))]))
+    return home
+
+
+@pytest.fixture(scope="module")
+def page(stored_home, tmp_path_factory):
+    "A report of those bars, by papermill as a user makes it."
+    old = os.environ["CRYPTOLSTM_HOME"]
+    os.environ["CRYPTOLSTM_HOME"] = str(stored_home)
+    try: return run_report("ETH/USD", overrides={"exchange": "bitstamp_file", **WISH}, out=tmp_path_factory.mktemp("reports"), progress=False).html
+    finally: os.environ["CRYPTOLSTM_HOME"] = old
+
+
+def wrong(result: dict) -> list[str]: return [f["what"] for f in result["findings"] if not f["ok"]]
+
+
+def test_a_fresh_page_is_verified_in_full(page, stored_home):
+    result = verify(page, home=stored_home)
+    asked = {"page", "manifest", "bars", "verdict", "metrics", "skill", "baseline_returns", "power", "uncertainty"}
+    assert result["ok"] and {f["what"] for f in result["findings"]} == asked
+    manifest = split(page.read_text(encoding="utf-8"))[1]
+    assert manifest["baseline_returns"]["buy & hold"] != 0 and manifest["certificate"]["passed"] and manifest["search"]["trial"] == 1
+    assert not result["notes"] and manifest["versions"]["cryptolstm"] and not manifest["data"]["simulated"]
+
+
+def test_a_changed_digit_anywhere_in_the_page_is_found(page, stored_home, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    digits = [m.start() for m in re.finditer(r"\d", split(text)[0])]
+    for k in (digits[5], digits[len(digits) // 2], digits[-1]):
+        changed = text[:k] + str((int(text[k]) + 1) % 10) + text[k + 1:]
+        (tmp_path / "x.html").write_text(changed, encoding="utf-8")
+        assert wrong(verify(tmp_path / "x.html", quick=True, home=stored_home)) == ["page"]
+
+
+def test_a_changed_digit_in_the_manifest_is_found(page, stored_home, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    value = re.search(r'"total_return": -?(0\.\d+)', text[text.index('"metrics"'):]).group(1)
+    (tmp_path / "x.html").write_text(text.replace(value, value[:-1] + str((int(value[-1]) + 1) % 10)), encoding="utf-8")
+    assert "manifest" in wrong(verify(tmp_path / "x.html", quick=True, home=stored_home))
+
+
+def test_one_altered_stored_bar_is_found(page, stored_home, tmp_path):
+    path = bar_path(stored_home, "bitstamp_file", "ETH/USD")
+    store = read_store(path)
+    bars = store.bars.copy()
+    bars.iloc[700, bars.columns.get_loc("volume")] *= 1 + 1e-12
+    write_store(bar_path(tmp_path, "bitstamp_file", "ETH/USD"), BarStore().add(bars, store.covered))
+    for quick in (True, False): assert "bars" in wrong(verify(page, quick=quick, home=tmp_path))
+    assert "not stored here" in verify(page, quick=True, home=tmp_path / "empty")["findings"][2]["said"]
+
+
+def test_the_command_says_what_does_not_hold_and_ends_with_1(page, stored_home, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    forged = tmp_path / "forged.html"
+    forged.write_text(text.replace("<h1", "<h1 class=x", 1), encoding="utf-8")
+    env = {**os.environ, "CRYPTOLSTM_HOME": str(stored_home)}
+    codes = {}
+    for name, words in {"fresh": [str(page), "--quick"], "forged": [str(forged), "--quick", "--json"], "none": [str(tmp_path / "no.html")]}.items():
+        done = subprocess.run([BIN / "cryptolstm", "verify", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        codes[name] = done.returncode
+        if name == "forged": assert [f["ok"] for f in json.loads(done.stdout)["findings"]] == [False, True, True]
+        if name == "none": assert "there is no page" in done.stderr and "Traceback" not in done.stderr
+    assert codes == {"fresh": 0, "forged": 1, "none": 2}
+
+
+def test_other_results_are_named_with_their_first_difference():
+    run = RunConfig(exchange="simulated", **{**WISH, "hours": 96})
+    bars = regular_grid(demo_market(bars_needed(run), seed=1))
+    made = summary(backtest(bars, run))
+    manifest = json.loads(json.dumps(make_manifest(made, "<body></body>")))
+    assert all(f["ok"] for f in compare_results(manifest, made))
+    dear = summary(backtest(bars, RunConfig(exchange="simulated", **{**WISH, "hours": 96, "fee": .002})))
+    found = {f["what"]: f for f in compare_results(manifest, dear)}
+    assert not found["baseline_returns"]["ok"] and found["baseline_returns"]["said"].startswith("buy & hold was ") and found["skill"]["ok"]
+    assert manifest["data"]["sha256"] == bars_hash(bars)
+
+
+def test_a_leak_makes_the_verdict_and_says_where(monkeypatch):
+    "The run's own certificate fails, so the verdict is LEAK whatever was earned."
+    run = RunConfig(exchange="simulated", **{**WISH, "hours": 96})
+    bars = regular_grid(demo_market(bars_needed(run), seed=1))
+    early = lambda b: b[["close"]].assign(peek=b["close"].shift(-1))
+    monkeypatch.setattr("cryptolstm.experiment.certificate", lambda bars, **how: certificate(bars, features=early))
+    made = backtest(bars, run, certify=True)
+    assert made["verdict"].level == "LEAK" and "the leak certificate failed at peek" in made["verdict"].sentence
+    assert summary(made)["certificate"]["passed"] is False
+
+
+def test_what_is_no_page_is_refused(tmp_path):
+    for content, said in ((b"<html></html>", "has no manifest"), (b"\xff\xfe\x00", "not a page of text")):
+        (tmp_path / "x.html").write_bytes(content)
+        with pytest.raises(InputError, match=said): verify(tmp_path / "x.html")
+    with pytest.raises(InputError, match="no </body>"): embed("text", {})
+    assert agree(1.0, 1 + 1e-10) and not agree(1.0, 1 + 1e-8) and not agree(None, 0.0) and agree(None, None) and not agree(True, 1.0 + 1e-3)

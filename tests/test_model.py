@@ -1,0 +1,283 @@
+"""Training: its end in every way it can end, its targets, several seeds, several tickers, no growth."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cryptolstm import model
+from cryptolstm.core import InputError, OperationError, RunConfig
+from cryptolstm.features import features
+from cryptolstm.model import ModelConfig, build_network, fit, load_bundle, model_config, save_bundle, training_data, training_parts
+from cryptolstm.settings import LITERAL
+from cryptolstm.signals import SignalGenerator, decide
+from cryptolstm.simulate import demo_market, planted_market
+from cryptolstm.walkforward import walk_forward
+from cryptolstm.windows import har_forecast, target, volatility_target
+
+TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 4, "refit_epochs": 1, "batch_size": 64}
+CONFIG = model_config(RunConfig(lookback=12, network=TINY))
+
+
+@pytest.fixture(scope="module")
+def market():
+    bars = demo_market(1300, seed=1)
+    return bars, features(bars)
+
+
+def same(a, b):
+    "Whether all weights of two models are equal, bit for bit."
+    return len(a.members) == len(b.members) and all((v == w).all() for m, n in zip(a.members, b.members, strict=True) for v, w in zip(m, n, strict=True))
+
+
+# -- the end of a training ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def in_epoch(monkeypatch):
+    "`in_epoch(k, what)`: do something when the training windows of epoch k have been used (0 = before the first), before the epoch is judged."
+    def arrange(number, what):
+        seen, original = [], model.Batches.on_epoch_end
+
+        def on_epoch_end(self):
+            if self.rng is not None: seen.append(self)          # the training batches: when made, when `fit` begins, then after each epoch
+            original(self)
+            if self.rng is not None and len(seen) == number + 2: what(self)
+        monkeypatch.setattr(model.Batches, "on_epoch_end", on_epoch_end)
+    return arrange
+
+
+def poison(batches): batches.y = np.full_like(batches.y, np.nan)
+
+
+def test_a_loss_that_is_no_number_ends_training_with_the_last_good_weights(market, in_epoch):
+    good = fit(*market, replace(CONFIG, epochs=2))
+    in_epoch(2, poison)
+    bundle = fit(*market, CONFIG)
+    assert bundle.training["stopped"] == "diverged in epoch 3" and bundle.training["epochs"] == 2
+    assert same(bundle, good)                                                            # what two epochs had learnt, to the bit
+    assert np.isfinite(bundle.training["val_loss"]) and bundle.predict(*market[::-1], in_sample=True).notna().any()
+
+
+def test_an_exploding_loss_ends_training_with_the_last_good_weights(market, in_epoch):
+    in_epoch(1, lambda batches: setattr(batches, "y", batches.y * np.float32(1e12)))
+    assert fit(*market, CONFIG).training["stopped"] == "diverged in epoch 2"
+
+
+def test_without_a_good_epoch_there_is_an_error_that_names_the_epoch(market):
+    with pytest.raises(OperationError, match="^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"):
+        fit(*market, replace(CONFIG, learning_rate=1e25))
+    assert np.isfinite(fit(*market, CONFIG).weights[0]).all()                            # and the next training knows nothing of it
+
+
+def test_ctrl_c_keeps_the_best_weights_so_far(market, in_epoch):
+    good = fit(*market, replace(CONFIG, epochs=2))
+    in_epoch(3, lambda batches: os.kill(os.getpid(), signal.SIGINT))
+    bundle = fit(*market, replace(CONFIG, epochs=1000, patience=1000))
+    assert bundle.training["stopped"] == "interrupted" and bundle.training["epochs"] == 2
+    assert same(bundle, good)
+    bundle.predict(*market[::-1], in_sample=True)
+
+
+def test_ctrl_c_before_the_first_epoch_has_ended_is_ctrl_c(market, in_epoch):
+    in_epoch(0, lambda batches: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt): fit(*market, CONFIG)
+
+
+def test_ctrl_c_ends_a_walk_forward(market, in_epoch):
+    in_epoch(2, lambda batches: os.kill(os.getpid(), signal.SIGINT))
+    run = RunConfig(hours=96, train_hours=400, retrain_every=48, lookback=12, network={**TINY, "epochs": 1000, "patience": 1000})
+    with pytest.raises(KeyboardInterrupt): walk_forward(market[0], run)
+
+
+def test_ctrl_c_in_a_fan_keeps_the_members_that_have_learnt_something(market, in_epoch):
+    "Members 1 and 2 are trained, the third is interrupted in its first epoch."
+    in_epoch(2 * (2 + 2), lambda batches: os.kill(os.getpid(), signal.SIGINT))            # two members: made, begun and two epochs each
+    bundle = fit(*market, replace(CONFIG, seeds=(1, 2, 3), epochs=2))
+    assert (len(bundle.members), bundle.training["members"], bundle.training["stopped"]) == (2, 2, "interrupted")
+    assert list(bundle.predict_each(*market[::-1], in_sample=True).columns) == [1, 2]
+    assert "interrupted" in model.warm_start_refusal(bundle, bundle.config, market[0].index[-1], market[0].index[-1])
+
+
+def test_a_time_limit_ends_training_cleanly(market):
+    began = time.monotonic()
+    bundle = fit(*market, replace(CONFIG, epochs=100_000, patience=100_000, max_train_seconds=1.0))
+    assert time.monotonic() - began < 20 and bundle.training["stopped"] == "time limit" and bundle.training["epochs"] >= 1
+    assert fit(*market, replace(CONFIG, max_train_seconds=1e9)).training["stopped"] == "done"
+    assert fit(*market, replace(CONFIG, epochs=50, patience=1, learning_rate=0.05)).training["stopped"] == "patience"
+
+
+@pytest.mark.parametrize("horizon", [1, 24, 72])
+def test_too_few_windows_state_the_need_and_that_many_suffice(market, horizon):
+    bars, table = market
+    config = replace(CONFIG, horizon=horizon, epochs=1)
+    with pytest.raises(InputError, match=r"give 0 complete windows, and lookback 12 with horizon \d+ needs \d+; pass at least \d+ bars$") as e:
+        fit(bars.iloc[:60], table.iloc[:60], config)
+    enough = int(str(e.value).split("pass at least ")[1].split()[0])
+    fit(bars.iloc[:enough], table.iloc[:enough], config)
+    with pytest.raises(InputError, match=f"pass at least {enough} bars$"): fit(bars.iloc[:enough - 1], table.iloc[:enough - 1], config)
+
+
+# -- targets and horizons -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("horizon", [1, 24, 72])
+@pytest.mark.parametrize("kind", ["return", "volatility", "price"])
+def test_the_purge_follows_the_horizon_and_no_later_bar_is_seen(market, horizon, kind):
+    bars, table = market
+    config = replace(CONFIG, horizon=horizon, target=kind, epochs=1)
+    (part,) = training_parts(bars, table, config)
+    assert part.train[-1] + horizon <= part.val[0] and part.val[-1] + horizon == len(bars) - 1
+    changed = bars.copy()
+    changed.iloc[part.val[0] + 1:, :4] *= 2.0                                             # all bars after the last one a training label reads
+    data, scaler, scale = training_data([part], config)
+    again, scaler2, scale2 = training_data(training_parts(changed, features(changed), config), config)
+    assert (scaler, scale) == (scaler2, scale2)
+    np.testing.assert_array_equal(data.y[data.train], again.y[again.train])
+    np.testing.assert_array_equal(data.x[:part.val[0] + 1], again.x[:part.val[0] + 1])
+
+
+def test_a_price_prediction_is_the_return_that_leads_to_the_price(market):
+    bars, table = market
+    bundle = fit(bars.iloc[:1200], table.iloc[:1200], replace(CONFIG, target="price", horizon=3))
+    x, ends = bundle.scaler.transform(table), np.arange(1200, 1300)
+    price = bundle.outputs(x, ends)[:, 0].astype("float64") * bundle.price_scale["scale"] + bundle.price_scale["center"]
+    meant = table["close"] * np.exp(bundle.predict(table, bars, start=1200) * table["sigma"] * np.sqrt(3))
+    np.testing.assert_allclose(meant.iloc[1200:], price)
+    train = bars["close"].iloc[part_labels(bars, table, bundle.config)]
+    assert bundle.price_scale == {"center": train.median(), "scale": train.quantile(0.75) - train.quantile(0.25)}
+
+
+def part_labels(bars, table, config):
+    "Rows whose closes are the training labels."
+    return training_parts(bars.iloc[:1200], table.iloc[:1200], config)[0].train + config.horizon
+
+
+def test_a_volatility_network_learns_what_har_knows():
+    "The demo market's volatility comes in clusters: on unseen bars the network beats 'as it is now', and so does its baseline."
+    bars = demo_market(4000, seed=3)
+    table = features(bars)
+    bundle = fit(bars.iloc[:3200], table.iloc[:3200], replace(CONFIG, target="volatility", horizon=6, epochs=15, learning_rate=3e-3))
+    wanted = volatility_target(bars, table["sigma"], 6)
+    error = {"network": wanted - bundle.predict(table, bars, start=3200), "HAR": wanted - har_forecast(bars, table["sigma"], 6, 3200), "as it is now": wanted}
+    mse = {k: float((v.iloc[-800:] ** 2).mean()) if k != "network" else float((v.dropna() ** 2).mean()) for k, v in error.items()}
+    assert mse["network"] < 0.95 * mse["as it is now"] and mse["HAR"] < mse["as it is now"], mse
+    assert bundle.calibration == {"slope": None, "intercept": None, "n": 0}
+
+
+def test_decisions_from_a_volatility_network_are_one_sentence(market):
+    run = RunConfig(lookback=12, network={**TINY, "target": "volatility"})
+    with pytest.raises(InputError, match="^network target is volatility, .*pass target=return to decide on signals$"):
+        decide(pd.Series(1.0, market[0].index[-5:]), market[1], run)
+    with pytest.raises(InputError, match="^network target is volatility"): SignalGenerator(config=run)
+
+
+def test_the_letter_of_the_spec_trains_and_decides(market):
+    run = RunConfig(hours=48, train_hours=500, retrain_every=48, lookback=12, network={**TINY, **LITERAL, "epochs": 1})
+    walk = walk_forward(market[0], run)
+    assert walk.predictions["prediction"].notna().all() and walk.last.price_scale["scale"] > 0 and walk.last.config.bn_momentum == 0.99
+    assert len(decide(walk.predictions["prediction"], walk.table, run)) == 48
+    pd.testing.assert_series_equal(walk.predictions["realised"].iloc[:-1], target(market[0], walk.table["sigma"]).iloc[-48:-1], check_names=False)
+
+
+# -- several seeds --------------------------------------------------------------------------------------------------------------------
+
+def test_each_member_of_a_fan_is_the_training_of_its_seed(market, tmp_path):
+    bars, table = market
+    fan = fit(bars.iloc[:1200], table.iloc[:1200], replace(CONFIG, seeds=(3, 7)))
+    singles = [fit(bars.iloc[:1200], table.iloc[:1200], replace(CONFIG, seed=s)) for s in (3, 7)]
+    for member, single in zip(fan.members, singles, strict=True): assert all((a == b).all() for a, b in zip(member, single.weights, strict=True))
+    each = pd.concat([s.predict(table, bars, start=1200) for s in singles], axis=1)
+    np.testing.assert_array_equal(fan.predict(table, bars, start=1200), each.mean(axis=1))
+    back = load_bundle(save_bundle(fan, tmp_path))
+    assert back == fan and same(back, fan) and [r["seed"] for r in back.training["by_member"]] == [3, 7]
+
+
+def test_a_fan_goes_on_from_its_own_members(market):
+    bars, table = market
+    config = replace(CONFIG, seeds=(3, 7), epochs=1, refit_epochs=1)
+    first, single = fit(bars.iloc[700:1200], table.iloc[700:1200], config), replace(config, seeds=(), seed=7)
+    later = fit(bars.iloc[724:1224], table.iloc[724:1224], config, warm_start=first)
+    alone = fit(bars.iloc[724:1224], table.iloc[724:1224], single, warm_start=fit(bars.iloc[700:1200], table.iloc[700:1200], single))
+    assert later.training["warm_started"] and all((a == b).all() for a, b in zip(later.members[1], alone.weights, strict=True))
+
+
+def test_the_spread_of_a_walk_forward_is_that_of_its_seeds(market):
+    run = RunConfig(hours=48, train_hours=400, retrain_every=48, lookback=12, network={**TINY, "epochs": 1})
+    fan = walk_forward(market[0], replace(run, network={**run.network, "seeds": [0, 1]})).predictions
+    each = pd.concat([walk_forward(market[0], replace(run, seed=s)).predictions["prediction"] for s in (0, 1)], axis=1)
+    np.testing.assert_array_equal(fan["spread"], each.std(axis=1))
+    np.testing.assert_array_equal(fan["prediction"], each.mean(axis=1))
+
+
+# -- several tickers ------------------------------------------------------------------------------------------------------------------
+
+def test_a_pool_of_one_ticker_is_that_ticker(market):
+    bars, table = market
+    one, pooled = fit(bars, table, CONFIG), fit({"BTC/USD": (bars, table)}, config=CONFIG)
+    assert same(one, pooled) and replace(one, trained_at="") == replace(pooled, trained_at="")
+
+
+def test_no_window_of_any_ticker_is_trained_on_after_the_common_date():
+    long, short = demo_market(1500, seed=1), demo_market(1500, seed=2).iloc[900:1450]
+    pool, config = {"ETH/USD": (short, features(short)), "BTC/USD": (long, features(long))}, replace(CONFIG, horizon=24, epochs=1)
+    parts = training_parts(pool, None, config)
+    date = min(p.bars.index[p.val[0]] for p in parts)
+    for p in parts:
+        assert p.bars.index[p.train[-1] + 24] <= date <= p.bars.index[p.val[0]]
+    windows, held = sum(len(p.train) for p in parts), sum(len(p.val) for p in parts)
+    assert abs(held / (windows + held) - 0.2) < 0.02
+    bundle = fit(pool, config=config)
+    assert pd.Timestamp(bundle.fitted_until) <= date and bundle.ticker == "BTC/USD, ETH/USD" and bundle.training["by_ticker"] == [len(p.train) for p in parts]
+    wild = {k: (b.assign(**{c: b[c].where(b.index <= date, b[c] * 3) for c in ("open", "high", "low", "close")}),) for k, (b, _) in pool.items()}
+    parts2 = training_parts({k: (b, features(b)) for k, (b,) in wild.items()}, None, config)
+    (a, scaler, _), (b, scaler2, _) = training_data(parts, config), training_data(parts2, config)
+    assert scaler == scaler2                                                              # nothing after the date has a say in the scale
+    for row in (0, len(a.train) // 2, -1): np.testing.assert_array_equal(a.x[a.train[row] - 11:a.train[row] + 1], b.x[b.train[row] - 11:b.train[row] + 1])
+    np.testing.assert_array_equal(a.y[a.train], b.y[b.train])
+
+
+def test_a_pool_finds_what_is_common_to_its_tickers():
+    pool = {f"C{k}/USD": (b := planted_market(1500, r2=0.10, seed=k), features(b)) for k in range(3)}
+    unseen = planted_market(1500, r2=0.10, seed=9)
+    table = features(unseen)
+    bundle = fit(pool, config=replace(CONFIG, units=(16,), epochs=10, learning_rate=2e-3))
+    said = bundle.predict(table, unseen, in_sample=True)                                  # the hours it was trained on, but of a ticker it has not seen
+    assert pd.concat([said, target(unseen, table["sigma"])], axis=1).dropna().corr("spearman").iloc[0, 1] > 0.1
+
+
+# -- the network ----------------------------------------------------------------------------------------------------------------------
+
+def test_the_fast_network_is_the_plain_one_with_another_loop():
+    config = ModelConfig(lookback=12, units=(8, 4), dropout=(0, 0), recurrent_dropout=(0, 0))
+    x = np.random.default_rng(0).normal(size=(5, 12, 23)).astype("float32")
+    fast, plain = build_network(config), build_network(config, fast=False)
+    plain.set_weights(fast.get_weights())
+    assert {type(n).__name__ for n in fast.layers} - {type(n).__name__ for n in plain.layers} == {"FastLSTM"}
+    np.testing.assert_allclose(fast.predict(x, verbose=0), plain.predict(x, verbose=0), atol=1e-6)
+
+
+GROWTH = """
+import gc, resource, sys
+from dataclasses import replace
+from cryptolstm.core import RunConfig
+from cryptolstm.features import features
+from cryptolstm.model import fit, model_config
+from cryptolstm.simulate import demo_market
+bars = demo_market(1500, seed=1); table = features(bars)
+config = model_config(RunConfig(lookback=12, network={"units": [16, 8], "dropout": [0.1, 0.1], "recurrent_dropout": [0.1, 0.1], "dense": [8], "epochs": 2}))
+peaks = []
+for k in range(10):
+    fit(bars, table, replace(config, seed=k)); gc.collect()
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[9] / peaks[1])
+"""
+
+
+@pytest.mark.slow
+def test_ten_trainings_one_after_another_do_not_grow():
+    out = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
+    assert float(out.split()[-1]) <= 1.1

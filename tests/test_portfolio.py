@@ -1,0 +1,172 @@
+"""Several tickers on one balance: against a plain reference, against `simulate`, and what must hold for any market."""
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_execution import market, random_bars
+
+from cryptolstm.backtester import simulate
+from cryptolstm.core import InputError, regular_grid
+from cryptolstm.portfolio import portfolio, portfolio_reference
+
+START = 100_000.0
+
+
+def random_case(seed):
+    "Tickers listed at different hours and with holes of their own, signals or weights, and settings."
+    g = np.random.default_rng(seed)
+    m, n, sigma = g.integers(1, 5), g.integers(30, 90), g.choice([0.003, 0.03, 0.15, 0.4])
+    bars, signals, weights = {}, {}, {}
+    for i in range(m):
+        frame = random_bars(n, [seed, i], sigma).iloc[g.integers(0, 9):]
+        if g.random() < 0.5: frame = frame.drop(frame.index[g.choice(np.arange(3, len(frame) - 3), g.integers(1, 7), replace=False)])
+        if g.random() < 0.5: frame = regular_grid(frame, g.choice([0, 3]))
+        name = f"{'ABCDE'[i]}/USD"
+        bars[name], signals[name] = frame, np.repeat(g.integers(-1, 2, len(frame)), g.integers(1, 9))[:len(frame)]
+        weights[name] = np.repeat(g.uniform(-1, 1, len(frame)) * (g.random(len(frame)) < 0.8) / m, g.integers(1, 9))[:len(frame)]
+    setup = {"fee": g.choice([0, 0.001, 0.05]), "slippage": g.choice([0, 0.0005, 0.05]), "borrow_rate": g.choice([0, 0.01, 0.5]),
+             "weighting": g.choice(["equal", "risk"]),
+             "cap": g.choice([0.3, 1.0]), "band": g.choice([0, 0.01, 0.2])}
+    want = {"signals": signals} if g.random() < 0.5 else {"weights": {t: np.clip(w, -setup["cap"], setup["cap"]) for t, w in weights.items()}}
+    return bars, want, {k: v.item() if isinstance(v, np.generic) else v for k, v in setup.items()}
+
+
+CASES = st.integers(0, 2**31)
+
+
+@settings(max_examples=40, deadline=None)
+@given(CASES)
+def test_kernel_equals_the_plain_reference(seed):
+    for k in range(4):
+        bars, want, setup = random_case([seed, k])
+        fast, slow = portfolio(bars, **want, **setup), portfolio_reference(bars, **want, **setup)
+        for key in ("equity", "final_balance", "total_fees", "total_borrow", "written_off"):
+            np.testing.assert_allclose(fast[key], slow[key], rtol=1e-9, atol=1e-9 * START)
+        np.testing.assert_allclose(fast["quantity"], slow["quantity"], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(fast["attribution"][["pnl", "fees", "borrow"]], slow["attribution"][["pnl", "fees", "borrow"]], rtol=1e-9, atol=1e-9 * START)
+
+
+def test_the_random_cases_reach_ruin_and_trades_of_both_kinds():
+    runs = [portfolio(bars, **want, **setup) for bars, want, setup in map(random_case, range(120))]
+    assert sum(r["written_off"] > 0 for r in runs) > 3 and sum(r["attribution"]["fills"].sum() > 10 for r in runs) > 60
+
+
+@settings(max_examples=80, deadline=None)
+@given(CASES)
+def test_money_is_conserved_and_attributed(seed):
+    bars, want, setup = random_case(seed)
+    r = portfolio(bars, **want, **setup)
+    assert r["final_balance"] == pytest.approx(START + r["attribution"]["pnl"].sum() + r["written_off"], abs=1e-9 * START * max(1, len(bars)) * 100)
+    assert (r["equity"] >= 0).all() and r["attribution"]["fees"].sum() == pytest.approx(r["total_fees"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES)
+def test_the_order_of_the_tickers_does_not_matter(seed):
+    bars, want, setup = random_case(seed)
+    turned = {k: {t: v[t] for t in reversed(v)} for k, v in want.items()}
+    a, b = portfolio(bars, **want, **setup), portfolio({t: bars[t] for t in reversed(bars)}, **turned, **setup)
+    np.testing.assert_allclose(a["equity"], b["equity"], rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(a["attribution"]["pnl"], b["attribution"]["pnl"].reindex(list(bars)), rtol=1e-9, atol=1e-6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(CASES, st.booleans())
+def test_one_ticker_alone_is_simulate(seed, half):
+    g = np.random.default_rng(seed)
+    bars, signal = random_bars(80, seed, 0.01), np.repeat(g.integers(-1, 2, 20), 4)
+    if seed % 2: bars, signal = bars.drop(bars.index[[10, 11, 40, 41, 42, 43, 44]]), signal[:73]
+    costs = dict(fee=0.002, slippage=0.001, borrow_rate=0.01)
+    one = portfolio({"A/USD": bars}, {"A/USD": signal}, cap=0.5 if half else 1.0, **costs)
+    own = simulate(bars, signal, **costs, **({"sizing": "fraction", "size": 0.5} if half else {}))
+    np.testing.assert_allclose(one["equity"].loc[bars.index], own["equity"], rtol=1e-9)
+    assert one["attribution"]["fills"].tolist() == [len(own["fills"])]
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES)
+def test_no_future_enters(seed):
+    bars, want, setup = random_case(seed)
+    cut = min(f.index[0] for f in bars.values()) + pd.Timedelta(20, "h")
+    kind, values = next(iter(want.items()))
+    past = {t: f.loc[:cut] for t, f in bars.items()}
+    full, part = portfolio(bars, **want, **setup), portfolio(past, **{kind: {t: values[t][:len(past[t])] for t in past}}, **setup)
+    assert full["equity"].loc[:cut].tolist() == part["equity"].tolist()        # bit for bit
+
+
+@settings(max_examples=40, deadline=None)
+@given(CASES)
+def test_nothing_wanted_is_nothing_traded(seed):
+    bars, _, setup = random_case(seed)
+    for want in ({"signals": {t: np.zeros(len(f)) for t, f in bars.items()}}, {"weights": {t: np.zeros(len(f)) for t, f in bars.items()}}):
+        r = portfolio(bars, **want, **setup)
+        assert (r["equity"] == START).all() and r["attribution"]["fills"].sum() == 0
+
+
+def test_every_order_is_sized_by_the_whole_account():
+    bars = {"A/USD": market(100, 100, 300, 300), "B/USD": market(10, 10, 10, 10)}
+    r = portfolio(bars, {"A/USD": [1, 1, 1, 1], "B/USD": [0, 1, 1, 1]}, fee=0)
+    assert r["quantity"].iloc[-1].tolist() == [500, 10_000] and r["final_balance"] == pytest.approx(200_000)   # B: half of 200 000, on what A had earned
+
+
+def test_equal_risk_gives_the_calm_ticker_more_and_a_cap_limits_it():
+    frames = {t: random_bars(60, i, s) for i, (t, s) in enumerate({"CALM/USD": 0.002, "WILD/USD": 0.02}.items())}
+    hold = {t: np.ones(60) for t in frames}
+    free, capped = (portfolio(frames, hold, weighting="risk", cap=c, fee=0)["weights"] for c in (1.0, 0.6))
+    first = free.index[25]                                                       # σ needs 24 returns
+    sigma = np.array([np.log(frames[t]["close"]).diff().iloc[1:25].std() for t in frames])
+    opened = [free.loc[first, t] for t in frames]
+    assert (free.loc[:first].iloc[:-1] == 0).all().all() and opened == pytest.approx((1 / sigma / (1 / sigma).sum()).tolist(), rel=0.05)
+    assert capped.loc[first, "CALM/USD"] == pytest.approx(0.6, rel=0.02)
+
+
+def test_weights_are_traded_back_only_beyond_the_band():
+    drift = {"A/USD": market(*np.linspace(100, 140, 40)), "B/USD": market(*[100] * 40)}
+    halves = pd.DataFrame({t: np.full(40, 0.5) for t in drift}, drift["A/USD"].index)
+    fills = [portfolio(drift, weights=halves, fee=0, band=b)["attribution"]["fills"].sum() for b in (0.0, 0.02, 0.2)]
+    assert fills[0] > fills[1] > fills[2] == 2
+    close = portfolio(drift, weights=halves.assign(**{"B/USD": np.r_[np.full(20, 0.1), np.zeros(20)]}), fee=0, band=0.2)
+    assert close["quantity"]["B/USD"].iloc[-1] == 0                              # a weight of nothing is nothing, whatever the band
+
+
+def test_a_ticker_that_is_not_listed_yet_or_has_a_hole_is_left_alone():
+    a, b = market(*[100] * 12), market(*[50] * 12)
+    late, holed = b.iloc[5:], b.drop(b.index[4:9])
+    assert (portfolio({"A/USD": a, "B/USD": late}, {"A/USD": [1] * 12, "B/USD": [1] * 7})["quantity"]["B/USD"].iloc[:6] == 0).all()
+    gone = portfolio({"A/USD": a, "B/USD": holed}, {"A/USD": [0] * 12, "B/USD": [1, 1, 1, 0, 0, 0, 0]}, fee=0)
+    assert (gone["quantity"]["B/USD"].iloc[1:10] == 1000).all() and gone["quantity"]["B/USD"].iloc[-1] == 0     # too old an order; the next close decides anew
+
+
+def test_the_tables_say_where_each_ticker_came_from():
+    bars = {"A/USD": market(1, 1, 1)}
+    bars["A/USD"].attrs = {"ticker": "A/USD", "simulated": True}
+    assert portfolio(bars, {"A/USD": [0, 0, 0]})["source"]["A/USD"]["simulated"]
+
+
+PAIR = {"A/USD": market(1, 2, 3), "B/USD": market(1, 2, 3)}
+NONE = {t: [0] * 3 for t in PAIR}
+BAD = {
+    "no tickers": (lambda: portfolio({}, {}), "pass for instance"),
+    "length": (lambda: portfolio(PAIR, {**NONE, "B/USD": [0, 0]}), "B/USD: what is wanted has 2 rows .*pass one value per bar"),
+    "NaN signal": (lambda: portfolio(PAIR, {**NONE, "A/USD": [0, np.nan, 0]}), "A/USD: row 1 .*signal is nan"),
+    "NaN price": (lambda: portfolio({**PAIR, "B/USD": PAIR["B/USD"].assign(close=[1, np.nan, 3])}, NONE), "B/USD: bars: row 1 .*not finite"),
+    "duplicated": (lambda: portfolio({**PAIR, "B/USD": PAIR["B/USD"].iloc[[0, 1, 1]]}, NONE), "B/USD: bars: row 2 .*duplicated"),
+    "empty": (lambda: portfolio({**PAIR, "B/USD": PAIR["B/USD"].iloc[:0]}, {**NONE, "B/USD": []}), "B/USD: there are no bars"),
+    "another ticker": (lambda: portfolio(PAIR, {**NONE, "C/USD": [0] * 3}), "C/USD has no bars"),
+    "missing weight": (lambda: portfolio(PAIR, weights=pd.DataFrame(0.0, PAIR["A/USD"].index[:2], list(PAIR))),
+                       "A/USD: there is no weight for the bar of 2025-01-01 02:00"),
+    "too much": (lambda: portfolio(PAIR, weights={t: [0.6] * 3 for t in PAIR}), "row 0 .*add up to 1.2"),
+    "above the cap": (lambda: portfolio(PAIR, weights={t: [0.4] * 3 for t in PAIR}, cap=0.3),
+                      "A/USD: row 0 .*weight is 0.4; pass a share of equity from -0.3 to 0.3"),
+    "nothing wanted": (lambda: portfolio(PAIR), "either signals or weights"),
+    "fee": (lambda: portfolio(PAIR, NONE, fee=-1), "fee is -1"),
+    "balance": (lambda: portfolio(PAIR, NONE, initial_balance=0), "initial_balance is 0"),
+    "band": (lambda: portfolio(PAIR, NONE, band=2), "band is 2; pass a share of equity"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_names_the_ticker_and_the_row(name):
+    call, text = BAD[name]
+    with pytest.raises(InputError, match=text): call()

@@ -1,0 +1,274 @@
+"""Models with a life: versions swapped whole, taken back, removed; two processes, killed processes, damaged versions; champion and challenger."""
+import json
+import os
+import signal as signals_of_the_system
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cryptolstm import SignalGenerator
+from cryptolstm.cli import app
+from cryptolstm.core import HOUR, InputError, OperationError, RunConfig, TrainingSpanError
+from cryptolstm.features import features
+from cryptolstm.live_model import LiveModel
+from cryptolstm.model import fit, load_bundle
+from cryptolstm.model_commands import compare_models
+from cryptolstm.registry import challenge, current_version, paired_test, prune, read_note, rollback, save_version, usable_model, version_folders, versions
+from cryptolstm.settings import model_config
+from cryptolstm.simulate import demo_market
+
+TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
+RUN = RunConfig(lookback=12, network=TINY)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    bars = demo_market(900, seed=1)
+    table = features(bars)
+    return fit(bars.iloc[:600], table.iloc[:600], model_config(RUN), hours=500), bars, table
+
+
+@pytest.fixture
+def line(trained, tmp_path):
+    "A line of three versions that were used; the newest one is in use."
+    return tmp_path, [save_version(trained[0], "line", tmp_path) for _ in range(3)]
+
+
+def generator(loopback, home, **settings):
+    return SignalGenerator("BTC/USD", exchange="coinbaseexchange", exchange_url=loopback.url, home=home, config=replace(RUN, **settings))
+
+
+# -- versions, rollback, prune -------------------------------------------------------------------------------------------------------
+
+def test_going_back_and_forth_changes_the_link_and_nothing_else(line):
+    root, (first, second, third) = line
+    files = lambda: {p: p.read_bytes() for p in sorted(root.rglob("*.json"))}
+    before = files()
+    assert rollback("line", root=root) == {"line": "line", "was": third.name, "now": second.name}
+    assert rollback("line", root=root)["now"] == first.name
+    assert rollback("line", third.name, root) == {"line": "line", "was": first.name, "now": third.name}
+    assert current_version("line", root) == third and files() == before
+
+
+def test_a_version_that_does_not_exist_is_answered_with_those_that_do(line):
+    root, found = line
+    for wanted in ("1999", "2"):                       # nothing begins like the first, everything like the second
+        with pytest.raises(InputError, match=f"version.* of line; pass one of {found[0].name}, {found[1].name}"): rollback("line", wanted, root)
+    with pytest.raises(InputError, match="there is no model line lime .*; pass one of line"): versions("lime", root)
+    assert current_version("line", root) == found[2]
+
+
+def test_rollback_passes_over_what_was_never_in_use_and_refuses_what_is_damaged(line, trained):
+    root, found = line
+    aside = save_version(trained[0], "line", root, use=False)
+    newest = save_version(trained[0], "line", root)
+    assert rollback("line", root=root)["now"] == found[2].name and newest.name > aside.name
+    (found[1] / "model.onnx").write_bytes(b"x")
+    with pytest.raises(OperationError, match=f"version {found[1].name} of line is damaged"): rollback("line", root=root)
+    assert current_version("line", root) == found[2]
+
+
+def test_prune_keeps_the_newest_and_the_one_in_use(line, trained):
+    root, found = line
+    rollback("line", found[0].name, root)
+    old = root / "line" / ".new-old"
+    old.mkdir(), os.utime(old, (1, 1)), (root / "line" / ".new-young").mkdir()
+    assert prune("line", 1, root) == [found[1].name]
+    assert version_folders("line", root) == [found[0], found[2]] and current_version("line", root) == found[0]
+    assert not old.exists() and (root / "line" / ".new-young").exists()      # one may belong to a process that is at work
+    for nonsense in (0, -1, True, 1.5):
+        with pytest.raises(InputError, match="^keep is .*; pass a whole number from 1$"): prune("line", nonsense, root)
+
+
+def test_the_table_survives_a_version_it_cannot_read(line):
+    root, found = line
+    (found[0] / "bundle.json").write_text("{")
+    (found[1] / "version.json").write_text("[]")
+    table = versions("line", root).set_index("version")
+    assert table["state"].tolist() == ["unreadable", "kept", "in use"] and table["current"].tolist() == [False, False, True]
+    assert table.loc[found[2].name, "libraries"]["keras"] and table["windows"].notna().sum() == 2
+
+
+def test_a_note_that_was_changed_is_no_note(line):
+    path = line[1][0] / "version.json"
+    assert read_note(path.parent)["used"]
+    path.write_text(path.read_text().replace("true", "false"))
+    assert read_note(path.parent) == {}
+
+
+def test_the_commands_answer_in_json_and_with_exit_codes(line, monkeypatch):
+    root, found = line
+    (root / "home").mkdir()
+    (root / "home" / "models").symlink_to(root)
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(root / "home"))
+    run = lambda *words: CliRunner().invoke(app, ["models", *words, "--model", "line"])
+    assert [r["state"] for r in json.loads(run("list", "--json").stdout)["versions"]] == ["kept", "kept", "in use"]
+    assert found[2].name in run("list").stdout
+    assert json.loads(run("rollback", "--json").stdout)["now"] == found[1].name
+    assert json.loads(run("rollback", found[2].name, "--json").stdout)["was"] == found[1].name
+    assert json.loads(run("prune", "--keep", "2", "--json").stdout)["removed"] == [found[0].name]
+    assert isinstance(run("rollback", "nonsense").exception, InputError) and run("prune").exit_code == 2
+
+
+# -- processes -----------------------------------------------------------------------------------------------------------------------
+
+SAVER = """
+import sys, time
+from pathlib import Path
+from cryptolstm import model, registry
+bundle = model.load_bundle(sys.argv[1])
+write = model.write_record
+def slow(*args, **more): print("half", flush=True); time.sleep(60)
+if sys.argv[3] == "slow": model.write_record = slow
+print("ready", flush=True)
+for _ in range(int(sys.argv[4])): registry.save_version(bundle, "line", Path(sys.argv[2]))
+"""
+
+
+def saver(folder, root, how, times=1):
+    return subprocess.Popen([sys.executable, "-c", SAVER, str(folder), str(root), how, str(times)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_process_killed_while_saving_leaves_the_version_before_in_use(line):
+    root, found = line
+    process = saver(found[0], root, "slow")
+    while process.stdout.readline().strip() != "half": assert process.poll() is None
+    process.send_signal(signals_of_the_system.SIGKILL), process.wait()
+    assert list((root / "line").glob(".new-*/model.keras"))                # it was killed half-way, with files written
+    assert version_folders("line", root) == found and current_version("line", root) == found[2]
+    assert load_bundle(current_version("line", root)) == load_bundle(found[0])
+
+
+def test_two_processes_that_save_into_one_line_lose_nothing(line):
+    root, found = line
+    both = [saver(found[0], root, "fast", 4) for _ in range(2)]
+    for process in both: assert process.wait(120) == 0
+    assert len(version_folders("line", root)) == 3 + 8
+    for folder in version_folders("line", root): LiveModel.load(folder)    # every hash agrees
+    assert current_version("line", root) in version_folders("line", root) and not list((root / "line").glob(".new-*"))
+
+
+TRAINER = """
+import json, sys
+from cryptolstm import SignalGenerator
+from cryptolstm.core import RunConfig
+run = RunConfig(lookback=12, network=json.loads(sys.argv[2]))
+print(json.dumps(SignalGenerator(exchange="simulated", home=sys.argv[1], config=run).generate_signals(hours=120)["model_info"]))
+"""
+
+
+def test_two_processes_that_train_one_line_train_it_once(tmp_path):
+    both = [subprocess.Popen([sys.executable, "-c", TRAINER, str(tmp_path), json.dumps(TINY)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    infos = [json.loads(p.communicate(timeout=240)[0]) for p in both]
+    assert len({i["version"] for i in infos}) == 1 and sorted(i["decision"].split(":")[0] for i in infos) == ["reused", "trained"]
+
+
+# -- damage --------------------------------------------------------------------------------------------------------------------------
+
+def test_a_damaged_version_is_set_aside_the_previous_one_decides_and_the_signal_says_so(loopback, tmp_path):
+    loopback.now -= 100 * HOUR
+    sg = generator(loopback, tmp_path)
+    first = sg.generate_signals(hours=120)["model_info"]["version"]
+    loopback.now += 30 * HOUR
+    second = sg.generate_signals(hours=120)["model_info"]["version"]
+    folder = tmp_path / "models" / sg.line
+    (folder / second / "model.onnx").write_bytes(b"damaged")
+    said = sg.generate_signals(hours=120, retrain_threshold=48)
+    assert said["model_info"]["version"] == first and (folder / f"{second}.damaged").is_dir()
+    assert said["warnings"][0] == f"version {second} of the model is damaged and was set aside as {second}.damaged; version {first} is used instead"
+    assert not any("damaged" in w for w in sg.generate_signals(hours=120, retrain_threshold=48)["warnings"])
+
+
+def test_without_a_version_before_it_a_new_one_is_trained(loopback, tmp_path):
+    sg = generator(loopback, tmp_path)
+    only = sg.generate_signals(hours=120)["model_info"]["version"]
+    (tmp_path / "models" / sg.line / only / "bundle.json").unlink()
+    said = sg.generate_signals(hours=120)
+    assert said["model_info"]["decision"] == "trained: there was no model yet" and f"version {only} of the model is damaged" in said["warnings"][0]
+
+
+def test_a_later_format_and_a_removed_folder_are_no_damage(line):
+    root, found = line
+    path = found[2] / "bundle.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | {"format": 4}))
+    with pytest.raises(OperationError, match="format 4, this version reads"): usable_model("line", load_bundle, root)
+    assert found[2].is_dir()
+    os.rename(found[2], root / "elsewhere")
+    stored = usable_model("line", load_bundle, root)
+    assert stored.folder == found[1] and stored.notes == [f"version {found[2].name} of the model is missing; version {found[1].name} is used instead"]
+
+
+# -- champion and challenger ---------------------------------------------------------------------------------------------------------
+
+class Wild:
+    "A bundle whose forecasts are pushed three σ to and fro."
+    def __new__(cls, bundle):
+        kind = type("Wild", (type(bundle),), {"outputs": lambda self, x, ends: bundle.outputs(x, ends)
+                                                 + np.where(np.arange(len(ends)) % 2, 3.0, -3.0)[:, None]})
+        return kind(**vars(bundle))
+
+
+def test_a_worse_version_is_kept_as_challenger_and_not_trained_again_at_every_call(loopback, tmp_path, monkeypatch):
+    loopback.now -= 200 * HOUR
+    sg = generator(loopback, tmp_path)
+    first = sg.generate_signals(hours=400)["model_info"]["version"]
+    loopback.now += 60 * HOUR
+    train, count = SignalGenerator._train, []
+    monkeypatch.setattr(SignalGenerator, "_train", lambda self, *a: count.append(1) or Wild(train(self, *a)))
+    said = sg.generate_signals(hours=400)
+    info = said["model_info"]
+    assert info["version"] == first and "is kept as challenger, since its loss on" in info["decision"]
+    challenger = version_folders(sg.line, tmp_path / "models")[-1]
+    assert read_note(challenger)["decision"] == info["challenge"] and info["challenge"]["against"] == first
+    assert not info["challenge"]["use"] and info["challenge"]["p_worse"] < 0.05 and info["challenge"]["n"] >= 30
+    again = sg.generate_signals(hours=400)["model_info"]
+    assert again["version"] == first and "is kept beside it" in again["decision"] and len(count) == 1
+    loopback.now += 24 * HOUR
+    sg.generate_signals(hours=400)
+    assert len(count) == 2                                                  # the threshold has passed once more
+    assert versions(sg.line, tmp_path / "models")["state"].tolist() == ["in use", "challenger", "challenger"]
+
+
+def test_a_version_as_good_as_the_one_in_use_takes_over_and_its_numbers_are_kept(loopback, tmp_path):
+    loopback.now -= 200 * HOUR
+    sg = generator(loopback, tmp_path)
+    sg.generate_signals(hours=400)
+    loopback.now += 60 * HOUR
+    info = sg.generate_signals(hours=400)["model_info"]
+    folder = current_version(sg.line, tmp_path / "models")
+    assert folder.name == info["version"] and info["decision"].startswith("trained") and info["challenge"]["use"]
+    assert read_note(folder)["decision"] == info["challenge"] == sg.generate_signals(hours=400)["model_info"]["challenge"]
+
+
+def test_bars_the_old_model_has_seen_do_not_count(trained):
+    bundle, bars, table = trained
+    new = fit(bars.iloc[100:640], table.iloc[100:640], bundle.config)
+    judged = challenge(new, bundle, table, bars)
+    assert judged["n"] == 39 and judged["n"] < new.training["validation_windows"]   # rows 600 … 638: the last row has no label
+    assert challenge(fit(bars.iloc[100:610], table.iloc[100:610], bundle.config), bundle, table, bars)["reason"].endswith("too few to tell")
+
+
+def test_the_paired_test_is_that_of_statsmodels():
+    from statsmodels.tsa.stattools import diebold_mariano_test
+    y, a, b = np.random.default_rng(1).standard_normal((3, 300))
+    for horizon in (1, 6):
+        theirs = diebold_mariano_test(y, a, b, criterion="mse", harvey_adj=True, horizon=horizon)
+        ours = paired_test((y - a) ** 2, (y - b) ** 2, horizon)
+        assert ours["statistic"] == pytest.approx(float(theirs.statistic), rel=1e-6) and ours["p"] == pytest.approx(float(theirs.pvalue), rel=1e-6)
+
+
+def test_models_are_compared_only_on_bars_neither_has_seen(trained):
+    bundle, bars, table = trained
+    later = fit(bars.iloc[100:700], table.iloc[100:700], bundle.config)
+    found = compare_models(bundle, later, bars)
+    assert found["from"] == bars.index[700].isoformat() and found["bars"] == 200 and found["forecast"]["n"] == found["compared"] == 199
+    for start in (bars.index[650], bars.index[699], bars.index[-1] + HOUR):
+        with pytest.raises(TrainingSpanError, match="pass bars after both spans"): compare_models(bundle, later, bars, start=start)
+    mirrored = compare_models(later, bundle, bars)
+    assert mirrored["forecast"]["difference"] == pytest.approx(-found["forecast"]["difference"]) and mirrored["a"] == found["b"]
+    with pytest.raises(InputError, match="look 1 and 2 bars ahead"): compare_models(bundle, replace(later, config=replace(later.config, horizon=2)), bars)

@@ -1,0 +1,219 @@
+"""The signal of now: settings that mean what was passed, models that are never mixed up, and warnings where a signal is worth less."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cryptolstm import SignalGenerator
+from cryptolstm.core import HOUR, InputError, RunConfig, stamp
+from cryptolstm.features import features
+from cryptolstm.model import fit, load_bundle, model_config
+from cryptolstm.registry import current_version, differs, line_name
+from cryptolstm.signals import RULES, decide, lag_warning, model_plan, rules_of, signal_dict
+from cryptolstm.simulate import demo_market
+
+TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 2, "refit_epochs": 1}
+RUN = RunConfig(lookback=12, network=TINY)
+
+
+def generator(loopback, home, **settings):
+    return SignalGenerator("BTC/USD", exchange="coinbaseexchange", exchange_url=loopback.url, home=home, config=replace(RUN, **settings))
+
+
+def in_use(sg): return current_version(sg.line, sg.home / "models").name
+
+
+# -- settings ------------------------------------------------------------------------------------------------------------------------
+
+def test_what_is_not_given_stays_as_the_configuration_has_it():
+    config = RunConfig(ticker="ETH/USD", lookback=24, exchange="kraken", exchange_url="http://127.0.0.1:1", fee=0.002)
+    assert SignalGenerator(config=config).run == config
+    assert SignalGenerator("SOL/USD", config=config).run == replace(config, ticker="SOL/USD")
+    assert SignalGenerator(lookback=30, config=config, fee=0.003, stop_atr=None).run == replace(config, lookback=30, fee=0.003, stop_atr=None)
+
+
+def test_without_a_configuration_the_defaults_hold():
+    assert SignalGenerator().run == SignalGenerator("BTC/USD", 60).run == SignalGenerator(ticker="BTC/USD", lookback=60).run == RunConfig()
+
+
+@pytest.mark.parametrize("config", [{"lookback": 24}, "fast", 3])
+def test_a_configuration_of_another_kind_is_one_sentence(config):
+    with pytest.raises(InputError, match="^config is (dict|str|int); pass a RunConfig"): SignalGenerator(config=config)
+
+
+@pytest.mark.parametrize("asked,text", [
+    ({"hours": 10}, "hours is 10; pass a whole number from 48"), ({"hours": "abc"}, "hours is 'abc'; pass a whole number"),
+    ({"hours": 240.5}, "hours is 240.5; pass a whole number"), ({"hours": None}, "hours is None; pass a whole number"),
+    ({"retrain_threshold": -1}, "retrain_threshold is -1; pass a number of hours from 0"),
+    ({"retrain_threshold": "abc"}, "retrain_threshold is 'abc'; pass a number of hours"),
+    ({"retrain_threshold": float("nan")}, "retrain_threshold is nan; pass a number"),
+    ({"retrain_threshold": True}, "retrain_threshold is True; pass a number")])
+def test_nonsense_is_one_sentence_before_anything_is_asked_for(asked, text, client_home):
+    with pytest.raises(InputError, match=f"^{text}"): SignalGenerator(config=RUN).generate_signals(**asked)   # the exchange of the tests is closed
+    assert not client_home.exists()
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("short_volume", ["below", "above"])
+def test_the_rules_shown_are_the_rules_that_decide(short_volume):
+    bars, run = demo_market(1300, seed=6), replace(RUN, short_volume=short_volume)
+    table = features(bars)
+    bundle = fit(bars.iloc[900:1200], table.iloc[900:1200], model_config(run))
+    short = pd.Series(-3.0, bars.index).iloc[1200:]
+    decisions = decide(short, table, run)
+    for row in range(0, 100, 9):
+        shown = signal_dict(run, bars.iloc[:1201 + row], table.iloc[:1201 + row], decisions.iloc[row], bundle, Path("x"), "trained")["rules"]
+        assert {k: v["short"] for k, v in shown.items()} == {k.removeprefix("rule_"): bool(v) for k, v in decisions.iloc[row].items() if k.startswith("rule_")}
+    assert [shown[k]["asks_for"] for k in shown] == [r.text for r in rules_of(run).values()]
+    assert ("(short: below)" in shown["volume"]["asks_for"]) == (short_volume == "below")
+
+
+def test_a_dropped_rule_stays_dropped():
+    without = {k: v for k, v in RULES.items() if k != "volume"}
+    assert rules_of(replace(RUN, short_volume="above"), without) == without and rules_of(RUN) == RULES
+
+
+# -- which model ---------------------------------------------------------------------------------------------------------------------
+
+def test_a_question_about_the_past_does_not_put_an_old_model_in_use(loopback, tmp_path):
+    now = generator(loopback, tmp_path)
+    live = now.generate_signals(hours=120)
+    assert in_use(now) == live["model_info"]["version"]
+    for hours in (120, 200):                                             # the training length of the model in use, and another
+        past = generator(loopback, tmp_path, end=(loopback.now - 500 * HOUR).isoformat()).generate_signals(hours=hours)
+        assert past["model_info"]["version"] != live["model_info"]["version"] and "kept beside the model in use" in past["model_info"]["decision"]
+        assert past["model_info"]["trained_until"] < past["bar_close_time"] < live["bar_close_time"]
+        assert in_use(now) == live["model_info"]["version"]
+    again = now.generate_signals(hours=120)
+    assert again["model_info"]["decision"].startswith("reused") and again["predicted_price"] == live["predicted_price"]
+
+
+def test_a_day_later_the_model_is_continued_and_for_another_length_started_afresh(loopback, tmp_path):
+    loopback.now -= 100 * HOUR
+    sg = generator(loopback, tmp_path)
+    first = sg.generate_signals(hours=120)["model_info"]
+    loopback.now += 30 * HOUR
+    second = sg.generate_signals(hours=120)["model_info"]
+    assert (first["warm_started"], second["warm_started"]) == (False, True)
+    assert second["decision"] == "trained: training span ended 31 h ago, the threshold is 24 h"
+    third = sg.generate_signals(hours=600)["model_info"]
+    assert third["decision"] == "trained: hours was 120, asked for is 600" and not third["warm_started"] and third["windows"] > 400
+    assert in_use(sg) == third["version"] and sg.generate_signals(hours=600)["model_info"]["decision"].startswith("reused")
+
+
+def test_a_model_that_must_not_be_continued_is_started_afresh_and_the_signal_says_why(loopback, tmp_path):
+    loopback.now -= 100 * HOUR
+    sg = generator(loopback, tmp_path)
+    version = sg.generate_signals(hours=120)["model_info"]["version"]
+    record = tmp_path / "models" / sg.line / version / "bundle.json"
+    table = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in table.items() if k not in ("hashes", "fitted_until")} | {"format": 1}))   # as an earlier version wrote it
+    loopback.now += 30 * HOUR
+    info = sg.generate_signals(hours=120)["model_info"]
+    assert not info["warm_started"] and "started afresh, since the old model does not say where its training rows end" in info["decision"]
+
+
+def test_the_plan_for_a_stored_model_follows_its_age_and_what_it_was_made_for():
+    bars = demo_market(600, seed=1)
+    config = model_config(RUN)
+    stored = fit(bars.iloc[:500], features(bars).iloc[:500], config, hours=400)
+    plan = lambda row, market="simulated", hours=400: model_plan(stored, config, "BTC/USD", market, hours, bars.index[row] + HOUR, 24)[0]
+    assert [plan(row) for row in (499, 500, 522, 523)] == ["afresh", "reuse", "reuse", "continue"]
+    assert (plan(500, "kraken"), plan(523, hours=401)) == ("afresh", "afresh")
+    assert model_plan(None, config, "BTC/USD", "kraken", 400, bars.index[0], 24)[0] == "afresh"
+
+
+# -- which market --------------------------------------------------------------------------------------------------------------------
+
+def test_each_market_has_a_line_of_its_own_and_the_usual_exchange_the_short_name():
+    markets = ("coinbaseexchange", "simulated", "kraken", "coinbaseexchange@127.0.0.1:8765", "coinbaseexchange@127.0.0.1:8766")
+    names = [line_name("ETH/USD", market=m) for m in markets]
+    assert names[:3] == ["eth_usd_lstm_v2", "eth_usd_simulated_lstm_v2", "eth_usd_kraken_lstm_v2"] and len(set(names)) == 5
+    assert line_name("ETH/USD", "mine.keras", "simulated") == "mine"
+
+
+def test_the_demo_market_does_not_take_the_real_model_out_of_use(loopback, tmp_path):
+    sg = generator(loopback, tmp_path)
+    real = sg.generate_signals(hours=120)["model_info"]["version"]
+    demo = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=RUN)
+    assert demo.line == "btc_usd_simulated_lstm_v2" != sg.line
+    demo.generate_signals(hours=120)
+    assert in_use(sg) == real and in_use(demo) != real
+
+
+def test_a_model_keeps_the_market_of_its_bars(tmp_path):
+    bars = stamp(demo_market(400, seed=1), "BTC/USD", "coinbaseexchange", market="coinbaseexchange@127.0.0.1:8765")
+    bundle = fit(bars, features(bars), model_config(RUN), hours=240)
+    assert bundle.exchange == "coinbaseexchange@127.0.0.1:8765"
+    assert differs(bundle, bundle.config, "BTC/USD", "coinbaseexchange", 240) == "exchange was coinbaseexchange@127.0.0.1:8765, asked for is coinbaseexchange"
+    assert differs(bundle, bundle.config, "BTC/USD", bundle.exchange, 240) == ""
+
+
+def test_the_line_of_a_generator_is_known_before_its_bars(loopback, monkeypatch):
+    monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
+    assert SignalGenerator("ETH/USD").line == "eth_usd_lstm_v2"
+    assert SignalGenerator("ETH/USD", exchange="kraken").line == "eth_usd_kraken_lstm_v2"
+    assert SignalGenerator("ETH/USD", exchange_url="http://127.0.0.1:8765").line == "eth_usd_coinbaseexchange_127_0_0_1_8765_lstm_v2"
+    monkeypatch.setenv("CRYPTOLSTM_EXCHANGE", "kraken")
+    assert SignalGenerator("ETH/USD").line == "eth_usd_kraken_lstm_v2" and SignalGenerator("ETH/USD", model="mine").line == "mine"
+
+
+# -- warnings ------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def judged():
+    "Bars, their features, a model on all but the last, and a decision."
+    bars = demo_market(900, seed=8)
+    table = features(bars)
+    bundle = fit(bars.iloc[500:899], table.iloc[500:899], model_config(RUN))
+    return table, bundle, decide(bundle.predict(table, bars, start=899), table, RUN).iloc[-1], bars
+
+
+def warnings_of(judged, run=RUN, **attrs):
+    table, bundle, decision, bars = judged
+    plenty = replace(bundle, training={**bundle.training, "underpowered": False})
+    return signal_dict(run, stamp(bars, "BTC/USD", "kraken", **attrs), table, decision, plenty, Path("x"), "trained")["warnings"]
+
+
+@pytest.mark.parametrize("late,warned", [(0, False), (0.5, False), (3, False), (3.5, True), (4000, True)])
+def test_a_bar_that_closed_long_ago_is_said_to_be_so(judged, late, warned):
+    clock = judged[3].index[-1] + HOUR + pd.Timedelta(hours=late)
+    text = f"the newest bar of BTC/USD closed {late:.0f} hours ago by the exchange's clock; the signal is about then, not now"
+    assert warnings_of(judged, clock_time=clock.isoformat()) == ([text] if warned else [])
+
+
+def test_without_a_clock_nothing_is_compared_and_a_past_that_was_asked_for_is_not_late(judged):
+    bars = judged[3]
+    end, long_after = (bars.index[-1] + HOUR).isoformat(), (bars.index[-1] + 999 * HOUR).isoformat()
+    assert warnings_of(judged) == [] and warnings_of(judged, replace(RUN, end=end), clock_time=long_after) == []
+    ends_early = lag_warning(stamp(bars, "BTC/USD", "kraken", clock_time=long_after), replace(RUN, end=(bars.index[-1] + 51 * HOUR).isoformat()))
+    assert ends_early == "the newest bar of BTC/USD closed 50 hours before the end asked for; the signal is about then, not now"
+
+
+def test_short_stale_and_underpowered_are_warnings(judged):
+    stale, short = "kraken could not be reached", "kraken has 100 of the 200 bars asked for"
+    said = warnings_of(judged, stale=stale, short=short)
+    assert said == [stale, f"{short}; the training span or its warm-up is shorter than asked for"]
+    table, bundle, decision, bars = judged
+    weak = replace(bundle, training={**bundle.training, "underpowered": True, "windows": 100, "weights": 541_405})
+    assert signal_dict(RUN, bars, table, decision, weak, Path("x"), "")["warnings"] == ["the model is underpowered: 100 training windows for 541405 weights"]
+
+
+def test_a_real_signal_carries_its_warnings_and_is_json(loopback, tmp_path):
+    signal = generator(loopback, tmp_path).generate_signals(hours=120)
+    assert json.loads(json.dumps(signal, allow_nan=False))["warnings"] == signal["warnings"]
+    assert signal["underpowered"] == any("underpowered" in w for w in signal["warnings"]) and not any("closed" in w for w in signal["warnings"])
+
+
+def test_the_decided_bar_is_never_in_the_training_span(loopback, tmp_path):
+    sg = generator(loopback, tmp_path)
+    for _ in range(2):
+        info = (signal := sg.generate_signals(hours=120))["model_info"]
+        assert pd.Timestamp(info["trained_until"]) + HOUR < pd.Timestamp(signal["bar_close_time"])
+        assert np.isfinite(signal["predicted_price"])
+    folder = tmp_path / "models" / sg.line / info["version"]
+    assert load_bundle(folder).hours == 120

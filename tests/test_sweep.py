@@ -1,0 +1,191 @@
+"""A sweep is many backtests and nothing else: every point equals `decide` and `simulate` run for it alone."""
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_execution import random_bars
+from typer.testing import CliRunner
+
+from cryptolstm.backtester import simulate
+from cryptolstm.cli import app
+from cryptolstm.core import InputError, RunConfig, regular_grid
+from cryptolstm.experiment import trade
+from cryptolstm.features import features
+from cryptolstm.metrics import figures, hourly_returns
+from cryptolstm.signals import decide
+from cryptolstm.simulate import demo_market
+from cryptolstm.sweep import AXES, SCORES, axis_values, check_grid, parse_grid, surface_summary, sweep, sweep_forecasts, sweep_run
+
+
+def assert_point(row, result):
+    own = figures(result)
+    for name in SCORES:
+        expected = np.nan if own[name] is None else own[name]
+        assert row[name] == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True), name
+
+
+@pytest.fixture(scope="module")
+def forecasts():
+    "A market, its features, and a loud forecast of the last 900 bars, some of them missing."
+    bars = demo_market(1700, seed=5)
+    table = features(bars)
+    prediction = pd.Series(np.random.default_rng(0).standard_normal(900), bars.index[-900:])
+    prediction.iloc[[3, 50]] = np.nan
+    return bars.iloc[-900:], table, prediction
+
+
+@pytest.mark.parametrize("change", [{}, {"short_volume": "above", "horizon": 3}, {"exit": "opposite", "min_hold": 4, "stop_atr": None},
+                                    {"sizing": "volatility", "size": 0.3, "slippage_range": 0.02, "borrow_rate": 0.001}])
+def test_every_point_equals_decide_and_simulate_for_it_alone(forecasts, change):
+    bars, table, prediction = forecasts
+    run, known = replace(RunConfig(), **change), table.loc[prediction.index]
+    grid = {"threshold_scale": [0.0, 0.3, 1.0], "take_profit_atr": [1.0, 4.0], "trailing_atr": [2.0], "max_hold": [8, 48]}
+    points, traded = sweep_forecasts(bars, prediction, table, run, grid), 0
+    assert len(points) == 12
+    for (_, row), values in zip(points.iterrows(), itertools.product(*grid.values()), strict=True):
+        own = replace(run, **dict(zip(grid, values, strict=True)))
+        result = trade(bars, decide(prediction, table, own)["signal"], own, atr=known["atr"], sigma=known["sigma"])
+        assert_point(row, result)
+        traded += len(result["trades"])
+    assert traded > 50
+
+
+def test_a_forecast_exactly_at_the_threshold_is_not_beyond_it(forecasts):
+    bars, table, prediction = forecasts
+    move = np.full(900, 2.0)
+    trades = sweep(bars, np.ones(900), {"threshold_scale": [0.5, 1.0, 1.5]}, move=move, threshold=np.full(900, 2.0))["num_trades"]
+    assert trades.tolist() == [1, 0, 0]
+
+
+def test_every_axis_has_an_effect(forecasts):
+    bars, _, _ = forecasts
+    bars = bars.assign(volume=np.where(np.arange(900) % 2, 10.0, 1e6))
+    signal = np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10)
+    two = {"fee": [0, 0.01], "slippage": [0, 0.01], "slippage_range": [0, 0.3], "stop_atr": [1, 3], "stop_percent": [0.005, 0.05], "take_profit_atr": [1, 3],
+           "take_profit_percent": [0.005, 0.02], "trailing_atr": [1, 3], "min_hold": [0, 20], "max_hold": [2, 9], "borrow_rate": [0, 0.1], "lot": [0, 0.7],
+           "min_notional": [0, 99_990], "max_volume_share": [0.01, 1], "threshold_scale": [0, 1]}
+    assert set(two) == set(AXES)
+    for axis, values in two.items():
+        more = {"move": np.arange(900) % 3 / 2, "threshold": np.ones(900)} if axis == "threshold_scale" else {}
+        atr = np.full(900, bars["close"].iloc[0] * 0.01)
+        returns = sweep(bars, signal, {axis: values}, atr=atr, **more)["total_return"]
+        assert returns[0] != returns[1], axis
+        if axis != "threshold_scale":
+            assert returns.tolist() == pytest.approx([figures(simulate(bars, signal, atr=atr, **{axis: v}))["total_return"] for v in values])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(20, 120), st.sampled_from([0.003, 0.05, 0.15]), st.booleans())
+def test_scores_are_the_figures_also_over_holes_and_ruin(seed, n, sigma, holes):
+    bars, g = random_bars(n, seed, sigma), np.random.default_rng(seed)
+    if holes:
+        bars = bars.drop(bars.index[g.choice(np.arange(2, n), 5, replace=False)])
+        if seed % 2: bars = regular_grid(bars, 0)
+    signal = np.repeat(g.integers(-1, 2, len(bars)), 4)[:len(bars)]
+    points, returns = sweep(bars, signal, {"stop_atr": [0.5, 3.0], "fee": [0, 0.01]}, returns=True, slippage=0.001)
+    for i, (_, row) in enumerate(points.iterrows()):
+        result = simulate(bars, signal, stop_atr=row["stop_atr"], fee=row["fee"], slippage=0.001)
+        assert_point(row, result)
+        np.testing.assert_allclose(returns[i], hourly_returns(result["equity"], 100_000), atol=1e-12)
+
+
+def test_the_order_of_points_and_repeats_change_nothing(forecasts):
+    bars, _, _ = forecasts
+    signal = np.repeat(np.random.default_rng(3).integers(-1, 2, 90), 10)
+    values = np.linspace(0.5, 5, 40)
+    up, down = sweep(bars, signal, {"stop_atr": values}), sweep(bars, signal, {"stop_atr": values[::-1]})
+    pd.testing.assert_frame_equal(up, down.iloc[::-1].reset_index(drop=True), check_exact=True)
+
+
+def test_a_walk_forward_is_swept_without_another_training():
+    network = {"units": [4], "dropout": [0], "recurrent_dropout": [0], "dense": [4], "epochs": 1, "refit_epochs": 1}
+    run = RunConfig(hours=96, train_hours=300, retrain_every=96, lookback=6, exchange="simulated", network=network)
+    bars = demo_market(1300, seed=1)
+    found = sweep_run(bars, run, {"threshold_scale": [0.0, 0.01], "stop_atr": [1.0, 2.0, 3.0]})
+    assert len(found["table"]) == 6 == found["returns"].shape[1] and len(found["tested"]) == 96 and found["summary"]["points"] == 6
+    held = trade(found["tested"], pd.Series(1, found["tested"].index), run)["final_balance"] / run.initial_balance - 1
+    assert found["summary"]["hold_return"] == pytest.approx(held)
+
+
+def test_the_summary_speaks_of_the_whole_surface():
+    table = pd.DataFrame({"total_return": [-0.1, 0.0, 0.3, 0.1], "num_trades": [5, 0, 4, 3], "sharpe_ratio": [-1, np.nan, 2, 1.0]})
+    s = surface_summary(table, 0.05)
+    assert (s["best"]["total_return"], s["median_return"], s["beat_hold"], s["profitable"], s["without_a_trade"]) == (0.3, 0.05, 0.5, 0.5, 0.25)
+    assert surface_summary(table.iloc[[1]])["best"]["sharpe_ratio"] is None and surface_summary(table)["beat_hold"] is None
+
+
+def test_grids_are_read_as_they_are_written():
+    assert axis_values("stop_atr", "1:4:7") == [1, 1.5, 2, 2.5, 3, 3.5, 4] and axis_values("fee", "0.001") == [0.001]
+    assert parse_grid(["max_hold=4:12:3", "lot=0, 0.5"]) == {"max_hold": [4, 8, 12], "lot": [0, 0.5]}
+
+
+# -- from the command line -----------------------------------------------------------------------------------------------------------
+
+TINY = {"units": "[4]", "dropout": "[0]", "recurrent_dropout": "[0]", "dense": "[4]", "epochs": 1, "refit_epochs": 1}
+SET = {"train_hours": 400, "retrain_every": 1500, "lookback": 6, "threshold_scale": 0, "short_volume": "above", **{f"network.{k}": v for k, v in TINY.items()}}
+SMOKE = ["backtest", "--exchange", "simulated", "--hours", "1500", *(x for k, v in SET.items() for x in ("--set", f"{k}={v}"))]
+
+
+def cli(*more): return CliRunner().invoke(app, [*SMOKE, *map(str, more)], catch_exceptions=False)
+
+
+def test_a_grid_on_the_command_line_is_the_surface_of_one_run(client_home):
+    done = cli("--grid", "threshold_scale=0:0.2:3", "--grid", "stop_atr=1,3", "--json")
+    found = json.loads(done.stdout)
+    assert len(found["points"]) == 6 == found["surface"]["points"] and found["data"]["simulated"] and found["grid"]["stop_atr"] == [1, 3]
+    assert found["points"][0]["num_trades"] > 0 and found["surface"]["best"]["total_return"] == pytest.approx(max(p["total_return"] for p in found["points"]))
+    one = json.loads(cli("--set", "stop_atr=3", "--json").stdout)               # the same point, run for itself
+    assert one["total_return"] == pytest.approx(found["points"][1]["total_return"]) and one["num_trades"] == found["points"][1]["num_trades"]
+    assert one["baseline_returns"]["buy & hold"] == pytest.approx(found["surface"]["hold_return"])
+
+
+def test_the_trades_of_a_run_are_told_and_kept_whole(client_home, tmp_path):
+    told = cli("--verbose", "--trades", tmp_path / "trades.csv").stdout
+    kept = pd.read_csv(tmp_path / "trades.csv")
+    assert told.count("decided: at the close of the bar of") == len(kept) > 0 and kept["simulated"].all() and str(tmp_path / "trades.csv") in told
+    cli("--trades", tmp_path / "trades.json")
+    rows = json.loads((tmp_path / "trades.json").read_text())
+    assert rows["source"]["simulated"] and [r["pnl"] for r in rows["trades"]] == pytest.approx(kept["pnl"].tolist())
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["trades.csv", "trades.json"]       # no half-written neighbour
+
+
+@pytest.mark.parametrize("command, says", [
+    (["--grid", "stop_atr=1:4"], "no range of values for stop_atr; pass for instance --grid stop_atr=1:4:7"),
+    (["--grid", "stop_art=1:4:7"], "did you mean stop_atr?"), (["--trades", "x.xlsx"], "pass for instance --trades trades.csv"),
+    (["--grid", "fee=0,0.001", "--verbose"], "leave out --verbose"), (["--report", "--trades", "x.csv"], "run it without")])
+def test_a_mistake_on_the_command_line_costs_no_download(command, says, client_home):
+    with pytest.raises(InputError) as e: cli(*command)
+    assert says in str(e.value) and e.value.exit_code == 2 and not client_home.exists()
+
+
+BARS = random_bars(30, 0, 0.01)
+BAD = {
+    "no axis": (lambda: check_grid({}), "the grid is empty; pass at least one axis"),
+    "no equals": (lambda: parse_grid(["stop_atr"]), "'stop_atr' is not an axis; pass for instance --grid stop_atr=1:4:7"),
+    "no numbers": (lambda: parse_grid(["stop_atr=a:b:c"]), "'a:b:c' is no range of values for stop_atr; pass for instance"),
+    "no count": (lambda: parse_grid(["stop_atr=1:4:0"]), "no range of values"),
+    "four parts": (lambda: parse_grid(["stop_atr=1:4:2:1"]), "no range of values"),
+    "half a count": (lambda: parse_grid(["stop_atr=1:4:2.5"]), "no range of values"),
+    "empty": (lambda: parse_grid(["stop_atr="]), "no range of values"),
+    "twice": (lambda: parse_grid(["fee=0", "fee=1"]), "names fee twice"),
+    "out of range": (lambda: parse_grid(["fee=0:2:3"]), "fee is 1.0; pass a number from 0 to 0.1"),
+    "negative scale": (lambda: parse_grid(["threshold_scale=-1:1:3"]), "threshold_scale is -1.0; pass numbers from 0"),
+    "NaN": (lambda: parse_grid(["threshold_scale=nan"]), "threshold_scale is nan"),
+    "unknown": (lambda: parse_grid(["horizon=1:4:4"]), "unknown axis horizon"),
+    "too many": (lambda: check_grid({"fee": np.linspace(0, 0.1, 1001), "slippage": np.linspace(0, 0.1, 1000)}), "1,001,000 points; pass at most 1,000,000"),
+    "bad pair": (lambda: sweep(BARS, np.zeros(30), {"min_hold": [5], "max_hold": [3]}), "pass a max_hold that is not shorter"),
+    "negative move": (lambda: sweep(BARS, np.zeros(30), {"threshold_scale": [1]}, move=-np.ones(30), threshold=np.ones(30)), "row 0 .*the move is -1"),
+    "other signal": (lambda: sweep(BARS, np.full(30, 2), {"fee": [0]}), "row 0 .*signal is 2; pass -1, 0 or 1"),
+    "no threshold": (lambda: sweep(BARS, np.zeros(30), {"threshold_scale": [1]}), "varies only together with move and threshold"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_a_sentence(name):
+    call, text = BAD[name]
+    with pytest.raises(InputError, match=text): call()

@@ -1,7 +1,9 @@
 """What every test stands on: a home of its own, no exchange but the loop-back one, and the recorded candles where they are."""
+import importlib.util
 import os
 import socket
 import tempfile
+from pathlib import Path
 
 import pytest
 from loopback import Loopback, a_market, recorded
@@ -49,6 +51,17 @@ def real_bars():
         return bars
 
     return load
+
+
+@pytest.fixture(scope="session")
+def reference():
+    "Formulas written independently, beside the checkout."
+    path = Path(__file__).parents[2] / "shared/reference/ref_stats.py"
+    if not path.exists(): pytest.skip("no reference formulas beside the checkout (../shared/reference)")
+    spec = importlib.util.spec_from_file_location("ref_stats", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

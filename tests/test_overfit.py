@@ -1,8 +1,6 @@
 "What searching does to a Sharpe ratio: published examples, brute force, the libraries, and sizes under the null."
-import importlib.util
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,17 +25,6 @@ from cryptolstm.overfit import (
     sharpe_sample,
     spa_test,
 )
-
-
-@pytest.fixture(scope="module")
-def reference():
-    "Formulas written independently, beside the checkout."
-    path = Path(__file__).parents[2] / "shared/reference/ref_stats.py"
-    if not path.exists(): pytest.skip("no reference formulas beside the checkout (../shared/reference)")
-    spec = importlib.util.spec_from_file_location("ref_stats", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def fat(n: int, seed: int, mean: float = 0.0) -> np.ndarray:

@@ -1,8 +1,6 @@
 "Skill statistics equal the libraries and the published tables, have the size they claim, and the verdict follows its rule."
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,17 +40,6 @@ from cryptolstm.skill import (
 )
 
 NAN = math.nan
-
-
-@pytest.fixture(scope="module")
-def reference():
-    "Formulas written independently, beside the checkout."
-    path = Path(__file__).parents[2] / "shared/reference/ref_stats.py"
-    if not path.exists(): pytest.skip("no reference formulas beside the checkout (../shared/reference)")
-    spec = importlib.util.spec_from_file_location("ref_stats", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def sample(n: int, seed: int, strength: float = .1) -> tuple[np.ndarray, np.ndarray]:

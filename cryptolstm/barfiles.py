@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from filelock import Timeout
 
 from .core import COLUMNS, InputError, OperationError, as_utc, bars_hash, check_bars, check_ticker, write_atomic
 from .core import home as data_home
-from .store import bar_path, hour_number, hours_of, merge_spans, open_store, read_store, runs, store_lock, write_store
+from .store import bar_path, hour_number, hours_of, merge_spans, open_store, read_store, runs, store_lock, stored_name, write_store
 
 # %% ../nbs/01b_barfiles.ipynb #a27527c6
 def unpack(
@@ -779,10 +780,12 @@ def export_bars(
     start=None,                  # open time of the first bar; None = the first stored
     end=None,                    # close time of the last bar; None = the last stored
 ) -> Path:                       # the file
-    "Write stored bars to a file, whole or not at all. `InputError` where there are none, or for another suffix."
+    "Write stored bars to a file, whole or not at all; of a renamed ticker those of its new name, and says so. `InputError` where there are none, or for another suffix."
     ticker, exchange, file = check_ticker(ticker), check_market(exchange), Path(file)
     if not file.parent.is_dir(): raise InputError(f"there is no folder {file.parent}; make it or pass another file")
     if file.suffix.lower() not in (".csv", ".parquet"): raise InputError(f"{file.name} ends in neither .csv nor .parquet; pass a name with one of these")
+    ticker, alias = stored_name(Path(home or data_home()), exchange, ticker)
+    if alias: print(alias["alias"], file=sys.stderr)
     bars = read_store(bar_path(Path(home or data_home()), exchange, ticker)).bars
     if not len(bars): raise InputError(f"no bars of {ticker} at {exchange} are stored; fetch or import some first")
     kept = np.ones(len(bars), bool)

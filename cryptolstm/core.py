@@ -176,8 +176,10 @@ def write_atomic(
 
 # %% ../nbs/00_core.ipynb #f228d07e
 def home() -> Path:  # the folder; it need not exist yet
-    "Where bars, models and ledgers are kept: `CRYPTOLSTM_HOME`, else the platform's user data directory."
-    return Path(os.environ.get("CRYPTOLSTM_HOME") or platformdirs.user_data_dir("cryptolstm"))
+    "Where bars, models and ledgers are kept: `CRYPTOLSTM_HOME`, else the platform's user data directory. `InputError` for a file."
+    folder = Path(os.environ.get("CRYPTOLSTM_HOME") or platformdirs.user_data_dir("cryptolstm"))
+    if folder.is_file(): raise InputError(f"{folder} is a file; set CRYPTOLSTM_HOME to a folder, which need not exist yet")
+    return folder
 
 # %% ../nbs/00_core.ipynb #73c5de6f
 def slug(

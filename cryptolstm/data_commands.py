@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_app', 'TickersArgument', 'EndOption', 'read_tickers', 'asked_for', 'each', 'finish', 'fetch', 'fetched', 'price',
-           'price_line', 'market_asked', 'stored_stretch', 'check', 'market_stretch', 'other_market', 'moment',
-           'print_quality', 'import_', 'export']
+           'price_line', 'market_asked', 'stored_stretch', 'check', 'market_stretch', 'check_against', 'other_market',
+           'moment', 'print_quality', 'import_', 'export']
 
 # %% ../nbs/15b_data_commands.ipynb #a485b114
 import json, os, re
@@ -157,8 +157,7 @@ def stored_stretch(
 ):                         # bars on the regular grid
     "What the store holds of a ticker, without a question to the exchange. `InputError` where that is nothing."
     from cryptolstm.core import home, stamp
-    from cryptolstm.store import bar_path, hour_number, missing_spans, read_store, span_bars
-    from cryptolstm.data import stored_name
+    from cryptolstm.store import bar_path, hour_number, missing_spans, read_store, span_bars, stored_name
     name, alias = stored_name(home(), market, ticker)
     store = read_store(bar_path(home(), market, name))
     if not len(store.bars): raise InputError(f"no bars of {ticker} are stored for {market}; fetch or import some first")
@@ -183,6 +182,7 @@ def check(
     asked, failed = asked_for(tickers), {}
     from cryptolstm.quality import quality_report
     market = {"exchange": exchange, "url": exchange_url, "stored": stored}
+    if against: check_against(market, against, against_url, against_quote)
     bars = each(asked, lambda t: market_stretch(t, hours, end, **market), failed)
     others = other_market(bars, market, against, against_url, against_quote, failed) if against else {}
     reports = each(bars, lambda t: quality_report(bars[t], others.get(t), moment(bars[t], end)), failed)
@@ -202,12 +202,15 @@ def market_stretch(ticker: str, hours: int | None, end: str | None, exchange: st
     return market_bars(ticker, 8760 if hours is None else hours, end, name, url, progress=progress)
 
 # %% ../nbs/15b_data_commands.ipynb #dc6df621
-def other_market(bars: dict, market: dict, against: str, url: str | None, quote: str | None, failed: dict) -> dict:
-    "The bars of the second market for the same spans; a ticker that fails there is still checked, alone."
+def check_against(market: dict, against: str, url: str | None, quote: str | None) -> None:
+    "`InputError` for a comparison that cannot be meant, before anything is fetched."
     if market_asked(against, url) == market_asked(market["exchange"], market["url"]) and not quote:
         raise InputError(f"--against {against} is the exchange itself; pass another one")
     if not market["stored"] and against != "simulated" and not url and os.environ.get("CRYPTOLSTM_EXCHANGE_URL"):
         raise InputError("CRYPTOLSTM_EXCHANGE_URL is the address of one exchange only; pass --against-url for the other")
+
+def other_market(bars: dict, market: dict, against: str, url: str | None, quote: str | None, failed: dict) -> dict:
+    "The bars of the second market for the same spans; a ticker that fails there is still checked, alone."
     from cryptolstm.core import HOUR
     there = lambda t: f"{t.partition('/')[0]}/{quote}" if quote else t
     return each(bars, lambda t: market_stretch(check_ticker(there(t)), len(bars[t]), (bars[t].index[-1] + HOUR).isoformat(), against, url, market["stored"]), failed)
@@ -261,12 +264,8 @@ def export(
 ) -> None:
     "Write stored bars to a file; nothing is fetched and gaps stay absent."
     from cryptolstm.barfiles import export_bars
-    from cryptolstm.core import home
-    from cryptolstm.data import stored_name
     name, market = market_asked(exchange, exchange_url)
     if name == "simulated": raise InputError("simulated bars are not stored, and no file may pass for a market; pass an exchange whose bars are stored")
-    ticker, alias = stored_name(home(), market, check_ticker(ticker))
-    if alias: say(alias["alias"])
     written = export_bars(ticker, market, file, start=start, end=end)
     if as_json: emit({"file": str(written)})
     else: print(written)

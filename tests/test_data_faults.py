@@ -9,13 +9,16 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from loopback import FAULTS, SILENCES, TICKERS, Answer, Loopback, a_market, bad_luck, same
 
 from cryptolstm import data
+from cryptolstm.barfiles import export_bars
 from cryptolstm.core import InputError, OperationError
 from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable, market_bars, read_store
 from cryptolstm.simulate import demo_market
+from cryptolstm.store import load_store
 
 CLOSED = "http://127.0.0.1:9"
 ETH, CANDLES = "ETH/USD", "/products/ETH-USD/candles"
@@ -363,6 +366,30 @@ def test_a_renamed_ticker_is_found_in_the_store_without_the_exchange(client_home
     assert not bars.attrs["simulated"] and bars.attrs["ticker"] == "MATIC/USD" and bars.attrs["alias"].endswith("these are the stored bars of POL/USD")
     with pytest.raises(ExchangeUnreachable, match="the 100 stored bars of MATIC/USD do not answer for these 200 hours"):
         market_bars("MATIC/USD", 200, exchange_url=exchange.url)
+
+
+def test_a_renamed_ticker_is_exported_under_its_new_name_and_it_is_said(client_home, tmp_path, capsys):
+    with Loopback({"POL/USD": a_market(ticker="POL/USD")}, now="2025-02-01") as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        bars = client.get_historical_bars("MATIC/USD", 100)
+    out = export_bars("MATIC/USD", client.market, tmp_path / "out.parquet")
+    assert capsys.readouterr().err == "MATIC/USD is now called POL/USD; these are the stored bars of POL/USD\n"
+    assert pd.read_parquet(out)["close"].tolist() == bars["close"].tolist() and b"POL/USD" in pq.read_schema(out).metadata[b"cryptolstm_export"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(client_home, client):
+    client.get_historical_bars("ETH/USD", 50)
+    folder = client.path("ETH/USD").parent
+    (half := folder / f".{client.path('ETH/USD').name}.x1y2z3.parquet").write_bytes(b"PAR1 half a file")
+    client.get_historical_bars("ETH/USD", 100)
+    assert not half.exists() and len(load_store(client.path("ETH/USD")).bars) == 100
+
+
+def test_a_home_that_is_a_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"file is a file; set CRYPTOLSTM_HOME to a folder"):
+        CryptoMarketDataClient(exchange_url=CLOSED).get_historical_bars("ETH/USD", 50)
 
 
 def test_an_alias_is_not_used_where_the_old_name_is_listed(client_home):

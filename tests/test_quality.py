@@ -324,6 +324,11 @@ def test_against_a_second_exchange(exchange, clean, twin):
     assert "pass --against-url" in str(invoke(*words).exception)          # the environment's address is that of one exchange only
 
 
+def test_a_market_is_not_compared_with_itself(exchange):
+    words = ["check", "BTC/USD", "--hours", 300, "--exchange-url", exchange.url, "--against", "coinbaseexchange", "--against-url", exchange.url]
+    assert "--against coinbaseexchange is the exchange itself; pass another one" in str(invoke(*words).exception) and not exchange.count("candles")
+
+
 def test_a_comparison_that_fails_leaves_the_report(exchange, twin):
     done = invoke("check", "BTC/USD", ETH, "--hours", 300, "--exchange-url", exchange.url, "--against", twin, "--against-url", CLOSED, "--json")
     table = json.loads(done.stdout)
@@ -337,6 +342,7 @@ def test_watched_prices_come_one_a_line(exchange):
     prices = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.exit_code == 0 and len(prices) == 3 and all(p["ticker"] == ETH and p["last"] > 0 for p in prices)
     assert isinstance(invoke("price", "--watch", "--count", 0, "--exchange-url", exchange.url).exception, InputError)
+    assert "add --watch or leave it out" in str(invoke("price", "--count", 3, "--exchange-url", exchange.url).exception)
 
 
 def test_bars_of_a_file_are_imported_checked_and_exported_bit_equal(clean, client_home, tmp_path):

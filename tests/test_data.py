@@ -597,7 +597,7 @@ def test_several_tickers_share_one_rate_limit(client_home):
         exchange.faults.append(lambda *_: came.append(time.monotonic()))
         assert all(r["ok"] for r in data.fetch_many(frames, 50, exchange_url=exchange.url, workers=4).values())
     pause = data.connect("coinbaseexchange").rateLimit / 1000
-    assert len(came) == 7 and (np.diff(came) > 0.8 * pause).all() and pause >= 0.05
+    assert len(came) == 7 and came[-1] - came[0] > 0.8 * 6 * pause and pause >= 0.05   # together: one arrival may be late by itself
 
 
 def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_home):

@@ -1,4 +1,4 @@
-"""What a user types: the commands, the report, and one clear sentence for every mistake. Everything runs as its own process."""
+"""What a user types: the commands, the report, and one clear sentence for every mistake. What succeeds runs as its own process."""
 import json
 import os
 import re
@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from loopback import Loopback
 from typer.testing import CliRunner
 
-from cryptolstm.cli import app
+from cryptolstm.cli import app, main
 from cryptolstm.core import InputError, RunConfig
 from cryptolstm.features import INDICATORS
 from cryptolstm.reports import report_parameters
@@ -29,6 +30,20 @@ def run(*command: str, home: Path, **env: str) -> subprocess.CompletedProcess:
     "A command as a user types it, in the checkout, with a home of its own."
     environment = {**os.environ, "CRYPTOLSTM_HOME": str(home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **env}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys):
+    "The entry point of a command in this process, which has the libraries already; no exchange can be reached."
+    def call(*command: str) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
+        monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", CLOSED)
+        monkeypatch.setattr(sys, "argv", list(command))
+        with pytest.raises(SystemExit) as end: main()
+        return subprocess.CompletedProcess(command, end.value.code, *capsys.readouterr())
+
+    return call
 
 
 def sentence(done: subprocess.CompletedProcess) -> str:
@@ -65,14 +80,23 @@ def test_backtest_of_real_candles_gives_the_same_numbers_twice(loopback, tmp_pat
     assert held == pytest.approx(tested["close"].iloc[-1] / (tested["open"].iloc[1] * 1.0002 * 1.001))
 
 
-def test_report_of_real_candles_is_one_page_that_opens_offline(loopback, tmp_path, real_bars):
-    real_bars("ETH/USD")
-    done = run("cryptolstm", "report", "ETH/USD", *SMOKE, "--exchange-url", loopback.url, "--out", str(tmp_path / "out"), home=tmp_path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "A report of recorded candles with settings of its own: the folder, the address of the exchange, the finished command and the page."
+    home = tmp_path_factory.mktemp("report")
+    asked = ["--set", "short_volume=above", "--set", "entry=cost", "--set", "fee=0.002", "--set", "network.refit_epochs=1"]
+    with Loopback() as exchange:
+        done = run("cryptolstm", "report", "ETH/USD", *SMOKE, *asked, "--exchange-url", exchange.url, "--out", str(home / "out"), home=home)
     assert done.returncode == 0, done.stderr
+    return home, exchange.url, done, (home / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
+
+
+def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
+    real_bars("ETH/USD")
+    home, url, done, page = made
     path = Path(done.stdout.strip().splitlines()[-1])
-    page = path.read_text(encoding="utf-8")
-    assert path == tmp_path / "out" / "eth_usd" / "backtest.html" and path.with_suffix(".ipynb").is_file()
-    assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {loopback.url} and f'="{loopback.url}' not in page   # named, never linked
+    assert path == home / "out" / "eth_usd" / "backtest.html" and path.with_suffix(".ipynb").is_file()
+    assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {url} and f'="{url}' not in page   # named, never linked
     outside = re.sub(r"<iframe.*?</iframe>", "", page, flags=re.S)
     assert re.findall(r"<script[^>]*>", outside) == ['<script type="application/json" id="manifest">']   # data; nothing runs
     assert "2025-04-30 23:00 UTC" in page and "SIMULATED MARKET" not in page and "run_backtest" not in page
@@ -118,10 +142,19 @@ def test_papermill_works_as_typed(tmp_path):
     (["cryptolstm", "backtest", "--params", "params/"], 2, "there is no parameter file"),
     (["cryptolstm", "data", "price", "--ticker", "BTC/USD"], 1, "cannot be reached"),
     (["cryptolstm", "data", "fetch", "BTC"], 2, "pass BASE/QUOTE")])
-def test_a_mistake_is_one_sentence_and_an_exit_code(command, code, says, tmp_path):
-    done = run(*command, home=tmp_path, CRYPTOLSTM_EXCHANGE_URL=CLOSED)
+def test_a_mistake_is_one_sentence_and_an_exit_code(command, code, says, typed):
+    done = typed(*command)
     assert says in sentence(done)
     assert done.returncode == code and done.stdout == ""
+
+
+@pytest.mark.parametrize("command, code, says", [
+    (["cryptolstm", "backtest", "--tickr", "ETH/USD"], 2, "--tickr"), (["cryptolstm", "signal", "--ticker", "bitcoin"], 2, "pass BASE/QUOTE"),
+    (["cryptolstm", "data", "price", "--ticker", "BTC/USD"], 1, "cannot be reached")])
+def test_a_mistake_ends_the_process_with_the_same_sentence_and_code(command, code, says, typed, tmp_path):
+    done, here = run(*command, home=tmp_path, CRYPTOLSTM_EXCHANGE_URL=CLOSED), typed(*command)
+    assert says in sentence(done) and sentence(done) == sentence(here)
+    assert done.returncode == here.returncode == code and done.stdout == ""
 
 
 ODD = ["=3", "", "fee", "network.=3", "network.epochs.x=1", "fee.x=1", "network=[1]", "network={1: 2}", "network.units=8", "network.epochs=many",
@@ -188,13 +221,10 @@ def test_signal_says_why_and_from_which_market(loopback, tmp_path):
     assert any(line.startswith("  market      coinbaseexchange") for line in lines) and any("note" in line and "underpowered" in line for line in lines)
 
 
-def test_a_page_states_the_rules_of_its_run(loopback, tmp_path):
-    asked = ["--set", "short_volume=above", "--set", "entry=cost", "--set", "fee=0.002", "--set", "network.refit_epochs=1"]
-    done = run("cryptolstm", "report", "ETH/USD", *SMOKE, *asked, "--exchange-url", loopback.url, "--out", str(tmp_path), home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    page = (tmp_path / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
+def test_a_page_states_the_rules_of_its_run(made):
+    _, url, _, page = made
     assert "2 × (0.20% fee + 0.02% slippage), and 50% more" in page and "half an ATR" not in page
-    assert "volume above its 20-bar mean</td>" in page and f"coinbaseexchange at {loopback.url}" in page
+    assert "volume above its 20-bar mean</td>" in page and f"coinbaseexchange at {url}" in page
 
 
 def test_an_unknown_ticker_is_named_and_a_near_one_offered(loopback, tmp_path):

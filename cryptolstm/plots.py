@@ -89,10 +89,10 @@ def plot_decision(
     hour = pd.Timedelta("1h")
     fig, (week, day) = new_figure(3.8, simulated=simulated, columns=2)
     for ax, rows in ((week, table.iloc[-168:]), (day, table.iloc[-24:])):
-        known, inside = rows.index + hour, rows.index <= pd.Timestamp(trained_until)
+        known, unseen = rows.index + hour, rows.index > pd.Timestamp(trained_until)
         ax.fill_between(known, rows["bb_lower"], rows["bb_upper"], color=GREY, alpha=0.16, lw=0, label="Bollinger bands")
-        ax.plot(known[inside], rows["close"][inside], color=GREY, lw=1.3, label="close, seen in training")
-        ax.plot(known[~inside], rows["close"][~inside], color=BLUE, lw=1.6, marker="o", ms=3, label="close, not seen")
+        ax.plot(known, rows["close"], color=GREY, lw=1.3, label="close, seen in training")
+        ax.plot(known[unseen], rows["close"][unseen], color=BLUE, lw=1.6, marker="o", ms=3, label="close, not seen")
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); _dates(ax)
     for side, marker, name in ((1, "^", "long"), (-1, "v", "short")):
         some = table["close"].loc[past.index[past["signal"] == side]]

@@ -29,9 +29,11 @@ NAMES = {1: "LONG", -1: "SHORT", 0: "HOLD"}
 def number(
     x: float | None,   # price or distance, quote currency
     sign: str = "",    # "+" to show it always
+    digits: int = 6,   # that count; a whole number keeps all of its own
 ) -> str:
-    "Six digits, a true minus, a dash for nothing."
-    return "–" if x is None or pd.isna(x) else f"{x:{sign},.6g}".replace("-", "−")
+    "A few digits, a true minus, a dash for nothing."
+    if x is None or pd.isna(x): return "–"
+    return (f"{x:{sign},.0f}" if abs(x) >= 10**digits else f"{x:{sign},.{digits}g}").replace("-", "−")
 
 def moment(t) -> str: return pd.Timestamp(t).strftime("%Y-%m-%d %H:%M")
 
@@ -57,8 +59,8 @@ def signal_box(
     close, ahead = s["current_price"], f"{s['horizon']} h"
     of = lambda x: None if x is None else x / close
     kind = {"threshold": "beyond it the rules are asked", "probability": "a move beyond it is the event", "cost": "the round trip and a margin"}[s["entry"]]
-    cards = [(number(close), "price", "last close"), (number(s["predicted_price"]), f"forecast, {ahead} ahead", f"a move of {number(s['price_difference'], '+')} ({share(of(s['price_difference']), True)})"),
-             ("±" + number(s["threshold"]), f"threshold ({share(of(s['threshold']))})", kind),
+    cards = [(number(close), "price", "last close"), (number(s["predicted_price"]), f"forecast, {ahead} ahead", f"a move of {number(s['price_difference'], '+', 4)} ({share(of(s['price_difference']), True)})"),
+             ("±" + number(s["threshold"], digits=4), f"threshold ({share(of(s['threshold']))})", kind),
              (share(s["p_exceed"], digits=1), "probability of a move beyond it", _asked(s)), (share(s["confidence"], digits=1), "confidence in the direction", "a coin has 50 %" if s["calibrated"] else "not calibrated"),
              (f"{_age(now):.0f} h", "since its training ended", f"{s['model_info']['windows']:,} windows, {s['model_info']['weights']:,} weights")]
     shown = "".join(f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span><small>{html.escape(more)}</small></div>" for value, name, more in cards)
@@ -90,7 +92,8 @@ def rule_table(
 ) -> Piece:
     "Every rule: what it asks for, what it saw, and what it lets pass."
     rules, yes = now.signal["rules"].values(), lambda x: "yes" if x else "no"
-    rows = [(r["asks_for"], number(r["value"]), r["bound"]["long"] or "–", yes(r["long"]), r["bound"]["short"] or "–", yes(r["short"])) for r in rules]
+    bound = lambda r, side: (r["bound"][side] or "–").replace(">=", "≥").replace("<=", "≤").replace("-", "−")
+    rows = [(r["asks_for"], number(r["value"]), bound(r, "long"), yes(r["long"]), bound(r, "short"), yes(r["short"])) for r in rules]
     count = {side: sum(r[side] for r in rules) for side in ("long", "short")}
     text = f"{count['long']} of {len(rules)} rules would let a long pass, {count['short']} a short. All of them must agree with the direction of the forecast."
     return Piece(f"<p>{text}</p>") + as_table(rows, ["rule", "value", "long asks", "long", "short asks", "short"])
@@ -124,8 +127,9 @@ def record_table(
     past = now.before(last)
     if not len(past): return Piece(f"<p>{html.escape(record_text(past, now.model.trained_until))}</p>")
     right = {True: "yes", False: "no"}
-    rows = [(moment(r.Index + HOUR), number(r.difference, "+"), "±" + number(r.threshold), share(r.p_exceed, digits=1) if pd.notna(r.p_exceed) else "–", NAMES[r.signal] if r.direction else "–",
-             number(r.came, "+") if pd.notna(r.came) else "not yet known", "–" if pd.isna(r.right) else right[bool(r.right)]) for r in past[::-1].itertuples()]
+    rows = [(moment(r.Index + HOUR), number(r.difference, "+", 4), "±" + number(r.threshold, digits=4), share(r.p_exceed, digits=1) if pd.notna(r.p_exceed) else "–",
+             NAMES[r.signal] + (": a rule refused" if r.direction and not r.signal else ""), number(r.came, "+", 4) if pd.notna(r.came) else "not yet known", "–" if pd.isna(r.right) else right[bool(r.right)])
+            for r in past[::-1].itertuples()]
     head = ["decided at, UTC", "forecast move", "threshold", "P(beyond)", "signal", f"what came, {now.run.horizon} h", "direction right"]
     return Piece(f"<p>{html.escape(record_text(past, now.model.trained_until))}</p>") + as_table(rows, head)
 

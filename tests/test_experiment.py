@@ -84,19 +84,20 @@ def test_a_run_by_probability_enters_by_it_and_so_do_those_in_the_networks_place
 
 
 def test_a_learners_probability_knows_nothing_of_the_bars_it_is_asked_about():
-    bars = demo_market(bars_needed(PROBABLE), seed=2, ticker="ETH/USD")
-    walk = walk_forward(bars, PROBABLE)
+    run = replace(PROBABLE, horizon=3)
+    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    walk = walk_forward(bars, run)
     other = bars.copy()
     other.iloc[-47:, :4] *= np.linspace(1.2, 3, 47)[:, None]               # from the second bar of the last fold on
     probabilities = []
     for b in (bars, other):
         changed = replace(walk, table=features(b))
-        probabilities.append(learner_exceedance(b, changed, PROBABLE, learner_forecasts(b, changed, PROBABLE)))
+        probabilities.append(learner_exceedance(b, changed, run, learner_forecasts(b, changed, run)))
     for name in ("ridge", "gradient boosting"):
         a, b = (p[name].iloc[:49] for p in probabilities)
         assert a.between(0, 1).all()
         pd.testing.assert_series_equal(a, b, check_exact=True)
-    assert learner_exceedance(bars, walk, replace(PROBABLE, entry="cost"), {}) == {}
+    assert learner_exceedance(bars, walk, replace(run, entry="cost"), {}) == {}
 
 
 def test_folds_that_cannot_say_how_likely_a_move_is_enter_nothing_and_that_is_said():

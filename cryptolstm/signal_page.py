@@ -128,9 +128,9 @@ def record_table(
     if not len(past): return Piece(f"<p>{html.escape(record_text(past, now.model.trained_until))}</p>")
     right = {True: "yes", False: "no"}
     rows = [(moment(r.Index + HOUR), number(r.difference, "+", 4), "±" + number(r.threshold, digits=4), share(r.p_exceed, digits=1) if pd.notna(r.p_exceed) else "–",
-             NAMES[r.signal] + (": a rule refused" if r.direction and not r.signal else ""), number(r.came, "+", 4) if pd.notna(r.came) else "not yet known", "–" if pd.isna(r.right) else right[bool(r.right)])
+             NAMES[r.signal] + (", rules" if r.direction and not r.signal else ""), number(r.came, "+", 4) if pd.notna(r.came) else "not yet known", "–" if pd.isna(r.right) else right[bool(r.right)])
             for r in past[::-1].itertuples()]
-    head = ["decided at, UTC", "forecast move", "threshold", "P(beyond)", "signal", f"what came, {now.run.horizon} h", "direction right"]
+    head = ["decided, UTC", "forecast", "threshold", "P(beyond)", "signal", f"{now.run.horizon} h later", "right"]
     return Piece(f"<p>{html.escape(record_text(past, now.model.trained_until))}</p>") + as_table(rows, head)
 
 # %% ../nbs/14b_signal_page.ipynb #fced051a

@@ -6,10 +6,11 @@
 __all__ = ['COLUMNS', 'HOUR', 'ENTRY_MODES', 'EXIT_MODES', 'SIZINGS', 'SHORT_VOLUMES', 'CryptolstmError', 'InputError',
            'OperationError', 'TrainingSpanError', 'unknown_name', 'as_utc', 'display_time', 'check_index', 'check_bars',
            'regular_grid', 'segment_ids', 'bars_hash', 'stamp', 'write_atomic', 'home', 'slug', 'check_ticker',
-           'quiet_stderr', 'RunConfig', 'check_run', 'run_config', 'read_params', 'run_from_namespace', 'config_hash']
+           'quiet_stderr', 'RunConfig', 'check_run', 'run_config', 'read_params', 'run_from_namespace', 'config_hash',
+           'plain']
 
 # %% ../nbs/00_core.ipynb #e95347ec
-import difflib, hashlib, json, os, re, sys, tempfile
+import difflib, hashlib, json, math, os, re, sys, tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -323,9 +324,10 @@ def read_params(
 # %% ../nbs/00_core.ipynb #ee18ab8d
 def run_from_namespace(
     namespace: Mapping,   # `globals()` of a report notebook, right after its parameters cell
+    besides: tuple = (),  # names of parameters that are no field of `RunConfig`
 ) -> RunConfig:
     "The run a notebook was asked for; a variable that is no parameter is an `InputError`, not ignored."
-    reserved = {"In", "Out", "exit", "quit", "open"}
+    reserved = {"In", "Out", "exit", "quit", "open", *besides}
     plain = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in reserved
              and (v is None or isinstance(v, (str, int, float, bool, list, dict)))}
     return run_config({k: None if v == "" else v for k, v in plain.items()})
@@ -337,3 +339,13 @@ def config_hash(
     "Short sha256 of a configuration in canonical JSON."
     table = config if isinstance(config, Mapping) else asdict(config)
     return hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+# %% ../nbs/00_core.ipynb #4448b684
+def plain(
+    x,   # a number, a time, text, or a table of these
+):       # the same as JSON has it
+    "Numbers JSON knows: NaN and infinity become null, times become text."
+    if isinstance(x, dict): return {k: plain(v) for k, v in x.items()}
+    if isinstance(x, pd.Timestamp): return x.isoformat()
+    if isinstance(x, np.generic): x = x.item()
+    return None if isinstance(x, float) and not math.isfinite(x) else x

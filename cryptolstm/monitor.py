@@ -68,7 +68,7 @@ def drift(
     return out.assign(drifted=out["psi"] > out["limit"])
 
 # %% ../nbs/06a_monitor.ipynb #365db407
-BROKEN = 0.01   # p-value below which the promise counts as broken
+BROKEN = 0.001  # p-value below which the promise counts as broken
 
 def live_skill(
     model: ModelRecord,            # in use

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MIME', 'QUALITY_CLASS', 'LEVEL_CLASS', 'CHECKED', 'MIN_DAYS', 'STYLE', 'Piece', 'as_table', 'figure', 'banner',
-           'data_table', 'quality_piece', 'verdict_box', 'skill_pieces', 'performance_table', 'baselines_table',
-           'power_table', 'search_table', 'uncertainty_table', 'skill_by_tables', 'certificate_table', 'trades_table',
-           'folds_table', 'equity_figure', 'trades_figure', 'prediction_figure', 'correlation_figure', 'funnel_figure',
-           'rules_table', 'entry_text', 'tear_sheet', 'page', 'notebook_html', 'Report', 'project_folder',
-           'report_parameters', 'read_summary', 'run_report']
+           'heading', 'data_table', 'quality_piece', 'verdict_box', 'skill_pieces', 'performance_table',
+           'baselines_table', 'power_table', 'search_table', 'uncertainty_table', 'skill_by_tables',
+           'certificate_table', 'trades_table', 'folds_table', 'equity_figure', 'trades_figure', 'prediction_figure',
+           'correlation_figure', 'funnel_figure', 'rules_table', 'entry_text', 'tear_sheet', 'page', 'notebook_html',
+           'Report', 'project_folder', 'report_parameters', 'read_summary', 'run_report', 'execute_report',
+           'write_report']
 
 # %% ../nbs/14_reports.ipynb #abf9ddc5
 import base64, html, io, json, logging, math, os, re, sys, tempfile, warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import cryptolstm
-from .core import CryptolstmError, InputError, OperationError, check_ticker, display_time, read_params, run_config, slug, unknown_name, write_atomic
+from .core import CryptolstmError, InputError, OperationError, RunConfig, check_ticker, display_time, read_params, run_config, slug, unknown_name, write_atomic
 from .experiment import HOLD, REVERSAL, data_notes, figure_rows, figure_text, market_text, summary
 from .manifest import embed, make_manifest
 from .metrics import daily_returns
@@ -74,8 +75,16 @@ def banner(
 ) -> Piece:          # one line, and warnings across the page if there is reason
     "Which market and span, and what a reader must know before any number: simulated, stale or less than asked for."
     date = lambda t: pd.Timestamp(t).strftime("%Y-%m-%d %H:%M")
-    span = " · ".join(f"<span>{html.escape(text)}</span>" for text in (data["ticker"], market_text(data), f"{date(data['tested_from'])} to {date(data['tested_until'])} UTC"))
-    notes = [("warn", f"{note}.") for note in data_notes(data)]
+    return heading(data, f"{date(data['tested_from'])} to {date(data['tested_until'])} UTC", data_notes(data))
+
+def heading(
+    data: Mapping,   # from `data_stamp`
+    when: str,       # the span or moment the page is about
+    notes: list,     # sentences without a full stop
+) -> Piece:
+    "The first line of any page, and its warnings; that the market is simulated comes first."
+    span = " · ".join(f"<span>{html.escape(text)}</span>" for text in (data["ticker"], market_text(data), when))
+    notes = [("warn", f"{note[0].upper()}{note[1:]}.") for note in notes]
     if data.get("simulated"):
         why = data.get("fallback") or "the demo market was asked for"
         notes.insert(0, ("alarm", f"SIMULATED MARKET. {why[0].upper()}{why[1:]}. Prices and dates are invented (seed {data.get('seed')}); nothing here is about a real market."))
@@ -270,7 +279,7 @@ def correlation_figure(results: dict) -> Piece:
 
 def funnel_figure(results: dict) -> Piece:
     "Where the bars drop out on the way to a signal."
-    return figure(plot_funnel(signal_funnel(results["signals"]), _simulated(results)), "Bars left after each stage, from all bars to those with a signal. Every rule must agree with the direction of the forecast.")
+    return figure(plot_funnel(signal_funnel(results["signals"], results["config"].entry), _simulated(results)), "Bars left after each stage, from all bars to those with a signal. Every rule must agree with the direction of the forecast.")
 
 def rules_table(
     results: dict,   # from `backtest`
@@ -284,6 +293,7 @@ def entry_text(
 ) -> Piece:          # one paragraph
     "What this run asks of a forecast, and how that compares with the forecasts it got."
     run, seen = results["config"], results["signals"]
+    if run.entry == "probability": return Piece(f"<p>{_prose(_likely(run, seen['p_exceed']))}</p>")
     size = (seen["difference"].abs() / results["bars"]["close"]).median(), (seen["threshold"] / results["bars"]["close"]).median()
     sizes = f"The median forecast is {percent(size[0], digits=2)} away from the last price" + (f", the median threshold {percent(size[1], digits=2)}." if size[1] > 0 else ".")
     if run.entry == "cost":
@@ -295,6 +305,15 @@ def entry_text(
     if run.entry == "threshold" and run.threshold_scale == 0:
         text = f"Every forecast counts here, however small (threshold_scale is 0), and a signal needs only that every rule agrees. {sizes}"
     return Piece(f"<p>{_prose(text)}</p>")
+
+# %% ../nbs/14_reports.ipynb #124c337a
+def _likely(run: RunConfig, p: pd.Series) -> str:
+    "What entry=probability asks for and what it got."
+    times = "" if run.threshold_scale == 1 else f"{run.threshold_scale:g} times "
+    got = f"It was {percent(p.median())} in the median and {percent(p.max())} at most" if p.notna().any() else "No forecast got one, since no fold had enough validation windows to calibrate it"
+    without = "" if p.notna().all() or p.isna().all() else f"; {p.isna().sum():,} of {len(p):,} bars have none"
+    return (f"A signal needs a probability of at least {percent(run.p_min)} that the price moves, in the predicted direction, by more than {times}the dynamic threshold (half an ATR plus 0.3 σ); "
+            f"and every rule must agree. The probability is calibrated anew in every fold, on validation bars. {got}{without}.")
 
 # %% ../nbs/14_reports.ipynb #ad37e414
 MIN_DAYS = 10  # daily returns below which a tear sheet is nonsense
@@ -336,7 +355,7 @@ figure{margin:1rem 0 1.4rem}figure img{width:100%;height:auto;display:block}figc
 .note{padding:.8rem 1.1rem;margin:.8rem 0;border-radius:4px;font-weight:600}.alarm.note{background:#c23b34;color:#fff}.warn.note{background:#fff4d6;color:#6b4d00}
 .verdict{border-radius:6px;padding:1.2rem 1.5rem 1.3rem;margin:1.2rem 0;border:1px solid #c9d3df;border-left:8px solid #5b6470;background:#f3f6fa}
 .verdict h2{border:0;margin:0 0 .3rem;padding:0;font-size:1.15rem;letter-spacing:.04em}.verdict p{max-width:none;font-size:1.02rem}
-.verdict.good{background:#eef7f0;border-color:#b9dcc4;border-left-color:#2f855a}.verdict.warn{background:#fff8e6;border-color:#ecd9a4;border-left-color:#c98a1b}.verdict.alarm{background:#fdeeed;border-color:#efbdb9;border-left-color:#c23b34}
+.verdict.act{background:#eef4fb;border-color:#bcd3ec;border-left-color:#1f5fa8}.verdict.good{background:#eef7f0;border-color:#b9dcc4;border-left-color:#2f855a}.verdict.warn{background:#fff8e6;border-color:#ecd9a4;border-left-color:#c98a1b}.verdict.alarm{background:#fdeeed;border-color:#efbdb9;border-left-color:#c23b34}
 .span{font-size:1.15rem;font-weight:600;max-width:none}.span span{white-space:nowrap}.cards{display:grid;grid-template-columns:repeat(3,1fr);gap:.7rem;margin-top:.9rem}.cards div{display:flex;flex-direction:column}.cards b{font-size:1.25rem;font-variant-numeric:tabular-nums}.cards span{font-size:.84rem}.cards small{color:var(--soft)}
 details{margin:.4rem 0}summary{cursor:pointer;color:var(--blue);font-size:.92rem}
 iframe.sheet{width:100%;height:2600px;border:1px solid var(--line);background:#fff}pre{overflow-x:auto;background:var(--wash);padding:.7rem;font-size:.85rem}
@@ -405,12 +424,12 @@ def report_parameters(
 # %% ../nbs/14_reports.ipynb #93f3be79
 def read_summary(
     notebook,   # an executed report notebook
-) -> dict:      # what its verdict box carries for programs
+) -> dict:      # what its first box carries for programs
     "The machine-readable result of a report."
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if MIME in output.get("data", {}): return output["data"][MIME]
-    raise OperationError("the report has no verdict; the notebook was not executed to its end")
+    raise OperationError("the report has no result; the notebook was not executed to its end")
 
 # %% ../nbs/14_reports.ipynb #959d6754
 def run_report(
@@ -421,22 +440,39 @@ def run_report(
     out: Path | None = None,           # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
     progress: bool = True,             # the notebook's progress bars on stderr
 ) -> Report:
-    "Execute a report notebook and write its page. Errors of the notebook come out as the errors they are."
+    "Execute a report notebook and write its page."
+    executed = execute_report(notebook, report_parameters(ticker, params, overrides), progress)
+    return write_report(executed, ticker, notebook, make_manifest, out)
+
+# %% ../nbs/14_reports.ipynb #61a183e6
+def execute_report(
+    notebook: str,         # name of a report notebook in nbs/
+    values: Mapping,       # parameter → value
+    progress: bool = True, # the notebook's progress bars on stderr
+):                         # the executed notebook
+    "Run a report notebook with papermill. A name that is no parameter of it is an `InputError`; errors of the notebook come out as the errors they are."
     import papermill
     source = project_folder() / "nbs" / f"{notebook}.ipynb"
-    values = report_parameters(ticker, params, overrides)
     known = papermill.inspect_notebook(str(source))
     for name in values:
         if name not in known: raise unknown_name("parameter", name, known)
-    target = Path(out or os.environ.get("CRYPTOLSTM_REPORTS") or project_folder() / "reports") / slug(ticker)
     with tempfile.TemporaryDirectory() as d:
-        try: executed = papermill.execute_notebook(str(source), str(Path(d) / "run.ipynb"), values, progress_bar=False, kernel_name="python3",
-                                                   extra_arguments=["--IPKernelApp.log_level=ERROR"], stderr_file=sys.stderr if progress else None)
+        try: return papermill.execute_notebook(str(source), str(Path(d) / "run.ipynb"), values, progress_bar=False, kernel_name="python3",
+                                               extra_arguments=["--IPKernelApp.log_level=ERROR"], stderr_file=sys.stderr if progress else None)
         except papermill.PapermillExecutionError as e: raise _cause(e) from e
-    notebook_file = write_atomic(target / f"{notebook}.ipynb", json.dumps(executed, indent=1))
-    result = read_summary(executed)
-    page = notebook_html(executed, f"{ticker} {notebook}")
-    return Report(write_atomic(target / f"{notebook}.html", embed(page, make_manifest(result, page))), notebook_file, result)
+
+def write_report(
+    executed,                  # from `execute_report`
+    ticker: str,
+    notebook: str,             # its name, and that of the page
+    manifest: Callable,        # (summary, page) → what is embedded in the page
+    out: Path | None = None,   # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
+) -> Report:
+    "Write the executed notebook and its page, whole or not at all."
+    target = Path(out or os.environ.get("CRYPTOLSTM_REPORTS") or project_folder() / "reports") / slug(ticker)
+    result, page = read_summary(executed), notebook_html(executed, f"{ticker} {notebook}")
+    written = write_atomic(target / f"{notebook}.ipynb", json.dumps(executed, indent=1))
+    return Report(write_atomic(target / f"{notebook}.html", embed(page, manifest(result, page))), written, result)
 
 # %% ../nbs/14_reports.ipynb #4ac59eed
 def _cause(error) -> CryptolstmError:

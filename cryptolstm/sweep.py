@@ -189,13 +189,14 @@ def sweep_forecasts(
     run: RunConfig,             # everything that is no axis
     grid: Mapping[str, Sequence],
     returns: bool = False,      # as for `sweep`
+    exceed: pd.Series | None = None,   # P(beyond the threshold) per bar, from `walk_forward`; entry="probability" cannot do without
 ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:   # as from `sweep`
     "Trade stored forecasts over a grid, decided by `decide`. `InputError` where an axis has no effect."
     grid, known = check_grid(grid), table.loc[prediction.index]
     settings = {k: getattr(run, k) for k in _SETTINGS}
     if "threshold_scale" not in grid:
         if run.entry == "cost" and {"fee", "slippage"} & set(grid): raise InputError("entry=cost decides by fee and slippage; leave them out of the grid or use entry=threshold")
-        return sweep(bars, decide(prediction, table, run)["signal"], grid, atr=known["atr"], sigma=known["sigma"], returns=returns, **settings)
+        return sweep(bars, decide(prediction, table, run, exceed=exceed)["signal"], grid, atr=known["atr"], sigma=known["sigma"], returns=returns, **settings)
     if run.entry != "threshold": raise InputError(f"entry={run.entry} has no threshold to scale; leave threshold_scale out of the grid or use entry=threshold")
     free = decide(prediction, table, replace(run, threshold_scale=0.0))
     return sweep(bars, free["signal"], grid, move=free["difference"].abs(), threshold=entry_threshold(known, replace(run, threshold_scale=1.0)),
@@ -212,7 +213,7 @@ def sweep_run(
     grid = check_grid(grid)
     walk = walk_forward(bars, run, progress)
     tested = bars.loc[walk.predictions.index]
-    table, returns = sweep_forecasts(tested, walk.predictions["prediction"], walk.table, run, grid, returns=True)
+    table, returns = sweep_forecasts(tested, walk.predictions["prediction"], walk.table, run, grid, returns=True, exceed=walk.predictions["p_exceed"])
     costs = {k: getattr(run, k) for k in ("initial_balance", "fee", "slippage", "slippage_range")}
     held = simulate(tested, np.ones(len(tested)), **costs)["final_balance"] / run.initial_balance - 1
     return {"table": table, "summary": surface_summary(table, held), "returns": returns, "tested": tested}

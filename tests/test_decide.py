@@ -13,7 +13,7 @@ from cryptolstm import SignalGenerator
 from cryptolstm.core import ENTRY_MODES, InputError, RunConfig
 from cryptolstm.features import features
 from cryptolstm.model_record import calibrate, confidence
-from cryptolstm.signals import RULES, decide, dynamic_threshold, exceedance, exceedance_curve, rule_answers, rules_of
+from cryptolstm.signals import RULES, decide, dynamic_threshold, exceedance, exceedance_curve, rule_answers, rules_of, why
 from cryptolstm.simulate import demo_market, planted_market, planted_state
 from cryptolstm.windows import target
 
@@ -42,7 +42,9 @@ def questions(draw):
     run = RunConfig(entry=draw(st.sampled_from(ENTRY_MODES)), threshold_scale=draw(st.floats(0, 3)), short_volume=draw(st.sampled_from(["below", "above"])),
                     horizon=draw(st.integers(1, 72)), p_min=draw(st.floats(0, 1)), fee=draw(st.floats(0, 0.01)), cost_margin=draw(st.floats(0, 2)))
     names = draw(st.lists(st.sampled_from(sorted(RULES)), unique=True))
-    return said, table, run, {k: RULES[k] for k in names}, draw(st.sampled_from([CURVE, {"gain": None}]))
+    curve = draw(st.sampled_from([CURVE, {"gain": None}]))
+    per_bar = exceedance(curve, said, table.loc[said.index], run)          # what a walk-forward hands over, where each fold has a calibration of its own
+    return said, table, run, {k: RULES[k] for k in names}, draw(st.sampled_from([curve, per_bar]))
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
@@ -54,6 +56,7 @@ def test_deciding_bar_by_bar_is_deciding_all_at_once(question):
     pd.testing.assert_frame_equal(single, whole, check_freq=False, check_exact=True)
     assert whole["signal"].isin([-1, 0, 1]).all() and (whole["signal"] * whole["direction"] == whole["signal"].abs()).all()
     assert (whole.loc[said.isna() | (said == 0), "signal"] == 0).all()
+    if isinstance(curve, pd.Series) and run.entry == "probability": assert (whole.loc[~(curve >= run.p_min), "direction"] == 0).all()
 
 
 def test_the_property_sees_decisions_of_every_kind():
@@ -96,6 +99,40 @@ def test_below_500_points_there_is_no_probability_and_no_entry(knower):
     decided = [decide(pairs["prediction"].iloc[600:], table, run, {}, exceed=c) for c in (few, enough)]
     assert decided[0]["p_exceed"].isna().all() and (decided[0]["direction"] == 0).all() and (decided[1]["direction"] != 0).any()
     with pytest.raises(InputError, match="^entry=probability needs the calibration"): decide(pairs["prediction"].iloc[600:], table, run)
+
+
+def test_probabilities_of_other_bars_are_refused(knower):
+    _, table, pairs = knower
+    p = exceedance(exceedance_curve(pairs.iloc[:600], table), pairs["prediction"], table.loc[pairs.index], RunConfig())
+    with pytest.raises(InputError, match=f"^exceed says nothing about the bar of {pairs.index[700]:%Y-%m-%d %H:%M}; pass a probability"):
+        decide(pairs["prediction"].iloc[650:750], table, RunConfig(entry="probability"), exceed=p.drop(pairs.index[700]))
+
+
+def asked(**changed):
+    "A signal's dictionary as far as its reason goes."
+    plain = {"entry": "threshold", "predicted_price": 99.0, "price_difference": -1.0, "p_exceed": 0.12, "p_min": 0.3, "direction": 0, "n_calibration": 864}
+    return {**plain, **changed}
+
+
+REFUSED = {"side_tested": "short", "direction": -1, "rules": {"a": {"asks_for": "this", "passed": False}, "b": {"asks_for": "that", "passed": True}}}
+
+
+@pytest.mark.parametrize("said,reason", [
+    (asked(), "the forecast does not reach the threshold"),
+    (asked(entry="cost"), "the forecast does not pay the costs of a round trip"),
+    (asked(entry="probability"), "a fall beyond the threshold has a probability of 12.0 %, 30.0 % is asked for"),
+    (asked(entry="probability", p_exceed=None, n_calibration=48),
+     "the model has too little to calibrate a probability on (48 bars, 500 are needed), and without one nothing is entered"),
+    (asked(entry="probability", predicted_price=None, price_difference=None, p_exceed=None),
+     "there is no forecast for this bar: some of its last hours are missing"),
+    (asked(**REFUSED), "the forecast is beyond the threshold (short), but these rules do not agree: this"),
+    (asked(**REFUSED, entry="cost"), "the forecast is beyond the costs (short), but these rules do not agree: this"),
+    (asked(**REFUSED, entry="probability", p_exceed=0.31),
+     "a fall beyond the threshold has a probability of 31.0 %, 30.0 % is asked for (short), but these rules do not agree: this"),
+    (asked(direction=1, side_tested="long", rules={"b": {"asks_for": "that", "passed": True}}),
+     "the forecast is beyond the threshold (long), and every rule agrees")])
+def test_the_reason_names_what_decided(said, reason):
+    assert why(said) == reason
 
 
 def test_the_probability_does_not_depend_on_the_unit_of_the_price(knower):

@@ -8,14 +8,15 @@ import pytest
 from cryptolstm import Backtester, SignalGenerator
 from cryptolstm.backtester import simulate
 from cryptolstm.core import InputError, RunConfig
-from cryptolstm.experiment import LSTM_ALONE, REVERSAL, RULES_ALONE, backtest, data_notes, run_backtest, summary, trade
+from cryptolstm.experiment import (LSTM_ALONE, REVERSAL, RULES_ALONE, backtest, data_notes, learner_exceedance, learner_forecasts, run_backtest, summary,
+                                   trade)
 from cryptolstm.features import features
 from cryptolstm.ledger import Ledger
-from cryptolstm.reports import banner, data_table
+from cryptolstm.reports import banner, data_table, entry_text
 from cryptolstm.signals import decide
 from cryptolstm.simulate import demo_market
 from cryptolstm.skill import last_bar_reversal, skill_row
-from cryptolstm.walkforward import bars_needed
+from cryptolstm.walkforward import bars_needed, walk_forward
 
 SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}
 RUN = RunConfig(ticker="ETH/USD", hours=240, train_hours=400, retrain_every=240, lookback=12, exchange="simulated", threshold_scale=0, network=SMALL)
@@ -63,6 +64,50 @@ def test_a_shorter_training_is_said_on_page_and_in_json():
     note = f"Trained on {560 - 240 - 49 - 12} of the 400 hours asked for"   # 49 bars pass before the indicators are known
     assert data_notes(late["data"])[0].startswith(note) and summary(late)["data"]["shortened"].startswith(note)
     assert f'class="note warn">{note}' in banner(late["data"]).markup
+
+
+PROBABLE = replace(RUN, entry="probability", p_min=0.05, threshold_scale=1, hours=96, retrain_every=48, train_hours=1150,
+                   network={**SMALL, "val_fraction": 0.5})
+
+
+def test_a_run_by_probability_enters_by_it_and_so_do_those_in_the_networks_place():
+    bars = demo_market(bars_needed(PROBABLE), seed=2, ticker="ETH/USD")
+    result = backtest(bars, PROBABLE, certify=True)
+    seen, p = result["signals"], result["predictions"]["p_exceed"]
+    pd.testing.assert_series_equal(seen["p_exceed"], p, check_exact=True)
+    assert ((seen["direction"] != 0) == (p >= 0.05)).all() and seen["direction"].any() and result["certificate"]["passed"]
+    assert data_notes(result["data"]) == [] and {"ridge with the rules", "gradient boosting with the rules"} <= set(result["baselines"])
+    alone = decide(result["predictions"]["prediction"], features(bars), PROBABLE, {}, exceed=p)["signal"]
+    known = features(bars).loc[p.index]
+    traded = trade(result["bars"], alone, PROBABLE, atr=known["atr"], sigma=known["sigma"])
+    pd.testing.assert_series_equal(result["baselines"][LSTM_ALONE]["equity"], traded["equity"], check_exact=True)
+
+
+def test_a_learners_probability_knows_nothing_of_the_bars_it_is_asked_about():
+    run = replace(PROBABLE, horizon=3)
+    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    walk = walk_forward(bars, run)
+    other = bars.copy()
+    other.iloc[-47:, :4] *= np.linspace(1.2, 3, 47)[:, None]               # from the second bar of the last fold on
+    probabilities = []
+    for b in (bars, other):
+        changed = replace(walk, table=features(b))
+        probabilities.append(learner_exceedance(b, changed, run, learner_forecasts(b, changed, run)))
+    for name in ("ridge", "gradient boosting"):
+        a, b = (p[name].iloc[:49] for p in probabilities)
+        assert a.between(0, 1).all()
+        pd.testing.assert_series_equal(a, b, check_exact=True)
+    assert learner_exceedance(bars, walk, replace(run, entry="cost"), {}) == {}
+
+
+def test_folds_that_cannot_say_how_likely_a_move_is_enter_nothing_and_that_is_said():
+    run = replace(PROBABLE, train_hours=900)
+    result = backtest(demo_market(bars_needed(run), seed=2, ticker="ETH/USD"), run)
+    fewest = result["folds"]["n_exceed"].min()
+    note = f"2 of 2 folds entered nothing: they had too little to calibrate a probability on (at fewest {fewest} validation windows, 500 are needed)"
+    assert result["folds"]["n_exceed"].max() < 500 and (result["signals"]["direction"] == 0).all() and not len(result["trades"])
+    assert data_notes(result["data"])[0].startswith(note) and summary(result)["data"]["uncalibrated"].startswith(note)
+    assert f'class="note warn">{note}' in banner(result["data"]).markup and "No forecast got one" in entry_text(result).markup
 
 
 def test_bars_from_another_address_say_so():

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from cryptolstm import SignalGenerator
 from cryptolstm.cli import app
+from cryptolstm.compare import compare_models
 from cryptolstm.core import HOUR, InputError, OperationError, RunConfig, TrainingSpanError
 from cryptolstm.features import features
 from cryptolstm.live_model import LiveModel
 from cryptolstm.model import fit, load_bundle
-from cryptolstm.model_commands import compare_models
 from cryptolstm.registry import challenge, current_version, paired_test, prune, read_note, rollback, save_version, usable_model, version_folders, versions
 from cryptolstm.settings import model_config
 from cryptolstm.simulate import demo_market

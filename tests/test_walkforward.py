@@ -9,6 +9,8 @@ from cryptolstm.experiment import backtest
 from cryptolstm.core import RunConfig, TrainingSpanError, regular_grid
 from cryptolstm.model import fit, model_config
 from cryptolstm.features import INPUTS, features
+from cryptolstm.registry import validation_pairs
+from cryptolstm.signals import RULES, decide, exceedance, exceedance_curve
 from cryptolstm.simulate import demo_market, planted_market
 from cryptolstm.walkforward import bars_needed, schedule, walk_forward
 from cryptolstm.windows import purged_split, target, window_ends
@@ -88,6 +90,55 @@ def test_folds_cover_the_tested_span_once_and_train_strictly_before_it(hours, ev
     rows = [r for f in folds for r in range(f.test_start, f.test_end)]
     assert rows == list(range(1000 - hours, 1000))
     assert all(f.train_start < f.test_start for f in folds)
+
+
+LIKELY = RunConfig(hours=96, train_hours=1100, retrain_every=48, lookback=6, entry="probability", p_min=0.1, horizon=2,
+                   network={"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1, "val_fraction": 0.5})
+
+
+@pytest.fixture(scope="module")
+def likely():
+    "A walk-forward whose folds have enough validation windows for a probability."
+    bars = demo_market(bars_needed(LIKELY), seed=4)
+    return bars, walk_forward(bars, LIKELY)
+
+
+def test_a_fold_is_calibrated_on_its_own_validation_windows(likely):
+    "Put together again from the pieces of a live signal: the same training, its validation forecasts, their outcomes, the curve."
+    bars, walk = likely
+    table, fold = features(bars), schedule(len(bars), LIKELY)[0]
+    past = slice(fold.train_start, fold.test_start)
+    alone = fit(bars.iloc[past], table.iloc[past], model_config(LIKELY), hours=LIKELY.train_hours)
+    pairs = validation_pairs(alone, table.iloc[past], bars.iloc[past])
+    assert len(pairs) >= 500 and pairs.index[-1] < bars.index[fold.test_start - LIKELY.horizon] and pairs.index[0] >= pd.Timestamp(alone.fitted_until)
+    said = walk.predictions["prediction"].iloc[:48]
+    p = exceedance(exceedance_curve(pairs, table, LIKELY.horizon), said, table.loc[said.index], LIKELY)
+    pd.testing.assert_series_equal(walk.predictions["p_exceed"].iloc[:48], p, check_exact=True, check_freq=False)
+    assert p.between(0, 1).all() and walk.folds["exceed"].all() and (walk.folds["n_exceed"] >= 500).all()
+
+
+@pytest.mark.parametrize("cut", [1, 49])
+def test_no_future_enters_the_probability(likely, cut):
+    "Bars after the cut are taken away; then they are there, but others. What was decided before stays, bit for bit."
+    bars, walk = likely
+    decide_all = lambda w: decide(w.predictions["prediction"], w.table, LIKELY, {"macd": RULES["macd"]}, exceed=w.predictions["p_exceed"])
+    whole, last = decide_all(walk).iloc[:cut], len(bars) - 96 + cut
+    other = bars.copy()
+    other.iloc[last:, :5] = other.iloc[last:, :5].to_numpy() * np.linspace(1.5, 3, len(bars) - last)[:, None]
+    pd.testing.assert_frame_equal(decide_all(walk_forward(other, LIKELY)).iloc[:cut], whole, check_exact=True, check_freq=False)
+    if cut < 48: return                                                    # no run tests fewer hours than that
+    truncated = walk_forward(bars.iloc[:last], replace(LIKELY, hours=cut))
+    pd.testing.assert_frame_equal(decide_all(truncated), whole, check_exact=True, check_freq=False)
+
+
+def test_deciding_a_walk_forward_bar_by_bar_is_deciding_it_at_once(likely):
+    bars, walk = likely
+    said, p = walk.predictions["prediction"], walk.predictions["p_exceed"]
+    run = replace(LIKELY, p_min=float(p.median()))
+    whole = decide(said, walk.table, run, {}, exceed=p)
+    single = pd.concat([decide(said.iloc[[k]], walk.table.loc[:said.index[k]], run, {}, exceed=p.iloc[[k]]) for k in range(len(said))])
+    pd.testing.assert_frame_equal(single, whole, check_exact=True, check_freq=False)
+    assert set(whole["direction"]) == {-1, 0, 1}, "a property of decisions that are never made would prove nothing"
 
 
 def test_the_same_bars_and_seed_give_the_same_numbers_twice_and_another_seed_others():

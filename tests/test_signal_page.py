@@ -1,0 +1,101 @@
+"""The page of a signal: what was decided and why, a record of unseen bars only, and nothing that looks like a promise."""
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pandas as pd
+import pytest
+from test_decide import SCHEMA
+from test_reports_and_cli import SMOKE, run
+from typer.testing import CliRunner
+
+from cryptolstm import SignalGenerator
+from cryptolstm.cli import app
+from cryptolstm.core import HOUR, InputError, RunConfig, TrainingSpanError
+from cryptolstm.manifest import OPEN, split
+from cryptolstm.signal_page import ASKED, record_table, record_text, signal_box, signal_heading
+from cryptolstm.signals import past_decisions
+
+ROOT = Path(__file__).parents[1]
+TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
+RUN = RunConfig(lookback=12, network=TINY, threshold_scale=0.01, horizon=3)
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory):
+    "A model trained 30 hours before the bar it is asked about, which looks three hours ahead."
+    home = tmp_path_factory.mktemp("home")
+    end = lambda hours: (pd.Timestamp("2025-03-01", tz="UTC") + hours * HOUR).isoformat()
+    at = lambda hours: SignalGenerator(exchange="simulated", home=home, config=replace(RUN, end=end(hours)))
+    at(0).generate_signals(hours=120)
+    return at(29).decide_now(hours=120, retrain_threshold=48)
+
+
+def test_the_record_holds_bars_the_model_had_not_seen_and_no_other(decided):
+    past, bars = decided.before(1000), decided.bars
+    assert past.index[0] == pd.Timestamp(decided.model.trained_until) + HOUR and past.index[-1] == bars.index[-2] and len(past) == 29
+    assert decided.before(5).equals(past.iloc[-5:])
+    with pytest.raises(TrainingSpanError): decided.model.predict(decided.table, bars, start=bars.index.get_loc(past.index[0]) - 1)
+    newest = past_decisions(decided.model, decided.table.loc[:past.index[0]], bars.loc[:past.index[0]], decided.run, decided.exceed)
+    assert not len(newest) and "There are none yet" in record_text(newest, decided.model.trained_until)
+
+
+def test_what_came_is_what_the_bars_say_and_the_last_hours_are_not_known_yet(decided):
+    past, close = decided.before(1000), decided.bars["close"]
+    came = close.shift(-3).loc[past.index] - close.loc[past.index]
+    pd.testing.assert_series_equal(past["came"], came, check_names=False, check_freq=False, rtol=1e-9)
+    assert past["came"].isna().sum() == 2 and past["right"].isna().tolist()[-2:] == [True, True]
+    right = ((came > 0) == (past["difference"] > 0)).iloc[:-2]
+    assert (past["right"].iloc[:-2].astype(bool) == right).all()
+    page = record_table(decided, 1000).markup
+    assert page.count("not yet known") == 2 and page.count("<td class=num>yes</td>") == right.sum()
+    assert f"the right direction in {right.sum()} of 27 " in page and "So few bars prove nothing either way." in page
+
+
+def test_past_decisions_are_those_a_signal_would_have_shown(decided):
+    "The bar is taken for the newest one, and the same model is asked."
+    past = decided.before(6)
+    for row in (0, 3):
+        upto = decided.bars.index.get_loc(past.index[row]) + 1
+        then = decided.model.predict(decided.table.iloc[:upto], decided.bars.iloc[:upto], start=upto - 1)
+        assert then.iloc[0] == past["prediction"].iloc[row]
+
+
+def test_a_box_of_any_signal_shows_it_without_the_colour_of_success(decided):
+    for signal, word, kind in ((1, "LONG", "act"), (-1, "SHORT", "act"), (0, "HOLD", "calm")):
+        box = signal_box(replace(decided, signal={**decided.signal, "signal": signal})).markup
+        assert f"<h2>{word}</h2>" in box and f'class="verdict {kind}"' in box and "verdict good" not in box
+    hostile = replace(decided, signal={**decided.signal, "warnings": ["<script>alert(1)</script>"]})
+    assert "<script>" not in signal_heading(hostile).markup
+
+
+def test_the_notebook_takes_what_a_signal_depends_on():
+    cells = json.loads((ROOT / "nbs" / "signal.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    assert {line.split(":")[0] for line in code[0].splitlines()} == {*ASKED, "model", "retrain_threshold", "last"}
+    assert not any(re.search(r"^\s*(def|class|for|if) |lambda", text, re.M) for text in code)
+    defaults = {k: v for k, v in vars(RunConfig()).items() if k in ASKED} | {"ticker": "ETH/USD", "hours": 240, "end": "", "exchange_url": ""}
+    space: dict = {}
+    exec(code[0], space)
+    assert {k: space[k] for k in ASKED} == defaults
+
+
+def test_the_page_of_a_signal(loopback, tmp_path):
+    ask = ["cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE]
+    done = run(*ask, "--report", "--json", home=tmp_path, CRYPTOLSTM_REPORTS=str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    signal, path = json.loads(done.stdout), tmp_path / "out" / "eth_usd" / "signal.html"
+    jsonschema.Draft202012Validator(SCHEMA).validate(signal)
+    page = path.read_text(encoding="utf-8")
+    assert signal["report"] == str(path) and path.with_suffix(".ipynb").is_file() and page.count("<figure>") == 1
+    assert {1: "LONG", -1: "SHORT", 0: "HOLD"}[signal["signal"]] in page and "There are none yet" in page and "SIMULATED" not in page
+    assert "The model is underpowered" in page and f"coinbaseexchange at {loopback.url}" in page and f'="{loopback.url}' not in page
+    assert "decide_now" not in page.split(OPEN)[0] and re.findall(r"<script[^>]*>", page) == ['<script type="application/json" id="manifest">']
+    assert json.loads(page.split(OPEN)[1].split("</script>")[0])["signal"]["predicted_price"] == signal["predicted_price"]
+    with pytest.raises(InputError, match="only the pages of backtests can be verified"): split(page)
+    again = run(*ask, "--json", home=tmp_path)
+    assert json.loads(again.stdout)["predicted_price"] == signal["predicted_price"], "the page and the command show one decision"
+    refused = CliRunner().invoke(app, ["verify", str(path)]).exception
+    assert refused.exit_code == 2 and str(refused).startswith("this is the page of a signal")

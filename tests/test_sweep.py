@@ -68,15 +68,35 @@ def test_every_axis_has_an_effect(forecasts):
     signal = np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10)
     two = {"fee": [0, 0.01], "slippage": [0, 0.01], "slippage_range": [0, 0.3], "stop_atr": [1, 3], "stop_percent": [0.005, 0.05], "take_profit_atr": [1, 3],
            "take_profit_percent": [0.005, 0.02], "trailing_atr": [1, 3], "min_hold": [0, 20], "max_hold": [2, 9], "borrow_rate": [0, 0.1], "lot": [0, 0.7],
-           "min_notional": [0, 99_990], "max_volume_share": [0.01, 1], "threshold_scale": [0, 1]}
+           "min_notional": [0, 99_990], "max_volume_share": [0.01, 1], "threshold_scale": [0, 1], "exit": ["neutral", "opposite"],
+           "sizing": ["all_in", "volatility"], "size": [0.2, 0.9], "max_leverage": [1, 3]}
+    more_of = {"size": {"sizing": "fraction"}, "max_leverage": {"sizing": "volatility", "size": 5.0}}
     assert set(two) == set(AXES)
     for axis, values in two.items():
         more = {"move": np.arange(900) % 3 / 2, "threshold": np.ones(900)} if axis == "threshold_scale" else {}
         atr = np.full(900, bars["close"].iloc[0] * 0.01)
+        more |= more_of.get(axis, {})
         returns = sweep(bars, signal, {axis: values}, atr=atr, **more)["total_return"]
         assert returns[0] != returns[1], axis
         if axis != "threshold_scale":
-            assert returns.tolist() == pytest.approx([figures(simulate(bars, signal, atr=atr, **{axis: v}))["total_return"] for v in values])
+            assert returns.tolist() == pytest.approx([figures(simulate(bars, signal, atr=atr, **more, **{axis: v}))["total_return"] for v in values])
+
+
+@pytest.mark.parametrize("grid", [{"sizing": ["fraction", "volatility"], "size": [0.2, 0.7, 1.0], "max_leverage": [1.0, 2.5], "exit": ["neutral", "opposite"]},
+                                  {"sizing": ["all_in", "fraction", "volatility"], "exit": ["opposite"], "stop_atr": [None, 1.0], "min_hold": [0, 6]},
+                                  {"size": [0.1, 2.0], "trailing_atr": [1.0, 2.0], "fee": [0.0, 0.002], "max_volume_share": [None, 0.1]}])
+@pytest.mark.parametrize("known", [True, False])
+def test_every_point_equals_simulate_for_it_alone_bit_for_bit(forecasts, grid, known):
+    bars, table, prediction = forecasts
+    signal = np.repeat(np.random.default_rng(4).integers(-1, 2, 90), 10)
+    base = dict(slippage=0.0002, **({} if "sizing" in grid else {"sizing": "fraction", "max_leverage": 2.0}),
+                **({"sigma": table["sigma"].reindex(bars.index), "atr": table["atr"].reindex(bars.index)} if known else {}))
+    points, returns = sweep(bars, signal, grid, returns=True, **base)
+    for i, values in enumerate(itertools.product(*grid.values())):
+        own = simulate(bars, signal, **{**base, **dict(zip(grid, values, strict=True))})
+        before = np.r_[100_000.0, own["equity"].to_numpy()[:-1]]
+        assert points["total_return"][i] == own["final_balance"] / 100_000.0 - 1 and points["num_trades"][i] == len(own["trades"]) > 10
+        assert returns[i].tolist() == (own["equity"].to_numpy() / before - 1).tolist()
 
 
 @settings(max_examples=25, deadline=None)
@@ -178,6 +198,10 @@ BAD = {
     "NaN": (lambda: parse_grid(["threshold_scale=nan"]), "threshold_scale is nan"),
     "unknown": (lambda: parse_grid(["horizon=1:4:4"]), "unknown axis horizon"),
     "too many": (lambda: check_grid({"fee": np.linspace(0, 0.1, 1001), "slippage": np.linspace(0, 0.1, 1000)}), "1,001,000 points; pass at most 1,000,000"),
+    "unknown word": (lambda: parse_grid(["sizing=all_in,volatile"]), "unknown sizing volatile; did you mean volatility"),
+    "no word": (lambda: parse_grid(["exit="]), "unknown exit"),
+    "a size all_in ignores": (lambda: sweep(BARS, np.zeros(30), {"sizing": ["fraction", "all_in"], "size": [0.5]}), 'pass sizing="fraction" to use it'),
+    "more than the leverage": (lambda: sweep(BARS, np.zeros(30), {"size": [0.5, 2.0], "max_leverage": [3.0, 1.0]}, sizing="fraction"), "size is 2; pass a fraction"),
     "bad pair": (lambda: sweep(BARS, np.zeros(30), {"min_hold": [5], "max_hold": [3]}), "pass a max_hold that is not shorter"),
     "negative move": (lambda: sweep(BARS, np.zeros(30), {"threshold_scale": [1]}, move=-np.ones(30), threshold=np.ones(30)), "row 0 .*the move is -1"),
     "other signal": (lambda: sweep(BARS, np.full(30, 2), {"fee": [0]}), "row 0 .*signal is 2; pass -1, 0 or 1"),

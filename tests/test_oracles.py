@@ -238,8 +238,15 @@ def test_equity_is_that_of_backtesting_py(setup, seed, peers, request):
     trades = case.ours["trades"]
     assert furthest(case, equity) < REL and len(trades) == closed + (trades["exit_reason"].iloc[-1] == "open") > 20
     if "stop" in setup:      # every order of events inside a bar occurs
-        assert {"stop", "gap_stop", "take_profit", "reverse", "signal"} <= set(trades["exit_reason"]) and (trades["bars_held"] == 0).any()
+        assert {"stop", "take_profit", "reverse", "signal"} <= set(trades["exit_reason"]) and (trades["bars_held"] == 0).any()
         assert case.ours["counts"]["both_touched"] > 0
+
+
+def test_the_compared_runs_contain_gaps_through_stops(peers, request):
+    peers(("backtesting", BACKTESTING[-1], 0))
+    cases = request.getfixturevalue("cases")
+    for library, setups in (("vectorbt", VECTORBT), ("backtesting", BACKTESTING)):
+        assert sum((cases[library, s, seed].ours["trades"]["exit_reason"] == "gap_stop").sum() for s in setups if "stop" in s for seed in SEEDS) > 5, library
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -111,7 +111,8 @@ def timed_signals(data):
         chosen = np.r_[np.zeros((1, data["scales"].size)), (data["move"][:-1, None] > data["scales"]).astype(float)] > 0
         return go(pd.DataFrame(np.where(chosen, side[:, None], 0), close.index))
 
-    work = {"kernel": lambda: go(series(side)).value(), "metrics": lambda: (lambda p: (p.stats(), p.value())[1])(go(series(side))), "sweep": lambda: grid().total_return()}[kind]
+    with_stats = lambda p: (p.stats(), p.value())[1]
+    work = {"kernel": lambda: go(series(side)).value(), "metrics": lambda: with_stats(go(series(side))), "sweep": lambda: grid().total_return()}[kind]
     if kind != "sweep": work()                                # compile
     else: vbt.Portfolio.from_signals(close.iloc[:50], entries=series(side).iloc[:50] == 1, freq="h").total_return()
     went = time.perf_counter()

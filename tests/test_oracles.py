@@ -107,7 +107,8 @@ def group_case(seed, setup, m=4):
         changed = np.vstack([np.zeros(m), np.diff(side, axis=0)]) != 0
         target = np.where(changed, side * min(1 / m, cap) / ((1 + side * slip) * (1 + fee)), np.nan)
     table = lambda k: np.column_stack([b[k] for b in bars.values()])
-    return Case("vectorbt", "from_orders", ours, {"open": table("open"), "close": table("close"), "target": target}, {"fees": fee, "slippage": slip, "init_cash": CASH})
+    arrays = {"open": table("open"), "close": table("close"), "target": target}
+    return Case("vectorbt", "from_orders", ours, arrays, {"fees": fee, "slippage": slip, "init_cash": CASH})
 
 
 GROUP = ("weights", "signals that reverse, no costs", "long signals, one ticker at a time")
@@ -135,15 +136,17 @@ BACKTESTING = ("whole coins", "fixed quantity", "fixed quantity, stop and target
 def hand_made(name):
     "One event at a time; the row of the notebook's table with the same name says why."
     stop = {"sl_stop": 0.1}
+    reached, v = (99, 100, 80, 85), "vectorbt"
     made = {
         "a stop in the bar of the entry": ("vectorbt", market(100, 100, (100, 101, 85, 95), 96, 97), [0, 1, 1, 1, 1], {"stop_percent": 0.1}, stop),
-        "an exit at the open of a bar that reaches the stop": ("vectorbt", market(100, 100, 100, (99, 100, 80, 85), 86), [0, 1, 0, 0, 0], {"stop_percent": 0.1}, stop),
-        "a reversal at the open of a bar that reaches the stop": ("vectorbt", market(100, 100, 100, (99, 100, 80, 85), 86), [0, 1, -1, -1, -1], {"stop_percent": 0.1}, stop),
+        "an exit at the open of a bar that reaches the stop": (v, market(100, 100, 100, reached, 86), [0, 1, 0, 0, 0], {"stop_percent": 0.1}, stop),
+        "a reversal at the open of a bar that reaches the stop": (v, market(100, 100, 100, reached, 86), [0, 1, -1, -1, -1], {"stop_percent": 0.1}, stop),
         "a short that loses more than the account": ("vectorbt", market(100, 100, 100, (150, 260, 150, 250), 120), [0, -1, -1, -1, -1], {}, {}),
     }
     library, bars, signal, ours, peers = made[name]
     arrays = {k: np.full(len(bars), v) for k, v in peers.items()}
-    return Case(library, "from_signals", simulate(bars, signal, initial_balance=CASH, fee=0.0, **ours), {**columns(bars, signal), **arrays}, {"init_cash": CASH})
+    own = simulate(bars, signal, initial_balance=CASH, fee=0.0, **ours)
+    return Case(library, "from_signals", own, {**columns(bars, signal), **arrays}, {"init_cash": CASH})
 
 
 EVENTS = ("a stop in the bar of the entry", "an exit at the open of a bar that reaches the stop", "a reversal at the open of a bar that reaches the stop",

@@ -202,7 +202,8 @@ def test_a_thousand_points_enter_the_ledger_in_one_step_and_quickly(tmp_path):
 
 def test_the_deflated_ratio_of_a_surface_is_that_of_its_best_point_after_all_trials(forecasts):
     bars, _, _ = forecasts
-    table, returns = sweep(bars, np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10), {"stop_atr": [0.5, 1.0, 2.0, 4.0], "exit": ["neutral", "opposite"]}, returns=True)
+    grid = {"stop_atr": [0.5, 1.0, 2.0, 4.0], "exit": ["neutral", "opposite"]}
+    table, returns = sweep(bars, np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10), grid, returns=True)
     best, spread = sharpe_sample(returns[table["total_return"].idxmax()]), float(np.var([sharpe_sample(returns[k]).sharpe for k in returns], ddof=1))
     judged = judge_surface(table, returns, Standing(3, 8, spread), reps=100)
     assert judged["deflated_sharpe"] == pytest.approx(deflated_sharpe(*best, 8, spread)) and judged["pbo"] == pbo(returns, 16).pbo

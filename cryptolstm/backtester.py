@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TAKE_PROFIT', 'TRAILING', 'TIME', 'STOP', 'GAP_STOP', 'MAX_WAIT', 'REASONS', 'SIGNAL', 'REVERSE', 'LIQUIDATION',
            'OPEN', 'COUNTS', 'BOTH', 'WITH_TRAILING', 'TOO_SMALL', 'CUT', 'BEYOND', 'TRADE', 'compiled', 'wilder_atr',
-           'entry_share', 'nearer', 'touched', 'order_size', 'Terms', 'terms', 'simulate', 'simulate_reference',
-           'explain_trade', 'save_trades']
+           'measured_sigma', 'entry_share', 'nearer', 'touched', 'order_size', 'Terms', 'terms', 'simulate',
+           'simulate_reference', 'explain_trade', 'save_trades']
 
 # %% ../nbs/09_backtester.ipynb #7fde3ec9
 import inspect, json, math
@@ -53,6 +53,16 @@ def wilder_atr(
     return pd.Series(values, bars.index, name="atr")
 
 # %% ../nbs/09_backtester.ipynb #0ed97f4c
+def measured_sigma(
+    close: np.ndarray,    # (n,) closing prices, NaN in an empty row
+    window: int = 24,     # log returns it is measured on
+) -> np.ndarray:          # (n,) per bar; NaN for the first `window` bars and while a row among them is empty
+    "Standard deviation (ddof 1) of the last hourly log returns."
+    out = np.full(len(close), np.nan)
+    if len(close) > window: out[window:] = np.lib.stride_tricks.sliding_window_view(np.diff(np.log(close)), window).std(axis=1, ddof=1)
+    return out
+
+# %% ../nbs/09_backtester.ipynb #580d2ea7
 def entry_share(
     close: np.ndarray,    # (n,) closing prices, NaN in an empty row
     sizing: str,          # "all_in", "fraction" or "volatility"
@@ -63,9 +73,7 @@ def entry_share(
 ) -> np.ndarray:          # (n,) share of equity an entry decided at that bar would commit; NaN while unknown
     "The share of equity to commit, from what was known at each bar; never above `cap`."
     if sizing != "volatility": return np.full(len(close), 1.0 if sizing == "all_in" else size)
-    if sigma is None:
-        sigma = np.full(len(close), np.nan)
-        if len(close) > window: sigma[window:] = np.lib.stride_tricks.sliding_window_view(np.diff(np.log(close)), window).std(axis=1, ddof=1)
+    if sigma is None: sigma = measured_sigma(close, window)
     sigma = np.where(sigma > 0, sigma, np.nan)   # a market that has stood still for a day gives no size
     return np.minimum(cap, size / (sigma * np.sqrt(8760)))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'LEVEL_STYLE', 'signal', 'facts', 'print_signal', 'backtest', 'check_outputs', 'trade_outputs', 'backtest_grid',
-           'print_surface', 'warn_simulated', 'print_backtest', 'report', 'main']
+           'surface_facts', 'draw_heatmap', 'print_surface', 'warn_simulated', 'print_backtest', 'report', 'main']
 
 # %% ../nbs/16_cli.ipynb #2e01131d
 import json, sys, textwrap
@@ -97,13 +97,14 @@ def backtest(
     verbose: Annotated[bool, typer.Option("--verbose", help="list every trade: why it was made, how it ended, what it cost")] = False,
     trades: Annotated[Path | None, typer.Option(help="write every trade to FILE.csv or FILE.json")] = None,
     grid: Annotated[list[str] | None, typer.Option(help="trade the same forecasts with many settings, e.g. --grid threshold_scale=0.2:2:10 --grid stop_atr=1:4:7")] = None,
+    heatmap: Annotated[Path | None, typer.Option(help="with --grid: draw the surface into FILE.png or FILE.html")] = None,
     as_json: JsonOption = False,
 ) -> None:
     "Walk-forward backtest: every forecast out of sample, every trade with its costs."
     given = {"ticker": ticker, "hours": hours, "initial_balance": initial_balance, "fee": fee, "lookback": lookback, "end": end, "exchange": exchange, "exchange_url": exchange_url}
     run = build_run(params, set_, given)
-    check_outputs(report, verbose, trades, grid)
-    if grid: return backtest_grid(run, grid, as_json)
+    check_outputs(report, verbose, trades, grid, heatmap)
+    if grid: return backtest_grid(run, grid, as_json, heatmap)
     if report:
         from cryptolstm.reports import run_report
         done = run_report(run.ticker, params, asdict(run))
@@ -119,10 +120,14 @@ def backtest(
         raise typer.Exit(GATE[level_key(result["verdict"]["level"])])
 
 # %% ../nbs/16_cli.ipynb #b064a74c
-def check_outputs(report: bool, verbose: bool, trades: Path | None, grid: list[str] | None) -> None:
+def check_outputs(report: bool, verbose: bool, trades: Path | None, grid: list[str] | None, heatmap: Path | None = None) -> None:
     "`InputError` for options that do not go together, before anything is fetched."
     if trades is not None and trades.suffix not in (".csv", ".json"): raise InputError(f"--trades {trades} is no .csv or .json file; pass for instance --trades trades.csv")
     if report and (verbose or trades or grid): raise InputError("--report writes a page of its own; run it without --verbose, --trades and --grid")
+    if heatmap is not None:
+        from cryptolstm.surface import check_heatmap
+        check_heatmap(heatmap)
+        if not grid: raise InputError("--heatmap draws the surface of a sweep; pass at least one --grid as well, for instance --grid stop_atr=1:4:7")
     if grid and (verbose or trades): raise InputError("--grid has no single list of trades; leave out --verbose and --trades, or pass one setting with --set")
 
 def trade_outputs(
@@ -139,33 +144,60 @@ def backtest_grid(
     run: RunConfig,      # everything that is no axis
     texts: list[str],    # from `--grid`
     as_json: bool,
+    heatmap: Path | None = None,   # where to draw the surface
 ) -> None:
-    "Forecast once, trade every point, show the surface."
+    "Forecast once, trade every point, enter each in the ledger, judge and show the surface."
     from cryptolstm.sweep import parse_grid, sweep_run
+    from cryptolstm.surface import judge_surface, point_runs, surface_trials
     grid = parse_grid(texts)
+    runs = point_runs(run, grid)
     from cryptolstm.data import market_bars
     from cryptolstm.experiment import data_stamp
+    from cryptolstm.ledger import Ledger
     from cryptolstm.model import model_config
     from cryptolstm.walkforward import bars_needed
     model_config(run)             # a mistake in it should not cost a download first
     bars = market_bars(run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True)
     found = sweep_run(bars, run, grid, progress=True)
-    result = {"ticker": run.ticker, "grid": grid, "surface": found["summary"], "points": json.loads(found["table"].to_json(orient="records", double_precision=15)),
-              "config": asdict(run), "data": data_stamp(bars, found["tested"])}
+    data, table = data_stamp(bars, found["tested"]), found["table"]
+    standing = Ledger().enter_all(surface_trials(runs, found["returns"], data), int(table["total_return"].idxmax()))
+    result = {"ticker": run.ticker, "grid": grid, "surface": found["summary"], "search": judge_surface(table, found["returns"], standing),
+              "points": json.loads(table.to_json(orient="records", double_precision=15)), "config": asdict(run), "data": data}
     warn_simulated(result)
+    if heatmap: result["heatmap"] = str(draw_heatmap(result, table, heatmap))
     emit(result) if as_json else print_surface(result)
+
+def surface_facts(
+    r: dict,   # from `backtest_grid`
+) -> list[tuple[str, str]]:
+    "What the terminal and the page say of a surface: its best point beside what is usual, and what that point is worth after all that were tried."
+    from cryptolstm.experiment import figure_text, market_text
+    s, search, percent = r["surface"], r["search"], lambda x: figure_text(x, "+.2%")
+    text = lambda v: v if isinstance(v, str) else "none" if v is None else f"{v:g}"
+    axes = ", ".join(f"{k} {text(s['best'][k])}" for k in r["grid"])
+    best = "no point traded" if s["without_a_trade"] == 1 else f"{percent(s['best']['total_return'])} at {axes}; {s['best']['num_trades']:.0f} trades, Sharpe {figure_text(s['best']['sharpe_ratio'], '.2f')}"
+    rows = [("best", best), ("median", percent(s["median_return"])), ("worst", percent(s["worst_return"])), ("hold", f"{percent(s['hold_return'])}; {s['beat_hold']:.0%} of the points did better"),
+            ("profit", f"{s['profitable']:.0%} of the points; {s['without_a_trade']:.0%} never traded")]
+    if search["deflated_sharpe"] is not None:
+        rows.append(("deflated", f"{search['deflated_sharpe']:.0%} likely that the best is better than the best of {search['trials']:,} worthless trials on these bars (Sharpe {search['expected_best']:.1f})"))
+    if search["pbo"] is not None:
+        rows.append(("overfit", f"{search['pbo']:.0%} of {search['splits']:,} halvings rank the choice of one half below the middle of the other (PBO, {search['blocks']} blocks)"))
+    if search["spa"] is not None: rows.append(("luck", f"p = {search['spa']['consistent']:.3f} that no point is better than cash (Hansen's SPA)"))
+    return [*rows, ("market", market_text(r["data"]))]
+
+def draw_heatmap(r: dict, table, path: Path) -> Path:
+    "The surface as a picture, or as a page with its facts."
+    from cryptolstm.surface import save_surface
+    return save_surface(table, path, f"{r['ticker']}: {len(table):,} points of one run", dict(surface_facts(r)), bool(r["data"].get("simulated")))
 
 def print_surface(
     r: dict,   # from `backtest_grid`
 ) -> None:
     "The whole surface in a few lines; the best point beside what is usual."
-    from cryptolstm.experiment import data_notes, figure_text, market_text
-    out, s, percent = Console(highlight=False), r["surface"], lambda x: figure_text(x, "+.2%")
-    axes = lambda point: ", ".join(f"{k} {point[k]:g}" for k in r["grid"])
+    from cryptolstm.experiment import data_notes
+    out, s = Console(highlight=False), r["surface"]
     out.print(f"{r['ticker']}  {s['points']:,} POINTS OF ONE RUN", style="bold", markup=False)
-    best = "no point traded" if s["without_a_trade"] == 1 else (f"{percent(s['best']['total_return'])} at {axes(s['best'])}; {s['best']['num_trades']:.0f} trades, Sharpe {figure_text(s['best']['sharpe_ratio'], '.2f')}")
-    facts(out, [("best", best), ("median", percent(s["median_return"])), ("worst", percent(s["worst_return"])), ("hold", f"{percent(s['hold_return'])}; {s['beat_hold']:.0%} of the points did better"),
-                ("profit", f"{s['profitable']:.0%} of the points; {s['without_a_trade']:.0%} never traded"), ("market", market_text(r["data"]))],
+    facts(out, [*surface_facts(r), *([("heat map", r["heatmap"])] if "heatmap" in r else [])],
           [*data_notes(r["data"]), f"The best of {s['points']:,} points is the largest of many draws, not what to expect"])
 
 # %% ../nbs/16_cli.ipynb #41663638

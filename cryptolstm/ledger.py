@@ -8,7 +8,7 @@ __all__ = ['WHERE_FROM', 'SCHEMA', 'BUSY_SECONDS', 'TABLE', 'COLUMNS', 'KEY', 'A
 
 # %% ../nbs/11c_ledger.ipynb #c1dfaead
 import json, math, sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -100,6 +100,16 @@ class Ledger:
         "Write a trial down; the same configuration on the same bars again only counts as a re-run."
         with self._open(write=True) as db: return _enter(db, trial)
 
+    def enter_all(self,
+        trials: Sequence[Trial],   # the points of one sweep: the same ticker and bars
+        asked: int = -1,           # the one whose standing is wanted
+    ) -> Standing:                 # after all of them are in
+        "Write many trials down in one step, all or none. `InputError` where there is none."
+        if not trials: raise InputError("there is no trial to enter; pass at least one")
+        with self._open(write=True) as db:
+            for trial in trials: _write(db, trial)
+            return _standing(db, trials[asked])
+
     def conclude(self,
         trial: Trial,    # entered before
         verdict: str,    # its level
@@ -131,16 +141,24 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("begin immediate"); db.execute(TABLE); db.execute(f"pragma user_version = {SCHEMA}"); db.execute("commit")
 
 # %% ../nbs/11c_ledger.ipynb #dd38cd83
-def _enter(db: sqlite3.Connection, t: Trial) -> Standing:
-    "Insert or count a re-run, then look where the trial stands."
+def _write(db: sqlite3.Connection, t: Trial) -> None:
+    "Insert a trial or count a re-run."
     now, number = datetime.now(UTC).isoformat(timespec="seconds"), lambda x: None if x is None or not math.isfinite(x) else float(x)
     db.execute("insert into trials (ticker, market, first, until, data_hash, config_hash, at, config, sharpe, n, skew, kurtosis, hit, last_run) "
                "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set reruns = reruns + 1, last_run = excluded.last_run",
                (*_key(t), now, json.dumps(t.config, sort_keys=True, default=str), *map(number, (t.sharpe,)), int(t.n), *map(number, (t.skew, t.kurtosis, t.hit)), now))
+
+def _standing(db: sqlite3.Connection, t: Trial) -> Standing:
+    "Where a trial that is in stands."
     own, reruns = db.execute(f"select id, reruns from trials where {KEY}", _key(t)).fetchone()
     found = _trials(db, t.ticker, (t.first, t.until), t.market)
     variance = found["sharpe"].astype(float).var(ddof=1)
     return Standing(int((found["id"] <= own).sum()), len(found), 0.0 if math.isnan(variance) else float(variance), reruns)
+
+def _enter(db: sqlite3.Connection, t: Trial) -> Standing:
+    "Insert or count a re-run, then look where the trial stands."
+    _write(db, t)
+    return _standing(db, t)
 
 def _trials(db: sqlite3.Connection, ticker: str, span: tuple | None, market: str) -> pd.DataFrame:
     "Trials on overlapping hours; an invented market is alone with its seed, all real ones are together."

@@ -79,7 +79,14 @@ def _walk_many(
                 held, d = book["quantity"][i], decided[i]
                 if by_weight or held == 0 or not real[t, i] or d < 0 or t - d > 1 + MAX_WAIT or np.sign(held) == wanted[d, i]: continue
                 cash -= _fill(book, i, -held, now[i] * (1 - np.sign(held) * slip), fee)
-            worth = _value(cash, book, now)
+            worth, part = _value(cash, book, now), 1.0
+            if not by_weight:
+                room, need = worth, 0.0
+                for i in range(m):
+                    held, d = book["quantity"][i], decided[i]
+                    if held != 0: room -= abs(held * now[i])
+                    elif real[t, i] and d >= 0 and t - d <= 1 + MAX_WAIT and wanted[d, i] != 0 and share[d, i] > 0: need += worth * share[d, i]
+                if need > max(room, 0.0): part = max(room, 0.0) / need
             # 2. enter, or trade to the weight; every order from the same valuation
             for i in range(m):
                 held, d = book["quantity"][i], decided[i]
@@ -88,7 +95,7 @@ def _walk_many(
                 if by_weight:
                     if aim == 0: change = -held
                     elif abs(aim - held * now[i] / worth) > band: change = aim * worth / (now[i] * (1 + slip) * (1 + fee)) - held
-                elif held == 0 and aim != 0 and share[d, i] > 0: change = aim * worth * share[d, i] / (now[i] * (1 + aim * slip) * (1 + fee))
+                elif held == 0 and aim != 0 and share[d, i] > 0: change = aim * worth * share[d, i] * part / (now[i] * (1 + aim * slip) * (1 + fee))
                 if change != 0: cash -= _fill(book, i, change, now[i] * (1 + np.sign(change) * slip), fee)
             # 3. rent for what was sold short
             for i in range(m):
@@ -248,12 +255,14 @@ def portfolio_reference(
                         trade(i, -held(i), now[i])
                         holding[i] = 0
                 total = worth(now)
-                for i, row in due.items():
-                    side = grid.wanted[row, i]
-                    if holding[i] == 0 and side != 0 and share[row, i] > 0 and total > 0:
-                        price = now[i] * (1 + slippage if side > 0 else 1 - slippage)
-                        trade(i, side * total * share[row, i] / (price * (1 + fee)), now[i])
-                        holding[i] = side
+                free = total - sum(abs(held(i)) * now[i] for i in tickers if holding[i])
+                entering = {i: row for i, row in due.items() if holding[i] == 0 and grid.wanted[row, i] != 0 and share[row, i] > 0 and total > 0}
+                asked = sum(total * share[row, i] for i, row in entering.items())
+                for i, row in entering.items():
+                    side, money = grid.wanted[row, i], total * share[row, i] * (max(free, 0) / asked if asked > max(free, 0) else 1)
+                    price = now[i] * (1 + slippage if side > 0 else 1 - slippage)
+                    if money > 0: trade(i, side * money / (price * (1 + fee)), now[i])
+                    if money > 0: holding[i] = side
             else:
                 total = worth(now)
                 for i, row in due.items():

@@ -231,59 +231,18 @@ def open_three_years():
 PEERS = os.environ.get("CRYPTOLSTM_PEERS") or sys.executable   # an interpreter that has vectorbt and backtesting.py, whose pins may clash with ours
 
 
-def peer_seconds(kind: str, folder: str) -> tuple[float, float] | None:
-    "Seconds and final balance of a peer on the bars in `folder`; None where it is not installed."
-    done = subprocess.run([PEERS, str(Path(folder) / "peer.py"), kind, folder], capture_output=True, text=True)
+def ask_peer(kind: str, folder: str | Path) -> str | None:
+    "What `tests/peers.py` printed under that interpreter; None where the peer is not installed there."
+    done = subprocess.run([PEERS, str(ROOT / "tests" / "peers.py"), kind, str(folder)], capture_output=True, text=True)
     if done.returncode == 3: return None
     if done.returncode: raise RuntimeError(f"peer failed: {done.stderr[-2000:]}")
-    return tuple(float(x) for x in done.stdout.split()[-2:])
+    return done.stdout
 
 
-PEER = r'''
-import sys, time, warnings
-import numpy as np
-warnings.filterwarnings("ignore")
-kind, folder = sys.argv[1:]
-try:
-    import pandas as pd
-    if kind == "backtesting": import backtesting
-    else: import vectorbt as vbt
-except ImportError: sys.exit(3)
-data = np.load(folder + "/case.npz")
-index = pd.date_range("2000-01-01", periods=len(data["close"]), freq="h", tz="UTC")
-side = np.r_[0, data["signal"][:-1]]                       # decided at the close, filled at the next open
-series = lambda x: pd.Series(x, index)
-if kind == "backtesting":
-    bars = pd.DataFrame({k.title(): data[k] for k in ("open", "high", "low", "close")}, index.tz_localize(None))
-    class Follow(backtesting.Strategy):
-        def init(self): pass
-        def next(self):
-            s = data["signal"][len(self.data) - 1]
-            held = 1 if self.position.is_long else -1 if self.position.is_short else 0
-            if s == held: return
-            self.position.close()
-            if s > 0: self.buy(size=0.999)
-            if s < 0: self.sell(size=0.999)
-    went = time.perf_counter()
-    out = backtesting.Backtest(bars, Follow, cash=1e9, commission=0.0, finalize_trades=False).run()
-    print(time.perf_counter() - went, float(out["Equity Final [$]"])); sys.exit()
-close, open_ = series(data["close"]), series(data["open"])
-def go(n=1, stops=None):
-    s = series(side)
-    return vbt.Portfolio.from_signals(close, entries=s == 1, exits=s == 0, short_entries=s == -1, short_exits=s == 0, price=open_, fees=0.0002, init_cash=1e5,
-                                      upon_opposite_entry="reverse", freq="h")
-def grid():
-    sides = np.where(np.r_[np.zeros((1, data["scales"].size)), (data["move"][:-1, None] > data["scales"]).astype(float)] > 0, side[:, None], 0)
-    frame = pd.DataFrame(sides, index)
-    return vbt.Portfolio.from_signals(close, entries=frame == 1, exits=frame == 0, short_entries=frame == -1, short_exits=frame == 0, price=open_, fees=0.0002,
-                                      init_cash=1e5, upon_opposite_entry="reverse", freq="h")
-work = {"kernel": lambda: go().value(), "metrics": lambda: (lambda p: (p.stats(), p.value())[1])(go()), "sweep": lambda: grid().total_return()}[kind]
-if kind != "sweep" : work()                                # compile
-else: vbt.Portfolio.from_signals(close.iloc[:50], entries=series(side).iloc[:50] == 1, freq="h").total_return()
-went = time.perf_counter()
-out = work()
-print(time.perf_counter() - went, float(out.sum() if kind == "sweep" else out.iloc[-1]))
-'''
+def peer_seconds(kind: str, folder: str) -> tuple[float, float] | None:
+    "Seconds and final balance of a peer on the bars in `folder`; None where it is not installed."
+    said = ask_peer(kind, folder)
+    return None if said is None else tuple(float(x) for x in said.split()[-2:])
 
 
 def trading_case(n: int, folder: str):
@@ -296,7 +255,6 @@ def trading_case(n: int, folder: str):
     rows = {"open": open_, "high": np.maximum(open_, close) * 1.001, "low": np.minimum(open_, close) * 0.999, "close": close, "volume": np.full(n, 1e9)}
     signal, move = np.repeat(g.integers(-1, 2, n // 24 + 1), 24)[:n], np.repeat(g.exponential(1, n // 24 + 1), 24)[:n]
     np.savez(Path(folder) / "case.npz", signal=signal, move=move, scales=np.linspace(0, 2, 1000), **rows)
-    (Path(folder) / "peer.py").write_text(PEER)
     return pd.DataFrame(rows, pd.date_range("2000-01-01", periods=n, freq="h", tz="UTC")), signal, move
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cryptolstm.backtester import COUNTS, MAX_WAIT, REASONS, simulate, simulate_reference, wilder_atr
 from cryptolstm.core import InputError, RunConfig, regular_grid
+from cryptolstm.metrics import figures
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "coinbase" / "ETH_USD_1h.parquet"
 START = 100_000.0
@@ -541,6 +542,40 @@ def test_the_last_position_is_marked_and_its_liquidation_value_shown():
     trade = r["trades"].iloc[0]
     assert trade["exit_reason"] == "open" and pd.isna(trade["exit_time"]) and trade["bars_held"] == 2
     assert r["final_balance"] - r["liquidation_value"] == pytest.approx(trade["quantity"] * 90 * (0.01 + 1.01 * 0.001))
+
+
+@both
+def test_the_position_open_at_the_end_is_in_no_win_rate(run):
+    r = run(market(100, 100, 90, 90, 120), [1, 0, 1, 1, 1], fee=0)              # one loss closed, one gain open
+    assert r["trades"]["exit_reason"].tolist() == ["signal", "open"] and r["trades"]["pnl"].iloc[1] > 0
+    known = figures(r)
+    assert (known["win_rate"], known["closed_trades"], known["open_trades"]) == (0, 1, 1)
+
+
+@both
+def test_a_short_pays_a_borrow_rate_per_day_on_its_notional(run):
+    r = run(market(*[100] * 26), [-1] * 24 + [0, 0], fee=0, borrow_rate=0.01)   # 24 hours at the market: one day
+    assert r["total_borrow"] == pytest.approx(START * 0.01) and r["final_balance"] == pytest.approx(START * 0.99)
+    assert run(market(*[100] * 26), [1] * 24 + [0, 0], fee=0, borrow_rate=0.01)["total_borrow"] == 0      # a long has borrowed nothing
+
+
+@both
+def test_a_short_earns_quantity_times_entry_less_exit(run):
+    t = run(market(100, 100, 90, 99), [-1, -1, 0, 0], fee=0.001)["trades"].iloc[0]
+    assert t["pnl"] == pytest.approx(t["quantity"] * (t["entry_price"] - t["exit_price"]) - t["fees"]) and t["quantity"] == pytest.approx(START / 100.1)
+
+
+@both
+def test_turnover_is_always_in_the_figures(run):
+    r = run(market(100, 100, 100, 100), [1, -1, 0, 0], fee=0, sizing="fraction", size=0.5)
+    assert figures(r)["turnover"] == pytest.approx(0.5 * 4)                     # four fills of half the account: a reversal is two of them
+    assert figures(run(market(100, 100), [0, 0]))["turnover"] == 0
+
+
+@both
+def test_bars_that_touch_both_are_in_the_figures(run):
+    r = one(run, 100, 100, (100, 111, 89, 100), 100, stop_atr=2, take_profit_atr=2)
+    assert figures(r)["counts"]["both_touched"] == 1
 
 
 @pytest.mark.parametrize("missing", range(1, 8))

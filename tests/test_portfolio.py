@@ -108,8 +108,27 @@ def test_nothing_wanted_is_nothing_traded(seed):
 
 def test_every_order_is_sized_by_the_whole_account():
     bars = {"A/USD": market(100, 100, 300, 300), "B/USD": market(10, 10, 10, 10)}
-    r = portfolio(bars, {"A/USD": [1, 1, 1, 1], "B/USD": [0, 1, 1, 1]}, fee=0)
-    assert r["quantity"].iloc[-1].tolist() == [500, 10_000] and r["final_balance"] == pytest.approx(200_000)   # B: half of 200 000, on what A had earned
+    r = portfolio(bars, {"A/USD": [1, 1, 1, 1], "B/USD": [0, 1, 1, 1]}, fee=0, cap=0.3)
+    assert r["quantity"].iloc[-1].tolist() == [300, 4_800] and r["final_balance"] == pytest.approx(160_000)   # B: 30 % of 160 000, on what A had earned
+
+
+@pytest.mark.parametrize("run", [portfolio, portfolio_reference])
+def test_an_entry_takes_no_more_than_what_is_left_beside_the_positions_held(run):
+    bars = {"A/USD": market(100, 100, 300, 300), "B/USD": market(10, 10, 10, 10), "C/USD": market(10, 10, 10, 10)}
+    late = run(bars, {"A/USD": [1] * 4, "B/USD": [0, 1, 1, 1], "C/USD": [0, 1, -1, -1]}, fee=0, cap=0.5, weighting="equal")
+    assert late["quantity"].iloc[2].tolist() == pytest.approx([1000 / 3, 10_000 / 3, 10_000 / 3])   # 166 667 less the 100 000 of A, in two equal parts
+
+
+@settings(max_examples=40, deadline=None)
+@given(CASES, st.sampled_from(["equal", "risk"]))
+def test_entries_from_signals_never_borrow(seed, weighting):
+    g = np.random.default_rng(seed)
+    bars = {f"{name}/USD": random_bars(120, [seed, i], 0.03) for i, name in enumerate("ABC")}
+    r = portfolio(bars, {t: np.repeat(g.integers(-1, 2, 30), 4) for t in bars}, fee=0, weighting=weighting)
+    opens, closes = (pd.DataFrame({t: f[k] for t, f in bars.items()}) for k in ("open", "close"))
+    worth, gross = r["equity"] + (r["quantity"] * (opens - closes)).sum(axis=1), (r["quantity"].abs() * opens).sum(axis=1)   # at the opens
+    entered = ((r["quantity"] != 0) & (r["quantity"] != r["quantity"].shift(fill_value=0.0))).any(axis=1)
+    assert entered.sum() > 10 and (gross[entered] <= worth[entered] * (1 + 1e-9)).all()
 
 
 def test_equal_risk_gives_the_calm_ticker_more_and_a_cap_limits_it():

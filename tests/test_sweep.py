@@ -1,6 +1,7 @@
 """A sweep is many backtests and nothing else: every point equals `decide` and `simulate` run for it alone."""
 import itertools
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +17,12 @@ from cryptolstm.cli import app
 from cryptolstm.core import InputError, RunConfig, regular_grid
 from cryptolstm.experiment import trade
 from cryptolstm.features import features
+from cryptolstm.ledger import Ledger, Standing
 from cryptolstm.metrics import figures, hourly_returns
+from cryptolstm.overfit import deflated_sharpe, pbo, probabilistic_sharpe, sharpe_sample
 from cryptolstm.signals import decide
 from cryptolstm.simulate import demo_market
+from cryptolstm.surface import judge_surface, point_runs, surface_trials
 from cryptolstm.sweep import AXES, SCORES, axis_values, check_grid, parse_grid, surface_summary, sweep, sweep_forecasts, sweep_run
 
 
@@ -68,15 +72,35 @@ def test_every_axis_has_an_effect(forecasts):
     signal = np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10)
     two = {"fee": [0, 0.01], "slippage": [0, 0.01], "slippage_range": [0, 0.3], "stop_atr": [1, 3], "stop_percent": [0.005, 0.05], "take_profit_atr": [1, 3],
            "take_profit_percent": [0.005, 0.02], "trailing_atr": [1, 3], "min_hold": [0, 20], "max_hold": [2, 9], "borrow_rate": [0, 0.1], "lot": [0, 0.7],
-           "min_notional": [0, 99_990], "max_volume_share": [0.01, 1], "threshold_scale": [0, 1]}
+           "min_notional": [0, 99_990], "max_volume_share": [0.01, 1], "threshold_scale": [0, 1], "exit": ["neutral", "opposite"],
+           "sizing": ["all_in", "volatility"], "size": [0.2, 0.9], "max_leverage": [1, 3]}
+    more_of = {"size": {"sizing": "fraction"}, "max_leverage": {"sizing": "volatility", "size": 5.0}}
     assert set(two) == set(AXES)
     for axis, values in two.items():
         more = {"move": np.arange(900) % 3 / 2, "threshold": np.ones(900)} if axis == "threshold_scale" else {}
         atr = np.full(900, bars["close"].iloc[0] * 0.01)
+        more |= more_of.get(axis, {})
         returns = sweep(bars, signal, {axis: values}, atr=atr, **more)["total_return"]
         assert returns[0] != returns[1], axis
         if axis != "threshold_scale":
-            assert returns.tolist() == pytest.approx([figures(simulate(bars, signal, atr=atr, **{axis: v}))["total_return"] for v in values])
+            assert returns.tolist() == pytest.approx([figures(simulate(bars, signal, atr=atr, **more, **{axis: v}))["total_return"] for v in values])
+
+
+@pytest.mark.parametrize("grid", [{"sizing": ["fraction", "volatility"], "size": [0.2, 0.7, 1.0], "max_leverage": [1.0, 2.5], "exit": ["neutral", "opposite"]},
+                                  {"sizing": ["all_in", "fraction", "volatility"], "exit": ["opposite"], "stop_atr": [None, 1.0], "min_hold": [0, 6]},
+                                  {"size": [0.1, 2.0], "trailing_atr": [1.0, 2.0], "fee": [0.0, 0.002], "max_volume_share": [None, 0.1]}])
+@pytest.mark.parametrize("known", [True, False])
+def test_every_point_equals_simulate_for_it_alone_bit_for_bit(forecasts, grid, known):
+    bars, table, prediction = forecasts
+    signal = np.repeat(np.random.default_rng(4).integers(-1, 2, 90), 10)
+    base = dict(slippage=0.0002, **({} if "sizing" in grid else {"sizing": "fraction", "max_leverage": 2.0}),
+                **({"sigma": table["sigma"].reindex(bars.index), "atr": table["atr"].reindex(bars.index)} if known else {}))
+    points, returns = sweep(bars, signal, grid, returns=True, **base)
+    for i, values in enumerate(itertools.product(*grid.values())):
+        own = simulate(bars, signal, **{**base, **dict(zip(grid, values, strict=True))})
+        before = np.r_[100_000.0, own["equity"].to_numpy()[:-1]]
+        assert points["total_return"][i] == own["final_balance"] / 100_000.0 - 1 and points["num_trades"][i] == len(own["trades"]) > 10
+        assert returns[i].tolist() == (own["equity"].to_numpy() / before - 1).tolist()
 
 
 @settings(max_examples=25, deadline=None)
@@ -144,6 +168,48 @@ def test_a_grid_on_the_command_line_is_the_surface_of_one_run(client_home):
     assert one["baseline_returns"]["buy & hold"] == pytest.approx(found["surface"]["hold_return"])
 
 
+def test_every_point_of_a_grid_is_a_trial_and_is_judged_as_one_of_many(client_home, tmp_path):
+    grid = ["--grid", "exit=neutral,opposite", "--grid", "stop_atr=1,3"]
+    found = json.loads(cli(*grid, "--json", "--heatmap", tmp_path / "surface.png").stdout)
+    search, book = found["search"], Ledger(client_home).trials_of(found["ticker"], market="simulated:0")
+    assert len(book) == 4 == search["trials"] and search["reruns"] == 0 and search["blocks"] == 16 and search["splits"] == 12_870
+    assert 0 <= search["pbo"] <= 1 and 0 <= search["deflated_sharpe"] <= 1 and search["spa"]["benchmark"] == "cash" and 0 < search["spa"]["consistent"] <= 1
+    assert (tmp_path / "surface.png").read_bytes().startswith(b"\x89PNG") and found["heatmap"].endswith("surface.png")
+    told = cli(*grid, "--heatmap", tmp_path / "surface.html").stdout                                    # the same grid again adds no trial
+    again = Ledger(client_home).trials_of(found["ticker"], market="simulated:0")
+    assert len(again) == 4 and (again["reruns"] == 1).all() and again["sharpe"].tolist() == book["sharpe"].tolist()
+    for text in ("worthless trials on these bars", "(PBO, 16 blocks)", "Hansen's SPA", "exit ", str(tmp_path / "surface.html")): assert text in told
+    page = (tmp_path / "surface.html").read_text()
+    assert "SIMULATED MARKET" in page and "Hansen&#x27;s SPA" in page and page.count("<tr>") >= 5
+    one = json.loads(cli("--set", "stop_atr=3", "--set", "exit=opposite", "--json").stdout)             # a point run for itself is the same trial
+    assert one["search"]["trials"] == 4 and one["search"]["reruns"] == 2
+    assert one["search"]["sharpe_per_bar"] == pytest.approx(again["sharpe"].tolist()[3], rel=1e-12)
+
+
+def test_a_thousand_points_enter_the_ledger_in_one_step_and_quickly(tmp_path):
+    bars = random_bars(200, 0, 0.01)
+    bars.attrs = {"exchange": "simulated", "simulated": True, "seed": 0}
+    grid = {"stop_atr": np.linspace(0.5, 5, 40).tolist(), "take_profit_atr": np.linspace(0.5, 5, 25).tolist()}
+    table, returns = sweep(bars, np.repeat(np.random.default_rng(1).integers(-1, 2, 50), 4), grid, returns=True)
+    trials = surface_trials(point_runs(RunConfig(), grid), returns, {**bars.attrs, "sha256": "x"})
+    began = time.perf_counter()
+    standings = [Ledger(tmp_path).enter_all(trials, int(table["total_return"].idxmax())) for _ in range(2)]
+    assert time.perf_counter() - began < 10 and [s.trials for s in standings] == [1000, 1000]
+    broken = [*trials[:3], replace(trials[3], config={"new": 1}), replace(trials[4], n="no number")]
+    with pytest.raises(ValueError): Ledger(tmp_path).enter_all(broken)
+    assert len(Ledger(tmp_path).trials_of(trials[0].ticker, market="simulated:0")) == 1000                # all or none
+
+
+def test_the_deflated_ratio_of_a_surface_is_that_of_its_best_point_after_all_trials(forecasts):
+    bars, _, _ = forecasts
+    grid = {"stop_atr": [0.5, 1.0, 2.0, 4.0], "exit": ["neutral", "opposite"]}
+    table, returns = sweep(bars, np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10), grid, returns=True)
+    best, spread = sharpe_sample(returns[table["total_return"].idxmax()]), float(np.var([sharpe_sample(returns[k]).sharpe for k in returns], ddof=1))
+    judged = judge_surface(table, returns, Standing(3, 8, spread), reps=100)
+    assert judged["deflated_sharpe"] == pytest.approx(deflated_sharpe(*best, 8, spread)) and judged["pbo"] == pbo(returns, 16).pbo
+    assert judged["deflated_sharpe"] < probabilistic_sharpe(*best)
+
+
 def test_the_trades_of_a_run_are_told_and_kept_whole(client_home, tmp_path):
     told = cli("--verbose", "--trades", tmp_path / "trades.csv").stdout
     kept = pd.read_csv(tmp_path / "trades.csv")
@@ -157,6 +223,8 @@ def test_the_trades_of_a_run_are_told_and_kept_whole(client_home, tmp_path):
 @pytest.mark.parametrize("command, says", [
     (["--grid", "stop_atr=1:4"], "no range of values for stop_atr; pass for instance --grid stop_atr=1:4:7"),
     (["--grid", "stop_art=1:4:7"], "did you mean stop_atr?"), (["--trades", "x.xlsx"], "pass for instance --trades trades.csv"),
+    (["--heatmap", "x.png"], "pass at least one --grid as well"), (["--grid", "fee=0,0.001", "--heatmap", "x.pdf"], "pass for instance surface.png"),
+    (["--grid", "stop_atr=0.001,1"], "stop_atr is 0.001; pass a number from 0.01"), (["--grid", "exit=never"], "unknown exit never"),
     (["--grid", "fee=0,0.001", "--verbose"], "leave out --verbose"), (["--report", "--trades", "x.csv"], "run it without")])
 def test_a_mistake_on_the_command_line_costs_no_download(command, says, client_home):
     with pytest.raises(InputError) as e: cli(*command)
@@ -178,6 +246,11 @@ BAD = {
     "NaN": (lambda: parse_grid(["threshold_scale=nan"]), "threshold_scale is nan"),
     "unknown": (lambda: parse_grid(["horizon=1:4:4"]), "unknown axis horizon"),
     "too many": (lambda: check_grid({"fee": np.linspace(0, 0.1, 1001), "slippage": np.linspace(0, 0.1, 1000)}), "1,001,000 points; pass at most 1,000,000"),
+    "unknown word": (lambda: parse_grid(["sizing=all_in,volatile"]), "unknown sizing volatile; did you mean volatility"),
+    "no word": (lambda: parse_grid(["exit="]), "unknown exit"),
+    "a size all_in ignores": (lambda: sweep(BARS, np.zeros(30), {"sizing": ["fraction", "all_in"], "size": [0.5]}), 'pass sizing="fraction" to use it'),
+    "more than the leverage": (lambda: sweep(BARS, np.zeros(30), {"size": [0.5, 2.0], "max_leverage": [3.0, 1.0]}, sizing="fraction"),
+                               "size is 2; pass a fraction"),
     "bad pair": (lambda: sweep(BARS, np.zeros(30), {"min_hold": [5], "max_hold": [3]}), "pass a max_hold that is not shorter"),
     "negative move": (lambda: sweep(BARS, np.zeros(30), {"threshold_scale": [1]}, move=-np.ones(30), threshold=np.ones(30)), "row 0 .*the move is -1"),
     "other signal": (lambda: sweep(BARS, np.full(30, 2), {"fee": [0]}), "row 0 .*signal is 2; pass -1, 0 or 1"),

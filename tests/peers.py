@@ -1,0 +1,125 @@
+"""What the peers make of the same bars and orders. It runs under the interpreter that CRYPTOLSTM_PEERS names, whose pins may clash with ours, and
+imports nothing of ours: `python tests/peers.py KIND FOLDER`. It ends with 3 where the peer is not installed.
+
+`kernel`, `metrics`, `sweep` and `backtesting` read FOLDER/case.npz and print seconds and a balance (see bench.py). `oracle vectorbt` and
+`oracle backtesting` read FOLDER/cases.json and FOLDER/cases.npz and write FOLDER/KIND.npz, one equity curve a case (see test_oracles.py).
+"""
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+warnings.filterwarnings("ignore")
+kind, folder = "".join(sys.argv[1:2]), Path("".join(sys.argv[2:3]))
+try:
+    import pandas as pd
+    if "backtesting" in kind: import backtesting
+    else: import vectorbt as vbt
+except ImportError: sys.exit(3)
+
+hours = lambda n: pd.date_range("2000-01-01", periods=n, freq="h", tz="UTC")
+next_open = lambda signal: np.r_[0, signal[:-1]]            # decided at the close, filled at the next open
+
+
+def frame(bars): return pd.DataFrame({k.title(): bars[k] for k in ("open", "high", "low", "close")}, hours(len(bars["close"])).tz_localize(None))
+
+
+# ---- oracles -------------------------------------------------------------------------------------------------------------------------------
+
+def from_signals(bars, settings):
+    "Equity of vectorbt, orders at the open, stops and targets at their price and slipped."
+    series = {k: pd.Series(v, hours(len(v))) for k, v in bars.items()}
+    side = pd.Series(next_open(bars["signal"]), hours(len(bars["signal"])))
+    stops = {k: series[k] for k in ("sl_stop", "tp_stop") if k in series}
+    more = {"slippage": series["slippage"]} if "slippage" in series else {}
+    p = vbt.Portfolio.from_signals(series["close"], entries=side == 1, exits=side == 0, short_entries=side == -1, short_exits=side == 0, price=series["open"],
+                                   open=series["open"], high=series["high"], low=series["low"], upon_opposite_entry="reverse", stop_entry_price="fillprice",
+                                   stop_exit_price="stopmarket", upon_stop_exit="close", freq="h", **stops, **more, **settings)
+    figures = {"total_return": p.total_return(), "max_drawdown": p.max_drawdown(), "sharpe_ratio": p.sharpe_ratio(year_freq="365 days"),
+               "num_trades": p.trades.count(), "win_rate": p.trades.closed.win_rate(), "total_fees": p.orders.fees.sum()}
+    return p.value().to_numpy(), np.array([float(v) for v in figures.values()])
+
+
+def from_orders(bars, settings):
+    "Equity of vectorbt's group of columns that share their cash; `target` is a share of equity, NaN where nothing is ordered."
+    column = lambda name: pd.DataFrame(bars[name], hours(len(bars[name])))
+    p = vbt.Portfolio.from_orders(column("close"), size=column("target"), size_type="targetpercent", price=column("open"), group_by=True, cash_sharing=True,
+                                  call_seq="auto", freq="h", **settings)
+    return p.value().to_numpy(), np.array([float(p.orders.count())])
+
+
+def by_strategy(bars, settings):
+    "Equity of backtesting.py; stops and targets are prices, given with the order."
+    size = settings.pop("size")
+
+    class Follow(backtesting.Strategy):
+        def init(self): pass
+
+        def next(self):
+            t = len(self.data) - 1
+            side, held = bars["signal"][t], 1 if self.position.is_long else -1 if self.position.is_short else 0
+            if side == held or t + 1 == len(bars["signal"]): return
+            self.position.close()
+            orders = {k: bars[k][t + 1] for k in ("sl", "tp") if k in bars}
+            if side > 0: self.buy(size=size, **orders)
+            if side < 0: self.sell(size=size, **orders)
+
+    out = backtesting.Backtest(frame(bars), Follow, finalize_trades=False, **settings).run()
+    return out["_equity_curve"]["Equity"].to_numpy(), np.array([float(len(out["_trades"]))])
+
+
+def oracle():
+    cases, arrays = json.loads((folder / "cases.json").read_text()), np.load(folder / "cases.npz")
+    out = {}
+    for name, case in cases.items():
+        call = globals()[case["call"]]
+        bars = {key.split("|")[1]: arrays[key] for key in arrays.files if key.split("|")[0] == name}
+        out[f"{name}|equity"], out[f"{name}|figures"] = call(bars, case["settings"])
+    np.savez(folder / f"{kind.replace(' ', '_')}.npz", **out)
+
+
+# ---- speed ---------------------------------------------------------------------------------------------------------------------------------
+
+def timed_strategy(data):
+    class Follow(backtesting.Strategy):
+        def init(self): pass
+
+        def next(self):
+            s = data["signal"][len(self.data) - 1]
+            held = 1 if self.position.is_long else -1 if self.position.is_short else 0
+            if s == held: return
+            self.position.close()
+            if s > 0: self.buy(size=0.999)
+            if s < 0: self.sell(size=0.999)
+
+    test = backtesting.Backtest(frame(data), Follow, cash=1e9, commission=0.0, finalize_trades=False)
+    went = time.perf_counter()
+    out = test.run()
+    return time.perf_counter() - went, float(out["Equity Final [$]"])
+
+
+def timed_signals(data):
+    series = lambda x: pd.Series(x, hours(len(x)))
+    close, open_, side = series(data["close"]), series(data["open"]), next_open(data["signal"])
+    common = dict(price=open_, fees=0.0002, init_cash=1e5, upon_opposite_entry="reverse", freq="h")
+    go = lambda s: vbt.Portfolio.from_signals(close, entries=s == 1, exits=s == 0, short_entries=s == -1, short_exits=s == 0, **common)
+
+    def grid():
+        chosen = np.r_[np.zeros((1, data["scales"].size)), (data["move"][:-1, None] > data["scales"]).astype(float)] > 0
+        return go(pd.DataFrame(np.where(chosen, side[:, None], 0), close.index))
+
+    with_stats = lambda p: (p.stats(), p.value())[1]
+    work = {"kernel": lambda: go(series(side)).value(), "metrics": lambda: with_stats(go(series(side))), "sweep": lambda: grid().total_return()}[kind]
+    if kind != "sweep": work()                                # compile
+    else: vbt.Portfolio.from_signals(close.iloc[:50], entries=series(side).iloc[:50] == 1, freq="h").total_return()
+    went = time.perf_counter()
+    out = work()
+    return time.perf_counter() - went, float(out.sum() if kind == "sweep" else out.iloc[-1])
+
+
+if __name__ == "__main__":
+    if kind.startswith("oracle"): oracle()
+    else: print(*(timed_strategy if kind == "backtesting" else timed_signals)(dict(np.load(folder / "case.npz"))))

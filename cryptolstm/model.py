@@ -340,6 +340,7 @@ def train_seed(
     record = _train(net, config, data, seed, config.epochs if start is None else config.refit_epochs, end, label)
     return weights_of(net), record
 
+# %% ../nbs/05_model.ipynb #6ed2c8a3
 def _train_members(config: ModelConfig, data: _Data, old: ModelBundle | None, label: str | None, workers: Workers | None) -> tuple[tuple, list]:
     "Weights and record of each member; after Ctrl-C, of the first ones that have a good epoch."
     seeds, began = member_seeds(config), time.monotonic()
@@ -365,9 +366,15 @@ def _side_by_side(config, data, seeds, starts, label, began, workers) -> list:
     rounds = -(-len(seeds) // workers.processes)
     seconds = None if config.max_train_seconds is None else config.max_train_seconds / rounds
     epochs = sum(config.epochs if start is None else config.refit_epochs for start in starts)
+    from cryptolstm.model import _train_apart   # found by this name in the child, also when a notebook runs
+    tasks = [(config, data.x, data.y, data.train, data.val, seed, start, seconds) for seed, start in zip(seeds, starts, strict=True)]
     bar = _bar(epochs, label)
-    try: return workers.run(train_seed, [(config, data._replace(rows=None), seed, start, seconds) for seed, start in zip(seeds, starts, strict=True)], lambda error: _step(bar, error))
+    try: return workers.run(_train_apart, tasks, lambda error: _step(bar, error))
     finally: bar.close()
+
+def _train_apart(config, x, y, train, val, seed, start, seconds) -> tuple[list, dict]:
+    "`train_seed` in a child, from what can be sent there."
+    return train_seed(config, _Data(x, y, pd.DataFrame(), train, val), seed, start, seconds)
 
 # %% ../nbs/05_model.ipynb #da8b944a
 def _training_record(bundle: ModelBundle, parts: list, data: _Data, records: list, z: np.ndarray) -> dict:

@@ -90,6 +90,7 @@ class Workers:
     def __exit__(self, *_) -> None: self.close()
 
     def _start(self) -> Connection:
+        from cryptolstm.processes import _serve   # found by this name in the child, also when this class was made in a notebook
         here, there = multiprocessing.get_context("spawn").Pipe()
         child = multiprocessing.get_context("spawn").Process(target=_serve, args=(there,), daemon=True)
         with _born_single_threaded(): child.start()

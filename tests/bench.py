@@ -207,7 +207,8 @@ def walk(epochs: int, refit_epochs: int, batch: int) -> dict:
     work = [(p * windows * (0.8 * FLOPS + 0.2 * FORWARD) + TESTED * FORWARD) / TESTED for p in passes]   # operations per tested bar
     peak = number(start("gemm_peak"))
     ours, peer = (result[side] * w / peak for side, w in zip(("ours", "peer"), work, strict=True))
-    return {**result, "note": f"{TESTED / result['ours']:.0f} s against {TESTED / result['peer']:.0f} s; {folds} trainings on {TRAINED} bars, {passes[0]} epochs in all against {passes[1]}, "
+    seconds = [TESTED / result[side] for side in ("ours", "peer")]
+    return {**result, "note": f"{seconds[0]:.0f} s against {seconds[1]:.0f} s; {folds} trainings on {TRAINED} bars, {passes[0]} epochs against {passes[1]}, "
                               f"{f'batches of {batch} there' if batch else 'equal batches'}; {ours:.1%} of the matrix-product peak, peer {peer:.1%}"}
 
 

@@ -133,6 +133,7 @@ def _wind_back(
     net.optimizer.learning_rate.assign(config.learning_rate)
     seeds = [v for v in net.variables if "seed_generator" in v.path]
     for k, v in enumerate(seeds): v.assign(keras.ops.convert_to_tensor([seed, k], v.dtype))
+    if keras.backend.backend() == "torch": keras.utils.set_random_seed(seed)   # there Keras draws dropout from PyTorch's own generator, not from these
 
 # %% ../nbs/05_model.ipynb #24699bd4
 PREDICT_BATCH = 256  # windows in every prediction step

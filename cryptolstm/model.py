@@ -133,7 +133,6 @@ def _wind_back(
     net.optimizer.learning_rate.assign(config.learning_rate)
     seeds = [v for v in net.variables if "seed_generator" in v.path]
     for k, v in enumerate(seeds): v.assign(keras.ops.convert_to_tensor([seed, k], v.dtype))
-    if keras.backend.backend() == "torch": keras.utils.set_random_seed(seed)   # there Keras draws dropout from PyTorch's own generator, not from these
 
 # %% ../nbs/05_model.ipynb #24699bd4
 PREDICT_BATCH = 256  # windows in every prediction step
@@ -250,6 +249,14 @@ class _Guard(keras.callbacks.EarlyStopping):
         if self.best_epoch == epoch: self.best_weights = weights_of(self.model)
         if self.model.stop_training and self.stopped == "done": self.stopped = "patience"
 
+# %% ../nbs/05_model.ipynb #86fa2717
+class _Reseed(keras.callbacks.Callback):
+    "On PyTorch Keras draws dropout from that library's one generator, not from the layers' own, and a first training draws more than a second before it begins."
+
+    def __init__(self, seed: int): super().__init__(); self.seed = seed
+    def on_train_begin(self, logs=None):
+        if keras.backend.backend() == "torch": keras.utils.set_random_seed(self.seed)
+
 # %% ../nbs/05_model.ipynb #d5a1c9e7
 class _EpochBar(keras.callbacks.Callback):
     "Tells the validation loss after each epoch: to the parent, if another process waits for it, and on a progress bar, if there is a text for one."
@@ -278,7 +285,7 @@ def _train(
     size = min(config.batch_size, max(16, len(data.train) // 8))   # a step or two per epoch would leave a small training set unlearnt
     try:
         net.fit(Batches(data.x, data.train, data.y, config.lookback, size, seed), epochs=epochs, verbose=0, shuffle=False,  # `Batches` shuffles, from the seed
-                validation_data=Batches(data.x, data.val, data.y, config.lookback, PREDICT_BATCH), callbacks=[guard, plateau, bar])
+                validation_data=Batches(data.x, data.val, data.y, config.lookback, PREDICT_BATCH), callbacks=[_Reseed(seed), guard, plateau, bar])
     except KeyboardInterrupt:
         if guard.best_weights is None: raise
         guard.stopped = "interrupted"

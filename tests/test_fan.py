@@ -42,9 +42,9 @@ def same(a, b):
 def test_seeds_trained_side_by_side_are_those_trained_one_after_another(market, workers):
     "A network too small to be shared among threads, so that it may be compared with one trained here; from new weights, and going on from old ones."
     bars, table = market
-    fan, first, later = replace(CONFIG, seeds=(3, 7, 9)), slice(0, 600), slice(40, 640)
+    fan, first, later = replace(CONFIG, seeds=(3, 7)), slice(0, 600), slice(40, 640)
     here, there = (fit(bars.iloc[first], table.iloc[first], fan, workers=w) for w in (None, workers))
-    assert same(here, there) and not same(there, fit(bars.iloc[first], table.iloc[first], replace(fan, seeds=(3, 9, 7))))
+    assert same(here, there) and not (there.members[0][4] == there.members[1][4]).all()
     assert here.training["by_member"] == there.training["by_member"] and (here.calibration, here.data_hash) == (there.calibration, there.data_hash)
     here, there = (fit(bars.iloc[later], table.iloc[later], fan, warm_start=there, workers=w) for w in (None, workers))
     assert there.training["warm_started"] and same(here, there)
@@ -75,7 +75,7 @@ from cryptolstm.processes import Workers
 if __name__ == "__main__":
     with Workers(2) as workers:
         print(*workers.run(os.getpid, [()] * 2), *[c.pid for c in workers._lines.values()], flush=True)
-        workers.run(time.sleep, [(3.0,)] * 6)
+        workers.run(time.sleep, [(2.0,)] * 60)
         print("done", flush=True)
 """
 
@@ -87,10 +87,16 @@ def processes_of(tmp_path):
     return program, {int(x) for x in program.stdout.readline().split()}
 
 
+def alive(pid):
+    "A process that has ended may still wait to be counted by its new parent."
+    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+
 def all_gone(pids, within=20.0):
     end = time.monotonic() + within
-    while time.monotonic() < end and any(psutil.pid_exists(p) for p in pids): time.sleep(0.1)
-    return not any(psutil.pid_exists(p) for p in pids)
+    while time.monotonic() < end and any(map(alive, pids)): time.sleep(0.1)
+    return not any(map(alive, pids))
 
 
 def test_ctrl_c_at_a_terminal_reaches_all_and_leaves_no_traceback_of_a_child(tmp_path):
@@ -99,7 +105,7 @@ def test_ctrl_c_at_a_terminal_reaches_all_and_leaves_no_traceback_of_a_child(tmp
     began = time.monotonic()
     os.killpg(program.pid, signal.SIGINT)
     out, err = program.communicate(timeout=60)
-    assert (program.returncode, out.strip(), err) == (0, "done", "") and time.monotonic() - began < 9 and all_gone(pids)
+    assert (program.returncode, out.strip(), err) == (0, "done", "") and time.monotonic() - began < 30 and all_gone(pids)
 
 
 def test_children_of_a_killed_program_end_by_themselves(tmp_path):

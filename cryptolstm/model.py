@@ -9,7 +9,7 @@ __all__ = ['COMPILED', 'ERRORS', 'PREDICT_BATCH', 'MIN_WINDOWS', 'ABSURD', 'buil
 
 # %% ../nbs/05_model.ipynb #cf0f320f
 import hashlib, struct, time, zipfile, zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPILED', 'ERRORS', 'PREDICT_BATCH', 'MIN_WINDOWS', 'ABSURD', 'build_network', 'Batches', 'weights_of',
            'ModelBundle', 'windows_needed', 'training_parts', 'training_data', 'warm_start_refusal', 'fit',
-           'save_bundle', 'load_bundle']
+           'train_seed', 'save_bundle', 'load_bundle']
 
 # %% ../nbs/05_model.ipynb #cf0f320f
 import hashlib, struct, time, zipfile, zlib
@@ -25,6 +25,7 @@ from .fast_lstm import FastLSTM
 from .features import INPUTS
 from .model_record import ModelRecord, calibrate, member_file, read_record, unreadable, write_record
 from .onnx_model import write_onnx
+from .processes import Workers, report, told_to_stop
 from .settings import ModelConfig, input_columns, member_seeds, model_config
 from .windows import fit_scaler, label, pooled_split, target, window_ends, window_view
 
@@ -236,6 +237,7 @@ class _Guard(keras.callbacks.EarlyStopping):
     def stop(self, why: str): self.stopped, self.model.stop_training = why, True
 
     def on_train_batch_end(self, batch, logs=None):
+        if told_to_stop(): raise KeyboardInterrupt   # Ctrl-C, pressed in the process that started this one
         if not abs(logs["loss"]) < ABSURD: self.stop(f"diverged in epoch {len(self.losses) + 1}")
         elif self.deadline is not None and time.monotonic() > self.deadline: self.stop("time limit")
 
@@ -247,13 +249,25 @@ class _Guard(keras.callbacks.EarlyStopping):
         if self.best_epoch == epoch: self.best_weights = weights_of(self.model)
         if self.model.stop_training and self.stopped == "done": self.stopped = "patience"
 
+# %% ../nbs/05_model.ipynb #86fa2717
+class _Reseed(keras.callbacks.Callback):
+    "On PyTorch Keras draws dropout from that library's one generator, not from the layers' own, and a first training draws more than a second before it begins."
+
+    def __init__(self, seed: int): super().__init__(); self.seed = seed
+    def on_train_begin(self, logs=None):
+        if keras.backend.backend() == "torch": keras.utils.set_random_seed(self.seed)
+
 # %% ../nbs/05_model.ipynb #d5a1c9e7
 class _EpochBar(keras.callbacks.Callback):
-    "A progress bar over epochs, on stderr, that shows the validation loss."
+    "Tells the validation loss after each epoch: to the parent, if another process waits for it, and on a progress bar, if there is a text for one."
 
-    def __init__(self, epochs: int, label: str): super().__init__(); self.bar = tqdm(total=epochs, desc=label, unit="epoch", leave=False)
-    def on_epoch_end(self, epoch, logs=None): self.bar.set_postfix(val_loss=f"{logs['val_error']:.4f}"); self.bar.update()
+    def __init__(self, epochs: int, label: str | None): super().__init__(); self.bar = _bar(epochs, label)
+    def on_epoch_end(self, epoch, logs=None): _step(self.bar, logs["val_error"]); report(logs["val_error"])
     def on_train_end(self, logs=None): self.bar.close()
+
+def _bar(epochs: int, label: str | None) -> tqdm: return tqdm(total=epochs, desc=label, unit="epoch", leave=False, disable=label is None)
+
+def _step(bar: tqdm, error: float) -> None: bar.set_postfix(val_loss=f"{error:.4f}"); bar.update()
 
 # %% ../nbs/05_model.ipynb #2a3299f0
 def _train(
@@ -266,17 +280,16 @@ def _train(
     label: str | None,      # text of a progress bar
 ) -> dict:                  # seed, stopped, epochs, best_epoch, val_loss; the network has the best weights
     "Train one network. `OperationError` if its first epoch diverges; Ctrl-C before the first epoch has ended goes on up."
-    guard, bar = _Guard(config.patience, deadline), [] if label is None else [_EpochBar(epochs, label)]
+    guard, bar = _Guard(config.patience, deadline), _EpochBar(epochs, label)
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_error", mode="min", patience=config.plateau_patience, factor=config.plateau_factor, min_lr=1e-5)
     size = min(config.batch_size, max(16, len(data.train) // 8))   # a step or two per epoch would leave a small training set unlearnt
     try:
         net.fit(Batches(data.x, data.train, data.y, config.lookback, size, seed), epochs=epochs, verbose=0, shuffle=False,  # `Batches` shuffles, from the seed
-                validation_data=Batches(data.x, data.val, data.y, config.lookback, PREDICT_BATCH), callbacks=[guard, plateau, *bar])
+                validation_data=Batches(data.x, data.val, data.y, config.lookback, PREDICT_BATCH), callbacks=[_Reseed(seed), guard, plateau, bar])
     except KeyboardInterrupt:
         if guard.best_weights is None: raise
         guard.stopped = "interrupted"
-    finally:
-        for b in bar: b.on_train_end()
+    finally: bar.on_train_end()
     if guard.best_weights is None: raise OperationError(f"training {guard.stopped}: the loss is not a number or beyond {ABSURD:g}; lower learning_rate or look for a wild bar")
     net.set_weights(guard.best_weights)
     return {"seed": seed, "stopped": guard.stopped, "epochs": len(guard.losses), "best_epoch": guard.best_epoch + 1, "val_loss": float(min(guard.losses))}
@@ -305,36 +318,73 @@ def fit(
     warm_start: ModelBundle | None = None,  # continue from these weights for `refit_epochs`, unless `warm_start_refusal` says why not
     label: str | None = None,  # text of a progress bar; None = none
     hours: int | None = None,  # training bars asked for, kept with the model
+    workers: Workers | None = None,  # train each seed in one of these processes; None = here, one after another
 ) -> ModelBundle:
     "Train on these bars; the newest `val_fraction` of the windows selects the epoch. `OperationError` if the first epoch diverges; see `training[\"stopped\"]` for other ends."
     parts = training_parts(bars, table, config)
     data, scaler, price_scale = training_data(parts, config)
     refused = "" if warm_start is None else warm_start_refusal(warm_start, config, min(p.bars.index[p.val[0]] for p in parts if len(p.val)), max(p.bars.index[-1] for p in parts))
     old = None if refused else warm_start
-    members, records = _train_members(config, data, old, label)
+    members, records = _train_members(config, data, old, label, workers)
     bundle = ModelBundle(config=config, scaler=scaler, members=members, calibration={}, training={}, hours=hours, price_scale=price_scale,
                          **_spans(parts, config, old), **_origin(parts, bars))
     z = bundle.outputs(data.x, data.val)
-    training = _training_record(bundle, parts, data, records, z) | {"warm_started": old is not None, "warm_start_refused": refused}
+    training = _training_record(bundle, parts, data, records, z) | {"single_threaded": workers is not None} | {"warm_started": old is not None, "warm_start_refused": refused}
     said, rows = bundle.as_predictions(z.astype("float64"), data.rows.iloc[data.val]).mean(axis=1), data.rows.iloc[data.val]
     return replace(bundle, training=training, calibration=calibrate(said if config.target != "volatility" else np.full(len(said), np.nan), rows["realised"].to_numpy()))
 
 # %% ../nbs/05_model.ipynb #34b36f99
-def _train_members(config: ModelConfig, data: _Data, old: ModelBundle | None, label: str | None) -> tuple[tuple, list]:
-    "Weights and record of each member, one seed after another; after Ctrl-C, of those that have a good epoch."
-    seeds, net, members, records = member_seeds(config), _compiled(config, data.x.shape[1]), [], []
-    epochs, began = config.epochs if old is None else config.refit_epochs, time.monotonic()
-    for k, seed in enumerate(seeds):
-        deadline = None if config.max_train_seconds is None else began + config.max_train_seconds * (k + 1) / len(seeds)   # each member its share
-        _wind_back(net, config, seed, _fresh(_architecture(config), seed, data.x.shape[1]) if old is None else old.members[k])
-        try: records.append(_train(net, config, data, seed, epochs, deadline, label if label is None or len(seeds) == 1 else f"{label}, seed {seed}"))
-        except KeyboardInterrupt:
-            if not members: raise
-            records[-1]["stopped"] = "interrupted"
-        else: members.append(weights_of(net))
-        if records[-1]["stopped"] == "interrupted": break
-    return tuple(members), records
+def train_seed(
+    config: ModelConfig,    # network and training
+    data: _Data,            # windows and targets; `rows` is not used
+    seed: int,              # of weights, dropout and shuffling
+    start: list | None,     # weights to go on from; None = fresh ones
+    seconds: float | None,  # until the training ends; None = no limit
+    label: str | None = None,  # text of a progress bar
+) -> tuple[list, dict]:     # the best weights, and the record of the training
+    "One network trained from start to end; errors are those of `fit`."
+    net, columns, end = _compiled(config, data.x.shape[1]), data.x.shape[1], None if seconds is None else time.monotonic() + seconds
+    _wind_back(net, config, seed, _fresh(_architecture(config), seed, columns) if start is None else start)
+    record = _train(net, config, data, seed, config.epochs if start is None else config.refit_epochs, end, label)
+    return weights_of(net), record
 
+# %% ../nbs/05_model.ipynb #6ed2c8a3
+def _train_members(config: ModelConfig, data: _Data, old: ModelBundle | None, label: str | None, workers: Workers | None) -> tuple[tuple, list]:
+    "Weights and record of each member; after Ctrl-C, of the first ones that have a good epoch."
+    seeds, began = member_seeds(config), time.monotonic()
+    starts = [None] * len(seeds) if old is None else list(old.members)
+    done = (_one_after_another if workers is None else _side_by_side)(config, data, seeds, starts, label, began, workers)
+    kept = done[:done.index(None)] if None in done else done
+    if not kept: raise KeyboardInterrupt
+    if len(kept) < len(seeds): kept[-1][1]["stopped"] = "interrupted"
+    return tuple(w for w, _ in kept), [r for _, r in kept]
+
+def _one_after_another(config, data, seeds, starts, label, began, _) -> list:
+    "In this process. Each has its share of the time."
+    done = []
+    for k, (seed, start) in enumerate(zip(seeds, starts, strict=True)):
+        seconds = None if config.max_train_seconds is None else began + config.max_train_seconds * (k + 1) / len(seeds) - time.monotonic()
+        try: done.append(train_seed(config, data, seed, start, seconds, label if label is None or len(seeds) == 1 else f"{label}, seed {seed}"))
+        except KeyboardInterrupt: return [*done, None]
+        if done[-1][1]["stopped"] == "interrupted": return [*done, None] if len(done) < len(seeds) else done
+    return done
+
+def _side_by_side(config, data, seeds, starts, label, began, workers) -> list:
+    "In single-threaded processes, as many as there are; with fewer of them than seeds, each training has its share of the time."
+    rounds = -(-len(seeds) // workers.processes)
+    seconds = None if config.max_train_seconds is None else config.max_train_seconds / rounds
+    epochs = sum(config.epochs if start is None else config.refit_epochs for start in starts)
+    from cryptolstm.model import _train_apart   # found by this name in the child, also when a notebook runs
+    tasks = [(config, data.x, data.y, data.train, data.val, seed, start, seconds) for seed, start in zip(seeds, starts, strict=True)]
+    bar = _bar(epochs, label)
+    try: return workers.run(_train_apart, tasks, lambda error: _step(bar, error))
+    finally: bar.close()
+
+def _train_apart(config, x, y, train, val, seed, start, seconds) -> tuple[list, dict]:
+    "`train_seed` in a child, from what can be sent there."
+    return train_seed(config, _Data(x, y, pd.DataFrame(), train, val), seed, start, seconds)
+
+# %% ../nbs/05_model.ipynb #da8b944a
 def _training_record(bundle: ModelBundle, parts: list, data: _Data, records: list, z: np.ndarray) -> dict:
     "What a reader needs to judge a training: how much it had, how long it took, how well it did."
     weights, windows, (error, persistence) = sum(w.size for w in bundle.weights), len(data.train), _val_losses(bundle, data, z)
@@ -347,7 +397,7 @@ def _training_record(bundle: ModelBundle, parts: list, data: _Data, records: lis
 def _determinism(records: list) -> str:
     "How far a repetition with the same bars and configuration gives the same weights."
     if any(r["stopped"] in ("time limit", "interrupted") for r in records): return "none: the clock or a key ended the training"
-    return "bit-equal on the same machine and versions" if keras.backend.backend() == "tensorflow" else f"not enforced by {keras.backend.backend()}"
+    return "bit-equal on the same machine, versions and number of threads" if keras.backend.backend() == "tensorflow" else f"not enforced by {keras.backend.backend()}"
 
 def _val_losses(bundle: ModelBundle, data: _Data, z: np.ndarray) -> tuple[float, float]:
     "The validation loss of the mean of all members, and of saying that nothing will change."

@@ -14,7 +14,7 @@ from .features import INPUTS
 
 # %% ../nbs/04a_settings.ipynb #84be6e94
 TARGETS, LOSSES = ("return", "volatility", "price"), ("huber", "mse", "mae")
-ACTIVATIONS = ("swish", "silu", "relu", "gelu", "tanh", "linear")
+ACTIVATIONS = ("swish", "silu", "relu", "gelu", "mish", "tanh", "sigmoid", "elu", "selu", "leaky_relu", "softplus", "softsign", "hard_sigmoid", "squareplus", "linear")
 
 @dataclass(frozen=True)
 class ModelConfig:

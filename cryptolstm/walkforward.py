@@ -6,6 +6,7 @@
 __all__ = ['MIN_TRAIN', 'Fold', 'schedule', 'bars_needed', 'WalkForward', 'fold_curve', 'walk_forward']
 
 # %% ../nbs/08_walkforward.ipynb #d468cc2f
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -15,6 +16,7 @@ from .core import InputError, RunConfig, check_bars
 from .features import WARMUP, features
 from .model import ModelBundle, fit
 from .model_record import MIN_CALIBRATION
+from .processes import Workers, processes_asked
 from .registry import validation_pairs
 from .settings import model_config
 from .signals import exceedance, exceedance_curve
@@ -76,15 +78,20 @@ def walk_forward(
     bars: pd.DataFrame,          # on the regular grid; the last `run.hours` are tested
     run: RunConfig,              # schedule and model
     progress: bool = False,      # bars over folds and epochs on stderr
+    processes: int | None = None,  # single-threaded processes that train the seeds of a fan side by side; None = `CRYPTOLSTM_PROCESSES`, else all in this process
 ) -> WalkForward:
     "Retrain along the tested span and predict each of its bars out of sample."
+    processes = processes_asked() if processes is None else processes
+    with nullcontext() if processes is None else Workers(processes) as workers: return _walk_forward(bars, run, progress, workers)
+
+def _walk_forward(bars: pd.DataFrame, run: RunConfig, progress: bool, workers: Workers | None) -> WalkForward:
     bars, config = check_bars(bars), model_config(run)
     table, bundle, parts, rows = features(bars), None, [], []
     folds = schedule(len(bars), run)
     for f in tqdm(folds, desc="folds", unit="fold", disable=not progress):
         past = slice(f.train_start, f.test_start)
         bundle = fit(bars.iloc[past], table.iloc[past], config, warm_start=bundle, label=f"fold {f.number + 1}/{len(folds)}" if progress else None,
-                     hours=run.train_hours)
+                     hours=run.train_hours, workers=workers)
         if bundle.training["stopped"] == "interrupted": raise KeyboardInterrupt
         near = slice(max(f.test_start - run.lookback, 0), f.test_end)
         each = bundle.predict_each(table.iloc[near], bars.iloc[near], start=f.test_start - near.start)

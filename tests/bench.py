@@ -99,7 +99,14 @@ def gemm_peak() -> float:
     return max(rates)
 
 
-FLOPS = 186.3e6   # floating-point operations of one sequence, forward and backward, products only
+FLOPS, FORWARD = 186.3e6, 62.7e6   # floating-point operations of one sequence, products only: forward and backward, and forward alone
+
+
+def shares(result: dict, flops: float) -> str:
+    "Both sides as a share of what this machine's cores reach together in one large matrix product; `flops` per unit of the rates."
+    peak = number(start("gemm_peak"))
+    ours, peer = (result[side] * flops / peak for side in ("ours", "peer"))
+    return f"{ours:.1%} of the matrix-product peak ({peak / 1e9:.0f} GFLOP/s), peer {peer:.1%}"
 
 
 def train(batch: int) -> dict:
@@ -109,9 +116,8 @@ def train(batch: int) -> dict:
         peer = number(start("fit_rate", "keras", batch))
         ours = sum([number(p) for p in [start("fit_rate", "ours", batch, threads=1) for _ in range(cores)]])
         rounds.append((ours, peer))
-    result, peak = median_of(rounds), number(start("gemm_peak"))
-    ours, keras = (result[side] * FLOPS / peak for side in ("ours", "peer"))
-    return {**result, "note": f"{ours:.0%} of the matrix-product peak ({peak / 1e9:.0f} GFLOP/s); Keras {keras:.0%}"}
+    result = median_of(rounds)
+    return {**result, "note": shares(result, FLOPS)}
 
 
 @bench(2.0, "sequences/s")
@@ -140,7 +146,82 @@ def live(kind: str) -> float:
 
 @bench(50.0, "predictions/s")
 def one_live_prediction():
-    return {**median_of([(number(start("live", "ours")), number(start("live", "keras"))) for _ in range(3)]), "note": "peer: model.predict of one window"}
+    result = median_of([(number(start("live", "ours")), number(start("live", "keras"))) for _ in range(3)])
+    return {**result, "note": f"peer: model.predict of one window; {shares(result, FORWARD)}"}
+
+
+TESTED, TRAINED = 720, 720   # bars of the walk-forward benches; a training longer than a month would hide all but its own speed
+
+
+def walk_case(epochs: str, refit_epochs: str):
+    "Bars of the demo market and the run: 720 bars tested, a new training each week."
+    from cryptolstm.core import RunConfig
+    from cryptolstm.simulate import demo_market
+    from cryptolstm.walkforward import bars_needed
+    run = RunConfig(hours=TESTED, train_hours=TRAINED, retrain_every=168, lookback=LOOKBACK, network={"epochs": int(epochs), "refit_epochs": int(refit_epochs)})
+    return demo_market(bars_needed(run), seed=1), run
+
+
+@worker
+def walk_ours(epochs: str, refit_epochs: str) -> float:
+    "Bars a second of `walk_forward`, compiling and features included, imports not."
+    from cryptolstm.walkforward import walk_forward
+    bars, run = walk_case(epochs, refit_epochs)
+    began = time.perf_counter()
+    assert walk_forward(bars, run).predictions["prediction"].notna().all()
+    return TESTED / (time.perf_counter() - began)
+
+
+@worker
+def walk_naive(epochs: str, batch: str) -> float:
+    "Bars a second the naive way, on the same windows: a new Keras model for each fold, one `predict` for each bar."
+    import keras
+    import numpy as np
+    from cryptolstm.features import features
+    from cryptolstm.model import Batches, build_network, training_data, training_parts
+    from cryptolstm.settings import input_columns, model_config
+    from cryptolstm.walkforward import schedule
+    from cryptolstm.windows import window_view
+    bars, run = walk_case(epochs, epochs)
+    began, said = time.perf_counter(), []
+    config, table = model_config(run), features(bars)
+    for fold in schedule(len(bars), run):
+        past = slice(fold.train_start, fold.test_start)
+        data, scaler, _ = training_data(training_parts(bars.iloc[past], table.iloc[past], config), config)
+        (x, y), (vx, vy) = (Batches(data.x, ends, data.y, config.lookback, len(ends))[0] for ends in (data.train, data.val))
+        net = build_network(config, len(input_columns(config)), fast=False)
+        net.compile(optimizer=keras.optimizers.Adam(config.learning_rate, clipvalue=config.clipvalue), loss="huber")
+        size = int(batch) or min(config.batch_size, max(16, len(x) // 8))                     # 0 = the one ours takes
+        net.fit(x, y, batch_size=size, epochs=config.epochs, validation_data=(vx, vy), verbose=0)
+        windows = window_view(scaler.transform(table), config.lookback)
+        for row in range(fold.test_start, fold.test_end): said.append(net.predict(windows[row - config.lookback + 1][None], verbose=0)[0, 0])
+    assert len(said) == TESTED and np.isfinite(said).all()
+    return TESTED / (time.perf_counter() - began)
+
+
+def walk(epochs: int, refit_epochs: int, batch: int) -> dict:
+    "One round of each: a minute or two."
+    result = median_of([(number(start("walk_ours", epochs, refit_epochs)), number(start("walk_naive", epochs, batch)))])
+    windows, folds = TRAINED - 2, -(-TESTED // 168)
+    passes = epochs + (folds - 1) * refit_epochs, folds * epochs
+    work = [(p * windows * (0.8 * FLOPS + 0.2 * FORWARD) + TESTED * FORWARD) / TESTED for p in passes]   # operations per tested bar
+    peak = number(start("gemm_peak"))
+    ours, peer = (result[side] * w / peak for side, w in zip(("ours", "peer"), work, strict=True))
+    seconds = [TESTED / result[side] for side in ("ours", "peer")]
+    return {**result, "note": f"{seconds[0]:.0f} s against {seconds[1]:.0f} s; {folds} trainings on {TRAINED} bars, {passes[0]} epochs against {passes[1]}, "
+                              f"{f'batches of {batch} there' if batch else 'equal batches'}; {ours:.1%} of the matrix-product peak, peer {peer:.1%}"}
+
+
+@bench(20.0, "bars/s")
+def walk_forward_same_epochs():
+    "720 bars, weekly retraining; both sides train 2 epochs in each fold with the same batches' size."
+    return walk(2, 2, 0)
+
+
+@bench(20.0, "bars/s")
+def walk_forward_as_used():
+    "The same as each is used: ours goes on from the last weights for a tenth of the epochs, the naive way begins anew with Keras' own batches of 32."
+    return walk(10, 1, 32)
 
 
 # ---- market data -------------------------------------------------------------------------------------------------------------------------

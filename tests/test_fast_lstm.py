@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-TIGHT = 2e-6  # float32: sums of a few hundred terms taken in another order
+TIGHT = {"float64": 1e-12, "float32": 1e-6}  # relative to the largest element; the same formulas, with sums taken in another order
 
 
 def pair(units, shape, seed, **options):
@@ -17,10 +17,10 @@ def pair(units, shape, seed, **options):
     plain.build(shape)
     ours.build(shape)
     rng = np.random.default_rng(seed)
-    weights = [rng.normal(size=w.shape, scale=0.3).astype("float32") for w in plain.get_weights()]
+    weights = [rng.normal(size=w.shape, scale=0.3).astype(plain.compute_dtype) for w in plain.get_weights()]
     plain.set_weights(weights)
     ours.set_weights(weights)
-    return plain, ours, tf.constant(rng.normal(size=shape).astype("float32"))
+    return plain, ours, tf.constant(rng.normal(size=shape).astype(plain.compute_dtype))
 
 
 def outputs_and_gradients(layer, x, training, **given_states):
@@ -38,17 +38,17 @@ def worst(a, b):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 7), st.integers(1, 17), st.sampled_from([0.0, 0.2, 0.7]),
-       st.booleans(), st.booleans(), st.integers(0, 99))
-def test_outputs_and_gradients_are_those_of_keras_for_every_shape(batch, steps, inputs, units, dropout, sequences, training, seed):
-    plain, ours, x = pair(units, (batch, steps, inputs), seed, recurrent_dropout=dropout, return_sequences=sequences)
-    assert worst(outputs_and_gradients(plain, x, training), outputs_and_gradients(ours, x, training)) < TIGHT
+       st.booleans(), st.booleans(), st.integers(0, 99), st.sampled_from(["float64", "float32"]))
+def test_outputs_and_gradients_are_those_of_keras_for_every_shape(batch, steps, inputs, units, dropout, sequences, training, seed, dtype):
+    plain, ours, x = pair(units, (batch, steps, inputs), seed, recurrent_dropout=dropout, return_sequences=sequences, dtype=dtype)
+    assert worst(outputs_and_gradients(plain, x, training), outputs_and_gradients(ours, x, training)) < TIGHT[dtype]
 
 
 def test_states_given_and_returned_have_the_gradients_of_keras():
-    plain, ours, x = pair(5, (3, 7, 2), 1, recurrent_dropout=0.3, return_state=True)
+    plain, ours, x = pair(5, (3, 7, 2), 1, recurrent_dropout=0.3, return_state=True, dtype="float64")
     rng = np.random.default_rng(2)
-    states = [tf.constant(rng.normal(size=(3, 5)).astype("float32")) for _ in range(2)]
-    assert worst(*(outputs_and_gradients(layer, x, True, initial_state=states) for layer in (plain, ours))) < TIGHT
+    states = [tf.constant(rng.normal(size=(3, 5))) for _ in range(2)]
+    assert worst(*(outputs_and_gradients(layer, x, True, initial_state=states) for layer in (plain, ours))) < TIGHT["float64"]
 
 
 def test_a_masked_sequence_is_left_to_keras():

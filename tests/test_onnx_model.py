@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import keras
 import numpy as np
 import onnxruntime
 import pytest
@@ -16,6 +17,7 @@ from cryptolstm.features import features
 from cryptolstm.live_model import LiveModel
 from cryptolstm.model import ModelConfig, build_network, fit, load_bundle, model_config, save_bundle
 from cryptolstm.onnx_model import OnnxNetwork, write_onnx
+from cryptolstm.settings import ACTIVATIONS
 from cryptolstm.signals import SignalGenerator, stored_model
 from cryptolstm.simulate import demo_market
 
@@ -86,8 +88,23 @@ def test_a_file_that_differs_from_keras_is_not_kept(market, tmp_path, monkeypatc
     assert load_bundle(tmp_path) == bundle and stored_model(tmp_path) == bundle
 
 
+@pytest.mark.parametrize("name", sorted({*ACTIVATIONS} - {"squareplus"}))
+def test_each_activation_says_the_same_as_keras(tmp_path, name):
+    "Wild weights, outputs of the size of a prediction: every activation that can be asked for, but the one left to Keras."
+    config = ModelConfig(lookback=6, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8, 4), activation=name)
+    keras.utils.set_random_seed(1)
+    net = wild(build_network(config, 5), 1)
+    windows = np.random.default_rng(2).normal(scale=2.0, size=(400, 6, 5)).astype("float32")
+    said = net.predict(windows, verbose=0)[:, 0]
+    size = 2 * np.abs(said).max()                                                       # a prediction is in units of σ: at most one half of it here
+    net.layers[-1].set_weights([w / size for w in net.layers[-1].get_weights()])
+    assert write_onnx(net, tmp_path / "model.onnx") <= 1e-6
+    np.testing.assert_allclose(OnnxNetwork(tmp_path / "model.onnx").predict(windows), net.predict(windows, verbose=0)[:, 0], rtol=0, atol=1e-6)
+    assert np.ptp(said) > 1e-3 * size
+
+
 def test_a_layer_that_onnx_cannot_express_is_kept_for_keras_only(market, tmp_path):
-    bundle = trained(market, activation="relu")
+    bundle = trained(market, activation="squareplus")
     assert "cannot be written as ONNX" in json.loads((save_bundle(bundle, tmp_path) / "bundle.json").read_text())["onnx"]["refused"]
     assert LiveModel.load(tmp_path) is None and load_bundle(tmp_path) == bundle
 
@@ -127,7 +144,7 @@ def test_a_reused_signal_imports_no_tensorflow_and_says_what_the_first_one_said(
 
 
 def test_a_model_without_onnx_is_reused_with_keras(tmp_path):
-    network = {**TINY, "activation": "relu"}
+    network = {**TINY, "activation": "squareplus"}
     first = SignalGenerator(exchange="simulated", home=tmp_path, config=replace(RUN, network=network)).generate_signals(hours=120)
     decision, price, heavy = in_a_process_of_its_own(tmp_path, network)
     assert decision.startswith("reused") and abs(price - first["predicted_price"]) < 1e-6 * price and "keras" in heavy

@@ -1,0 +1,139 @@
+"""A fan of seeds trained side by side: the same bits however many processes, clean after Ctrl-C and after a death, on real bars within its time."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from cryptolstm import model
+from cryptolstm.core import OperationError, RunConfig, read_params, run_config
+from cryptolstm.data import CryptoMarketDataClient
+from cryptolstm.features import features
+from cryptolstm.model import ModelConfig, fit, model_config
+from cryptolstm.processes import Workers
+from cryptolstm.simulate import demo_market
+from cryptolstm.walkforward import bars_needed, walk_forward
+from loopback import ROOT, Loopback
+
+TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 2, "refit_epochs": 1, "batch_size": 64}
+CONFIG = model_config(RunConfig(lookback=12, network=TINY))
+
+
+@pytest.fixture(scope="module")
+def market():
+    bars = demo_market(700, seed=1)
+    return bars, features(bars)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Workers(2) as started: yield started
+
+
+def same(a, b):
+    "Whether all weights of two models are equal, bit for bit."
+    return len(a.members) == len(b.members) and all((v == w).all() for m, n in zip(a.members, b.members, strict=True) for v, w in zip(m, n, strict=True))
+
+
+def test_seeds_trained_side_by_side_are_those_trained_one_after_another(market, workers):
+    "A network too small to be shared among threads, so that it may be compared with one trained here; from new weights, and going on from old ones."
+    bars, table = market
+    fan, first, later = replace(CONFIG, seeds=(3, 7)), slice(0, 600), slice(40, 640)
+    here, there = (fit(bars.iloc[first], table.iloc[first], fan, workers=w) for w in (None, workers))
+    assert same(here, there) and not (there.members[0][4] == there.members[1][4]).all()
+    assert here.training["by_member"] == there.training["by_member"] and (here.calibration, here.data_hash) == (there.calibration, there.data_hash)
+    here, there = (fit(bars.iloc[later], table.iloc[later], fan, warm_start=there, workers=w) for w in (None, workers))
+    assert there.training["warm_started"] and same(here, there)
+
+
+def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(market, workers, monkeypatch):
+    seen, step = [], model._step
+
+    def pressed_after_three_epochs(bar, error):
+        seen.append(error)
+        if len(seen) == 3: os.kill(os.getpid(), signal.SIGINT)
+        step(bar, error)
+    monkeypatch.setattr(model, "_step", pressed_after_three_epochs)
+    bundle = fit(*market, replace(CONFIG, seeds=(3,), epochs=100_000, patience=100_000), workers=workers)
+    assert bundle.training["stopped"] == "interrupted" and bundle.training["epochs"] >= 3 and bundle.training["determinism"].startswith("none")
+    assert same(bundle, fit(*market, replace(CONFIG, seed=3, epochs=bundle.training["best_epoch"])))
+    assert fit(*market, replace(CONFIG, seeds=(3,)), workers=workers).training["stopped"] == "done"
+
+
+def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers):
+    wild, sentence = replace(CONFIG, seeds=(1, 2, 3), learning_rate=1e25), "^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"
+    with pytest.raises(OperationError, match=sentence): fit(*market, wild, workers=workers)
+
+
+LIFE = """
+import os, sys, time
+from cryptolstm.processes import Workers
+if __name__ == "__main__":
+    with Workers(2) as workers:
+        print(*workers.run(os.getpid, [()] * 2), *[c.pid for c in workers._lines.values()], flush=True)
+        workers.run(time.sleep, [(2.0,)] * 60)
+        print("done", flush=True)
+"""
+
+
+def processes_of(tmp_path):
+    "A program that has two working children, and their ids."
+    (tmp_path / "life.py").write_text(LIFE)
+    program = subprocess.Popen([sys.executable, str(tmp_path / "life.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return program, {int(x) for x in program.stdout.readline().split()}
+
+
+def alive(pid):
+    "A process that has ended may still wait to be counted by its new parent."
+    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+
+def all_gone(pids, within=20.0):
+    end = time.monotonic() + within
+    while time.monotonic() < end and any(map(alive, pids)): time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
+def test_ctrl_c_at_a_terminal_reaches_all_and_leaves_no_traceback_of_a_child(tmp_path):
+    "The key is sent to the whole group; what has begun is finished, what has not is not begun."
+    program, pids = processes_of(tmp_path)
+    began = time.monotonic()
+    os.killpg(program.pid, signal.SIGINT)
+    out, err = program.communicate(timeout=60)
+    assert (program.returncode, out.strip(), err) == (0, "done", "") and time.monotonic() - began < 30 and all_gone(pids)
+
+
+def test_children_of_a_killed_program_end_by_themselves(tmp_path):
+    program, pids = processes_of(tmp_path)
+    program.kill()
+    program.communicate()
+    assert len(pids) == 2 and all_gone(pids)
+
+
+@pytest.mark.slow
+def test_the_network_of_the_spec_comes_out_with_the_same_bits_from_one_process_or_three(market):
+    bars, table = market
+    config, fans = ModelConfig(seeds=(1, 2, 3), epochs=1), []
+    for processes in (1, 3):
+        with Workers(processes) as some: fans.append(fit(bars, table, config, workers=some))
+    assert same(*fans) and not (fans[0].members[0][4] == fans[0].members[1][4]).all()
+
+
+@pytest.mark.slow
+def test_a_fan_of_three_walks_forward_on_real_bars_within_its_time(real_bars, tmp_path, capsys):
+    "The settings of params/eth_usd.yaml but for the epochs; a process for each core. Stated: twenty minutes on two cores that are free."
+    real_bars("ETH/USD")
+    run = run_config(read_params(ROOT / "params" / "eth_usd.yaml"))
+    run = replace(run, network={**run.network, "seeds": [1, 2, 3], "epochs": 3, "refit_epochs": 1})
+    with Loopback() as server: bars = CryptoMarketDataClient("coinbaseexchange", server.url, home=tmp_path).get_historical_bars("ETH/USD", bars_needed(run))
+    began = time.monotonic()
+    walk = walk_forward(bars, run, processes=os.cpu_count())
+    took = time.monotonic() - began
+    with capsys.disabled(): print(f"\na fan of 3 seeds, {run.hours} bars of {run.ticker}, {walk.folds['epochs'].tolist()} epochs: {took:.0f} s")
+    assert len(walk.predictions) == 720 and walk.predictions[["prediction", "spread"]].notna().all().all() and walk.predictions["spread"].gt(0).all()
+    assert walk.folds["members"].eq(3).all() and walk.folds["single_threaded"].all() and took < 1200

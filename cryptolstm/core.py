@@ -321,10 +321,11 @@ def read_params(
 # %% ../nbs/00_core.ipynb #ee18ab8d
 def run_from_namespace(
     namespace: Mapping,   # `globals()` of a report notebook, right after its parameters cell
+    but: tuple = (),      # parameters of the notebook that are none of a run
 ) -> RunConfig:
     "The run a notebook was asked for; a variable that is no parameter is an `InputError`, not ignored."
     reserved = {"In", "Out", "exit", "quit", "open"}
-    plain = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in reserved
+    plain = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in reserved and k not in but
              and (v is None or isinstance(v, (str, int, float, bool, list, dict)))}
     return run_config({k: None if v == "" else v for k, v in plain.items()})
 

@@ -14,11 +14,13 @@ from cryptolstm.core import InputError, RunConfig, regular_grid
 from cryptolstm.experiment import backtest, summary
 from cryptolstm.features import features
 from cryptolstm.ledger import Ledger
+from cryptolstm.overfit import best_of
 from cryptolstm.placebo import (
     KINDS,
     LABELS,
     MARKET,
     ORDER,
+    backtest_with_placebo,
     block_order,
     dealt_labels,
     placebo,
@@ -124,19 +126,52 @@ def test_an_odd_number_of_placebos_is_refused(n):
     with pytest.raises(InputError, match="pass"): placebo({}, n)
 
 
-def test_the_command_prints_ranks_and_refuses_nonsense(tmp_path, monkeypatch):
-    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
-    small = [part for k, v in {**{f"network.{k}": v for k, v in SMALL.items()}, "train_hours": 300, "lookback": 12, "retrain_every": 240}.items()
-             for part in ("--set", f"{k}={v}")]
-    asked = ["backtest", "--exchange", "simulated", "--ticker", "ETH/USD", "--hours", "96", *small]
-    done = CliRunner().invoke(cli.app, [*asked, "--placebo", "1", "--json"])
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)["placebo"]
-    assert found["n"] == 1 and list(found["kinds"]) == [LABELS] and len(Ledger().trials_of("ETH/USD", market="simulated:0")) == 1
-    for odd, says in ((["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")):
-        refused = CliRunner().invoke(cli.app, [*asked, *odd])
-        assert isinstance(refused.exception, InputError) and says in str(refused.exception)
-    assert CliRunner().invoke(cli.app, [*asked, "--placebo", "two"]).exit_code == 2
+SETTINGS = {**{f"network.{k}": v for k, v in SMALL.items()}, "train_hours": 300, "lookback": 12, "retrain_every": 240}
+ASKED = ["backtest", "--exchange", "simulated", "--ticker", "ETH/USD", "--hours", "96", *(part for k, v in SETTINGS.items() for part in ("--set", f"{k}={v}"))]
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    "The summary of a run with one placebo as it is printed, and its home."
+    home = tmp_path_factory.mktemp("home")
+    results = backtest_with_placebo(replace(RUN, hours=96, retrain_every=96, train_hours=300), 1, home, certify=False)
+    return json.loads(json.dumps(summary(results), allow_nan=False, default=str)), home
+
+
+def test_a_run_with_placebo_is_ranked_and_enters_one_trial(printed):
+    found, home = printed
+    assert found["placebo"]["n"] == 1 and list(found["placebo"]["kinds"]) == [LABELS] and found["fan"] is None
+    assert found["placebo"]["kinds"][LABELS]["hit"]["p"] in (.5, 1.0)
+    assert len(Ledger(home).trials_of("ETH/USD", market="simulated:0")) == 1
+
+
+@pytest.mark.slow
+def test_the_command_prints_where_its_result_stands(tmp_path):
+    done = CliRunner().invoke(cli.app, [*ASKED, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
+    assert done.exit_code == 0 and "Placebo runs, where nothing can be known: direction right" in done.stdout
+
+
+@pytest.mark.parametrize("odd, says", [(["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")])
+def test_a_nonsensical_placebo_is_refused_before_anything_is_run(odd, says):
+    refused = CliRunner().invoke(cli.app, [*ASKED, *odd])
+    assert isinstance(refused.exception, InputError) and says in str(refused.exception)
+    assert CliRunner().invoke(cli.app, [*ASKED, "--placebo", "1.5"]).exit_code == 2
+
+
+def test_what_backtests_print_is_compared_across_tickers(printed, tmp_path):
+    found, files = printed[0], []
+    for ticker in ("ETH/USD", "BTC/USD", "SOL/USD"):
+        (file := tmp_path / f"{ticker[:3]}.json").write_text(json.dumps({**found, "ticker": ticker})); files.append(str(file))
+    done = CliRunner().invoke(cli.app, ["compare-tickers", *files, "--json"])
+    table = json.loads(done.stdout)
+    assert table["tickers"] == 3 and table["zero_skill"] == best_of(3, 96) and [r["ticker"] for r in table["rows"]] == ["ETH/USD", "BTC/USD", "SOL/USD"]
+    skill = found["skill"]["LSTM"]
+    p = max(skill["cw_p"], skill["pt_p"])
+    assert all(r["p"] == pytest.approx(p) and r["p_holm"] == pytest.approx(min(3 * p, 1)) and r["p_bh"] == pytest.approx(p) for r in table["rows"])
+    assert "Of 3 tickers" in CliRunner().invoke(cli.app, ["compare-tickers", *files]).stdout
+    (broken := tmp_path / "broken.json").write_text("{")
+    for wrong, says in ((str(broken), "is not JSON"), (str(tmp_path / "none.json"), "there is no file"), (files[0], "comes twice")):
+        assert says in str(CliRunner().invoke(cli.app, ["compare-tickers", *files, wrong]).exception)
 
 
 @pytest.mark.slow

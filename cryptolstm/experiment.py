@@ -10,7 +10,7 @@ __all__ = ['COSTS', 'ORDERS', 'HOLD', 'REVERSAL', 'RULES_ALONE', 'LSTM_ALONE', '
 
 # %% ../nbs/11a_experiment.ipynb #bd23a07b
 import json, math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from .overfit import deflated_sharpe, expected_maximum, minimum_track_record, pr
 from .quality import quality_report
 from .signals import SignalGenerator, check_decidable, decide, exceedance, exceedance_curve, rules_of
 from .skill import LEARNERS, Verdict, break_even_hit, fold_forecasts, last_bar_reversal, min_detectable_hit, momentum, percent, skill_table, verdict
-from .uncertainty import bootstrap, skill_cells
+from .uncertainty import bootstrap, seed_fan, skill_cells
 from .walkforward import WalkForward, bars_needed, walk_forward
 from .windows import target
 
@@ -226,10 +226,11 @@ def backtest(
     progress: bool = False,   # folds and epochs on stderr
     ledger: Ledger | FixedLedger = ALONE,  # where the trial is entered; by default nowhere, and it counts as the first
     certify: bool = False,    # also test the run for leaks (seconds); a failed certificate makes the verdict LEAK
+    label_bars: Callable | None = None,    # of a placebo run, see `walk_forward`
 ) -> dict:                    # figures of `performance`, and trades, equity, signals, predictions, skill, verdict, baselines, search, power, uncertainty …
     "Walk forward over the bars, trade the decisions, and judge both forecasts and money against the baselines."
     check_decidable(run)
-    walk = walk_forward(bars, run, progress)
+    walk = walk_forward(bars, run, progress, label_bars=label_bars)
     tested, known = bars.loc[walk.predictions.index], walk.table.loc[walk.predictions.index]
     decisions = decide(walk.predictions["prediction"], walk.table, run, exceed=walk.predictions["p_exceed"])
     result = trade(tested, decisions["signal"], run, atr=known["atr"], sigma=known["sigma"])
@@ -245,9 +246,9 @@ def backtest(
     ledger.conclude(trial, judged.level)
     money = performance(result, tested)
     return {**result, **money, "figures": money, "baselines": baselines, "baseline_returns": returns, "baseline_figures": {name: figures(b) for name, b in baselines.items()},
-            "signals": decisions, "predictions": walk.predictions, "folds": walk.folds, "features": known, "skill": skill, "verdict": judged, "config": run, "bars": tested,
+            "signals": decisions, "predictions": walk.predictions, "folds": walk.folds, "features": known, "skill": skill, "verdict": judged, "config": run, "bars": tested, "history": bars,
             "quality": quality_report(bars), "data": data, "search": search, "power": power_of(tested, result["trades"], run, judged.numbers["n"]),
-            "uncertainty": bootstrap(result), "skill_by": skill_cells(realised, own, known["sigma"], run.horizon), "certificate": proof}
+            "uncertainty": bootstrap(result), "skill_by": skill_cells(realised, own, known["sigma"], run.horizon), "certificate": proof, "fan": seed_fan(walk.predictions), "placebo": None}
 
 # %% ../nbs/11a_experiment.ipynb #a961da58
 def trial_of(result: dict, skill: pd.DataFrame, run: RunConfig, data: dict, index: pd.DatetimeIndex) -> Trial:
@@ -263,7 +264,7 @@ def summary(
     "What a program wants to know of a backtest: verdict, figures, skill, costs, data; no tables of bars."
     skill = _table(results["skill"])
     return {"ticker": results["config"].ticker, "verdict": results["verdict"].to_dict(), **plain(results["figures"]), "baseline_returns": results["baseline_returns"],
-            "baseline_figures": plain(results["baseline_figures"]), "skill": skill, "search": results["search"], "power": results["power"], "certificate": results["certificate"],
+            "baseline_figures": plain(results["baseline_figures"]), "skill": skill, "search": results["search"], "power": results["power"], "certificate": results["certificate"], "fan": results["fan"], "placebo": results["placebo"],
             "uncertainty": {**_table(results["uncertainty"]), **results["uncertainty"].attrs}, "skill_by": {name: _table(t) for name, t in results["skill_by"].items()}, "folds": len(results["folds"]), "underpowered": bool(results["folds"]["underpowered"].any()),
             "config": asdict(results["config"]), "data": results["data"], "quality": results["quality"].to_dict(10)}
 

@@ -19,7 +19,6 @@ import pandas as pd
 import cryptolstm
 from .core import InputError, OperationError, bars_hash, regular_grid, run_config
 from .core import home as data_home
-from .experiment import backtest, summary
 from .ledger import FixedLedger, Standing
 from .simulate import demo_market
 from .store import bar_path, hour_number, read_store, span_bars
@@ -56,7 +55,8 @@ def make_manifest(
     body = {"schema": 1, "made_at": datetime.now(UTC).isoformat(timespec="seconds"), "ticker": result["ticker"], "config": result["config"], "data": result["data"],
             "seeds": {"run": result["config"]["seed"], "market": result["data"].get("seed")}, "versions": versions(), "git_commit": git_commit(),
             "machine": f"{platform.system()} {platform.machine()}", "determinism": DETERMINISM, "search": result["search"], "verdict": result["verdict"],
-            "metrics": {k: result[k] for k in METRICS}, **{k: result[k] for k in TABLES}, "certificate": result["certificate"], "page_sha256": _sha(page)}
+            "metrics": {k: result[k] for k in METRICS}, **{k: result[k] for k in TABLES}, "certificate": result["certificate"],
+            **({"placebo": result["placebo"]} if result.get("placebo") else {}), "page_sha256": _sha(page)}
     return {**body, "sha256": _sha(_canonical(body))}
 
 def make_signal_manifest(
@@ -165,6 +165,7 @@ def rerun(
     progress: bool = False,
 ) -> dict:                   # from `summary`
     "The run of a page once more; nothing is entered in the ledger."
+    from cryptolstm.experiment import backtest, summary   # TensorFlow: seconds, which `quick` need not wait for
     s, run = manifest["search"], run_config(manifest["config"])
     standing = Standing(s["trial"], s["trials"], s["variance"], s["reruns"])
     return summary(backtest(bars, run, progress, FixedLedger(standing), certify=manifest["certificate"] is not None))
@@ -187,4 +188,5 @@ def verify(
     elif not quick: found.append(finding("metrics", False, "not computed again, since the bars are not those of the page"))
     changed = {k: (v, versions().get(k)) for k, v in manifest["versions"].items() if versions().get(k) != v}
     notes = [f"{name} was {old} and is {new} here" for name, (old, new) in changed.items()]
+    if "placebo" in manifest: notes.append(f"the {manifest['placebo']['n']} placebo runs of the page were not made again; the same command with --placebo makes them")
     return {"ok": all(f["ok"] for f in found), "quick": quick, "path": str(path), "findings": found, "notes": notes, "made_at": manifest["made_at"], "verdict": manifest["verdict"]["level"]}

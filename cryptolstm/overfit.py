@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_BLOCK', 'SharpeSample', 'sharpe_sample', 'sharpe_spread', 'probabilistic_sharpe', 'minimum_track_record',
-           'expected_maximum', 'deflated_sharpe', 'best_of', 'adjust', 'Overfitting', 'half_sharpes', 'pbo',
-           'block_length', 'spa_test']
+           'expected_maximum', 'deflated_sharpe', 'best_of', 'adjust', 'across_tickers', 'tickers_sentence',
+           'Overfitting', 'half_sharpes', 'pbo', 'block_length', 'spa_test']
 
 # %% ../nbs/11b_overfit.ipynb #72aca3d2
 import math
@@ -112,6 +112,41 @@ def adjust(
     out, known = pd.Series(p_values, dtype=float).copy(), pd.Series(p_values, dtype=float).notna()
     if known.any(): out[known] = multipletests(out[known], method=names[method])[1]
     return out
+
+# %% ../nbs/11b_overfit.ipynb #a33f5f16
+def across_tickers(
+    results: list[dict],   # of `summary`, one per ticker, as `cryptolstm backtest --json` prints them
+) -> pd.DataFrame:         # a row per ticker: verdict, n, hit, ic, p, p_holm, p_bh, sharpe, total_return, hold; attrs: tickers, hours, best, best_sharpe, zero_skill
+    "Every ticker that was tested, corrected for their number. `InputError` for no result, one ticker twice, invented beside real bars, or what is no result of a backtest."
+    rows = {}
+    for r in results:
+        try: row, invented = _ticker_row(r), bool(r["data"].get("simulated"))
+        except (KeyError, TypeError, AttributeError) as e: raise InputError(f"a table lacks {e} and is no result of a backtest; pass what cryptolstm backtest --json printed") from e
+        if r["ticker"] in rows: raise InputError(f"{r['ticker']} comes twice; pass one result per ticker")
+        rows[r["ticker"]] = {**row, "invented": invented}
+    if not rows: raise InputError("there is no result to compare; pass at least one")
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("ticker")
+    if table.pop("invented").nunique() > 1: raise InputError("some results are of the demo market and others are not; pass one kind")
+    table = table.assign(p_holm=adjust(table["p"]), p_bh=adjust(table["p"], "bh"))
+    hours, sharpe = int(table["hours"].median()), table["sharpe"].dropna()
+    table.attrs = {"tickers": len(table), "hours": hours, "best": None if sharpe.empty else sharpe.idxmax(), "best_sharpe": None if sharpe.empty else float(sharpe.max()),
+                   "zero_skill": best_of(len(table), hours)}
+    return table
+
+def _ticker_row(r: dict) -> dict:
+    "What is compared of one result."
+    skill, number = r["skill"]["LSTM"], lambda x: math.nan if x is None else float(x)
+    return {"verdict": r["verdict"]["level"], "hours": int(r["bars"]), "n": int(r["verdict"]["numbers"]["n"]), "hit": number(skill["hit"]), "ic": number(skill["ic"]),
+            "p": float(np.maximum(number(skill["cw_p"]), number(skill["pt_p"]))), "sharpe": number(r["sharpe_ratio"]), "total_return": number(r["total_return"]),
+            "hold": number(r["baseline_returns"]["buy & hold"])}
+
+def tickers_sentence(
+    table: pd.DataFrame,   # from `across_tickers`
+) -> str:
+    "How many tickers are left after the correction, and what the best of them is worth."
+    a, left = table.attrs, int((table["p_holm"] < .01).sum())
+    money = "none of them traded" if a["best"] is None else f"the best Sharpe ratio is {a['best_sharpe']:.2f} ({a['best']}), and the best of {a['tickers']} zero-skill tickers would show {a['zero_skill']:.2f}"
+    return f"Of {a['tickers']} tickers {int((table['p'] < .01).sum())} would pass for skilled alone (p < 0.01) and {left} after the correction for all of them (Holm); {money}".replace("-", "−").replace("zero−skill", "zero-skill")
 
 # %% ../nbs/11b_overfit.ipynb #965dcdce
 class Overfitting(NamedTuple):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'GREY', 'RED', 'GREEN', 'INK', 'new_figure', 'plot_equity', 'plot_trades', 'plot_decision', 'plot_predictions',
-           'plot_correlation', 'plot_funnel']
+           'plot_correlation', 'plot_funnel', 'plot_fan', 'plot_placebo']
 
 # %% ../nbs/13_plots.ipynb #8cb9d24e
 from collections.abc import Mapping
@@ -174,4 +174,40 @@ def plot_funnel(
     for k, v in enumerate(left): ax.text(max(v, 0.5) * 1.06, k, f"{v:,}", va="center", fontsize=9, color=INK)
     ax.set_yticks(range(len(left)), [s if k < 3 else f"+ {s}" for k, s in enumerate(left.index)]); ax.invert_yaxis()
     ax.set_xscale("log"); ax.set_xlim(0.5, max(left.iloc[0] * 2.2, 10)); ax.set_xlabel("bars left"); ax.grid(axis="y", visible=False)
+    return fig
+
+# %% ../nbs/13_plots.ipynb #6cfd0a78
+def plot_fan(
+    predictions: pd.DataFrame,   # prediction, spread, disagree (from a `WalkForward` with several seeds)
+    newest: int = 168,           # bars shown; more would be a grey block
+    simulated: bool = False,
+) -> Figure:
+    "The newest forecasts of a fan, with the spread of its members."
+    fig, ax = new_figure(3.2, simulated=simulated)
+    shown = predictions.tail(newest)
+    mean, spread = shown["prediction"], shown["spread"]
+    ax.fill_between(shown.index, mean - spread, mean + spread, color=BLUE, alpha=0.22, lw=0, label="± one deviation between seeds")
+    ax.plot(shown.index, mean, color=BLUE, lw=1.4, label="mean of the seeds, which decides")
+    split = shown[shown["disagree"]]
+    ax.scatter(split.index, split["prediction"], s=9, color=RED, zorder=3, label=f"seeds differ about the direction: {len(split)} of {len(shown)} bars")
+    ax.axhline(0, color=INK, lw=0.8); ax.set_ylabel("forecast, σ"); ax.legend(frameon=False, fontsize=9); _dates(ax)
+    return fig
+
+# %% ../nbs/13_plots.ipynb #3011401c
+def plot_placebo(
+    runs: list,        # of placebo runs: dicts with kind and the figures; None = undefined
+    seen: Mapping,     # figure → the real run's
+    labels: Mapping,   # figure → (how it is called, how it is written)
+    simulated: bool = False,
+) -> Figure:
+    "Where the real figures lie among those of placebo runs."
+    kinds = list(dict.fromkeys(r["kind"] for r in runs))
+    fig, axes = new_figure(0.5 * len(kinds) + 1.5, simulated=simulated, columns=len(labels))
+    for ax, (name, (label, form)) in zip(np.atleast_1d(axes), labels.items(), strict=True):
+        dots = [(r[name], kinds.index(r["kind"])) for r in runs if r[name] is not None]
+        if dots: ax.scatter(*zip(*dots, strict=True), s=26, color=GREY, alpha=0.7, lw=0, zorder=3)
+        if seen[name] is not None: ax.axvline(seen[name], color=BLUE, lw=2)
+        ax.set_ylim(len(kinds) - 0.5, -0.5); ax.set_yticks(range(len(kinds)), kinds if ax is np.atleast_1d(axes)[0] else [""] * len(kinds))
+        ax.set_title(label, fontsize=10, color=INK); ax.grid(axis="y", visible=False); ax.locator_params(axis="x", nbins=3)
+        if form.endswith("%"): ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=int(form[-2])))
     return fig

@@ -7,9 +7,9 @@ __all__ = ['MIME', 'QUALITY_CLASS', 'LEVEL_CLASS', 'CHECKED', 'MIN_DAYS', 'STYLE
            'heading', 'data_table', 'quality_piece', 'verdict_box', 'skill_pieces', 'performance_table',
            'baselines_table', 'power_table', 'search_table', 'uncertainty_table', 'skill_by_tables',
            'certificate_table', 'trades_table', 'folds_table', 'equity_figure', 'trades_figure', 'prediction_figure',
-           'correlation_figure', 'funnel_figure', 'rules_table', 'entry_text', 'tear_sheet', 'page', 'notebook_html',
-           'Report', 'project_folder', 'report_parameters', 'read_summary', 'run_report', 'execute_report',
-           'write_report']
+           'fan_figure', 'placebo_piece', 'correlation_figure', 'funnel_figure', 'rules_table', 'entry_text',
+           'tear_sheet', 'page', 'notebook_html', 'Report', 'project_folder', 'report_parameters', 'read_summary',
+           'run_report', 'execute_report', 'write_report']
 
 # %% ../nbs/14_reports.ipynb #abf9ddc5
 import base64, html, io, json, logging, math, os, re, sys, tempfile, warnings
@@ -26,7 +26,8 @@ from .experiment import HOLD, REVERSAL, data_notes, figure_rows, figure_text, ma
 from .manifest import embed, make_manifest
 from .metrics import daily_returns
 from .model import model_config
-from .plots import plot_correlation, plot_equity, plot_funnel, plot_predictions, plot_trades
+from .placebo import SHOWN, check_placebo
+from .plots import plot_correlation, plot_equity, plot_fan, plot_funnel, plot_placebo, plot_predictions, plot_trades
 from .quality import CHECKS, QualityReport, report_rows
 from .signals import rules_of, signal_funnel
 from .skill import DEFLATED, LUCKY, level_key, percent
@@ -271,6 +272,31 @@ def prediction_figure(results: dict) -> Piece:
     return figure(plot_predictions(results["predictions"], float(chance) if math.isfinite(chance) else 0.5, simulated=_simulated(results)),
                   "Left: each out-of-sample forecast against what came; blue, bin means; dotted, where they would lie if right on average. Right: share of right directions by size of the forecast, with 95 % intervals.")
 
+# %% ../nbs/14_reports.ipynb #1b19b255
+def fan_figure(
+    results: dict,   # from `backtest`
+) -> Piece:          # empty for a single seed
+    "How far the networks of a fan lie apart."
+    fan = results["fan"]
+    if fan is None: return Piece("")
+    said = (f"The newest forecasts of {int(results['folds']['members'].iloc[0])} networks that differ by their seed alone. On {percent(fan['disagree'])} of all {fan['bars']:,} bars they do not agree about the "
+            f"direction; the deviation between them is {fan['spread']:.3f} σ (median), the mean forecast {fan['size']:.3f} σ.")
+    return figure(plot_fan(results["predictions"], simulated=_simulated(results)), said)
+
+def placebo_piece(
+    results: dict,   # from `backtest_with_placebo`
+) -> Piece:
+    "Where the result stands among placebo runs: sentence, figure, table."
+    p = results["placebo"]
+    if p is None: return Piece("<p class=quiet>No placebo run was made; <code>--placebo 9</code> makes nine, each as long as the backtest itself.</p>")
+    number = lambda x, form: "undefined" if x is None else figure_text(x, form)
+    rows = [(label, kind, number(f["seen"], form), f"{number(f['low'], form)} … {number(f['median'], form)} … {number(f['high'], form)}", f"{f['n']}",
+             "–" if f["p"] is None else f"{f['p']:.2f}") for name, (label, form) in SHOWN.items() for kind, figures in p["kinds"].items() for f in [figures[name]]]
+    seen = {name: f["seen"] for name, f in next(iter(p["kinds"].values())).items()}
+    note = "p = (1 + placebo runs that did as well) / (1 + placebo runs): with so few of a kind it cannot be smaller than 1 / (1 + runs)."
+    return (Piece(f"<p>{_prose(p['sentence'])}.</p>") + figure(plot_placebo(p["runs"], seen, SHOWN, _simulated(results)), "Each dot is a placebo run, the blue line is this run.")
+            + as_table(rows, ["figure", "taken away", "this run", "least … median … most", "runs", "p"]) + Piece(f"<p class=quiet>{_prose(note)}</p>"))
+
 # %% ../nbs/14_reports.ipynb #08c835f2
 def correlation_figure(results: dict) -> Piece:
     "Heat map of the network's inputs and the next move."
@@ -439,9 +465,12 @@ def run_report(
     notebook: str = "backtest",        # name of a report notebook in nbs/
     out: Path | None = None,           # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
     progress: bool = True,             # the notebook's progress bars on stderr
+    placebo: int = 0,                  # placebo runs, each as long as the report itself
 ) -> Report:
     "Execute a report notebook and write its page."
-    executed = execute_report(notebook, report_parameters(ticker, params, overrides), progress)
+    check_placebo(placebo)
+    values = report_parameters(ticker, params, overrides) | ({"placebo": placebo} if placebo else {})
+    executed = execute_report(notebook, values, progress)
     return write_report(executed, ticker, notebook, make_manifest, out)
 
 # %% ../nbs/14_reports.ipynb #61a183e6

@@ -6,9 +6,11 @@
 __all__ = ['MIN_TRAIN', 'Fold', 'schedule', 'bars_needed', 'WalkForward', 'fold_curve', 'walk_forward']
 
 # %% ../nbs/08_walkforward.ipynb #d468cc2f
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -57,7 +59,7 @@ def bars_needed(
 @dataclass(frozen=True)
 class WalkForward:
     "Out-of-sample predictions of a run and the folds they came from."
-    predictions: pd.DataFrame            # index = tested bars; prediction (σ units), realised (NaN where unknown), confidence, p_exceed (P(beyond the threshold), NaN where not calibrated), spread (of a fan's members, else NaN), fold
+    predictions: pd.DataFrame            # index = tested bars; prediction (σ units), realised (NaN where unknown), confidence, p_exceed (P(beyond the threshold), NaN where not calibrated), spread (of a fan's members, else NaN), disagree (about the direction), fold
     folds: pd.DataFrame                  # one row per fold: spans, windows, epochs, validation loss, n_exceed and exceed (bars P(beyond) was calibrated on, and whether it could be)
     table: pd.DataFrame = field(repr=False)   # features of all bars
     last: ModelBundle = field(repr=False)     # the newest model
@@ -79,25 +81,27 @@ def walk_forward(
     run: RunConfig,              # schedule and model
     progress: bool = False,      # bars over folds and epochs on stderr
     processes: int | None = None,  # single-threaded processes that train the seeds of a fan side by side; None = `CRYPTOLSTM_PROCESSES`, else all in this process
+    label_bars: Callable | None = None,   # (bars, features) of a training → bars on the same rows that its labels are read from; None = the same (placebo runs give others)
 ) -> WalkForward:
     "Retrain along the tested span and predict each of its bars out of sample."
     processes = processes_asked() if processes is None else processes
-    with nullcontext() if processes is None else Workers(processes) as workers: return _walk_forward(bars, run, progress, workers)
+    with nullcontext() if processes is None else Workers(processes) as workers: return _walk_forward(bars, run, progress, workers, label_bars)
 
-def _walk_forward(bars: pd.DataFrame, run: RunConfig, progress: bool, workers: Workers | None) -> WalkForward:
+def _walk_forward(bars: pd.DataFrame, run: RunConfig, progress: bool, workers: Workers | None, label_bars: Callable | None) -> WalkForward:
     bars, config = check_bars(bars), model_config(run)
     table, bundle, parts, rows = features(bars), None, [], []
     folds = schedule(len(bars), run)
     for f in tqdm(folds, desc="folds", unit="fold", disable=not progress):
         past = slice(f.train_start, f.test_start)
-        bundle = fit(bars.iloc[past], table.iloc[past], config, warm_start=bundle, label=f"fold {f.number + 1}/{len(folds)}" if progress else None,
+        seen, known = bars.iloc[past], table.iloc[past]
+        bundle = fit(seen if label_bars is None else label_bars(seen, known), known, config, warm_start=bundle, label=f"fold {f.number + 1}/{len(folds)}" if progress else None,
                      hours=run.train_hours, workers=workers)
         if bundle.training["stopped"] == "interrupted": raise KeyboardInterrupt
         near = slice(max(f.test_start - run.lookback, 0), f.test_end)
         each = bundle.predict_each(table.iloc[near], bars.iloc[near], start=f.test_start - near.start)
-        prediction, curve = each.mean(axis=1, skipna=False), fold_curve(bundle, table.iloc[past], bars.iloc[past])
+        prediction, curve = each.mean(axis=1, skipna=False), fold_curve(bundle, known, seen)
         parts.append(pd.DataFrame({"prediction": prediction, "confidence": bundle.confidence(prediction), "p_exceed": exceedance(curve, prediction, table.loc[prediction.index], run),
-                                   "spread": each.std(axis=1, skipna=False), "fold": f.number}))
+                                   "spread": each.std(axis=1, skipna=False), "disagree": np.sign(each).nunique(axis=1) > 1, "fold": f.number}))
         rows.append({"fold": f.number, "trained_from": bundle.trained_from, "fitted_until": bundle.fitted_until, "trained_until": bundle.trained_until, "tested_from": bars.index[f.test_start],
                      "tested_until": bars.index[f.test_end - 1], "n_exceed": curve["n"], "exceed": curve["gain"] is not None, **bundle.training})
     predictions = pd.concat(parts)

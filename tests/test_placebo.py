@@ -1,0 +1,186 @@
+"A placebo run holds the bars' own numbers and none of their secret, is the same every time, and the real result is ranked among them."
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cryptolstm import cli
+from cryptolstm.core import InputError, RunConfig, regular_grid
+from cryptolstm.experiment import backtest, summary
+from cryptolstm.features import features
+from cryptolstm.ledger import Ledger
+from cryptolstm.overfit import best_of
+from cryptolstm.placebo import (
+    KINDS,
+    LABELS,
+    MARKET,
+    ORDER,
+    backtest_with_placebo,
+    block_order,
+    dealt_labels,
+    placebo,
+    placebo_market,
+    placebo_seeds,
+    ranked,
+    reordered_market,
+    whole_moves,
+)
+from cryptolstm.simulate import demo_market, planted_market, planted_state
+from cryptolstm.walkforward import walk_forward
+from cryptolstm.windows import target
+
+SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}
+RUN = RunConfig(ticker="ETH/USD", hours=120, train_hours=400, retrain_every=60, lookback=12, exchange="simulated", threshold_scale=0, network=SMALL)
+BARS = demo_market(900, seed=4, ticker="ETH/USD")
+
+
+def moves(bars: pd.DataFrame) -> pd.DataFrame:
+    "Move, shape and volume of each bar that can be dealt out."
+    log = np.log(bars[["open", "high", "low", "close"]])
+    table = log.sub(log["close"], axis=0).assign(move=log["close"].diff(), volume=bars["volume"])
+    return table[whole_moves(bars)].round(9).sort_values(["volume", "move"], ignore_index=True).drop(columns="close")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(holes=st.sets(st.integers(1, 298), max_size=40), seed=st.integers(0, 10**6), mean=st.floats(1, 400))
+def test_a_reordered_market_has_the_same_moves_shapes_and_volumes_each_once(holes, seed, mean):
+    bars = regular_grid(BARS.iloc[:300].drop(BARS.index[sorted(holes)]))
+    n = int(whole_moves(bars).sum())
+    order = block_order(n, mean, np.random.default_rng(seed))
+    assert sorted(order) == list(range(n))
+    other = reordered_market(bars, order)   # checked inside: high and low contain open and close, nothing is negative
+    assert other["is_gap"].equals(bars["is_gap"]) and other["close"].isna().equals(bars["close"].isna())
+    pd.testing.assert_frame_equal(moves(other), moves(bars), rtol=1e-6, atol=1e-8)
+
+
+def test_what_one_bar_says_of_the_next_is_gone_at_the_seams_and_only_there():
+    bars = planted_market(6000, r2=0.10, seed=1)
+    lean = lambda b: np.log(b["close"]).diff().shift(-1).corr(planted_state(b), "spearman")
+    shuffled = lambda mean: reordered_market(bars, block_order(5999, mean, np.random.default_rng(0)))
+    assert lean(bars) > .25 and abs(lean(shuffled(1))) < .04, "each bar by itself: nothing is left"
+    assert .15 < lean(shuffled(48)) < lean(bars) + .03, "in blocks of two days an effect of an hour is still there"
+
+
+def test_dealt_labels_are_the_training_labels_on_other_bars():
+    table, part = features(BARS), slice(100, 700)
+    bars, known = BARS.iloc[part], table.iloc[part]
+    dealt = dealt_labels(3)(bars, known)
+    pd.testing.assert_frame_equal(dealt, dealt_labels(3)(bars, known))
+    true, false = (target(b, known["sigma"]).dropna() for b in (bars, dealt))
+    assert true.index.equals(false.index) and abs(true.corr(false)) < .15 and not dealt["close"].equals(bars["close"])
+    np.testing.assert_allclose(np.sort(false)[5:-5], np.sort(true)[5:-5], atol=.1)   # those of the first bar, whose σ before is not known, stay
+    maker = dealt_labels(3)
+    assert not maker(bars, known)["close"].equals(maker(bars, known)["close"]), "the next training of a run is dealt another hand"
+
+
+def test_a_network_taught_dealt_labels_is_another_one_and_is_tested_on_the_real_bars():
+    seen = []
+    def spy(bars, table): seen.append(bars.index[[0, -1]]); return dealt_labels(0)(bars, table)
+    honest, fooled = walk_forward(BARS, RUN), walk_forward(BARS, RUN, label_bars=spy)
+    assert len(seen) == len(honest.folds) == 2
+    assert all(last < start for (_, last), start in zip(seen, honest.folds["tested_from"], strict=True)), "no tested bar is dealt"
+    assert honest.predictions["realised"].equals(fooled.predictions["realised"])
+    assert not honest.predictions["prediction"].equals(fooled.predictions["prediction"])
+
+
+def test_placebo_markets_are_stamped_as_invented_and_as_wild_as_the_bars():
+    real = BARS.copy(deep=False)
+    real.attrs = {"ticker": "ETH/USD", "exchange": "kraken", "simulated": False, "revised": ["x"]}
+    sd = lambda b: np.log(b["close"]).diff().std()
+    for kind in (ORDER, MARKET):
+        made = placebo_market(regular_grid(real), kind, 5)
+        assert made.attrs["simulated"] and "revised" not in made.attrs and made.attrs["ticker"] == "ETH/USD" and made.index.equals(real.index)
+        assert not made["close"].equals(real["close"])
+    assert sd(placebo_market(regular_grid(real), ORDER, 5)) == pytest.approx(sd(real), rel=1e-3)
+    drawn = [sd(placebo_market(regular_grid(real), MARKET, seed)) for seed in range(30)]   # months differ, their middle does not
+    assert np.sqrt(np.mean(np.square(drawn))) == pytest.approx(sd(real), rel=.25)
+
+
+def test_the_rank_counts_the_real_run_as_one():
+    rng = np.random.default_rng(0)
+    p = np.array([ranked(x[0], list(x[1:]))["p"] for x in rng.standard_normal((4000, 10))])
+    assert sorted(set(p.round(6))) == [pytest.approx(k / 10) for k in range(1, 11)]
+    assert (p <= .1).mean() == pytest.approx(.1, abs=.02), "the level holds"
+
+
+@pytest.mark.slow
+def test_placebos_are_reproducible_ranked_and_no_trial(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
+    results = backtest(BARS, RUN)
+    found = placebo(results, 3)
+    assert [r["kind"] for r in found["runs"]] == list(KINDS) and [r["seed"] for r in found["runs"]] == placebo_seeds(RUN, 3)
+    assert placebo(results, 1)["runs"] == found["runs"][:1], "reproducible, and more runs keep those of fewer"
+    assert placebo({**results, "config": replace(RUN, seed=1)}, 1)["runs"] != found["runs"][:1]
+    assert found["kinds"][LABELS]["hit"]["seen"] == results["skill"].loc["LSTM", "hit"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found and summary({**results, "placebo": found})["placebo"] == found
+    assert not Ledger().path.exists()
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "3"])
+def test_an_odd_number_of_placebos_is_refused(n):
+    with pytest.raises(InputError, match="pass"): placebo({}, n)
+
+
+SETTINGS = {**{f"network.{k}": v for k, v in SMALL.items()}, "train_hours": 300, "lookback": 12, "retrain_every": 240}
+ASKED = ["backtest", "--exchange", "simulated", "--ticker", "ETH/USD", "--hours", "96", *(part for k, v in SETTINGS.items() for part in ("--set", f"{k}={v}"))]
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    "The summary of a run with one placebo as it is printed, and its home."
+    home = tmp_path_factory.mktemp("home")
+    results = backtest_with_placebo(replace(RUN, hours=96, retrain_every=96, train_hours=300), 1, home, certify=False)
+    return json.loads(json.dumps(summary(results), allow_nan=False, default=str)), home
+
+
+def test_a_run_with_placebo_is_ranked_and_enters_one_trial(printed):
+    found, home = printed
+    assert found["placebo"]["n"] == 1 and list(found["placebo"]["kinds"]) == [LABELS] and found["fan"] is None
+    assert found["placebo"]["kinds"][LABELS]["hit"]["p"] in (.5, 1.0)
+    assert len(Ledger(home).trials_of("ETH/USD", market="simulated:0")) == 1
+
+
+@pytest.mark.slow
+def test_the_command_prints_where_its_result_stands(tmp_path):
+    done = CliRunner().invoke(cli.app, [*ASKED, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
+    assert done.exit_code == 0 and "Placebo runs, where nothing can be known: direction right" in done.stdout
+
+
+@pytest.mark.parametrize("odd, says", [(["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")])
+def test_a_nonsensical_placebo_is_refused_before_anything_is_run(odd, says):
+    refused = CliRunner().invoke(cli.app, [*ASKED, *odd])
+    assert isinstance(refused.exception, InputError) and says in str(refused.exception)
+    assert CliRunner().invoke(cli.app, [*ASKED, "--placebo", "1.5"]).exit_code == 2
+
+
+def test_what_backtests_print_is_compared_across_tickers(printed, tmp_path):
+    found, files = printed[0], []
+    for ticker in ("ETH/USD", "BTC/USD", "SOL/USD"):
+        (file := tmp_path / f"{ticker[:3]}.json").write_text(json.dumps({**found, "ticker": ticker})); files.append(str(file))
+    done = CliRunner().invoke(cli.app, ["compare-tickers", *files, "--json"])
+    table = json.loads(done.stdout)
+    assert table["tickers"] == 3 and table["zero_skill"] == best_of(3, 96) and [r["ticker"] for r in table["rows"]] == ["ETH/USD", "BTC/USD", "SOL/USD"]
+    skill = found["skill"]["LSTM"]
+    p = max(skill["cw_p"], skill["pt_p"])
+    assert all(r["p"] == pytest.approx(p) and r["p_holm"] == pytest.approx(min(3 * p, 1)) and r["p_bh"] == pytest.approx(p) for r in table["rows"])
+    assert "Of 3 tickers" in CliRunner().invoke(cli.app, ["compare-tickers", *files]).stdout
+    (broken := tmp_path / "broken.json").write_text("{")
+    for wrong, says in ((str(broken), "is not JSON"), (str(tmp_path / "none.json"), "there is no file"), (files[0], "comes twice")):
+        assert says in str(CliRunner().invoke(cli.app, ["compare-tickers", *files, wrong]).exception)
+
+
+@pytest.mark.slow
+def test_a_report_shows_where_its_result_stands(tmp_path, monkeypatch):
+    from cryptolstm.manifest import split
+    from cryptolstm.reports import run_report
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
+    run = {"exchange": "simulated", "hours": 96, "train_hours": 300, "lookback": 12, "retrain_every": 240, "network": {**SMALL, "seeds": [0, 1]}}
+    done = run_report("ETH/USD", None, run, out=tmp_path, placebo=3)
+    page, manifest = split(done.html.read_text(encoding="utf-8"))
+    assert "Placebo runs, where nothing can be known" in page and page.count("<figure>") == 7 and "they do not agree about the" in page
+    assert manifest["placebo"]["n"] == 3 and done.summary["fan"]["disagree"] > 0

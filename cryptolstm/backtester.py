@@ -472,11 +472,14 @@ def simulate(
     "What a signal would have earned. `InputError` names the row or setting that makes no sense."
     run = _check_settings({k: v for k, v in locals().items() if k not in ("bars", "signal", "atr", "sigma")})
     data = _arrays(bars, signal, atr, sigma, run)
+    return _result(bars, run, data, *_by_kernel(data, run))
+
+def _by_kernel(data: _Arrays, run: dict) -> tuple:   # equity, low equity, position, round trips, cash, quantity, last price, counts
     n = len(data.close)
     equity, low_equity, position, trades = np.empty(n), np.empty(n), np.empty(n, "int64"), np.empty(n, TRADE)
     counts = np.zeros(len(COUNTS), "int64")
     k, cash, quantity, last = _walk(*data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts)
-    return _result(bars, run, data, equity, low_equity, position, trades[:k], cash, quantity, last, counts)
+    return equity, low_equity, position, trades[:k], cash, quantity, last, counts
 
 # %% ../nbs/09_backtester.ipynb #31300a3f
 def simulate_reference(
@@ -490,6 +493,9 @@ def simulate_reference(
     defaults = {k: p.default for k, p in inspect.signature(simulate).parameters.items() if k not in ("bars", "signal", "atr", "sigma")}
     run = _check_settings({**defaults, **settings})
     data = _arrays(bars, signal, atr, sigma, run)
+    return _result(bars, run, data, *_by_reference(data, run))
+
+def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
     fee, slip, counts = run["fee"], run["slippage"], dict.fromkeys(COUNTS, 0)
     wealth, trade, order, last = run["initial_balance"], None, None, None
     done, equity, low_equity, position = [], [], [], []
@@ -596,7 +602,7 @@ def simulate_reference(
         cash, quantity = value(0.0), trade["side"] * trade["quantity"]
         done.append(trade | {"exit_row": -1, "exit_price": last, "exit_fee": 0.0, "reason": OPEN})
     records = np.array([tuple(d[k] for k in TRADE.names) for d in done], TRADE)
-    return _result(bars, run, data, np.array(equity), np.array(low_equity), np.array(position, "int64"), records, cash, quantity, last, np.array([counts[k] for k in COUNTS]))
+    return np.array(equity), np.array(low_equity), np.array(position, "int64"), records, cash, quantity, last, np.array([counts[k] for k in COUNTS])
 
 # %% ../nbs/09_backtester.ipynb #931f77d8
 _ENDED = {"signal": "closed at the open, since the signal had gone", "reverse": "closed at the open, since the other side was wanted",

@@ -1,4 +1,5 @@
 """Execution: the kernel against a slow reference, the golden cases, and what must hold for any bars, signal and settings."""
+import inspect
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cryptolstm.backtester import COUNTS, MAX_WAIT, REASONS, simulate, simulate_reference, wilder_atr
+from cryptolstm.backtester import (COUNTS, MAX_WAIT, REASONS, _arrays, _by_kernel, _by_reference, _check_settings, _wilder, entry_share, simulate, simulate_reference,
+                                   wilder_atr)
 from cryptolstm.core import InputError, RunConfig, regular_grid
 from cryptolstm.metrics import figures
 
@@ -22,14 +24,17 @@ def market(*rows):
     return pd.DataFrame(rows, index, ["open", "high", "low", "close"], dtype=float).assign(volume=1.0)
 
 
-def random_bars(n, seed, sigma):
+def random_prices(n, seed, sigma):
     g = np.random.default_rng(seed)
     close = 100 * np.exp(np.cumsum(sigma * g.standard_normal(n)))
     open_ = np.r_[100, close[:-1]] * np.exp(0.3 * sigma * g.standard_normal(n))
     wick = np.exp(sigma * np.abs(g.standard_normal((2, n))))
     high, low = np.maximum(open_, close) * wick[0], np.minimum(open_, close) / wick[1]
-    rows = {"open": open_, "high": high, "low": low, "close": close, "volume": np.round(np.exp(g.normal(5, 3, n)), 2)}
-    return pd.DataFrame(rows, pd.date_range("2025-01-01", periods=n, freq="h", tz="UTC"))
+    return {"open": open_, "high": high, "low": low, "close": close, "volume": np.round(np.exp(g.normal(5, 3, n)), 2)}
+
+
+def random_bars(n, seed, sigma):
+    return pd.DataFrame(random_prices(n, seed, sigma), pd.date_range("2025-01-01", periods=n, freq="h", tz="UTC"))
 
 
 @st.composite
@@ -90,30 +95,45 @@ def assert_same_rows(a, b, scale):
         else: assert a[column].equals(b[column]), column
 
 
+DEFAULTS = {k: p.default for k, p in inspect.signature(simulate).parameters.items() if k not in ("bars", "signal", "atr", "sigma")}
+
 # -- the kernel and the reference ----------------------------------------------------------------------------------------------------
 
-def many(case, seed, times):
-    "A case and more of its kind: the same setup on other random bars and signals."
-    bars, signal, setup = case
-    yield bars, signal, setup
+def many(data, run, seed, times):
+    "What the kernel reads, and more of its kind: the same settings, holes and length with other random prices and signals."
+    yield data
+    n = len(data.close)
     for i in range(1, times):
         g = np.random.default_rng([seed, i])
-        other = random_bars(len(bars), [seed, i], g.choice([0.003, 0.02, 0.15]))
-        known = setup | ({"atr": wilder_atr(other, 3)} if "atr" in setup else {})
-        known |= ({"sigma": pd.Series(g.uniform(0.001, 0.1, len(bars)), other.index)} if "sigma" in setup else {})
-        yield other, np.repeat(g.integers(-1, 2, len(bars)), g.integers(1, 12))[:len(bars)], known
+        prices = random_prices(n, [seed, i], g.choice([0.003, 0.02, 0.15]))
+        sigma = g.uniform(0.001, 0.1, n) if g.random() < 0.5 else None
+        signal, atr = np.repeat(g.integers(-1, 2, n), g.integers(1, 12))[:n], _wilder(prices["high"], prices["low"], prices["close"], 3)
+        yield data._replace(**prices, signal=signal, atr=atr,
+                            share=entry_share(prices["close"], run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"]))
+
+
+def computed(equity, low_equity, position, trades, cash, quantity, last, counts):
+    "All numbers of a run in one row."
+    return np.concatenate([equity, low_equity, position, *(trades[name] for name in trades.dtype.names), [cash, quantity, last], counts])
 
 
 @settings(max_examples=250, deadline=None)
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_kernel_equals_the_plain_reference(case, seed):
-    for bars, signal, setup in many(case, seed, 8):      # 2 000 comparisons
-        fast, slow, money = simulate(bars, signal, **setup), simulate_reference(bars, signal, **setup), setup["initial_balance"]
-        for key in ("equity", "low_equity", "final_balance", "liquidation_value", "total_fees", "total_borrow"):
-            close_to(fast[key], slow[key], money)
-        assert fast["counts"] == slow["counts"]
-        assert fast["position"].equals(slow["position"])
-        for key in ("trades", "fills"): assert_same_rows(fast[key], slow[key], money)
+    bars, signal, setup = case
+    run = _check_settings(DEFAULTS | {k: v for k, v in setup.items() if k not in ("atr", "sigma")})
+    for data in many(_arrays(bars, signal, setup.get("atr"), setup.get("sigma"), run), run, seed, 8):      # 2 000 comparisons
+        close_to(computed(*_by_kernel(data, run)), computed(*_by_reference(data, run)), run["initial_balance"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_the_tables_of_kernel_and_reference_are_the_same(case):
+    bars, signal, setup = case
+    fast, slow, money = simulate(bars, signal, **setup), simulate_reference(bars, signal, **setup), setup["initial_balance"]
+    for key in ("equity", "low_equity", "final_balance", "liquidation_value", "total_fees", "total_borrow"): close_to(fast[key], slow[key], money)
+    assert fast["counts"] == slow["counts"] and fast["position"].equals(slow["position"])
+    for key in ("trades", "fills"): assert_same_rows(fast[key], slow[key], money)
 
 
 def test_the_random_cases_reach_every_way_a_trade_can_end_and_every_count():

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cryptolstm.backtester import (COUNTS, MAX_WAIT, REASONS, _arrays, _by_kernel, _by_reference, _check_settings, _wilder, entry_share, simulate, simulate_reference,
-                                   wilder_atr)
+from cryptolstm.backtester import (COUNTS, MAX_WAIT, REASONS, _arrays, _by_kernel, _by_reference, _check_settings, _wilder, entry_share, simulate,
+                                   simulate_reference, wilder_atr)
 from cryptolstm.core import InputError, RunConfig, regular_grid
 from cryptolstm.metrics import figures
 

@@ -250,7 +250,7 @@ def report(
     "Run nbs/backtest.ipynb for a ticker and write its HTML page."
     given = {**settings(set_), **{k: v for k, v in {"exchange": exchange, "exchange_url": exchange_url}.items() if v is not None}}
     from cryptolstm.reports import run_report
-    check_outputs(True, False, None, None, placebo)
+    check_outputs(True, False, None, None, placebo=placebo)
     done = run_report(ticker, params, given, out=out, placebo=placebo)
     warn_simulated(done.summary)
     if as_json: emit({**done.summary, "report": str(done.html)})

@@ -19,8 +19,7 @@ from .experiment import data_notes, data_stamp, figure_text, market_text
 from .manifest import make_signal_manifest
 from .model import model_config
 from .plots import plot_decision
-from .quality import quality_report
-from .reports import Piece, Report, as_table, execute_report, figure, heading, quality_piece, write_report
+from .reports import Piece, Report, as_table, execute_report, figure, heading, write_report
 from .signals import Decided, why
 
 # %% ../nbs/14b_signal_page.ipynb #8f29a3b6
@@ -152,10 +151,10 @@ def model_table(
 def stamp_table(
     now: Decided,
 ) -> Piece:
-    "Which bars, and how good they are."
+    "Which bars, and when the page was made."
     d = data_stamp(now.bars, now.bars.iloc[-1:])
     return as_table({"Market": f"{now.run.ticker} on {market_text(d)}", "Bars": f"{d['bars']:,} hours from {moment(d['first'])} to {moment(d['tested_until'])} UTC; {d['gaps']:,} missing",
-                     "Fingerprint of the bars": f"sha256 {d['sha256'][:16]}…", "Made": f"{moment(now.signal['timestamp'])} UTC"}) + quality_piece(quality_report(now.bars), 3)
+                     "Fingerprint of the bars": f"sha256 {d['sha256'][:16]}…", "Made": f"{moment(now.signal['timestamp'])} UTC"})
 
 # %% ../nbs/14b_signal_page.ipynb #03a16da0
 ASKED = ("ticker", "end", "exchange", "exchange_url", "lookback", "horizon", "entry", "threshold_scale", "p_min", "fee", "slippage", "cost_margin", "short_volume", "seed", "hours", "network")   # what of a run a signal depends on

@@ -71,20 +71,25 @@ def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers)
 
 LIFE = """
 import os, sys, time
+from pathlib import Path
 from cryptolstm.processes import Workers
+def work(k):
+    if k < 2: Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(2.0)
 if __name__ == "__main__":
     with Workers(2) as workers:
-        print(*workers.run(os.getpid, [()] * 2), *[c.pid for c in workers._lines.values()], flush=True)
-        workers.run(time.sleep, [(2.0,)] * 60)
+        workers.run(work, [(k,) for k in range(60)])
         print("done", flush=True)
 """
 
 
 def processes_of(tmp_path):
-    "A program that has two working children, and their ids."
+    "A program whose two children are in the middle of their work, and their ids."
     (tmp_path / "life.py").write_text(LIFE)
-    program = subprocess.Popen([sys.executable, str(tmp_path / "life.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    return program, {int(x) for x in program.stdout.readline().split()}
+    (born := tmp_path / "born").mkdir()
+    program = subprocess.Popen([sys.executable, str(tmp_path / "life.py"), str(born)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(pids := {int(p.name) for p in born.iterdir()}) < 2 and program.poll() is None: time.sleep(0.05)
+    return program, pids
 
 
 def alive(pid):

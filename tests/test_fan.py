@@ -87,7 +87,8 @@ def processes_of(tmp_path):
     "A program whose two children are in the middle of their work, and their ids."
     (tmp_path / "life.py").write_text(LIFE)
     (born := tmp_path / "born").mkdir()
-    program = subprocess.Popen([sys.executable, str(tmp_path / "life.py"), str(born)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [sys.executable, str(tmp_path / "life.py"), str(born)]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while len(pids := {int(p.name) for p in born.iterdir()}) < 2 and program.poll() is None: time.sleep(0.05)
     return program, pids
 

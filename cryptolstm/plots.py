@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'GREY', 'RED', 'GREEN', 'INK', 'new_figure', 'plot_equity', 'plot_trades', 'plot_decision', 'plot_predictions',
-           'plot_correlation', 'plot_funnel', 'plot_fan', 'plot_placebo']
+           'plot_correlation', 'plot_funnel', 'plot_fan', 'plot_reliability', 'plot_placebo']
 
 # %% ../nbs/13_plots.ipynb #8cb9d24e
 from collections.abc import Mapping
@@ -191,6 +191,22 @@ def plot_fan(
     split = shown[shown["disagree"]]
     ax.scatter(split.index, split["prediction"], s=9, color=RED, zorder=3, label=f"seeds differ about the direction: {len(split)} of {len(shown)} bars")
     ax.axhline(0, color=INK, lw=0.8); ax.set_ylabel("forecast, σ"); ax.legend(frameon=False, fontsize=9); _dates(ax)
+    return fig
+
+# %% ../nbs/13_plots.ipynb #02f662c7
+def plot_reliability(
+    parts: Mapping[str, pd.DataFrame],   # event → n, said, came, low, high (from `reliability`)
+    simulated: bool = False,
+) -> Figure:
+    "Reliability diagrams side by side."
+    fig, axes = new_figure(3.4, simulated=simulated, columns=len(parts))
+    for ax, (event, t) in zip(np.atleast_1d(axes), parts.items(), strict=True):
+        low, high = min(t["low"].min(), t["said"].min()), max(t["high"].max(), t["said"].max())
+        ax.plot([low, high], [low, high], color=INK, lw=0.9, ls=":")
+        ax.axhline(np.average(t["came"], weights=t["n"]), color=GREY, lw=1.2, label="how often it came at all")
+        ax.errorbar(t["said"], t["came"], yerr=[t["came"] - t["low"], t["high"] - t["came"]], fmt="o", ms=5, color=BLUE, ecolor=BLUE, elinewidth=1.1, label=f"a tenth of {t['n'].sum():,} forecasts")
+        for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
+        ax.set_title(event, fontsize=10, color=INK); ax.set_xlabel("said"); ax.set_ylabel("came"); ax.legend(frameon=False, fontsize=8)
     return fig
 
 # %% ../nbs/13_plots.ipynb #3011401c

@@ -7,9 +7,9 @@ __all__ = ['MIME', 'QUALITY_CLASS', 'LEVEL_CLASS', 'CHECKED', 'MIN_DAYS', 'STYLE
            'heading', 'data_table', 'quality_piece', 'verdict_box', 'skill_pieces', 'performance_table',
            'baselines_table', 'power_table', 'search_table', 'uncertainty_table', 'skill_by_tables',
            'certificate_table', 'trades_table', 'folds_table', 'equity_figure', 'trades_figure', 'prediction_figure',
-           'fan_figure', 'placebo_piece', 'correlation_figure', 'funnel_figure', 'rules_table', 'entry_text',
-           'tear_sheet', 'page', 'notebook_html', 'Report', 'project_folder', 'report_parameters', 'read_summary',
-           'run_report', 'execute_report', 'write_report']
+           'fan_figure', 'placebo_piece', 'calibration_piece', 'correlation_figure', 'funnel_figure', 'rules_table',
+           'entry_text', 'tear_sheet', 'page', 'notebook_html', 'Report', 'project_folder', 'report_parameters',
+           'read_summary', 'run_report', 'execute_report', 'write_report']
 
 # %% ../nbs/14_reports.ipynb #abf9ddc5
 import base64, html, io, json, logging, math, os, re, sys, tempfile, warnings
@@ -27,7 +27,8 @@ from .manifest import embed, make_manifest
 from .metrics import daily_returns
 from .model import model_config
 from .placebo import SHOWN, check_placebo
-from .plots import plot_correlation, plot_equity, plot_fan, plot_funnel, plot_placebo, plot_predictions, plot_trades
+from .model_record import MIN_CALIBRATION
+from .plots import plot_correlation, plot_equity, plot_fan, plot_funnel, plot_placebo, plot_predictions, plot_reliability, plot_trades
 from .quality import CHECKS, QualityReport, report_rows
 from .signals import rules_of, signal_funnel
 from .skill import DEFLATED, LUCKY, level_key, percent
@@ -296,6 +297,21 @@ def placebo_piece(
     note = "p = (1 + placebo runs that did as well) / (1 + placebo runs): with so few of a kind it cannot be smaller than 1 / (1 + runs)."
     return (Piece(f"<p>{_prose(p['sentence'])}.</p>") + figure(plot_placebo(p["runs"], seen, SHOWN, _simulated(results)), "Each dot is a placebo run, the blue line is this run.")
             + as_table(rows, ["figure", "taken away", "this run", "least … median … most", "runs", "p"]) + Piece(f"<p class=quiet>{_prose(note)}</p>"))
+
+# %% ../nbs/14_reports.ipynb #118ce102
+def calibration_piece(
+    results: dict,   # from `backtest`
+) -> Piece:
+    "Reliability diagram and figures of every probability that was given; a sentence where none was."
+    given = {event: c for event, c in results["calibration"].items() if c["figures"]["brier"] is not None}
+    if not given: return Piece(f"<p class=quiet>No fold had the {MIN_CALIBRATION} validation windows it takes to calibrate a probability, so none was given; a larger train_hours gives more.</p>")
+    share = lambda x, digits=1: "undefined" if x is None else percent(x, digits=digits)
+    rows = [(event, f"{f['n']:,}", share(f["base"]), f"{share(f['low'])} … {share(f['median'])} … {share(f['high'])}", f"{f['brier']:.4f}", share(f["skill"], 2), f"{share(f['error'])} ({share(f['error_of_honest'])})", _p(f["p"]))
+            for event, c in given.items() for f in [c["figures"]]]
+    fig = plot_reliability({event: c["parts"] for event, c in given.items()}, _simulated(results))
+    return (figure(fig, "Each dot is a tenth of the forecasts: what they said on average and how often it came, with a 95 % interval. On the dotted line a probability is what it says.")
+            + as_table(rows, ["probability that", "bars", "came", "said: 1 % … median … 99 %", "Brier", "Brier skill", "error (of an honest forecaster)", "Spiegelhalter p"])
+            + Piece(f"<p class=quiet>{_prose('Brier skill compares with saying the overall share every time; with hourly directions a fraction of a percent is all there is to have. A small p means that the probabilities are not what they say.')}</p>"))
 
 # %% ../nbs/14_reports.ipynb #08c835f2
 def correlation_figure(results: dict) -> Piece:

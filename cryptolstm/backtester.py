@@ -6,7 +6,7 @@
 __all__ = ['TAKE_PROFIT', 'TRAILING', 'TIME', 'STOP', 'GAP_STOP', 'MAX_WAIT', 'REASONS', 'SIGNAL', 'REVERSE', 'LIQUIDATION',
            'OPEN', 'COUNTS', 'BOTH', 'WITH_TRAILING', 'TOO_SMALL', 'CUT', 'BEYOND', 'TRADE', 'compiled', 'wilder_atr',
            'measured_sigma', 'entry_share', 'nearer', 'touched', 'order_size', 'Terms', 'terms', 'simulate',
-           'simulate_reference', 'explain_trade', 'save_trades']
+           'order_settings', 'simulate_reference', 'explain_trade', 'save_trades']
 
 # %% ../nbs/09_backtester.ipynb #7fde3ec9
 import inspect, json, math
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from .core import EXIT_MODES, HOUR, SIZINGS, InputError, check_bars, unknown_name, write_atomic
+from .core import EXIT_MODES, HOUR, SIZINGS, InputError, RunConfig, check_bars, unknown_name, write_atomic
 
 # %% ../nbs/09_backtester.ipynb #190849af
 def compiled(function):
@@ -480,6 +480,13 @@ def _by_kernel(data: _Arrays, run: dict) -> tuple:   # equity, low equity, posit
     counts = np.zeros(len(COUNTS), "int64")
     k, cash, quantity, last = _walk(*data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts)
     return equity, low_equity, position, trades[:k], cash, quantity, last, counts
+
+# %% ../nbs/09_backtester.ipynb #2d894f1d
+def order_settings(
+    run: RunConfig,   # costs, orders, sizing
+) -> dict:            # argument of `simulate` → value
+    "All settings of a run that decide what a signal earns."
+    return {name: getattr(run, name) for name in inspect.signature(simulate).parameters if hasattr(run, name)}
 
 # %% ../nbs/09_backtester.ipynb #31300a3f
 def simulate_reference(

@@ -249,6 +249,7 @@ class RunConfig:
     max_volume_share: float | None = None     # largest entry as a share of the volume of the bar filled in
     max_leverage: float = 1.0          # largest share of equity that "fraction" and "volatility" may commit
     seed: int = 0                      # of weights, shuffling, dropout and the demo market
+    rules: dict = field(default_factory=dict)    # name of a rule → false to drop it, or a number for its bound; the names are those of `signals.RULES`
     network: dict = field(default_factory=dict)  # overrides of `ModelConfig`: architecture and training
 
     def __post_init__(self): check_run(self)
@@ -284,6 +285,8 @@ def check_run(
         if getattr(run, name) not in known: raise unknown_name(name, getattr(run, name), known)
     if run.end is not None: object.__setattr__(run, "end", as_utc(run.end).isoformat())
     if not isinstance(run.network, Mapping): raise InputError(f"network is {run.network!r}; pass a table such as network: {{epochs: 20}}")
+    if not isinstance(run.rules, Mapping) or not all(isinstance(v, (bool, int, float)) for v in run.rules.values()):
+        raise InputError(f"rules is {run.rules!r}; pass a table such as rules: {{macd: false, adx: 30}}")
     _check_rest(run)
 
 def _check_rest(run: RunConfig) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .backtester import simulate
+from .backtester import order_settings, simulate
 from .core import HOUR, InputError, RunConfig, bars_hash, check_bars, regular_grid
 from .features import WARMUP, features
 from .model import ModelBundle
@@ -252,7 +252,7 @@ def stand_in(table: pd.DataFrame) -> pd.Series:
     "A causal forecast that clears every threshold, in place of the network: the side of the MACD histogram."
     return (3.0 * np.sign(table["macd_diff"])).rename("prediction")
 
-STAND_IN_CURVE = {"n": 0, "gain": 1.0, "errors": np.linspace(-3, 3, 201).tolist(), "curve": [0.0, 1.0, 0.0]}   # and a calibration for it, as entry="probability" asks for one
+STAND_IN_CURVE = {"n": 0, "gain": 1.0, "errors": np.linspace(-3, 3, 201).tolist(), "curves": [[1.0, 0.0, 1.0, 0.0]]}   # and a calibration for it, as entry="probability" asks for one
 
 def run_stages(
     run: RunConfig,      # rules and costs
@@ -260,8 +260,7 @@ def run_stages(
     "The stages of our own runs behind the features."
     def decisions(table): return decide(stand_in(table), table, run, exceed=STAND_IN_CURVE)
     def orders(bars, table, decisions):
-        done = simulate(bars, decisions["signal"], atr=table["atr"], sigma=table["sigma"], fee=run.fee, slippage=run.slippage, stop_atr=run.stop_atr, sizing=run.sizing,
-                        size=run.size, exit=run.exit, min_hold=run.min_hold)
+        done = simulate(bars, decisions["signal"], atr=table["atr"], sigma=table["sigma"], **order_settings(run))
         return pd.DataFrame({"position": done["position"], "equity": done["equity"]})
     return decisions, orders
 

@@ -20,19 +20,29 @@ from .settings import ModelConfig, member_seeds
 from .windows import InputScaler, implied_return, window_ends
 
 # %% ../nbs/04b_model_record.ipynb #df85bf48
-MIN_CALIBRATION = 500  # windows below which no confidence is given
+MIN_CALIBRATION = 500  # forecasts below which no confidence is given
+
+def _logistic(size: np.ndarray, hit: np.ndarray, intercept: bool) -> tuple[float, float, float]:
+    "Slope, intercept and log likelihood of a logistic curve."
+    from sklearn.linear_model import LogisticRegression   # a second to import, and who only predicts does not need it
+    curve = LogisticRegression(C=1e6, fit_intercept=intercept).fit(size[:, None], hit)
+    a, b = float(curve.intercept_[0]) if intercept else 0.0, float(curve.coef_[0, 0])
+    return b, a, float(-np.logaddexp(0, np.where(hit, -1, 1) * (a + b * size)).sum())
 
 def calibrate(
-    prediction: np.ndarray,  # validation predictions, in σ
+    prediction: np.ndarray,  # in σ, of bars that moved no weight
     realised: np.ndarray,    # the targets that came true; NaN and 0 do not count
-) -> dict:                   # {"slope", "intercept", "n"}; slope None if there are too few windows
-    "Platt's logistic curve from |prediction| to P(direction right)."
+    horizon: int = 1,        # bars ahead, of which one outcome in so many is new
+) -> dict:                   # {"slope", "intercept", "n"}; slope None if there are too few forecasts
+    "The curve from |prediction| to P(direction right): one half, a slope, and Platt's curve, averaged by their evidence."
     use = np.isfinite(prediction) & np.isfinite(realised) & (realised != 0) & (prediction != 0)
     n, size, hit = int(use.sum()), np.abs(prediction[use]), np.sign(prediction[use]) == np.sign(realised[use])
     if n < MIN_CALIBRATION or hit.all() or not hit.any(): return {"slope": None, "intercept": None, "n": n}
-    from sklearn.linear_model import LogisticRegression   # a second to import, and who only predicts does not need it
-    curve = LogisticRegression(C=1e6).fit(size[:, None], hit)
-    return {"slope": float(curve.coef_[0, 0]), "intercept": float(curve.intercept_[0]), "n": n}
+    slopes, intercepts, likelihoods = np.array([(0.0, 0.0, n * np.log(0.5)), *(_logistic(size, hit, intercept) for intercept in (False, True))]).T
+    evidence = likelihoods / horizon - np.array([0, 1, 2]) / 2 * np.log(n / horizon)
+    weight = np.exp(evidence - evidence.max())
+    weight /= weight.sum()
+    return {"slope": float(weight @ slopes), "intercept": float(weight @ intercepts), "n": n}
 
 # %% ../nbs/04b_model_record.ipynb #e3fee4e6
 def confidence(

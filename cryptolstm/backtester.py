@@ -308,6 +308,11 @@ def _aligned(
     what: str,             # how to call it in the message
 ) -> np.ndarray:           # (n,) float64
     "Values as one float per bar; `InputError` where they do not fit the bars."
+    try: dimensions = np.ndim(values)
+    except ValueError: dimensions = 2                # rows of different lengths
+    if dimensions != 1:
+        kind = f"{type(values).__name__} of {dimensions} dimensions" if dimensions else type(values).__name__
+        raise InputError(f"{what} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}; pass one value per bar: a list, an array or a Series")
     if len(values) != len(index):
         row = min(len(values), len(index))
         where = f"row {row} ({index[row]:%Y-%m-%d %H:%M}) has none" if row < len(index) else f"row {row} has no bar"

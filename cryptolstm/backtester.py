@@ -484,9 +484,10 @@ def simulate(
     data = _arrays(bars, signal, atr, sigma, run)
     return _result(bars, run, data, *_by_kernel(data, run))
 
-def _by_kernel(data: _Arrays, run: dict) -> tuple:   # equity, low equity, position, round trips, cash, quantity, last price, counts
-    n = len(data.close)
-    equity, low_equity, position, trades = np.empty(n), np.empty(n), np.empty(n, "int64"), np.empty(n, TRADE)
+def _room(n: int) -> tuple: return np.empty(n), np.empty(n), np.empty(n, "int64"), np.empty(n, TRADE)   # where the kernel writes
+
+def _by_kernel(data: _Arrays, run: dict, room: tuple | None = None) -> tuple:   # equity, low equity, position, round trips, cash, quantity, last price, counts
+    equity, low_equity, position, trades = room or _room(len(data.close))
     counts = np.zeros(len(COUNTS), "int64")
     k, cash, quantity, last = _walk(*data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts)
     return equity, low_equity, position, trades[:k], cash, quantity, last, counts

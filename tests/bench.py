@@ -371,7 +371,8 @@ def against(kind: str, n: int, ours, answer, note: str) -> dict:
 
 def whole_run(result: dict) -> dict:
     "What a run shares with vectorbt: equity at every bar, return, trades, fees."
-    return {"equity": result["equity"].to_numpy(), "returns": [result["final_balance"] / START - 1], "trades": [len(result["trades"])], "fees": [result["total_fees"]]}
+    return {"equity": result["equity"].to_numpy(), "returns": [result["final_balance"] / START - 1], "trades": [len(result["trades"])],
+            "fees": [result["total_fees"]]}
 
 
 class KernelAlone:
@@ -431,7 +432,8 @@ def kernel_vs_backtesting_py():
 def simulate_vs_backtesting_py():
     "The same with checks and tables."
     from cryptolstm.backtester import simulate
-    return against("backtesting", 8_760, lambda bars, signal, move: simulate(bars, signal, **COINS), lambda r: {"equity": r["equity"]}, "checks and tables included")
+    ours = lambda bars, signal, move: simulate(bars, signal, **COINS)
+    return against("backtesting", 8_760, ours, lambda r: {"equity": r["equity"]}, "checks and tables included")
 
 
 @bench(100, "bars/s")

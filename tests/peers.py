@@ -2,8 +2,8 @@
 imports nothing of ours: `python tests/peers.py KIND FOLDER`. It ends with 3 where the peer is not installed.
 
 `kernel`, `metrics`, `sweep` and `backtesting` read FOLDER/case.npz and write FOLDER/answer.npz: seconds, and what proves that both sides did the same
-(see bench.py). Bars get an index without a zone, since pandas makes an object of every hour of one that has it, and that is not what is timed. `oracle vectorbt` and
-`oracle backtesting` read FOLDER/cases.json and FOLDER/cases.npz and write FOLDER/KIND.npz, one equity curve a case (see test_oracles.py).
+(see bench.py). `oracle vectorbt` and `oracle backtesting` read FOLDER/cases.json and FOLDER/cases.npz and write FOLDER/KIND.npz, one equity curve a case (see
+test_oracles.py). Bars get an index without a zone: pandas makes an object of every hour of one that has it, and that is not what is timed.
 """
 import json
 import sys

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from .core import EXIT_MODES, HOUR, SIZINGS, InputError, check_bars, unknown_name, write_atomic
+from .core import COLUMNS, EXIT_MODES, HOUR, SIZINGS, InputError, check_bars, unknown_name, write_atomic
 
 # %% ../nbs/09_backtester.ipynb #190849af
 def compiled(function):
@@ -203,8 +203,11 @@ def _walk(
             if t - decided > 1 + MAX_WAIT: want = side                                              # too old: cancelled
             ruined = side != 0 and cash + qty * now * (1 - side * slip) * (1 - side * fee) <= 0     # leaving at this open cannot be paid
 
-            # 1. the order decided at an earlier close: leave first, then enter
-            if want != side and not ruined:
+            # 1. ruin comes before anything; then the order decided at an earlier close: leave first, then enter
+            if ruined:
+                _close_trade(trades[k], t, -cash / (qty * (1 - side * fee)), fee, LIQUIDATION)
+                worst, cash, side, qty, k = 0.0, 0.0, 0, 0.0, k + 1
+            elif want != side:
                 if side != 0:
                     if abs(qty) > terms.volume_share * volume[t]: counts[BEYOND] += 1
                     cash += _close_trade(trades[k], t, now * (1 - side * slip), fee, REVERSE if want != 0 else TIME if timed else SIGNAL)
@@ -227,6 +230,7 @@ def _walk(
 
         if side != 0:
             rent = terms.borrow * (-qty * now if side < 0 else max(-cash, 0.0))
+            if not real[t]: rent = min(rent, max(cash + qty * last, 0.0))     # nobody trades: no more than there is
             trades[k]["borrow"] += rent
             cash -= rent
 
@@ -237,7 +241,7 @@ def _walk(
                 if reason == STOP and side * (good - target) >= 0: counts[BOTH] += 1
                 if reason == TAKE_PROFIT and side * (bad - best + side * trail) <= 0: counts[WITH_TRAILING] += 1
             reached = bad if reason == TAKE_PROFIT else level    # as far as the market got against us
-            if cash + qty * reached * (1 - side * slip) * (1 - side * fee) <= 0:
+            if real[t] and cash + qty * reached * (1 - side * slip) * (1 - side * fee) <= 0:
                 _close_trade(trades[k], t, -cash / (qty * (1 - side * fee)), fee, LIQUIDATION)
                 worst, cash, side, qty, k = 0.0, 0.0, 0, 0.0, k + 1
             elif reason != 0:
@@ -308,6 +312,11 @@ def _aligned(
     what: str,             # how to call it in the message
 ) -> np.ndarray:           # (n,) float64
     "Values as one float per bar; `InputError` where they do not fit the bars."
+    try: dimensions = np.ndim(values)
+    except ValueError: dimensions = 2                # rows of different lengths
+    if dimensions != 1:
+        kind = f"{type(values).__name__} of {dimensions} dimensions" if dimensions else type(values).__name__
+        raise InputError(f"{what} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}; pass one value per bar: a list, an array or a Series")
     if len(values) != len(index):
         row = min(len(values), len(index))
         where = f"row {row} ({index[row]:%Y-%m-%d %H:%M}) has none" if row < len(index) else f"row {row} has no bar"
@@ -372,8 +381,9 @@ def _arrays(
         out = np.full(rows[-1] + 1, empty)
         out[rows] = values
         return out
-    o, h, l, c, v = (spread(bars[k].to_numpy(), np.nan) for k in ("open", "high", "low", "close", "volume"))
     gap = bars["is_gap"].to_numpy(bool) if "is_gap" in bars else np.zeros(len(bars), bool)
+    known = lambda values: np.where(gap, np.nan, values) if gap.any() else values    # what is carried into a gap is no range and no return
+    o, h, l, c, v = (spread(known(bars[k].to_numpy()), np.nan) for k in COLUMNS)
     if atr is not None:
         atr = _aligned(atr, index, "atr")
         _first((atr < 0) | np.isinf(atr), index, "the ATR is {}; pass a range that is not negative, or NaN while it is unknown", atr)
@@ -474,9 +484,10 @@ def simulate(
     data = _arrays(bars, signal, atr, sigma, run)
     return _result(bars, run, data, *_by_kernel(data, run))
 
-def _by_kernel(data: _Arrays, run: dict) -> tuple:   # equity, low equity, position, round trips, cash, quantity, last price, counts
-    n = len(data.close)
-    equity, low_equity, position, trades = np.empty(n), np.empty(n), np.empty(n, "int64"), np.empty(n, TRADE)
+def _room(n: int) -> tuple: return np.empty(n), np.empty(n), np.empty(n, "int64"), np.empty(n, TRADE)   # where the kernel writes
+
+def _by_kernel(data: _Arrays, run: dict, room: tuple | None = None) -> tuple:   # equity, low equity, position, round trips, cash, quantity, last price, counts
+    equity, low_equity, position, trades = room or _room(len(data.close))
     counts = np.zeros(len(COUNTS), "int64")
     k, cash, quantity, last = _walk(*data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts)
     return equity, low_equity, position, trades[:k], cash, quantity, last, counts
@@ -516,6 +527,12 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         wealth = value(fill) - trade["exit_fee"]
         done.append(trade)
         trade = None
+
+    def liquidate(row):   # at the price where leaving takes the last of the account
+        nonlocal wealth
+        q = trade["quantity"]
+        leave(row, -value(0.0) / (q * (1 - fee)) if trade["side"] == 1 else value(0.0) / (q * (1 + fee)), "liquidation")
+        wealth = 0.0
 
     def distance(atr_name, percent_name, atr, fill):   # None: not known; infinite: no such order
         choices = [math.inf]
@@ -564,8 +581,10 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         if real:
             slip += run["slippage_range"] * (data.high[t] - data.low[t]) / data.high[t]
             if order is not None and t - order["row"] > 1 + MAX_WAIT: order = None
-            hopeless = trade is not None and left_after_exit(now) <= 0
-            if order is not None and not hopeless:
+            if trade is not None and left_after_exit(now) <= 0:
+                liquidate(t)
+                seen.append(0.0)
+            elif order is not None:
                 if trade is not None:
                     leave(t, exit_fill(now), order["why"])
                     seen.append(wealth)
@@ -574,13 +593,11 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         if trade is not None:
             long = trade["side"] == 1
             borrowed = trade["quantity"] * trade["entry_price"] + trade["entry_fee"] + trade["borrow"] - wealth if long else trade["quantity"] * now
-            trade["borrow"] += max(borrowed, 0.0) * run["borrow_rate"] / 24
+            rent = max(borrowed, 0.0) * run["borrow_rate"] / 24
+            trade["borrow"] += rent if real else min(rent, max(value(last), 0.0))
             worst = (data.low[t] if long else data.high[t]) if real else last
             hit = ended(long, now, data.low[t], data.high[t]) if real else None
-            if left_after_exit(hit[0] if hit and hit[1] != "take_profit" else worst) <= 0:   # the account is empty before the price gets there
-                q = trade["quantity"]
-                leave(t, -value(0.0) / (q * (1 - fee)) if long else value(0.0) / (q * (1 + fee)), "liquidation")
-                wealth = 0.0
+            if real and left_after_exit(hit[0] if hit and hit[1] != "take_profit" else worst) <= 0: liquidate(t)   # the account is empty before the price gets there
             elif hit:
                 if hit[1] == "take_profit": seen.append(value(worst))
                 leave(t, exit_fill(hit[0]), hit[1])

@@ -87,16 +87,17 @@ def parallel(function):
 
 @njit(cache=True)
 def _score(equity, position, trades, rows, cash, returns, out):
-    "Write `returns` (one per bar) and the `SCORES` of one walk."
-    before, peak, deepest, held, total, n = cash, cash, 0.0, 0, 0.0, len(rows)
-    for i in range(n):
-        now = equity[rows[i]]
-        returns[i] = 0.0 if now == before or before <= 0 else now / before - 1
-        total += returns[i]
+    "Write `returns` (one per hour, 0 in an hour without a bar) and the `SCORES` of one walk."
+    before, peak, deepest, held, total, n = cash, cash, 0.0, 0, 0.0, len(returns)
+    returns[:] = 0.0
+    for t in rows:
+        now = equity[t]
+        if now != before and before > 0: returns[t] = now / before - 1
+        total += returns[t]
         if now > peak: peak = now
         elif now < peak * (1 + deepest): deepest = now / peak - 1
-        held += position[rows[i]] != 0
         before = now
+    for t in range(n): held += position[t] != 0
     mean, squares = total / n, 0.0
     for i in range(n): squares += (returns[i] - mean) ** 2
     spread = np.sqrt(squares / (n - 1)) if n > 1 else 0.0
@@ -123,7 +124,7 @@ def _sweep(open_, high, low, close, volume, real, signal, shares, atr, rows, mov
         equity, low_equity, position, trades = np.empty(n), np.empty(n), np.empty(n, np.int64), np.empty(n, TRADE)
         own = Terms(p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13] != 0, p[14], p[15], p[16])
         k, _, _, _ = _walk(open_, high, low, close, volume, real, chosen, shares[int(p[1])], atr, cash, own, equity, low_equity, position, trades, np.zeros(5, np.int64))
-        kept = returns[i] if len(returns) else np.empty(len(rows))
+        kept = returns[i] if len(returns) else np.empty(n)
         _score(equity, position, trades[:k], rows, cash, kept, scores[i])
 
 # %% ../nbs/09a_sweep.ipynb #5a00c355
@@ -134,9 +135,9 @@ def sweep(
     move=None,                 # (n,) size of the forecast move, quote currency; needed for the axis threshold_scale
     threshold=None,            # (n,) the threshold at scale 1
     atr=None, sigma=None,      # as for `simulate`
-    returns: bool = False,     # also give the net return of every bar at every point, as a probability of overfitting needs it
+    returns: bool = False,     # also give the net return of every hour at every point, as a probability of overfitting needs it
     **settings                 # the other arguments of `simulate`; the axes replace theirs
-) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:   # a row per point: the axes and `SCORES`; returns: rows bars, columns points
+) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:   # a row per point: the axes and `SCORES`; returns: rows hours, columns points
     "Trade one signal with every combination of settings. `InputError` as from `simulate`."
     grid = check_grid(grid)
     if ("threshold_scale" in grid) != (move is not None and threshold is not None):
@@ -154,11 +155,12 @@ def sweep(
     shares = np.array([entry_share(data.close, how, size, sigma=known, cap=cap) for how, size, cap in sizes])
     scales, place = (table["threshold_scale"] if "threshold_scale" in grid else [0.0] * len(table)), {s: i for i, s in enumerate(sizes)}
     points = np.array([[scale, place[run["sizing"], run["size"], run["max_leverage"]], *terms(run)] for scale, run in zip(scales, runs, strict=True)], "float64")
-    scores, kept = np.empty((len(points), len(SCORES))), np.empty((len(points) if returns else 0, len(data.rows)))
+    scores, kept = np.empty((len(points), len(SCORES))), np.empty((len(points) if returns else 0, len(data.close)))
     _sweep(*data[:7], shares, *data[8:], *over, runs[0]["initial_balance"], points, scores, kept)
     out = pd.concat([table.astype({name: object if name in WORDS else "float64" for name in table}), pd.DataFrame(scores, columns=SCORES).astype({"num_trades": int, "closed_trades": int})], axis=1)
     out.attrs = dict(bars.attrs)
-    return (out, pd.DataFrame(kept.T, bars.index)) if returns else out
+    hours = bars.index if len(bars) == len(data.close) else pd.date_range(bars.index[0], bars.index[-1], freq="h")
+    return (out, pd.DataFrame(kept.T, hours)) if returns else out
 
 def _check_points(base: dict, grid: Mapping[str, list], table: pd.DataFrame) -> list[dict]:
     "The settings of every point, checked; `InputError` for two that forbid each other."

@@ -37,6 +37,9 @@ def random_bars(n, seed, sigma):
     return pd.DataFrame(random_prices(n, seed, sigma), pd.date_range("2025-01-01", periods=n, freq="h", tz="UTC"))
 
 
+def real_bars(bars): return bars[~bars["is_gap"]].drop(columns="is_gap") if "is_gap" in bars else bars
+
+
 @st.composite
 def bar_frames(draw, smallest=2, largest=90, holes=True):
     n, seed = draw(st.integers(smallest, largest)), draw(st.integers(0, 2**32 - 1))
@@ -232,7 +235,6 @@ def test_fills_only_at_prices_the_bar_contains(case):
     bars, signal, setup = case
     fills = simulate(bars, signal, **setup)["fills"]
     fills = fills[fills["reason"] != "liquidation"]                    # that price is set by the exchange, also when the market jumps it
-    if "is_gap" in bars: assert not bars.loc[fills["time"], "is_gap"].any()
     at = bars.loc[fills["time"]]
     slip = setup["slippage"] + setup["slippage_range"] * ((at["high"] - at["low"]) / at["high"]).to_numpy()
     quoted = fills["price"].to_numpy() / (1 + fills["side"].to_numpy() * slip)
@@ -245,7 +247,7 @@ def test_fills_only_at_prices_the_bar_contains(case):
 @given(cases())
 def test_stops_and_targets_fill_at_their_distance_from_the_entry(case):
     bars, signal, setup = case
-    trades, atr = simulate(bars, signal, **setup)["trades"], setup.get("atr", wilder_atr(regular_grid(bars, 0)).reindex(bars.index))
+    trades, atr = simulate(bars, signal, **setup)["trades"], setup.get("atr", wilder_atr(regular_grid(real_bars(bars), 0)).reindex(bars.index))
     real = bars.index[~bars["is_gap"]] if "is_gap" in bars else bars.index
     nearest = lambda order, atr, price: min([setup[k] * x for k, x in ((f"{order}_atr", atr), (f"{order}_percent", price)) if k in setup])
     for t in trades[trades["exit_reason"].isin(["stop", "take_profit"])].itertuples():
@@ -456,6 +458,35 @@ def test_leverage_borrows_pays_rent_and_can_ruin_a_long(run):
     assert rent["total_borrow"] == pytest.approx(200 + 200.2)                               # a thousandth an hour of what is borrowed
     calm = dict(sizing="volatility", size=2.0, sigma=np.full(3, 0.001), fee=0)
     assert [run(market(100, 100, 100), [1, 1, 1], **calm, max_leverage=m)["trades"]["quantity"][0] for m in (1, 2.5)] == pytest.approx([1000, 2500])
+
+
+@both
+def test_who_is_ruined_at_an_open_pays_no_more_rent_and_no_exit_price_is_negative(run):
+    r = run(market(100, 100, 10_000, 10_000), [-1] * 4, fee=0.001, borrow_rate=1.0)
+    trade = r["trades"].iloc[0]
+    assert trade["exit_reason"] == "liquidation" and trade["exit_price"] == pytest.approx((START + 99_800.2) / 1.001 / (START / 100.1), rel=0.03)
+    assert trade["fees"] > 0 and trade["borrow"] == pytest.approx(START / 100.1 * 100 / 24) and trade["pnl"] == pytest.approx(-START)
+    assert r["equity"].tolist() == [START, pytest.approx(START - trade["fees"] / 2 - trade["borrow"], rel=0.01), 0, 0]
+
+
+@both
+def test_nobody_is_liquidated_in_an_hour_in_which_nobody_trades(run):
+    full = market(*[100] * 60)
+    absent = full.drop(full.index[3:50])                    # the rent of two days takes more than the account
+    for bars in (absent, regular_grid(absent), regular_grid(absent, max_gap=99)):
+        trade = run(bars, [-1] * len(bars), fee=0.001, borrow_rate=1.0)["trades"].iloc[0]
+        assert trade["exit_time"] == full.index[50] and trade["exit_reason"] == "liquidation"
+        assert 0 < trade["exit_price"] <= 100 and trade["pnl"] == pytest.approx(-START) and trade["borrow"] < START
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_every_fill_has_a_bar_a_price_above_zero_and_a_fee_that_is_not_negative(case):
+    bars, signal, setup = case
+    r = simulate(bars, signal, **{**setup, "borrow_rate": 1.0})
+    real = real_bars(bars).index
+    assert r["fills"]["time"].isin(real).all() and (r["fills"]["price"] > 0).all() and (r["fills"]["fee"] >= 0).all() and (r["trades"]["borrow"] >= 0).all()
+    assert (r["equity"] >= -1e-9 * setup["initial_balance"]).all()
 
 
 def test_after_buying_all_in_no_cash_is_left():

@@ -118,7 +118,8 @@ def price(
     count: Annotated[int | None, typer.Option(help="stop after so many (default: never)")] = None, as_json: JsonOption = False,
 ) -> None:
     "The price now: last, bid, ask, change and volume of 24 hours; --watch goes on."
-    from cryptolstm.data import CryptoMarketDataClient, watch_prices
+    from cryptolstm.data import CryptoMarketDataClient
+    from cryptolstm.prices import watch_prices
     if count is not None and not watch: raise InputError("--count counts the prices of --watch; add --watch or leave it out")
     if market_asked(exchange, exchange_url)[0] == "simulated": raise InputError("the simulated market has no price of the moment; pass an exchange")
     client = CryptoMarketDataClient(exchange, exchange_url)
@@ -126,7 +127,7 @@ def price(
         p = client.get_realtime_price(ticker)
         return emit(p) if as_json else print(price_line(p))
     if count is not None and count < 1: raise InputError(f"count is {count}; pass 1 or more, or leave it out")
-    for p in watch_prices(client, ticker, every, count): print(json.dumps(p, allow_nan=False) if as_json else price_line(p), flush=True)
+    for p in watch_prices(client.exchange, ticker, every, count): print(json.dumps(p, allow_nan=False) if as_json else price_line(p), flush=True)
 
 # %% ../nbs/15b_data_commands.ipynb #6751209a
 def price_line(
@@ -143,7 +144,8 @@ def market_asked(
 ) -> tuple[str, str]:       # the exchange, and the name its bars are stored under
     "Whose bars a command line means: an exchange of ccxt, or a name that bars were imported under."
     import ccxt
-    from cryptolstm.data import DEFAULT_EXCHANGE, market_name
+    from cryptolstm.data import DEFAULT_EXCHANGE
+    from cryptolstm.exchanges import market_name
     name = (None if exchange == "auto" else exchange) or os.environ.get("CRYPTOLSTM_EXCHANGE") or DEFAULT_EXCHANGE
     return name, market_name(name, url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None) if name in ccxt.exchanges else name
 

@@ -293,9 +293,8 @@ def fetch_at_0_ms(): return fetch(0.0)
 @bench(1.0, "opens/s")
 def open_three_years():
     "Against the 20 ms that were allowed."
-    from cryptolstm.data import bar_path, hour_number, read_store, write_store
     from cryptolstm.simulate import demo_market
-    from cryptolstm.store import BarStore
+    from cryptolstm.store import BarStore, bar_path, hour_number, read_store, write_store
     with tempfile.TemporaryDirectory() as d:
         bars = demo_market(YEARS3, end="2025-02-01")
         first, path, rates = hour_number(bars.index[0]), bar_path(Path(d), "coinbaseexchange", "BTC/USD"), []

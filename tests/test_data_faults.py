@@ -13,18 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from loopback import FAULTS, SILENCES, TICKERS, Answer, Loopback, a_market, bad_luck, same
 
-from cryptolstm import data
+from cryptolstm import data, exchanges, store
 from cryptolstm.barfiles import export_bars
-from cryptolstm.core import InputError, OperationError
-from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable, market_bars, read_store
+from cryptolstm.core import InputError, OperationError, bars_hash
+from cryptolstm.data import CryptoMarketDataClient, market_bars
+from cryptolstm.exchanges import ExchangeUnreachable, NotListed
 from cryptolstm.simulate import demo_market
-from cryptolstm.store import load_store
+from cryptolstm.store import load_store, read_store
 
 CLOSED = "http://127.0.0.1:9"
 ETH, CANDLES = "ETH/USD", "/products/ETH-USD/candles"
 
 
-def stored(client) -> data.BarStore:
+def stored(client) -> store.BarStore:
     return read_store(client.path(ETH))
 
 
@@ -89,7 +90,7 @@ def test_a_passing_fault_costs_nothing_but_time(exchange, client, name, path):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_lasting_fault_ends_with_one_sentence_and_keeps_what_was_fetched(exchange, client, monkeypatch, name):
-    monkeypatch.setattr(data, "BUDGET", 0.6)
+    monkeypatch.setattr(exchanges, "BUDGET", 0.6)
     exchange.faults.append(lambda path, query, a: FAULTS[name](a) if path == CANDLES and query["start"] < "2025-01-15" else None)
     with pytest.raises(OperationError, match="coinbaseexchange did not give the bars of ETH/USD from 2025-01-07") as caught:
         client.get_historical_bars(ETH, 600)
@@ -106,7 +107,7 @@ def test_a_lasting_fault_ends_with_one_sentence_and_keeps_what_was_fetched(excha
 @pytest.mark.parametrize("hours", [1, 5, 600, 900])
 def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkeypatch, name, where, hours):
     "Pages that come empty or short for a while: an error or a note, nothing of it known, and afterwards exactly the served bars."
-    monkeypatch.setattr(data, "PAUSE", 0.002)
+    monkeypatch.setattr(exchanges, "PAUSE", 0.002)
     exchange.now, spoil = pd.Timestamp("2025-01-30T00:10Z"), SILENCES[name]
     hit = {"newest": lambda q: q["end"] > "2025-01-25", "middle": lambda q: q["start"] < "2025-01-12" < q["end"],
            "oldest": lambda q: q["start"] < "2025-01-08", "all": lambda q: True}[where]
@@ -122,7 +123,7 @@ def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkey
             gone = len(served.loc[:bars.index[-1]].iloc[-hours:]) - int((~bars["is_gap"]).sum())
             assert not gone or {"unconfirmed", "short"} & set(bars.attrs)
         half = stored(client)
-        same(half.bars, served[data.inside(data.hours_of(served.index), half.covered)])  # an hour is known where its bar is, and nowhere else
+        same(half.bars, served[store.inside(store.hours_of(served.index), half.covered)])  # an hour is known where its bar is, and nowhere else
     exchange.faults.clear()
     bars = client.get_historical_bars(ETH, hours)
     same(bars, served.loc[:"2025-01-29 23:00" if exchange.now < pd.Timestamp("2025-01-30T01:00Z") else "2025-01-30 00:00"].iloc[-hours:])
@@ -149,7 +150,7 @@ def test_an_exchange_that_has_no_bars_at_all_is_an_error_and_no_mistake_of_the_u
 
 
 def test_bars_that_stop_while_the_clock_goes_on_are_an_error_within_a_day(exchange, client, monkeypatch):
-    monkeypatch.setattr(data, "PAUSE", 0.002)
+    monkeypatch.setattr(exchanges, "PAUSE", 0.002)
     exchange.now = pd.Timestamp("2025-01-25T00:10Z")
     client.get_historical_bars(ETH, 100)
     stop = exchange.now.timestamp() // 3600 * 3600
@@ -177,7 +178,7 @@ def test_nobody_there_is_found_out_quickly(client_home):
 
 
 def test_a_server_that_never_answers_counts_as_unreachable(exchange, client, monkeypatch):
-    monkeypatch.setattr(data, "FIRST_CONTACT", 0.4)
+    monkeypatch.setattr(exchanges, "FIRST_CONTACT", 0.4)
     client.exchange.timeout = 300
     exchange.faults.append(lambda path, query, a: Answer(a.body, delay=1.0))
     with pytest.raises(ExchangeUnreachable, match="did not answer in time"):
@@ -248,7 +249,7 @@ def test_a_time_out_is_tried_again(exchange, client, path):
 
 @pytest.mark.parametrize("path", ["/time", "/products", CANDLES])
 def test_an_error_names_exchange_ticker_and_span(exchange, client, monkeypatch, path):
-    monkeypatch.setattr(data, "BUDGET", 0.3)
+    monkeypatch.setattr(exchanges, "BUDGET", 0.3)
     exchange.faults.append(lambda asked, query, a: Answer(b"", 503) if asked == path else None)
     with pytest.raises(OperationError, match="coinbaseexchange did not give .*ETH/USD.*503") as caught:
         client.get_historical_bars(ETH, 100, end="2025-01-20")
@@ -405,12 +406,12 @@ def test_a_delisted_ticker_ends_with_an_error_or_with_what_is_stored(client_home
         CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars("XYZ/USD", 100)
     with Loopback({ETH: a_market()}, now="2025-02-01", port=exchange.port) as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
-        with pytest.raises(data.NotListed, match=r"does not list XYZ/USD any more; its stored bars from 2025-01-26T20:00Z to 2025-01-31T00:00Z"):
+        with pytest.raises(NotListed, match=r"does not list XYZ/USD any more; its stored bars from 2025-01-26T20:00Z to 2025-01-31T00:00Z"):
             client.get_historical_bars("XYZ/USD", 100)
         same(client.get_historical_bars("XYZ/USD", 100, end="2025-01-31T00:00Z"), a_market().loc[:"2025-01-30"].iloc[-100:])
         stale = market_bars("XYZ/USD", 50, exchange_url=exchange.url)
         assert stale.attrs["stale"] == "coinbaseexchange does not list XYZ/USD; the newest bar stored opened at 2025-01-30 23:00 UTC"
-        with pytest.raises(data.NotListed):
+        with pytest.raises(NotListed):
             market_bars("XYZ/USD", 50, exchange="coinbaseexchange", exchange_url=exchange.url)
         with pytest.raises(InputError, match="does not list QQQ/USD"):  # never stored, never listed: no demo market either
             market_bars("QQQ/USD", 50, exchange_url=exchange.url)
@@ -421,7 +422,7 @@ def test_a_delisted_ticker_ends_with_an_error_or_with_what_is_stored(client_home
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3, 4))])
 def test_thirteen_tickers_and_two_years_under_random_faults_end_with_exactly_the_served_bars(client_home, monkeypatch, seed):
-    monkeypatch.setattr(data, "PAUSE", 0.005)
+    monkeypatch.setattr(exchanges, "PAUSE", 0.005)
     frames = {t: demo_market(2 * 8760, end="2025-02-01", ticker=t, seed=k) for k, t in enumerate(TICKERS)}
     with Loopback(frames, now="2025-02-01") as exchange:
         exchange.faults.append(luck := bad_luck(0.08, seed))
@@ -469,8 +470,8 @@ def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_co
                 with contextlib.suppress(ProcessLookupError):  # it was quicker
                     os.kill(child, signal.SIGKILL)
                 struck += int(parent.stdout.readline()) == signal.SIGKILL
-                half = data.load_store(path)
-                known = data.inside(data.hours_of(served.index), half.covered)
+                half = load_store(path)
+                known = store.inside(store.hours_of(served.index), half.covered)
                 same(half.bars, served[known])
             parent.stdin.close()
         assert struck >= kills / 3
@@ -512,8 +513,8 @@ def test_no_changed_byte_goes_unnoticed(exchange, client):
     for at in rng.integers(0, len(content), 300):
         path.write_bytes(flip(content, int(at)))
         try:
-            got = data.load_store(path)
-        except data.DamagedStore:
+            got = load_store(path)
+        except store.DamagedStore:
             continue
         same(got.bars, whole.bars)
         assert (got.covered, got.origin) == (whole.covered, whole.origin)
@@ -534,4 +535,4 @@ def test_what_is_stored_says_where_it_comes_from(exchange, client):
     origin = stored(client).origin
     assert origin == {"market": f"coinbaseexchange@127.0.0.1:{exchange.port}", "exchange": "coinbaseexchange", "ticker": ETH, "clock": "exchange",
                       "exchange_url": exchange.url, "fetched_at": exchange.now.isoformat(), "dropped": {}}
-    assert data.bar_store.bars_hash(stored(client).bars) in client.path(ETH).read_bytes().decode("latin1")
+    assert bars_hash(stored(client).bars) in client.path(ETH).read_bytes().decode("latin1")

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from loopback import ROOT, Answer, Loopback, recorded, same
 from typer.testing import CliRunner
 
-from cryptolstm import data
+from cryptolstm import exchanges
 from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash, check_bars, regular_grid, stamp
-from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable
+from cryptolstm.data import CryptoMarketDataClient
 from cryptolstm.data_commands import data_app, read_tickers
+from cryptolstm.exchanges import ExchangeUnreachable
 from cryptolstm.quality import CHECKS, compare, moves, quality_report, report_rows
 from cryptolstm.simulate import demo_market
 
@@ -33,7 +34,7 @@ def clean():
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(data, "PAUSE", 0.02)
+    monkeypatch.setattr(exchanges, "PAUSE", 0.02)
 
 
 def places(bars: pd.DataFrame, report) -> dict:

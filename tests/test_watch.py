@@ -6,16 +6,16 @@ import pandas as pd
 import pytest
 from loopback import Answer
 
-from cryptolstm import data
+from cryptolstm import exchanges
 from cryptolstm.core import InputError, OperationError
-from cryptolstm.data import watch_prices
+from cryptolstm.prices import watch_prices
 
 ETH = "ETH/USD"
 
 
 def test_a_stream_gives_the_prices_that_are_pushed(exchange, client):
     exchange.now = pd.Timestamp("2025-01-31T23:30Z")
-    prices = watch_prices(client, "eth-usd")
+    prices = watch_prices(client.exchange, "eth-usd")
     first = next(prices)
     assert exchange.feeds == [{"type": "subscribe", "product_ids": ["ETH-USD"], "channels": ["ticker"]}]
     assert first == {**client.get_realtime_price(ETH), "by": "stream"}  # the same price, in the same words, as by asking
@@ -30,13 +30,13 @@ def test_a_stream_gives_the_prices_that_are_pushed(exchange, client):
 
 def test_a_stream_that_breaks_is_opened_again(exchange, client):
     exchange.cut_after = 3
-    assert [p["by"] for p in watch_prices(client, ETH, count=8)] == ["stream"] * 8
+    assert [p["by"] for p in watch_prices(client.exchange, ETH, count=8)] == ["stream"] * 8
     assert len(exchange.feeds) == 2
 
 
 def test_a_stream_that_stays_away_ends_with_one_sentence(exchange, client, monkeypatch):
-    monkeypatch.setattr(data, "BUDGET", 0.5)
-    prices = watch_prices(client, ETH)
+    monkeypatch.setattr(exchanges, "BUDGET", 0.5)
+    prices = watch_prices(client.exchange, ETH)
     next(prices)
     exchange.stop()
     with pytest.raises(OperationError, match="coinbaseexchange did not give the stream of prices of ETH/USD"):
@@ -46,13 +46,13 @@ def test_a_stream_that_stays_away_ends_with_one_sentence(exchange, client, monke
 
 def test_polling_asks_at_its_pace(exchange, client):
     exchange.now, began = pd.Timestamp("2025-01-31T23:30Z"), time.monotonic()
-    told = list(watch_prices(client, ETH, every=0.1, count=4, stream=False))
+    told = list(watch_prices(client.exchange, ETH, every=0.1, count=4, stream=False))
     assert 0.3 <= time.monotonic() - began < 3 and not exchange.feeds
     assert [p["by"] for p in told] == ["polling"] * 4 and told[0]["last"] == client.get_realtime_price(ETH)["last"]
 
 
 def test_polling_survives_a_passing_fault_and_ends_with_one_sentence_on_a_lasting_one(exchange, client, monkeypatch):
-    prices, bad = watch_prices(client, ETH, every=0, stream=False), []
+    prices, bad = watch_prices(client.exchange, ETH, every=0, stream=False), []
 
     def fault(path, query, answer):
         if path.endswith("/ticker") and bad:
@@ -64,7 +64,7 @@ def test_polling_survives_a_passing_fault_and_ends_with_one_sentence_on_a_lastin
     bad.append(1)
     next(prices)
     assert not bad
-    monkeypatch.setattr(data, "BUDGET", 0.3)
+    monkeypatch.setattr(exchanges, "BUDGET", 0.3)
     bad.extend(range(100))
     with pytest.raises(OperationError, match="did not give the price of ETH/USD: it answers with HTTP status 503"):
         next(prices)
@@ -73,4 +73,4 @@ def test_polling_survives_a_passing_fault_and_ends_with_one_sentence_on_a_lastin
 def test_a_ticker_that_is_not_listed_is_not_watched(exchange, client):
     for stream in (True, False):
         with pytest.raises(InputError, match="does not list ETHH/USD; did you mean ETH/USD?"):
-            next(watch_prices(client, "ETHH/USD", stream=stream))
+            next(watch_prices(client.exchange, "ETHH/USD", stream=stream))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'WATCH', 'LINES', 'CHECKPOINT', 'DEFAULT_EXCHANGE', 'clean_candles', 'bars_of', 'page_limit', 'fetch_page',
-           'watched', 'cover', 'probe', 'settle_empty', 'fill_store', 'check_request', 'CryptoMarketDataClient',
-           'client_bars', 'bars_or_alias', 'fetch_many', 'outcome', 'imported_bars', 'market_bars']
+           'watched', 'cover', 'probe', 'newest_bar', 'settle_empty', 'fill_store', 'check_request',
+           'CryptoMarketDataClient', 'client_bars', 'bars_or_alias', 'fetch_many', 'outcome', 'imported_bars',
+           'market_bars']
 
 # %% ../nbs/01_data.ipynb #72e55579
 import os
@@ -32,8 +33,8 @@ from . import exchanges
 from . import store as bar_store
 from .core import COLUMNS, CryptolstmError, InputError, OperationError, check_ticker, regular_grid, stamp
 from .core import home as data_home
-from .exchanges import (FIRST_HOUR, ExchangeUnreachable, NotListed, ask, check_exchange, check_listed, connect, exchange_clock,
-                                  market_name)
+from .exchanges import (FIRST_HOUR, ExchangeUnreachable, NotListed, Refused, ask, check_exchange, check_listed, connect, exchange_clock,
+                                  is_closed, market_name, not_listed)
 from .prices import realtime_price
 from .simulate import demo_market
 from .store import (HOUR_MS, BarStore, bar_path, hour_number, hour_time, hours_of, inside, merge_spans, missing_spans, open_store,
@@ -172,6 +173,21 @@ def probe(
         step *= 2
     return np.empty((0, 6))
 
+# %% ../nbs/01_data.ipynb #3af94662
+def newest_bar(
+    look: Callable,            # (first hour, hour after the last) → rows
+    low: int,                  # an hour that has a bar
+    high: int,                 # an hour from which on there are none
+    limit: int,                # bars the exchange gives at once
+) -> int:                      # the last hour with a bar
+    "Where the bars of a ticker end, by halving what lies between; a hole longer than a page may be taken for the end."
+    while high - low > 1:
+        a = max(low + 1, min((low + high) // 2, high - limit))
+        rows = look(a, min(a + limit, high))
+        if len(rows): low = int(rows[:, 0].max())
+        else: high = a
+    return low
+
 # %% ../nbs/01_data.ipynb #9ee357f2
 def settle_empty(
     line: ccxt.Exchange,
@@ -182,8 +198,8 @@ def settle_empty(
     now: int,                      # the exchange's clock, ms
     keep: Callable,                # takes the rows and dropped rows of every further answer
 ) -> set:                          # the pages that came after all
-    "Another try at empty pages, with pauses. `OperationError` where the exchange keeps back its newest bars, or all."
-    limit, top, healed = page_limit(line), now // HOUR_MS, set()
+    "Another try at empty pages, with pauses. `OperationError` where the exchange keeps back its newest bars, or all; `NotListed` where it says why."
+    limit, top, healed, closed = page_limit(line), now // HOUR_MS, set(), is_closed(line, ticker)
     def look(a: int, b: int) -> np.ndarray:
         nonlocal hours
         rows, lost = fetch_page(line, ticker, (a, b), now)
@@ -199,16 +215,18 @@ def settle_empty(
         if not len(look(wanted[1], min(wanted[1] + limit, top))) and not len(hours): look(max(top - limit, wanted[1]), top)
     if not len(hours): probe(look, FIRST_HOUR, wanted[0], limit)
     waited, pause, tries = 0.0, exchanges.PAUSE, 1
-    while (left := sorted({*trailing(), *(p for p in empty if p not in healed and tries < LOOKS)})) and waited + pause < exchanges.BUDGET and tries < 5:
+    while (left := sorted({*trailing(), *(p for p in empty if p not in healed and tries < LOOKS)})) and not closed and waited + pause < exchanges.BUDGET and tries < 5:
         time.sleep(pause)
         waited, pause, tries = waited + pause, 2 * pause, tries + 1
         healed |= {p for p in reversed(left) if len(look(*p))}
     if not (silent := trailing()): return healed
     span = f"{hour_time(min(a for a, _ in silent)):%Y-%m-%d %H:%M} to {hour_time(max(b for _, b in silent)):%Y-%m-%d %H:%M}"
+    if not len(hours) and closed: raise not_listed(line, ticker)
     if not len(hours): raise OperationError(f"{line.id} lists {ticker} but gives no bars of it, neither from {span} nor at any other time; try again later")
-    last = hour_time(int(hours.max()) + 1)
+    stop = newest_bar(look, int(hours.max()), min(a for a, _ in silent), limit) + 1
+    if closed: raise not_listed(line, ticker, stop)
     raise OperationError(f"{line.id} gives no bars of {ticker} from {span}, although it has earlier ones; try again later, "
-                         f"or pass an end of {last:%Y-%m-%dT%H:%MZ} or before")
+                         f"or pass an end of {hour_time(stop):%Y-%m-%dT%H:%MZ} or before")
 
 # %% ../nbs/01_data.ipynb #3e6111ea
 CHECKPOINT = 1.0   # seconds between saves
@@ -230,6 +248,9 @@ def fill_store(
             with tqdm(desc=f"{ticker} bars", unit="bar", file=sys.stderr, disable=not progress, leave=False) as shown:
                 shown.total = sum(b - a for a, b in missing_spans(wanted, [] if again else read_store(path).covered)) if progress else None
                 return _fill(exchange, ticker, path, wanted, now, shown.update, origin, again)
+    except Refused as e:
+        if not is_closed(exchange, ticker): raise
+        raise not_listed(exchange, ticker) from e
     except Timeout as e:
         raise OperationError(f"another process has been fetching {ticker} for {bar_store.LOCK_WAIT:.0f} s; wait for it or end it") from e
 
@@ -273,7 +294,7 @@ def _fill(exchange: ccxt.Exchange, ticker: str, path: Path, wanted: tuple[int, i
     store, limit = open_store(path), page_limit(exchange)
     todo = _jobs(store, wanted, limit, again)
     if not todo: return store
-    check_listed(exchange, ticker)
+    check_listed(exchange, ticker, closed="take" if wanted[1] < now // HOUR_MS else "renamed")
     origin = {**origin, "exchange": exchange.id, "ticker": ticker, "fetched_at": pd.Timestamp(now, unit="ms", tz="UTC").isoformat()}
     got, line, asked, empty, asked_again, floor = _Fetched(path, store, origin), _line(exchange), [], [], [], -1   # floor: nothing below it is asked for
     def fetch(on, job):
@@ -433,9 +454,9 @@ def bars_or_alias(
             bars = client_bars(client, e.renamed, hours, stop, **how)
             return stamp(bars, ticker, client.id, alias=f"{client.id} lists {ticker} as {e.renamed}; these are the bars of {e.renamed}")
         held = read_store(client.path(ticker)).bars
-        if not len(held): raise
+        if not len(held) or e.stop is not None: raise
         a, b = held.index[0], hour_time(hour_number(held.index[-1]) + 1)
-        raise NotListed(f"{client.id} does not list {ticker} any more; its stored bars from {a:%Y-%m-%dT%H:%MZ} to {b:%Y-%m-%dT%H:%MZ} "
+        raise NotListed(f"{client.id} {e.verb} {ticker}{' any more' * (e.verb == NotListed.verb)}; its stored bars from {a:%Y-%m-%dT%H:%MZ} to {b:%Y-%m-%dT%H:%MZ} "
                         f"are had by passing an end of {b:%Y-%m-%dT%H:%MZ} or before") from e
 
 # %% ../nbs/01_data.ipynb #39a6d3d4
@@ -547,7 +568,7 @@ def _without_exchange(client: CryptoMarketDataClient, ticker: str, hours: int, e
     "Stored bars, else the demo market if nothing real is stored and nobody was reached, else the error."
     stored, gone = client.stored_bars(ticker, hours, end), isinstance(error, NotListed)
     if stored is not None:
-        why = f"does not list {ticker}" if gone else "could not be reached"
+        why = f"{error.verb} {ticker}" if gone else "could not be reached"
         return stamp(stored, ticker, client.id, stale=f"{client.id} {why}; the newest bar stored opened at {stored.index[-1]:%Y-%m-%d %H:%M} UTC")
     if gone: raise error
     if held := len(read_store(client.path(client.stored_name(ticker)[0])).bars):

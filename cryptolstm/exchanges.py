@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT', 'BUDGET', 'FIRST_CONTACT', 'PAUSE', 'FIRST_HOUR', 'LAST_HOUR', 'ExchangeUnreachable', 'check_exchange',
-           'market_name', 'read_table', 'connect', 'rebase', 'asked_pause', 'ask', 'NotListed', 'check_listed',
-           'listed_name', 'plausible', 'exchange_clock']
+           'market_name', 'read_table', 'connect', 'rebase', 'asked_pause', 'Refused', 'ask', 'NotListed', 'is_closed',
+           'not_listed', 'check_listed', 'listed_name', 'plausible', 'exchange_clock']
 
 # %% ../nbs/00b_exchanges.ipynb #ee534419
 import difflib
@@ -22,7 +22,7 @@ import numpy as np
 from tenacity import Retrying, retry_if_exception_type
 
 from .core import InputError, OperationError
-from .store import HOUR_MS, RENAMED, hour_number
+from .store import HOUR_MS, RENAMED, hour_number, hour_time
 
 # %% ../nbs/00b_exchanges.ipynb #190825c9
 class ExchangeUnreachable(OperationError):
@@ -190,46 +190,71 @@ def _why(error: ccxt.BaseError) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", str(error)).split())[:160]
 
 # %% ../nbs/00b_exchanges.ipynb #758613e9
+class Refused(OperationError):
+    "The exchange has answered, and does not give it: neither the line nor the answer is at fault."
+
 def ask(
     exchange: ccxt.Exchange,
     what: str,               # what is asked for, to be named in the error
     call: Callable,          # one request
 ):                           # whatever `call` returns
-    "The answer to a request, tried again within the budget; `ExchangeUnreachable` or `OperationError` after that."
+    "The answer to a request, tried again within the budget; `ExchangeUnreachable`, `Refused` or another `OperationError` after that."
     def attempt():
         try: return call()
         except (TypeError, AttributeError, LookupError, ValueError, OverflowError, RecursionError) as e: raise ccxt.BadResponse(f"{exchange.id} {e}") from e
-    try:
-        return Retrying(stop=_give_up(exchange), wait=_pause(exchange), reraise=True,
-                        retry=retry_if_exception_type((ccxt.NetworkError, ccxt.BadResponse)))(attempt)
+    again = (ccxt.NetworkError, ccxt.BadResponse)
+    try: return Retrying(stop=_give_up(exchange), wait=_pause(exchange), reraise=True, retry=retry_if_exception_type(again))(attempt)
     except ccxt.BaseError as e:
         if isinstance(e, ccxt.NetworkError) and exchange.last_response_headers is None:
             host = urlsplit(exchange.last_request_url or "").netloc.rpartition("@")[2] or exchange.id
             raise ExchangeUnreachable(f"{exchange.id} cannot be reached at {host} ({_why(e)}) to ask for {what}; check the network or the address") from e
         wait = asked_pause(exchange, e)
-        again = f" and asks to wait {wait:.0f} s; try again after that" if wait else "; try again later"
-        raise OperationError(f"{exchange.id} did not give {what}: {_why(e)}{again}") from e
+        later = f" and asks to wait {wait:.0f} s; try again after that" if wait else "; try again later"
+        raise (OperationError if isinstance(e, again) else Refused)(f"{exchange.id} did not give {what}: {_why(e)}{later}") from e
 
 # %% ../nbs/00b_exchanges.ipynb #1ff2b349
 class NotListed(InputError):
-    "The exchange does not list a ticker; `renamed` is the ticker it lists instead, if that is known."
-    renamed: str | None = None
+    "The exchange does not list a ticker, or no longer trades it (`verb`): `renamed` is the ticker it trades instead, `stop` the hour its bars end, if known."
+    verb, renamed, stop = "does not list", None, None
+
+# %% ../nbs/00b_exchanges.ipynb #5c2537e6
+def is_closed(
+    exchange: ccxt.Exchange,   # its list of markets is loaded
+    ticker: str,
+) -> bool:
+    "Whether the exchange lists a ticker without trading it: delisted and kept for its past, or halted."
+    return ((exchange.markets or {}).get(ticker) or {}).get("active") is False
+
+# %% ../nbs/00b_exchanges.ipynb #b7269655
+def not_listed(
+    exchange: ccxt.Exchange,   # its list of markets is loaded
+    ticker: str,
+    stop: int | None = None,   # the hour in which its bars end, if that is known
+) -> NotListed:                # to be raised
+    "Why the exchange has no price of a ticker now, with its new name, its last bar or the closest names."
+    traded = [t for t in exchange.markets if not is_closed(exchange, t)]
+    base, _, quote = ticker.partition("/")
+    new = f"{RENAMED.get(base)}/{quote}"
+    near = [new] if new in traded else difflib.get_close_matches(ticker, traded, n=3)
+    end = None if stop is None else f"{hour_time(stop):%Y-%m-%dT%H:%MZ}"
+    hint = (f"its last bar closed at {end}, pass an end of {end} or before" if end and new not in traded else
+            f"did you mean {' or '.join(near)}?" if near else f"pass one it lists, such as {' or '.join(sorted(traded)[:3])}")
+    verb = "no longer trades" if ticker in exchange.markets else "does not list"
+    error = NotListed(f"{exchange.id} {verb} {ticker}; {hint}")
+    error.verb, error.renamed, error.stop = verb, new if new in traded else None, stop
+    return error
 
 # %% ../nbs/00b_exchanges.ipynb #1f558ee1
 def check_listed(
     exchange: ccxt.Exchange,
     ticker: str,
+    closed: str = "refuse",    # a ticker that is listed and no longer traded: "refuse" it, "take" it, or refuse it only where "renamed"
 ) -> None:
     "`NotListed` with the closest ticker where the exchange does not list this one."
     markets = ask(exchange, f"its list of markets, to look for {ticker}", exchange.load_markets)
-    if ticker in markets: return
-    base, _, quote = ticker.partition("/")
-    renamed = f"{RENAMED.get(base)}/{quote}"
-    near = [renamed] if renamed in markets else difflib.get_close_matches(ticker, markets, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"pass one it lists, such as {' or '.join(sorted(markets)[:3])}"
-    error = NotListed(f"{exchange.id} does not list {ticker}; {hint}")
-    if renamed in markets: error.renamed = renamed
-    raise error
+    if ticker in markets and (closed == "take" or not is_closed(exchange, ticker)): return
+    error = not_listed(exchange, ticker)
+    if ticker not in markets or closed == "refuse" or error.renamed: raise error
 
 # %% ../nbs/00b_exchanges.ipynb #85e8c883
 def listed_name(
@@ -263,7 +288,8 @@ def exchange_clock(
     why = f", needed for {purpose}" if purpose else ""
     if exchange.has.get("fetchTime") is True:
         return ask(exchange, f"the time{why}", lambda: plausible(int(exchange.fetch_time()))), "exchange"
-    check_listed(exchange, ticker)
+    check_listed(exchange, ticker, closed="take")
+    if is_closed(exchange, ticker): ticker = next((t for t in exchange.markets if not is_closed(exchange, t)), ticker)   # any price will do
     ask(exchange, f"the price of {ticker}{why}", lambda: exchange.fetch_ticker(ticker))
     if date := (exchange.last_response_headers or {}).get("Date"): return int(parsedate_to_datetime(date).timestamp() * 1000), "http date"
     return int(time.time() * 1000), "local"

@@ -144,11 +144,14 @@ class Loopback:
 
     A fault is a function (path, query, answer) -> Answer or None; each in the list sees every request with the answer it would get,
     and may replace it. `frames` are the candles by ticker; a ticker with rows missing has gaps. Without `frames`: the 13 of tickers.txt.
-    With `memory` it gives that many newest candles whatever span is asked for, as Kraken does.
+    With `memory` it gives that many newest candles whatever span is asked for, as Kraken does. Tickers in `delisted` stay in the list of
+    products, as Coinbase's do: without a price, and, where `refuses` is set, without candles.
     """
 
     def __init__(self, frames: dict[str, pd.DataFrame] | None = None, now=None, port: int = 0, memory: int | None = None):
         self.memory, self.stopped = memory, False
+        self.delisted: set[str] = set()
+        self.refuses = False
         self.feeds: list[dict] = []  # subscriptions to the websocket
         self.tick, self.cut_after, self.sent = 0.02, 0, 0
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
@@ -224,6 +227,8 @@ class Loopback:
             views = {"candles": self._candles, "ticker": self._ticker, "stats": self._stats}
             if len(parts) == 2:
                 return Answer(self._product(ticker))
+            if ticker in self.delisted and (parts[2] != "candles" or self.refuses):
+                return refuse(400, "Not allowed for delisted products")
             if parts[2] in views:
                 return views[parts[2]](ticker, query)
         return refuse(404, "NotFound")
@@ -232,12 +237,12 @@ class Loopback:
     def _iso(t: pd.Timestamp) -> str:
         return t.strftime("%Y-%m-%dT%H:%M:%S.") + f"{t.microsecond // 1000:03d}Z"
 
-    @staticmethod
-    def _product(ticker: str) -> dict:
+    def _product(self, ticker: str) -> dict:
         base, quote = ticker.split("/")
+        gone = ticker in self.delisted
         return {"id": f"{base}-{quote}", "base_currency": base, "quote_currency": quote, "quote_increment": "0.00001",
                 "base_increment": "0.00000001", "display_name": ticker, "min_market_funds": "1", "margin_enabled": False,
-                "post_only": False, "limit_only": False, "cancel_only": False, "trading_disabled": False, "status": "online",
+                "post_only": False, "limit_only": False, "cancel_only": False, "trading_disabled": gone, "status": "delisted" if gone else "online",
                 "status_message": ""}
 
     def _table(self, ticker: str) -> dict[int, list[float]]:

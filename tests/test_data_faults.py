@@ -170,6 +170,18 @@ def test_bars_that_stop_while_the_clock_goes_on_are_an_error_within_a_day(exchan
     assert not {"revised", "short", "unconfirmed"} & set(bars.attrs)
 
 
+def test_bars_that_ended_months_ago_are_named_by_the_last_of_them(client_home, monkeypatch):
+    monkeypatch.setattr(exchanges, "PAUSE", 0.002)
+    whole = a_market(6000)
+    with Loopback({ETH: whole.iloc[:2345]}, now="2025-02-01") as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        client.exchange.enableRateLimit = False
+        with pytest.raises(OperationError, match=f"it has earlier ones; try again later, or pass an end of {whole.index[2345]:%Y-%m-%dT%H:%MZ} or before"):
+            client.get_historical_bars(ETH, 200)
+        assert exchange.count("candles") < 40
+        same(client.get_historical_bars(ETH, 200, end=whole.index[2345]), whole.iloc[2145:2345])
+
+
 def test_nobody_there_is_found_out_quickly(client_home):
     before = time.monotonic()
     with pytest.raises(ExchangeUnreachable, match=r"coinbaseexchange cannot be reached at 127.0.0.1:9 \(connection refused\)"):
@@ -391,6 +403,56 @@ def test_a_home_that_is_a_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"file is a file; set CRYPTOLSTM_HOME to a folder"):
         CryptoMarketDataClient(exchange_url=CLOSED).get_historical_bars("ETH/USD", 50)
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["its candles are still served", "its candles are refused"])
+def test_a_renamed_ticker_that_stays_listed_as_delisted_is_fetched_under_its_new_name(client_home, refuses):
+    old, new = a_market(ticker="MATIC/USD").iloc[:600], a_market(ticker="POL/USD", hours=900)
+    with Loopback({"MATIC/USD": old, "POL/USD": new}, now="2025-02-01") as exchange:
+        exchange.delisted, exchange.refuses = {"MATIC/USD"}, refuses
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        began = time.monotonic()
+        bars = client.get_historical_bars("MATIC/USD", 100)
+        assert time.monotonic() - began < 5
+        same(bars, new.iloc[-100:])
+        assert bars.attrs["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD; these are the bars of POL/USD"
+        price = client.get_realtime_price("MATIC/USD")
+        assert price["last"] == new["close"].iloc[-1] and price["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD"
+        past = client.get_historical_bars("MATIC/USD", 100, end=old.index[500])  # what the old name still gives is taken from there
+        same(past, (new if refuses else old).loc[:old.index[499]].iloc[-100:])
+        assert ("alias" in past.attrs) == refuses
+        after = client.get_historical_bars("MATIC/USD", 50, end=new.index[-100])  # months after the last bar of the old name
+        same(after, new.loc[:new.index[-101]].iloc[-50:])
+
+
+def test_a_delisted_ticker_that_stays_listed_is_named_with_its_last_bar(client_home):
+    whole = a_market(6000)
+    old, last = whole.iloc[:2345], whole.index[2345]
+    closed = f"{last:%Y-%m-%dT%H:%MZ}"
+    with Loopback({"XYZ/USD": old, ETH: whole}, now="2025-02-01") as exchange:
+        exchange.delisted = {"XYZ/USD"}
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        client.exchange.enableRateLimit = False
+        for hours in (200, 5000):
+            with pytest.raises(NotListed, match=f"no longer trades XYZ/USD; its last bar closed at {closed}, pass an end of {closed} or before"):
+                client.get_historical_bars("XYZ/USD", hours)
+        same(client.get_historical_bars("XYZ/USD", 200, end=last), old.iloc[-200:])
+        with pytest.raises(NotListed, match="coinbaseexchange no longer trades XYZ/USD"):
+            client.get_realtime_price("XYZ/USD")
+        stale = market_bars("XYZ/USD", 50, exchange_url=exchange.url)
+        same(stale, old.iloc[-50:])
+        assert stale.attrs["stale"].startswith("coinbaseexchange no longer trades XYZ/USD; the newest bar stored opened at")
+        exchange.refuses = True
+        with pytest.raises(NotListed, match="no longer trades XYZ/USD; its stored bars from .* are had by passing an end of"):
+            client.get_historical_bars("XYZ/USD", 6000)
+
+
+def test_a_market_that_only_pauses_is_served_as_far_as_it_goes(client_home):
+    with Loopback({ETH: a_market().iloc[:-5]}, now="2025-02-01") as exchange:
+        exchange.delisted = {ETH}  # ccxt calls a market inactive whether it is delisted or halted for an hour
+        bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
+        same(bars, a_market().iloc[-100:-5])
+        assert "95 of the 100 bars" in bars.attrs["short"]
 
 
 def test_an_alias_is_not_used_where_the_old_name_is_listed(client_home):

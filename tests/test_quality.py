@@ -178,6 +178,23 @@ def test_a_second_market_tells_which_hours_differ(clean):
     assert same["max_bps"] == 0 and same["correlation"] == pytest.approx(1) and not len(same["apart"])
 
 
+def test_hours_that_the_second_market_does_not_reach_are_counted_and_its_notes_shown(clean):
+    "A year against the newest 720 hours of a market that gives no more: half of the report would else be silence."
+    newest = stamp(regular_grid(clean.iloc[-720:]), ETH, "kraken", short="kraken gave 720 of the 1500 bars of ETH/USD asked for")
+    report = quality_report(clean, newest)
+    assert (report.against["common"], report.against["only_here"], report.against["only_there"]) == (720, 780, 0)
+    assert report.against["share"] == pytest.approx(720 / 1500) and report.against["notes"] == [newest.attrs["short"]]
+    rows = dict(report_rows(report))
+    assert rows["against"].startswith("ETH/USD on kraken: 720 hours in both (48.00%), 780 only here, 0 only there")
+    assert rows["note on kraken"] == newest.attrs["short"]
+    assert report.sentence.endswith("0 of 720 hours more than 1 % from kraken, 780 hours not compared")
+    whole = quality_report(clean, stamp(regular_grid(clean), ETH, "kraken"))
+    assert whole.sentence.endswith("0 of 1,500 hours more than 1 % from kraken") and whole.against["notes"] == []
+    longer = compare(clean.iloc[100:200], clean)
+    assert (longer["common"], longer["only_here"], longer["only_there"]) == (100, 0, 0)   # the span is the first market's
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
 # -- the spec's test of historical data ----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ The real ccxt code talks to it in every test of the data client. As a program:
 """
 import argparse
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -154,6 +155,9 @@ class Loopback:
         self.refuses = False
         self.feeds: list[dict] = []  # subscriptions to the websocket
         self.tick, self.cut_after, self.sent = 0.02, 0, 0
+        self.quiet: float | None = None  # seconds: the websocket tells one price, then nothing, and is closed after that time
+        self.refuse_feeds = 0  # so many times a websocket is not opened
+        self.frozen = False  # the websocket neither speaks nor answers, and no new one is opened
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
         self.requests: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, str]]] = []
@@ -335,6 +339,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _feed(self) -> None:
         "The ticker channel of Coinbase's websocket: a price every `tick` seconds; `cut_after` messages the line breaks, once."
         self.close_connection, exchange = True, self.exchange
+        while exchange.frozen and not exchange.stopped:
+            time.sleep(0.02)
+        if exchange.refuse_feeds:
+            exchange.refuse_feeds -= 1
+            return
         accept = hashlib.sha1((self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
         self.send_response(101)
         for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", base64.b64encode(accept).decode())):
@@ -343,8 +352,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         asked = json.loads(self._frame()[1])
         exchange.feeds.append(asked)
-        while not exchange.stopped:
-            for product in asked["product_ids"]:
+        self._prices(asked)
+
+    def _prices(self, asked: dict) -> None:
+        exchange, until = self.exchange, None
+        while not exchange.stopped and (until is None or time.monotonic() < until):
+            if exchange.frozen:
+                time.sleep(exchange.tick)
+                continue
+            for product in asked["product_ids"] if until is None else ():
                 ticker = product.replace("-", "/")
                 now, day = exchange._ticker(ticker, {}).body, exchange._stats(ticker, {}).body
                 said = json.dumps({"type": "ticker", "product_id": product, "price": now["price"], "open_24h": day["open"], "volume_24h": now["volume"],
@@ -354,15 +370,22 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.flush()
                 except OSError:
                     return
-            exchange.sent += 1
+                exchange.sent += 1
             if exchange.sent == exchange.cut_after:
                 return
-            if select.select([self.connection], [], [], exchange.tick)[0]:
-                kind, body = self._frame()
-                if kind == 8:  # goodbye
-                    self.wfile.write(bytes([0x88, len(body)]) + body)
-                    self.wfile.flush()
-                    return
+            if exchange.quiet and until is None:
+                until = time.monotonic() + exchange.quiet
+            if select.select([self.connection], [], [], exchange.tick)[0] and self._answered():
+                return
+
+    def _answered(self) -> bool:
+        "A message of the client taken: a ping gets its pong; whether it was the goodbye."
+        kind, body = self._frame()
+        if kind in (8, 9):
+            with contextlib.suppress(OSError):
+                self.wfile.write(bytes([0x88 if kind == 8 else 0x8A, len(body)]) + body)
+                self.wfile.flush()
+        return kind == 8
 
     def _frame(self) -> tuple[int, bytes]:
         "Kind and content of one message of a websocket client; a line that is gone says goodbye."

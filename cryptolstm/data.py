@@ -18,14 +18,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from copy import copy
 from pathlib import Path
 from queue import SimpleQueue
 
 import ccxt
 import numpy as np
 import pandas as pd
-import requests
 from filelock import Timeout
 from tqdm import tqdm
 
@@ -33,7 +31,7 @@ from . import exchanges
 from . import store as bar_store
 from .core import COLUMNS, CryptolstmError, InputError, OperationError, check_ticker, regular_grid, stamp
 from .core import home as data_home
-from .exchanges import (FIRST_HOUR, ExchangeUnreachable, NotListed, Refused, ask, check_exchange, check_listed, connect, exchange_clock,
+from .exchanges import (FIRST_HOUR, ExchangeUnreachable, NotListed, Refused, another_line, ask, check_exchange, check_listed, connect, exchange_clock,
                                   is_closed, market_name, not_listed)
 from .prices import realtime_price
 from .simulate import demo_market
@@ -99,8 +97,8 @@ def fetch_page(
     while len(holes) and (count < looks or len(rows) > known) and (len(rows) or not count):
         a, b, count, known = int(holes[0]), int(holes[-1]) + 1, count + 1, len(rows)
         a = first if a == span[0] else a
-        sent = ask(exchange, what, lambda a=a, b=b: exchange.fetch_ohlcv(ticker, "1h", since=a * HOUR_MS, limit=b - a))
-        more, lost = clean_candles(sent, (first, span[1]), now)
+        more, lost = ask(exchange, what, lambda a=a, b=b: clean_candles(
+            exchange.fetch_ohlcv(ticker, "1h", since=a * HOUR_MS, limit=b - a), (first, span[1]), now))
         dropped.update({t: reason for t, reason in lost.items() if t >= hour_time(span[0]).isoformat()})
         rows = np.concatenate([rows[~np.isin(rows[:, 0], more[:, 0])], more]) if len(rows) else more
         holes = holes[~np.isin(holes, more[:, 0].astype("int64"))]
@@ -135,17 +133,11 @@ def cover(
 # %% ../nbs/01_data.ipynb #e81a212a
 LINES = 2   # requests under way at the same time for one ticker
 
-def _line(exchange: ccxt.Exchange) -> ccxt.Exchange:
-    "Another line to the same exchange; what it was answered last is its own."
-    line = copy(exchange)
-    line.session, line.session.trust_env = requests.Session(), exchange.session.trust_env
-    return line
-
 def _ahead(exchange: ccxt.Exchange, jobs: list, fetch: Callable) -> Iterator:
     "`fetch(exchange, job)` of every job, in order; the following ones are begun before they are wanted."
     lines, waiting = SimpleQueue(), deque()
     for k in range(min(LINES, len(jobs))):
-        lines.put(_line(exchange) if k else exchange)
+        lines.put(another_line(exchange) if k else exchange)
     def run(job):
         line = lines.get()
         try: return fetch(line, job)
@@ -296,7 +288,7 @@ def _fill(exchange: ccxt.Exchange, ticker: str, path: Path, wanted: tuple[int, i
     if not todo: return store
     check_listed(exchange, ticker, closed="take" if wanted[1] < now // HOUR_MS else "renamed")
     origin = {**origin, "exchange": exchange.id, "ticker": ticker, "fetched_at": pd.Timestamp(now, unit="ms", tz="UTC").isoformat()}
-    got, line, asked, empty, asked_again, floor = _Fetched(path, store, origin), _line(exchange), [], [], [], -1   # floor: nothing below it is asked for
+    got, line, asked, empty, asked_again, floor = _Fetched(path, store, origin), another_line(exchange), [], [], [], -1   # floor: nothing below it is asked for
     def fetch(on, job):
         x, y, a, b, behind, watch, fresh = job
         return None if y <= floor else fetch_page(on, ticker, (max(x, a), y), now, max(a - x, 0), LOOKS if fresh else 1)

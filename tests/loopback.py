@@ -66,13 +66,14 @@ def same(got: pd.DataFrame, expected: pd.DataFrame) -> None:
 @dataclass
 class Answer:
     """What is sent back. `send` < the body's length cuts the connection there, as a broken line does; with `reset` it is reset instead of
-    closed; `delay` is in seconds."""
+    closed; `delay` is in seconds, and so is `drip`, between one byte and the next."""
     body: object = b""
     status: int = 200
     headers: dict = field(default_factory=lambda: {"Content-Type": "application/json"})
     send: int | None = None
     delay: float = 0.0
     reset: bool = False
+    drip: float = 0.0
 
     def bytes(self) -> bytes:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
@@ -330,7 +331,13 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**answer.headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body if answer.send is None else body[:answer.send])
+        for byte in body if answer.drip else b"":
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(answer.drip)
+            if self.exchange.stopped:
+                return
+        self.wfile.write(b"" if answer.drip else body if answer.send is None else body[:answer.send])
         if answer.send is not None:
             self.close_connection = True
             if answer.reset:

@@ -53,6 +53,35 @@ def test_a_broken_candle_is_dropped_and_counted(exchange, client, reason, spoil,
     assert client.get_historical_bars(ETH, 100).attrs.get("dropped") == bars.attrs.get("dropped")  # the note is kept with the bars
 
 
+@pytest.mark.parametrize("when", [1e18, -1e18, 1e300, 9e15, 0, "soon", None])
+@pytest.mark.parametrize("place", [0, 150, -1])
+@pytest.mark.filterwarnings("error")
+def test_a_time_that_cannot_be_is_a_failed_request_and_no_crash(exchange, client, monkeypatch, when, place):
+    monkeypatch.setattr(exchanges, "BUDGET", 0.1)
+
+    def absurd(path, query, answer):
+        if path == CANDLES:
+            rows, at = list(answer.body), min(place, len(answer.body) - 1)
+            rows[at] = [when, *rows[at][1:]]
+            return Answer(rows)
+
+    exchange.faults.append(absurd)
+    with pytest.raises(OperationError, match="did not give the bars of ETH/USD from .*: its answer cannot be understood"):
+        client.get_historical_bars(ETH, 300)
+    exchange.faults.clear()
+    same(client.get_historical_bars(ETH, 300), exchange.candles(ETH).iloc[-300:])
+
+
+def test_one_ticker_with_an_absurd_time_leaves_the_others_alone(client_home, monkeypatch):
+    monkeypatch.setattr(exchanges, "PAUSE", 0.01)
+    frames = {t: a_market(50, ticker=t) for t in TICKERS[:4]}
+    with Loopback(frames, now="2025-02-01") as exchange:
+        exchange.faults.append(lambda path, query, a: Answer([[1e18, *a.body[0][1:]], *a.body[1:]]) if TICKERS[2].replace("/", "-") in path else None)
+        told = data.fetch_many(frames, 50, exchange_url=exchange.url)
+    assert [r["ok"] for r in told.values()] == [True, True, False, True]
+    assert "its answer cannot be understood" in told[TICKERS[2]]["error"] and told[TICKERS[2]]["exit_code"] == 1
+
+
 def test_candles_that_a_page_of_duplicates_pushes_out_are_asked_for_again(exchange, client):
     exchange.faults.append(lambda path, query, a: Answer([r for r in a.body for _ in range(3)]) if path == CANDLES else None)
     same(client.get_historical_bars(ETH, 250), exchange.candles(ETH).iloc[-250:])  # ccxt cuts an answer to the number asked for
@@ -257,6 +286,19 @@ def test_a_time_out_is_tried_again(exchange, client, path):
     exchange.faults.append(once)
     same(client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:])
     assert slow == [path]
+
+
+@pytest.mark.parametrize("path", ["/time", "/products", CANDLES])
+def test_an_answer_that_drips_is_not_waited_for(exchange, client, monkeypatch, path):
+    "A byte now and then keeps a line from timing out; the whole answer has its limit."
+    client.exchange.timeout = 300
+    monkeypatch.setattr(exchanges, "BUDGET", 1.0)
+    monkeypatch.setattr(exchanges, "FIRST_CONTACT", 1.0)
+    exchange.faults.append(lambda asked, query, a: Answer(a.body, drip=0.1) if asked == path else None)
+    began = time.monotonic()
+    with pytest.raises(OperationError, match="did not answer in time"):
+        client.get_historical_bars(ETH, 100)
+    assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("path", ["/time", "/products", CANDLES])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'WATCH', 'LINES', 'CHECKPOINT', 'DEFAULT_EXCHANGE', 'clean_candles', 'bars_of', 'page_limit', 'fetch_page',
-           'watched', 'cover', 'probe', 'newest_bar', 'settle_empty', 'fill_store', 'check_request',
+           'watched', 'cover', 'probe', 'newest_bar', 'settle_empty', 'fill_store', 'check_request', 'exchange_name',
            'CryptoMarketDataClient', 'client_bars', 'bars_or_alias', 'fetch_many', 'outcome', 'imported_bars',
            'market_bars']
 
@@ -343,9 +343,17 @@ def check_request(
     if not whole or not 1 <= hours <= 1_000_000: raise InputError(f"hours is {hours!r}; pass a whole number of bars from 1 to 1000000")
     return check_ticker(ticker), int(hours), None if end is None else hour_number(end)
 
-# %% ../nbs/01_data.ipynb #59542c56
+# %% ../nbs/01_data.ipynb #47c3f854
 DEFAULT_EXCHANGE = "coinbaseexchange"   # lists all our tickers in USD and gives years of hourly bars without a key
 
+def exchange_name(
+    exchange: str | None,   # as typed; None and auto = `CRYPTOLSTM_EXCHANGE`, else `DEFAULT_EXCHANGE`
+) -> str:                   # in lower case, as ccxt's ids and the folders of the store are
+    "The exchange that is meant."
+    typed, set_to = (str(x or "auto").strip().lower() for x in (exchange, os.environ.get("CRYPTOLSTM_EXCHANGE")))
+    return next((x for x in (typed, set_to) if x not in ("", "auto")), DEFAULT_EXCHANGE)
+
+# %% ../nbs/01_data.ipynb #59542c56
 class CryptoMarketDataClient:
     "Bars and prices of one market, through ccxt and a store on disk."
     def __init__(self,
@@ -354,7 +362,9 @@ class CryptoMarketDataClient:
         home: Path | None = None,           # the data folder; None = `core.home()`
         progress: bool = False,             # show bars fetched on stderr
     ):
-        self.id = exchange or os.environ.get("CRYPTOLSTM_EXCHANGE") or DEFAULT_EXCHANGE
+        self.id = exchange_name(exchange)
+        if self.id == "simulated": raise InputError("the simulated market is made when it is asked for; there is nothing to fetch, "
+                                                    f"pass an exchange such as {DEFAULT_EXCHANGE}")
         self.url = exchange_url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None
         self.home, self.progress = Path(home or data_home()), progress
         self.exchange = connect(self.id, self.url)   # asks nothing yet
@@ -545,8 +555,7 @@ def market_bars(
 ) -> pd.DataFrame:                      # bars on the regular grid, column `is_gap`, stamped
     "Bars from where the run wants them. `ExchangeUnreachable` where neither exchange nor store can answer."
     ticker, hours, _ = check_request(ticker, hours, end)
-    auto = exchange in (None, "auto")
-    name = (os.environ.get("CRYPTOLSTM_EXCHANGE") or DEFAULT_EXCHANGE) if auto else exchange
+    auto, name = str(exchange or "auto").strip().lower() == "auto", exchange_name(exchange)
     if name == "simulated": return regular_grid(demo_market(hours, seed=seed, end=end, ticker=ticker))
     if name not in ccxt.exchanges: return imported_bars(name, ticker, hours, end, home)
     client = CryptoMarketDataClient(name, exchange_url, home, progress)

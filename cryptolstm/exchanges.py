@@ -52,7 +52,7 @@ def check_exchange(exchange: str) -> None:
     "`InputError` with the nearest ccxt id for an exchange ccxt does not know."
     if exchange in ccxt.exchanges: return
     near = difflib.get_close_matches(str(exchange), ccxt.exchanges, n=1) or ["coinbaseexchange"]
-    raise InputError(f"unknown exchange {exchange}; pass a ccxt id such as {near[0]}, or simulated where a market is asked for")
+    raise InputError(f"unknown exchange {exchange}; pass a ccxt id such as {near[0]}")
 
 @cache
 def market_name(

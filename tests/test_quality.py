@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cryptolstm import exchanges
 from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash, check_bars, regular_grid, stamp
-from cryptolstm.data import CryptoMarketDataClient
+from cryptolstm.data import CryptoMarketDataClient, market_bars
 from cryptolstm.data_commands import data_app, read_tickers
 from cryptolstm.exchanges import ExchangeUnreachable
 from cryptolstm.quality import CHECKS, compare, moves, quality_report, report_rows
@@ -373,3 +373,41 @@ def test_bars_of_a_file_are_imported_checked_and_exported_bit_equal(clean, clien
     assert invoke("export", tmp_path / "again.parquet", "--ticker", ETH, "--exchange", "mine").exit_code == 0
     same(pd.read_parquet(tmp_path / "again.parquet"), holed)
     assert isinstance(invoke("export", tmp_path / "x.csv", "--ticker", "BTC/USD", "--exchange", "mine").exception, InputError)
+
+
+def test_the_case_of_a_markets_name_does_not_matter(exchange, clean, tmp_path, monkeypatch):
+    monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
+    clean.to_csv(tmp_path / "mine.csv")
+    assert invoke("import", tmp_path / "mine.csv", "--ticker", ETH, "--exchange", "Mine").exit_code == 0
+    for words in (["check", ETH, "--hours", 100], ["check", ETH, "--stored"], ["export", tmp_path / "out.csv", "--ticker", ETH]):
+        for name in ("mine", "Mine", " MINE "):
+            done = invoke(*words, "--exchange", name)
+            assert done.exit_code == 0, done.exception
+    assert len(market_bars(ETH, 100, exchange="Mine")) == 100
+    monkeypatch.setenv("CRYPTOLSTM_EXCHANGE", "Mine")
+    assert len(market_bars(ETH, 100)) == 100
+    there = ["--exchange", "CoinbaseExchange", "--exchange-url", exchange.url]
+    assert invoke("fetch", "BTC/USD", "--hours", 50, *there).exit_code == 0 and invoke("price", "--ticker", "BTC/USD", *there).exit_code == 0
+    assert invoke("check", "BTC/USD", "--stored", *there).exit_code == 0
+
+
+def test_what_cannot_be_fetched_says_what_it_is(client_home):
+    for name, words in (("simulated", "market is made when it is asked for; there is nothing to fetch, pass an exchange such as coinbaseexchange"),
+                        ("coinbas", "unknown exchange coinbas; pass a ccxt id such as coinbase")):
+        error = invoke("fetch", ETH, "--exchange", name).exception
+        assert isinstance(error, InputError) and words in str(error) and "or simulated" not in str(error)
+    error = invoke("fetch", ETH, "--exchange", "auto", "--exchange-url", CLOSED, "--json").exception
+    assert isinstance(error, OperationError) and "coinbaseexchange cannot be reached" in str(error)   # `auto` is the default exchange, as for check
+    error = invoke("check", ETH, "--exchange", "bitstmp").exception
+    assert "unknown exchange bitstmp; pass a ccxt id such as bitstamp" in str(error)
+
+
+def test_imported_bars_are_checked_as_far_as_they_go(client_home, clean, tmp_path, monkeypatch):
+    "Nobody can be asked about them, so all that is stored is what there is to look at."
+    monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
+    clean.to_csv(tmp_path / "mine.csv")
+    assert invoke("import", tmp_path / "mine.csv", "--ticker", ETH, "--exchange", "mine").exit_code == 0
+    table = json.loads(invoke("check", ETH, "--exchange", "mine", "--json").stdout)[ETH]
+    assert table["hours"] == len(clean) and table["grade"] == "clean"
+    assert json.loads(invoke("check", ETH, "--exchange", "mine", "--hours", 100, "--json").stdout)[ETH]["hours"] == 100
+    assert "pass fewer" in str(invoke("check", ETH, "--exchange", "mine", "--hours", 8760).exception)

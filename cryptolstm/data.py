@@ -235,7 +235,7 @@ def fill_store(
 ) -> BarStore:
     "The store after everything missing of a span was fetched into it. `OperationError` where the exchange does not give its newest bars."
     try:
-        with store_lock(path):
+        with store_lock(path, (lambda: progress(0)) if callable(progress) else lambda: None):
             if callable(progress): return _fill(exchange, ticker, path, wanted, now, progress, origin, again)
             with tqdm(desc=f"{ticker} bars", unit="bar", file=sys.stderr, disable=not progress, leave=False) as shown:
                 shown.total = sum(b - a for a, b in missing_spans(wanted, [] if again else read_store(path).covered)) if progress else None

@@ -3,15 +3,18 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import ccxt
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import DEMO_END, TICKERS, Answer, Loopback, a_market, candles_of, same
@@ -286,6 +289,33 @@ def test_two_processes_do_not_fetch_twice(exchange, client_home):
     assert [p.communicate(timeout=60)[0].strip() for p in both] == ["1000", "1000"]
     assert exchange.count("candles") == 4
     same(read_store(bar_path(client_home, f"coinbaseexchange@127.0.0.1:{exchange.port}", ETH)).bars, exchange.candles(ETH))
+
+
+def test_waiting_for_another_process_is_said_and_ends_with_one_ctrl_c(exchange, client):
+    path = client.path(ETH)
+    path.parent.mkdir(parents=True)
+    code = f"from cryptolstm.data import fetch_many\nfetch_many([{ETH!r}, 'ETH/USD'], 500, exchange_url={exchange.url!r}, progress=True)"
+    env = {**os.environ, "CRYPTOLSTM_HOME": str(client.home)}
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE)
+        said = b""
+        while b"waiting for another process that holds ETH_USD_1h.parquet" not in said:
+            said += process.stderr.read1()
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=20)[1]
+    assert time.monotonic() - began < 3 and process.returncode and b"KeyboardInterrupt" in rest
+    assert not path.exists() and not exchange.count("candles")
+
+
+def test_a_fetch_that_waited_goes_on_when_the_other_process_is_done(exchange, client, capsys):
+    path = client.path(ETH)
+    path.parent.mkdir(parents=True)
+    other = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    other.acquire()
+    threading.Timer(1.0, other.release).start()
+    same(client.get_historical_bars(ETH, 50), exchange.candles(ETH).iloc[-50:])
+    assert capsys.readouterr().err.count("waiting for another process that holds ETH_USD_1h.parquet") == 1
 
 
 def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, client):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'WATCH', 'LINES', 'CHECKPOINT', 'DEFAULT_EXCHANGE', 'clean_candles', 'bars_of', 'page_limit', 'fetch_page',
-           'watched', 'cover', 'probe', 'newest_bar', 'settle_empty', 'fill_store', 'check_request', 'exchange_name',
-           'CryptoMarketDataClient', 'client_bars', 'bars_or_alias', 'fetch_many', 'outcome', 'imported_bars',
-           'market_bars']
+           'watched', 'cover', 'Job', 'page_jobs', 'probe', 'newest_bar', 'settle_empty', 'fill_store', 'check_request',
+           'exchange_name', 'CryptoMarketDataClient', 'client_bars', 'bars_or_alias', 'fetch_many', 'outcome',
+           'imported_bars', 'market_bars']
 
 # %% ../nbs/01_data.ipynb #72e55579
 import os
@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import ccxt
 import numpy as np
@@ -108,13 +109,12 @@ def fetch_page(
 WATCH = 24   # stored bars asked for again before a missing span
 
 def watched(
-    span: tuple[int, int],     # missing
-    covered: list,             # spans that are known
-    limit: int,                # bars the exchange gives at once
-) -> tuple[int, int]:          # known hours just before the span, `WATCH` at most; and how many of them its last page has room for
+    first: int,      # the first missing hour
+    covered: list,   # spans that are known
+    limit: int,      # bars the exchange gives at once
+) -> int:            # known hours just before it, `WATCH` at most; so few that a missing one fits into the same page
     "How far back to look before a missing span."
-    behind = min(WATCH, next((span[0] - a for a, b in covered if b == span[0]), 0))
-    return behind, min(behind, -(span[1] - span[0]) % limit)
+    return min(WATCH, limit - 1, next((first - a for a, b in covered if b == first), 0))
 
 # %% ../nbs/01_data.ipynb #8045b7b6
 def cover(
@@ -129,6 +129,31 @@ def cover(
         found.append((max(floor, next(a for a, b in left if b > floor)), stop))
         left = [(a, min(b, floor)) for a, b in left if a < floor]
     return found
+
+# %% ../nbs/01_data.ipynb #e38a3bc5
+class Job(NamedTuple):
+    "A page to ask for."
+    start: int     # its first missing hour
+    stop: int      # the hour after its last
+    watch: int     # stored hours before the first that are asked for again
+    end: int       # the hour after the last of the missing span it belongs to
+    fresh: bool    # whether it was never asked for before
+
+def page_jobs(
+    store: BarStore,
+    wanted: tuple[int, int],    # hours
+    limit: int,                 # bars the exchange gives at once
+    again: bool,                # ask for all of it, also for what is known
+) -> list[Job]:                 # newest first
+    "What to ask for so that a span becomes known."
+    missing, jobs = [wanted] if again else missing_spans(wanted, store.covered), []
+    fresh = missing if again else [s for m in missing for s in missing_spans(m, store.asked)]
+    for a, b in fresh:
+        back = watched(a, store.covered, limit)
+        cuts = [(x, min(x + limit, b)) for x in range(a - back, b, limit)] if back else pages([(a, b)], limit)
+        jobs += [Job(max(x, a), y, max(a - x, 0), b, True) for x, y in cuts]
+    suspected = [s for m in missing for s in missing_spans(m, fresh)]
+    return sorted([*jobs, *(Job(x, y, 0, y, False) for x, y in cover(suspected, limit))], reverse=True)
 
 # %% ../nbs/01_data.ipynb #e81a212a
 LINES = 2   # requests under way at the same time for one ticker
@@ -220,6 +245,87 @@ def settle_empty(
     raise OperationError(f"{line.id} gives no bars of {ticker} from {span}, although it has earlier ones; try again later, "
                          f"or pass an end of {hour_time(stop):%Y-%m-%dT%H:%MZ} or before")
 
+# %% ../nbs/01_data.ipynb #c063d584
+class _Fetched:
+    "What a fetch has brought so far, and when it was last saved."
+    def __init__(self, path: Path, store: BarStore, origin: dict):
+        self.path, self.store, self.origin, self.new, self.saved = path, store, origin, [], time.monotonic()
+        self.asked, self.empty, self.seen_again = [], [], []   # spans; jobs; (job, its rows) where stored bars were asked for again
+        self.floor = -1                                        # nothing below this hour needs to be asked for
+
+    def keep(self, rows: np.ndarray, dropped: dict) -> None:
+        if len(rows) or dropped: self.new.append((rows, dropped))
+
+    def take(self, job: Job, rows: np.ndarray, dropped: dict) -> None:
+        "The answer to a job."
+        self.keep(rows, dropped)
+        self.asked.append((job.start, job.stop))
+        if not len(rows): self.empty.append(job)
+        if job.watch: self.seen_again.append((job, rows))
+
+    def hours(self) -> np.ndarray:
+        "Hours with a bar, the stored ones included."
+        return np.unique(np.concatenate([hours_of(self.store.bars.index), *(rows[:, 0].astype("int64") for rows, _ in self.new)]))
+
+    def save(self, empty: Iterable = (), now: int = 0) -> BarStore:
+        "Everything on disk; `empty`: spans of which what has no bar was asked for in vain."
+        if self.new or empty:
+            bars = bars_of(np.concatenate([np.empty((0, 6)), *(rows for rows, _ in self.new)])[::-1])
+            bars = bars[~bars.index.duplicated()]   # of two answers the later one counts
+            dropped = {t: why for _, d in self.new for t, why in d.items()}
+            self.store = self.store.add(bars, runs(hours_of(bars.index)), dropped, empty, now, **self.origin)
+            write_store(self.path, self.store)
+            self.new.clear()
+        self.saved = time.monotonic()
+        return self.store
+
+# %% ../nbs/01_data.ipynb #4ad07baf
+def _before_listing(line: ccxt.Exchange, ticker: str, got: _Fetched, bottom: int, now: int) -> int:
+    "The hour below which nothing needs to be asked for, because two pages and a few probes farther back are empty; else -1."
+    if len(got.empty) < 2: return -1
+    above, last, limit, hours = got.empty[-2], got.empty[-1], page_limit(line), got.hours()
+    if last.start - bottom <= 2 * limit or not len(hours) or hours[0] < above.stop: return -1
+    rows = probe(lambda a, b: fetch_page(line, ticker, (a, b), now)[0], bottom, last.start, limit)
+    if len(rows): got.keep(rows, {})
+    return -1 if len(rows) else last.start
+
+# %% ../nbs/01_data.ipynb #41c50fe3
+def _forgotten(got: _Fetched) -> list[tuple[int, int]]:
+    "Hours without a bar that the exchange no longer gives, as it does not give the stored bars before them either."
+    hours, gone = got.hours(), []
+    for job, rows in got.seen_again:
+        a = job.start
+        stored = inside(hours_of(got.store.bars.index), [(a - job.watch, a)]).any()
+        if stored and not (rows[:, 0] < a).any() and a not in hours: gone.append((a, min(job.end, int(min(hours[hours > a], default=job.end)))))
+    return gone
+
+# %% ../nbs/01_data.ipynb #d76f5f44
+def _fill(exchange: ccxt.Exchange, ticker: str, path: Path, wanted: tuple[int, int], now: int, done: Callable, origin: dict, again: bool = False) -> BarStore:
+    "`fill_store`, under the lock."
+    store, limit = open_store(path), page_limit(exchange)
+    todo = page_jobs(store, wanted, limit, again)
+    if not todo: return store
+    check_listed(exchange, ticker, closed="take" if wanted[1] < now // HOUR_MS else "renamed")
+    origin = {**origin, "exchange": exchange.id, "ticker": ticker, "fetched_at": pd.Timestamp(now, unit="ms", tz="UTC").isoformat()}
+    got, line = _Fetched(path, store, origin), another_line(exchange)
+    def fetch(on, job):
+        return None if job.stop <= got.floor else fetch_page(on, ticker, (job.start, job.stop), now, job.watch, LOOKS if job.fresh else 1)
+    try:
+        with closing(_ahead(exchange, todo, fetch)) as answers:
+            for job, page in zip(todo, answers, strict=True):
+                done(job.stop - job.start)
+                if page is None or (job.stop <= got.floor and not len(page[0])): continue
+                got.take(job, *page)
+                if not len(page[0]) and got.floor < 0: got.floor = _before_listing(line, ticker, got, todo[-1].start, now)
+                if time.monotonic() - got.saved > CHECKPOINT: got.save()
+        healed = settle_empty(line, ticker, wanted, got.hours(), [(j.start, j.stop) for j in got.empty if j.fresh], now, got.keep)
+        listed = got.floor > 0 and not healed   # what lies below the floor lies before the listing
+        if listed: got.asked.append((wanted[0], got.floor))
+        if gone := _forgotten(got): origin["forgotten"] = merge_spans([*store.origin.get("forgotten", []), *gone])
+        got.save(got.asked, now)
+    finally: got.save()
+    return got.store if got.floor < 0 or listed else _fill(exchange, ticker, path, wanted, now, done, origin)
+
 # %% ../nbs/01_data.ipynb #3e6111ea
 CHECKPOINT = 1.0   # seconds between saves
 
@@ -245,92 +351,6 @@ def fill_store(
         raise not_listed(exchange, ticker) from e
     except Timeout as e:
         raise OperationError(f"another process has been fetching {ticker} for {bar_store.LOCK_WAIT:.0f} s; wait for it or end it") from e
-
-# %% ../nbs/01_data.ipynb #ae3e1318
-def _jobs(store: BarStore, wanted: tuple[int, int], limit: int, again: bool) -> list[tuple]:
-    "What to ask for, newest first: page from x to y, the missing span from a to b it belongs to, known hours before that, how many of them are in the page, whether it was never asked for."
-    missing = [wanted] if again else missing_spans(wanted, store.covered)
-    fresh = missing if again else [s for m in missing for s in missing_spans(m, store.asked)]
-    jobs = [(x, y, a, b, behind, watch, True) for a, b in fresh for behind, watch in [watched((a, b), store.covered, limit)]
-            for x, y in pages([(a - watch, b)], limit)]
-    suspected = [s for m in missing for s in missing_spans(m, fresh)]
-    return sorted([*jobs, *((x, y, x, y, 0, 0, False) for x, y in cover(suspected, limit))], reverse=True)
-
-# %% ../nbs/01_data.ipynb #c063d584
-class _Fetched:
-    "What a fetch has brought so far, and when it was last saved."
-    def __init__(self, path: Path, store: BarStore, origin: dict):
-        self.path, self.store, self.origin, self.new, self.saved = path, store, origin, [], time.monotonic()
-
-    def keep(self, rows: np.ndarray, dropped: dict) -> None:
-        if len(rows) or dropped: self.new.append((rows, dropped))
-
-    def hours(self) -> np.ndarray:
-        "Hours with a bar, the stored ones included."
-        return np.unique(np.concatenate([hours_of(self.store.bars.index), *(rows[:, 0].astype("int64") for rows, _ in self.new)]))
-
-    def save(self, empty: Iterable = (), now: int = 0) -> BarStore:
-        "Everything on disk; `empty`: spans of which what has no bar was asked for in vain."
-        if self.new or empty:
-            bars = bars_of(np.concatenate([np.empty((0, 6)), *(rows for rows, _ in self.new)])[::-1])
-            bars = bars[~bars.index.duplicated()]   # of two answers the later one counts
-            self.store = self.store.add(bars, runs(hours_of(bars.index)), {t: why for _, d in self.new for t, why in d.items()}, empty, now, **self.origin)
-            write_store(self.path, self.store)
-            self.new.clear()
-        self.saved = time.monotonic()
-        return self.store
-
-# %% ../nbs/01_data.ipynb #d76f5f44
-def _fill(exchange: ccxt.Exchange, ticker: str, path: Path, wanted: tuple[int, int], now: int, done: Callable, origin: dict, again: bool = False) -> BarStore:
-    "`fill_store`, under the lock."
-    store, limit = open_store(path), page_limit(exchange)
-    todo = _jobs(store, wanted, limit, again)
-    if not todo: return store
-    check_listed(exchange, ticker, closed="take" if wanted[1] < now // HOUR_MS else "renamed")
-    origin = {**origin, "exchange": exchange.id, "ticker": ticker, "fetched_at": pd.Timestamp(now, unit="ms", tz="UTC").isoformat()}
-    got, line, asked, empty, asked_again, floor = _Fetched(path, store, origin), another_line(exchange), [], [], [], -1   # floor: nothing below it is asked for
-    def fetch(on, job):
-        x, y, a, b, behind, watch, fresh = job
-        return None if y <= floor else fetch_page(on, ticker, (max(x, a), y), now, max(a - x, 0), LOOKS if fresh else 1)
-    try:
-        with closing(_ahead(exchange, todo, fetch)) as pages_got:
-            for (x, y, a, b, behind, watch, fresh), page in zip(todo, pages_got, strict=True):
-                done(y - max(x, a))
-                if page is None or (y <= floor and not len(page[0])): continue
-                asked.append((max(x, a), y))
-                got.keep(*page)
-                if not len(page[0]):
-                    empty.append((x, y, fresh))
-                    if floor < 0: floor = _before_listing(line, ticker, got, empty, todo[-1][0], now)
-                if x <= a and behind and fresh:
-                    rows = page[0] if watch or a in page[0][:, 0] else fetch_page(line, ticker, (a, a + 1), now, behind)[0]
-                    asked_again.append((a, b, behind, rows))
-                if time.monotonic() - got.saved > CHECKPOINT: got.save()
-        healed = settle_empty(line, ticker, wanted, got.hours(), [(x, y) for x, y, fresh in empty if fresh], now, got.keep)
-        below = floor > 0 and not healed
-        if below: asked.append((wanted[0], floor))
-        if gone := _forgotten(got.hours(), store, asked_again): origin["forgotten"] = merge_spans([*store.origin.get("forgotten", []), *gone])
-        got.save(asked, now)
-    finally: got.save()
-    return got.store if floor < 0 or below else _fill(exchange, ticker, path, wanted, now, done, origin)
-
-# %% ../nbs/01_data.ipynb #4ad07baf
-def _before_listing(line: ccxt.Exchange, ticker: str, got: _Fetched, empty: list, bottom: int, now: int) -> int:
-    "The hour below which nothing needs to be asked for, because two pages and a few probes farther back are empty; else -1."
-    x, limit, hours = empty[-1][0], page_limit(line), got.hours()
-    if len(empty) < 2 or x - bottom <= 2 * limit or not len(hours) or hours[0] < empty[-2][1]: return -1
-    rows = probe(lambda a, b: fetch_page(line, ticker, (a, b), now)[0], bottom, x, limit)
-    if len(rows): got.keep(rows, {})
-    return -1 if len(rows) else x
-
-# %% ../nbs/01_data.ipynb #41c50fe3
-def _forgotten(hours: np.ndarray, store: BarStore, asked_again: list) -> list[tuple[int, int]]:
-    "Hours without a bar that the exchange no longer gives, as it does not give the stored bars before them either."
-    gone = []
-    for a, b, behind, rows in asked_again:
-        stored = inside(hours_of(store.bars.index), [(a - behind, a)]).any()
-        if stored and not (rows[:, 0] < a).any() and a not in hours: gone.append((a, min(b, int(min(hours[hours > a], default=b)))))
-    return gone
 
 # %% ../nbs/01_data.ipynb #33074c36
 def check_request(

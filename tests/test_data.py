@@ -172,8 +172,7 @@ def test_only_missing_hours_are_asked_for(exchange, client):
     exchange.forget()
     client.get_historical_bars(ETH, 24 * 6, end="2025-01-26")
     spans = sorted((q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES)
-    back = data.WATCH - 20  # the page has room: stored bars just before are asked for again, here all 20 of them
-    assert back > 0 and spans == [("2025-01-19T04", "2025-01-24T03"), ("2025-01-24T04", "2025-01-25T23")]
+    assert data.WATCH > 20 and spans == [("2025-01-19T04", "2025-01-24T03"), ("2025-01-24T04", "2025-01-25T23")]  # and the 20 stored before
     same(client.get_historical_bars(ETH, 24 * 6, end="2025-01-26"), exchange.candles(ETH).loc["2025-01-20":"2025-01-25"])
 
 
@@ -526,11 +525,31 @@ def test_a_stored_bar_that_one_answer_lacks_is_kept(client_home):
 
 
 @settings(deadline=None, max_examples=100)
-@given(missing=st.integers(1, 2000), behind=st.integers(0, 400), limit=st.integers(1, 400))
-def test_the_watch_costs_no_request(missing, behind, limit):
-    known, look = data.watched((500, 500 + missing), [(500 - behind, 500)] if behind else [], limit)
-    assert 0 <= look <= known == min(behind, data.WATCH)
-    assert len(store.pages([(500 - look, 500 + missing)], limit)) == len(store.pages([(500, 500 + missing)], limit))
+@given(missing=st.integers(1, 2000), behind=st.integers(0, 400), limit=st.integers(30, 400))
+def test_the_newest_stored_bars_are_asked_for_again_with_at_most_one_more_request(missing, behind, limit):
+    held = store.BarStore(covered=[(5000 - behind, 5000)] if behind else [])
+    jobs, back = data.page_jobs(held, (5000, 5000 + missing), limit, False), min(behind, data.WATCH)
+    asked = sorted(h for j in jobs for h in range(j.start - j.watch, j.stop))
+    assert asked == list(range(5000 - back, 5000 + missing))  # each hour once, the known ones before them too
+    assert all(0 < j.stop - j.start + j.watch <= limit for j in jobs) and jobs == sorted(jobs, reverse=True)
+    assert len(jobs) <= -(-missing // limit) + (back > 0)
+
+
+@pytest.mark.parametrize("missing", [1, 277, 290, 299, 300, 600])
+def test_corrections_of_the_newest_bars_are_noticed_however_many_bars_are_missing(client_home, missing):
+    whole, corrected = a_market(), a_market()
+    first = len(whole) - missing
+    revised = whole.index[[first - 1, first - 3, first - data.WATCH]]
+    corrected.loc[revised, "volume"] += 1.0
+    with Loopback({ETH: whole}, now=whole.index[first - 1] + HOUR) as exchange:
+        CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
+    with Loopback({ETH: corrected}, now="2025-02-01", port=exchange.port) as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        client.exchange.enableRateLimit = False
+        bars = client.get_historical_bars(ETH, missing + 50)
+        same(bars, corrected.iloc[-missing - 50:])
+        assert sorted(r["time"] for r in bars.attrs["revised"]) == sorted(t.isoformat() for t in revised)
+        assert exchange.count("candles") == -(-(missing + data.WATCH) // 300)
 
 
 # -- ccxt's candles, read as a table -----------------------------------------------------------------------------------

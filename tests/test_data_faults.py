@@ -370,7 +370,7 @@ def test_what_an_exchange_has_forgotten_is_no_gap_in_trading(client_home):
         assert "no longer gives" in client.get_historical_bars(ETH, 1500).attrs["short"]  # and it is remembered
 
 
-@pytest.mark.parametrize("until", [900, 700], ids=["the page has room for a stored bar", "it has none"])
+@pytest.mark.parametrize("until", [900, 700], ids=["one page", "two pages"])
 def test_a_true_gap_is_not_called_forgotten(client_home, until):
     whole = a_market()
     with Loopback({ETH: whole.drop(whole.index[until:until + 5])}, now=whole.index[until]) as exchange:

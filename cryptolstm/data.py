@@ -160,18 +160,19 @@ LINES = 2   # requests under way at the same time for one ticker
 
 def _ahead(exchange: ccxt.Exchange, jobs: list, fetch: Callable) -> Iterator:
     "`fetch(exchange, job)` of every job, in order; the following ones are begun before they are wanted."
-    lines, waiting = SimpleQueue(), deque()
-    for k in range(min(LINES, len(jobs))):
-        lines.put(another_line(exchange) if k else exchange)
+    lines, waiting, under_way = SimpleQueue(), deque(), threading.Semaphore(LINES)
+    for _ in range(min(LINES + 1, len(jobs))):
+        lines.put(line := another_line(exchange))
+        line.under_way = under_way
     def run(job):
         line = lines.get()
         try: return fetch(line, job)
         finally: lines.put(line)
-    pool = ThreadPoolExecutor(LINES)
+    pool = ThreadPoolExecutor(LINES + 1)
     try:
         for job in jobs:
             waiting.append(pool.submit(run, job))
-            if len(waiting) > LINES: yield waiting.popleft().result()
+            if len(waiting) > LINES + 1: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
 

@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -105,9 +106,10 @@ def read_table(
 class _Careful:
     "Mixed into an exchange of ccxt: only JSON is an answer, one rate limit for all, candles read as a table."
     turns, leader, base_url = None, None, None    # leader: (lock, exchange) that loads the list of markets for several
+    under_way = nullcontext()                     # what a request holds while it is under way
 
     def fetch(self, url, method="GET", headers=None, body=None):
-        answer = super().fetch(url, method, headers, body)
+        with self.under_way: answer = super().fetch(url, method, headers, body)
         if isinstance(answer, str | bytes): raise ccxt.BadResponse(f"{self.id} {method} {url} answers with something that is not JSON")
         return answer
 

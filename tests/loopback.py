@@ -1,4 +1,4 @@
-"""A loop-back exchange: a local HTTP server that speaks Coinbase Exchange's public API and serves candles we know exactly.
+"""A loop-back exchange: a local HTTP server that speaks Coinbase Exchange's public API, and Kraken's, and serves candles we know exactly.
 
 The real ccxt code talks to it in every test of the data client. As a program:
 `python tests/loopback.py --port 8765 --now 2025-04-30T23:30Z`.
@@ -217,6 +217,8 @@ class Loopback:
 
     def _route(self, path: str, query: dict[str, str]) -> Answer:
         parts = path.strip("/").split("/")
+        if path.startswith("/0/public/"):
+            return Answer({"error": [], "result": self._kraken(parts[-1], query)})
         if path == "/time":
             return Answer({"iso": self._iso(self.now), "epoch": self.now.timestamp()})
         if path == "/currencies":
@@ -237,6 +239,23 @@ class Loopback:
             if parts[2] in views:
                 return views[parts[2]](ticker, query)
         return refuse(404, "NotFound")
+
+    def _kraken(self, what: str, query: dict[str, str]) -> dict:
+        "The same market as Kraken tells it: everything inside a `result`, candles by the pair's id, the newest 720 whatever is asked for."
+        ids = {t.replace("/", ""): t for t in self._frames}
+        if what == "Time":
+            return {"unixtime": int(self.now.timestamp())}
+        if what == "Assets":
+            return {n: {"altname": n, "decimals": 10, "status": "enabled"} for t in self._frames for n in t.split("/")}
+        if what == "AssetPairs":
+            return {i: {"altname": i, "wsname": t, "base": t.split("/")[0], "quote": t.split("/")[1], "pair_decimals": 5, "lot_decimals": 8,
+                        "status": "delisted" if t in self.delisted else "online"} for i, t in ids.items()}
+        if what != "OHLC" or query.get("interval") != "60":
+            return {}
+        running, since = int(self.now.timestamp() // 3600 * 3600), int(query.get("since", 0))
+        rows = [(t, self._row(ids[query["pair"]], t)) for t in range(running - 719 * 3600, running + 1, 3600) if t > since]
+        told = [[t, *(repr(x) for x in (o, h, l, c, c, v)), 7] for t, (o, h, l, c, v) in ((t, r) for t, r in rows if r is not None)]
+        return {query["pair"]: told, "last": running - 3600}
 
     @staticmethod
     def _iso(t: pd.Timestamp) -> str:

@@ -8,8 +8,6 @@ __all__ = ['BARS_PER_YEAR', 'DAYS_PER_YEAR', 'MIN_DAYS', 'on_every_hour', 'hourl
            'cost_figures', 'figures', 'buy_and_hold', 'performance']
 
 # %% ../nbs/10_metrics.ipynb #adbc47cf
-from collections import Counter
-
 import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
@@ -108,12 +106,15 @@ def max_drawdown(
 ) -> dict:  # drawdown (≤ 0), peak, trough: open times of the bars that set them (no peak: the initial balance; neither: no drawdown)
     "The deepest fall from a peak, with the bars of the peak and of the trough."
     closed = np.concatenate([[initial_balance], equity.to_numpy("float64")])
-    peak = np.maximum.accumulate(closed)[:-1]
-    fall = (equity if low_equity is None else low_equity).to_numpy("float64") / peak - 1
+    return _deepest(closed, np.maximum.accumulate(closed)[:-1], equity if low_equity is None else low_equity)
+
+def _deepest(closed: np.ndarray, peak: np.ndarray, worst: pd.Series) -> dict:
+    "The deepest of the falls to `worst` from the peaks of the closes before."
+    fall, index = worst.to_numpy("float64") / peak - 1, worst.index
     trough = int(fall.argmin())
     if not fall[trough] < 0: return {"drawdown": 0.0, "peak": None, "trough": None}
     at = int(np.flatnonzero(closed[:trough + 1] == peak[trough])[-1])     # 0 is the initial balance, k the close of bar k - 1
-    return {"drawdown": float(fall[trough]), "peak": equity.index[at - 1] if at else None, "trough": equity.index[trough]}
+    return {"drawdown": float(fall[trough]), "peak": index[at - 1] if at else None, "trough": index[trough]}
 
 # %% ../nbs/10_metrics.ipynb #087bfa36
 def win_rate(
@@ -129,15 +130,15 @@ def trade_figures(
     trades: pd.DataFrame,     # round trips, from `simulate`
 ) -> dict:                    # num_trades counts every position opened, closed_trades those finished
     "Counts, win rate, average trade and profit factor, all net of fees, from closed round trips."
-    exits = trades["exit_reason"].to_numpy()
-    closed = exits != "open"
+    closed = (trades["exit_reason"] != "open").to_numpy()
     pnl, size, held = (trades[k].to_numpy()[closed] for k in ("pnl", "return", "bars_held"))
     rate, interval = win_rate(int((pnl > 0).sum()), len(pnl))
     gain, loss = pnl[pnl > 0].sum(), -pnl[pnl < 0].sum()
     mean = lambda x: float(x.mean()) if len(x) else None
     return {"num_trades": len(trades), "closed_trades": len(pnl), "open_trades": len(trades) - len(pnl), "win_rate": rate,
             "win_rate_interval": interval, "average_trade": mean(pnl), "average_trade_return": mean(size), "average_bars_held": mean(held),
-            "profit_factor": float(gain / loss) if loss > 0 else None, "exits": dict(sorted(Counter(exits.tolist()).items()))}
+            "profit_factor": float(gain / loss) if loss > 0 else None,
+            "exits": {str(k): int(v) for k, v in trades["exit_reason"].value_counts().sort_index().items()}}
 
 # %% ../nbs/10_metrics.ipynb #1fa7826c
 def calmar(
@@ -189,7 +190,9 @@ def figures(
     equity, held, low, start = on_every_hour(result["equity"]), on_every_hour(result["position"]), result["low_equity"], result["initial_balance"]
     if (hours := len(equity)) > len(low): low = low.reindex(equity.index).fillna(equity)
     returns, daily = hourly_returns(equity, start).to_numpy(), daily_returns(equity, start).to_numpy()
-    closed, intrabar = max_drawdown(equity, start), max_drawdown(equity, start, low)
+    closes = np.concatenate([[start], equity.to_numpy("float64")])
+    peaks = np.maximum.accumulate(closes)[:-1]
+    closed, intrabar = _deepest(closes, peaks, equity), _deepest(closes, peaks, low)
     traded, days = len(result["trades"]) > 0, hours / 24
     growth, mean_equity = result["final_balance"] / start, float(equity.to_numpy().mean())
     return {

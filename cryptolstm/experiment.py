@@ -38,7 +38,7 @@ from .walkforward import WalkForward, bars_needed, walk_forward
 from .windows import predicted_price, target
 
 # %% ../nbs/11a_experiment.ipynb #181adc91
-COSTS = ("initial_balance", "fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
+COSTS = ("initial_balance", "fee", "maker_fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
 
 # %% ../nbs/11a_experiment.ipynb #528be012
 def trade(

@@ -19,8 +19,9 @@ from cryptolstm.simulate import demo_market
 
 TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
 RUN = RunConfig(lookback=12, network=TINY)
-ALL = RunConfig(initial_balance=5000, fee=0.002, slippage=0.001, slippage_range=0.1, borrow_rate=0.01, stop_atr=1.5, stop_percent=0.05, take_profit_atr=3, take_profit_percent=0.2,
-                trailing_atr=2, sizing="fraction", size=0.5, exit="opposite", min_hold=2, max_hold=9, lot=0.001, min_notional=10, max_volume_share=0.5, max_leverage=2)
+ALL = RunConfig(initial_balance=5000, fee=0.002, slippage=0.001, slippage_range=0.1, borrow_rate=0.01, stop_atr=1.5, stop_percent=0.05, take_profit_atr=3,
+                take_profit_percent=0.2, trailing_atr=2, sizing="fraction", size=0.5, exit="opposite", min_hold=2, max_hold=9, lot=0.001, min_notional=10,
+                max_volume_share=0.5, max_leverage=2, maker_fee=0.0005)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_whoever_trades_a_run_trades_every_setting_of_it(two, monkeypatch):
     "The settings are those `simulate` knows, so one that is added there is traded by all three."
     (a, b), bars = two
     table, given = features(bars), []
-    assert {k for k, v in order_settings(ALL).items() if v == getattr(RunConfig(), k)} == set() and len(order_settings(ALL)) == 19
+    assert {k for k, v in order_settings(ALL).items() if v == getattr(RunConfig(), k)} == set() and len(order_settings(ALL)) == 20
 
     def spy(*args, **settings):
         given.append({k: v for k, v in settings.items() if k not in ("atr", "sigma")})
@@ -108,7 +109,8 @@ def test_the_command_takes_ticker_and_market_from_the_models(home):
     text = command("eth1", "eth2", "--hours", "100").stdout
     assert text.splitlines()[0] == "ETH/USD on simulated" and "too few bars for an interval" in text
     with pytest.raises(InputError, match="trained on bars of ETH/USD, and these are of BTC/USD"): command("eth1", "eth2", "--ticker", "BTC/USD")
-    with pytest.raises(InputError, match="^the models were trained on bars from simulated, and these would be from kraken; pass the --exchange"): command("eth1", "eth2", "--exchange", "kraken")
+    with pytest.raises(InputError, match="^the models were trained on bars from simulated, and these would be from kraken; pass"):
+        command("eth1", "eth2", "--exchange", "kraken")
 
 
 def test_models_of_a_real_market_are_not_compared_on_the_demo_market(home, loopback, monkeypatch):
@@ -117,7 +119,8 @@ def test_models_of_a_real_market_are_not_compared_on_the_demo_market(home, loopb
     loopback.now -= 100 * HOUR
     for name, seed in (("one", 0), ("two", 1)): SignalGenerator("ETH/USD", model=name, config=replace(RUN, seed=seed)).generate_signals(hours=120)
     loopback.now += 100 * HOUR
-    with pytest.raises(InputError, match="^the models were trained on bars from coinbaseexchange@.*, and these would be from simulated"): command("one", "two", "--exchange", "simulated")
+    with pytest.raises(InputError, match="^the models were trained on bars from coinbaseexchange@.*, and these would be from simulated"):
+        command("one", "two", "--exchange", "simulated")
     found = json.loads(command("one", "two", "--json").stdout)
     assert found["ticker"] == "ETH/USD" and found["market"] == f"coinbaseexchange@{loopback.url.split('//')[1]}" and 95 <= found["bars"] <= 101
     assert line_name("ETH/USD", "one") == "one"

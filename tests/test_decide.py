@@ -1,7 +1,7 @@
 """One decision: bar by bar is all at once, probabilities mean what they say, and the dictionary is what its schema promises."""
 import json
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -24,13 +24,13 @@ TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4]
 BARS, TAIL = 1200, 60   # the volatility rule looks back over 720
 
 
-@lru_cache(maxsize=None)
+@cache
 def market(seed):
     "The features of a market; the seed decides how wild it is, too."
     return features(demo_market(BARS, seed=seed, annual_vol=(0.3, 0.6, 1.2, 2.5)[seed % 4]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def some_curve():
     "A calibration of forecasts that know nothing."
     table = market(0).iloc[-800:]
@@ -49,7 +49,8 @@ def questions(draw, rules=RULES):
         table = table.mask(holes) if draw(st.booleans()) else table.where(~holes, table * rng.uniform(0.5, 2, table.shape))
     end = draw(st.integers(BARS - 400, BARS - 1))                             # bars follow on the last one that is decided
     kinds = np.stack([rng.uniform(-4, 4, TAIL), np.zeros(TAIL), np.full(TAIL, np.nan), rng.uniform(-0.05, 0.05, TAIL)])
-    said = pd.Series(kinds[rng.choice(4, TAIL, p=draw(st.sampled_from([(1, 0, 0, 0), (0.4, 0.2, 0.2, 0.2), (0, 0, 0.1, 0.9)]))), np.arange(TAIL)], table.index[end - TAIL:end])
+    each = rng.choice(4, TAIL, p=draw(st.sampled_from([(1, 0, 0, 0), (0.4, 0.2, 0.2, 0.2), (0, 0, 0.1, 0.9)])))
+    said = pd.Series(kinds[each, np.arange(TAIL)], table.index[end - TAIL:end])
     run = RunConfig(entry=draw(st.sampled_from(ENTRY_MODES)), threshold_scale=draw(st.floats(0, 3)), short_volume=draw(st.sampled_from(["below", "above"])),
                     horizon=draw(st.integers(1, 72)), p_min=draw(st.floats(0, 1)), fee=draw(st.floats(0, 0.01)), cost_margin=draw(st.floats(0, 2)),
                     rules=draw(st.sampled_from([{}, {"adx": False}, {"adx": 10, "rsi": 80, "volume": 0.5}])) if rules is RULES else {})
@@ -118,7 +119,8 @@ def knower():
     return bars, table, pd.DataFrame({"prediction": np.sqrt(0.1) * planted_state(bars), "realised": target(bars, table["sigma"])}).dropna()
 
 
-@pytest.mark.parametrize("asked", [*({"threshold_scale": k} for k in (0, 0.1, 0.3, 0.7, 1.0, 1.4, 3)), {"entry": "cost"}, {"entry": "cost", "fee": 0.0002, "slippage": 0}])
+@pytest.mark.parametrize("asked", [*({"threshold_scale": k} for k in (0, 0.1, 0.3, 0.7, 1.0, 1.4, 3)),
+                                   {"entry": "cost"}, {"entry": "cost", "fee": 0.0002, "slippage": 0}])
 def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, asked):
     "Whatever the threshold: scaled, or the costs of a round trip."
     bars, table, pairs = knower
@@ -151,12 +153,14 @@ def test_probabilities_of_other_bars_are_refused(knower):
 
 def asked(**changed):
     "A signal's dictionary as far as its reason goes."
-    plain = {"entry": "threshold", "predicted_price": 99.0, "price_difference": -1.0, "p_exceed": 0.12, "p_min": 0.3, "direction": 0, "n_calibration": 864, "side_tested": "short"}
+    plain = {"entry": "threshold", "predicted_price": 99.0, "price_difference": -1.0, "p_exceed": 0.12, "p_min": 0.3,
+             "direction": 0, "n_calibration": 864, "side_tested": "short"}
     return {**plain, **changed}
 
 
 BOUND = {"long": "> 0", "short": "< 0"}
-REFUSED = {"direction": -1, "rules": {"a": {"what": "this", "value": 12.3456, "bound": BOUND, "passed": False}, "b": {"what": "that", "value": -1.0, "bound": BOUND, "passed": True}}}
+REFUSED = {"direction": -1, "rules": {"a": {"what": "this", "value": 12.3456, "bound": BOUND, "passed": False},
+                                      "b": {"what": "that", "value": -1.0, "bound": BOUND, "passed": True}}}
 
 
 @pytest.mark.parametrize("said,reason", [
@@ -166,13 +170,15 @@ REFUSED = {"direction": -1, "rules": {"a": {"what": "this", "value": 12.3456, "b
     (asked(entry="probability", p_exceed=None, n_calibration=48),
      "the model has too little to calibrate a probability on (48 bars, 500 are needed), and without a probability nothing is entered"),
     (asked(entry="probability", p_exceed=None, n_calibration=600),
-     "the model has no calibrated probability (among its 600 calibration bars, moves beyond the threshold came always or never), and without a probability nothing is entered"),
+     "the model has no calibrated probability (among its 600 calibration bars, moves beyond the threshold came always or never), "
+     "and without a probability nothing is entered"),
     (asked(entry="probability", predicted_price=None, price_difference=None, p_exceed=None),
      "there is no forecast for this bar: some of its last hours are missing"),
     (asked(**REFUSED), "the forecast is beyond the threshold (short), but these rules do not agree with a short: this is 12.35, < 0 is asked for"),
     (asked(**REFUSED, entry="cost"), "the forecast is beyond the costs (short), but these rules do not agree with a short: this is 12.35, < 0 is asked for"),
     (asked(**REFUSED, entry="probability", p_exceed=0.31),
-     "a fall beyond the threshold has a probability of 31.0 %, 30.0 % is asked for (short), but these rules do not agree with a short: this is 12.35, < 0 is asked for"),
+     "a fall beyond the threshold has a probability of 31.0 %, 30.0 % is asked for (short), "
+     "but these rules do not agree with a short: this is 12.35, < 0 is asked for"),
     (asked(direction=1, side_tested="long", rules={"b": {"what": "that", "passed": True}}),
      "the forecast is beyond the threshold (long), and every rule agrees")])
 def test_the_reason_names_what_decided(said, reason):
@@ -251,17 +257,19 @@ def test_a_calibrated_model_says_how_likely_and_the_schema_holds(tmp_path):
     again = check(sg.generate_signals(hours=1500))
     assert again["p_exceed"] == signal["p_exceed"] and again["model_info"]["decision"].startswith("reused")
     by_cost = check(SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=replace(config, entry="cost")).generate_signals(hours=1500))
-    scale = by_cost["threshold"] / signal["threshold"]                       # the same model, and another threshold: what is shown is the chance of going beyond that one
+    scale = by_cost["threshold"] / signal["threshold"]   # the same model, and another threshold: what is shown is the chance of going beyond that one
     scaled = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=replace(config, threshold_scale=scale)).generate_signals(hours=1500)
     assert by_cost["model_info"]["version"] == signal["model_info"]["version"] and abs(scale - 1) > 0.05
     assert by_cost["p_exceed"] == pytest.approx(scaled["p_exceed"]) and (by_cost["p_exceed"] > signal["p_exceed"]) == (scale < 1)
-    for broken in ({"signal": 2}, {"entry": "often"}, {"p_exceed": 1.5}, {"more": 1}, {"rules": {"adx": {}}}, {"indicators": {f"indicator {k}": 1.0 for k in range(14)}},
+    for broken in ({"signal": 2}, {"entry": "often"}, {"p_exceed": 1.5}, {"more": 1}, {"rules": {"adx": {}}},
+                   {"indicators": {f"indicator {k}": 1.0 for k in range(14)}},
                    {"indicators": {**signal["indicators"], "bollinger": 1.0}}, {"model_info": signal["model_info"] | {"more": 1}}):
         with pytest.raises(jsonschema.ValidationError): check(signal | broken)
     info = signal["model_info"]
     for key in info:
         with pytest.raises(jsonschema.ValidationError): check(signal | {"model_info": {k: v for k, v in info.items() if k != key}})
-    with pytest.raises(jsonschema.ValidationError): check(signal | {"model_info": info | {"validation": {k: v for k, v in info["validation"].items() if k != "variance"}}})
+    less = {k: v for k, v in info["validation"].items() if k != "variance"}
+    with pytest.raises(jsonschema.ValidationError): check(signal | {"model_info": info | {"validation": less}})
     for key in SCHEMA["required"]:
         with pytest.raises(jsonschema.ValidationError): check({k: v for k, v in signal.items() if k != key})
 
@@ -275,6 +283,7 @@ def test_a_rules_value_and_bound_say_whether_it_passed(short_volume):
         for side in ("long", "short"):
             for name, answer in rule_answers(table.iloc[:row], run, side).items():
                 sign, bound = answer["bound"][side].split()
-                assert answer["passed"] == answer[side] == bool(rules_of(run)[name].passes(table, side).iloc[row - 1]) and answer["asks_for"] == f"{answer['what']} {sign} {bound}"
+                assert answer["passed"] == answer[side] == bool(rules_of(run)[name].passes(table, side).iloc[row - 1])
+                assert answer["asks_for"] == f"{answer['what']} {sign} {bound}"
                 if abs(answer["value"] - float(bound)) <= 1e-5 * abs(float(bound)): continue   # the bound is shown with six digits
                 assert answer[side] == compare[sign](answer["value"], float(bound))

@@ -28,7 +28,7 @@ def test_markets_that_go_on_as_before_are_quiet(n, seeds):
         table = inputs(demo_market(START + n + WINDOW, seed=100 + seed))
         found = drift(reference(table.iloc[:n]), table)
         alarms |= {seed: found.index[found["drifted"]].tolist()} if found["drifted"].any() else {}
-    assert len(alarms) <= (0 if seeds == 20 else 1), alarms     # of independent weeks, about one in a hundred lies beyond anything a training of 30 days has seen
+    assert len(alarms) <= (0 if seeds == 20 else 1), alarms   # of independent weeks, about one in a hundred lies beyond anything a training of 30 days has seen
 
 
 def busier(bars, since):
@@ -185,7 +185,8 @@ def test_at_the_usual_rhythm_the_line_is_judged_and_what_is_not_watched_is_said(
     network = {"units": [4], "dropout": [0], "recurrent_dropout": [0], "dense": [4], "epochs": 1, "refit_epochs": 1}
     sg = SignalGenerator(exchange="coinbaseexchange", exchange_url=loopback.url, home=tmp_path, config=RunConfig(lookback=12, network=network))
     first = sg.generate_signals()["monitor"]
-    assert first["skill"]["p"] is None and first["sentence"] == "drift is not watched, since it takes 480 training bars; no forecast of this line has come true yet"
+    assert first["skill"]["p"] is None and first["sentence"] == ("drift is not watched, since it takes 480 training bars; "
+                                                                        "no forecast of this line has come true yet")
     for _ in range(3):
         loopback.now += 24 * HOUR
         monitor = sg.generate_signals()["monitor"]

@@ -91,7 +91,8 @@ def test_prune_keeps_the_newest_and_the_one_in_use(line, trained):
     old = root / "line" / ".new-old"
     old.mkdir(), os.utime(old, (1, 1)), (root / "line" / ".new-young").mkdir()
     assert versions("line", root)["state"].tolist() == ["damaged", "in use", "kept", "kept"]
-    with line_lock("line", root), pytest.raises(OperationError, match="^another process has been training line; try again when it is done"): prune("line", 1, root)
+    with line_lock("line", root), pytest.raises(OperationError, match="^another process has been training line; try again when it is done"):
+        prune("line", 1, root)
     assert prune("line", 1, root) == [found[1].name, "20200101T000000.000000Z.damaged"]
     assert version_folders("line", root) == [found[0], found[2]] and current_version("line", root) == found[0]
     assert not old.exists() and (root / "line" / ".new-young").exists()      # one may belong to a process that is at work
@@ -116,7 +117,8 @@ def test_a_version_whose_note_is_not_as_it_was_written_is_damaged(line, how):
     path.write_text(path.read_text().replace("keras", "kerax")) if how == "changed" else path.unlink() if how == "gone" else path.write_text("")
     with pytest.raises(OperationError, match="cannot be read"): read_note(path.parent)
     version, said = usable_version("line", load_bundle, root)
-    assert version.folder == found[1] and said == [f"version {found[2].name} of the model is damaged and was set aside as {found[2].name}.damaged; version {found[1].name} is used instead"]
+    assert version.folder == found[1]
+    assert said == [f"version {found[2].name} of the model is damaged and was set aside as {found[2].name}.damaged; version {found[1].name} is used instead"]
 
 
 def test_the_commands_answer_in_json_and_with_exit_codes(line, monkeypatch):
@@ -292,7 +294,7 @@ def test_at_the_usual_rhythm_a_worse_version_is_rejected(loopback, tmp_path, mon
 
 def test_a_rollback_during_a_retraining_holds(loopback, tmp_path, monkeypatch):
     loopback.now -= 200 * HOUR
-    sg, root, line = generator(loopback, tmp_path), tmp_path / "models", None
+    sg, root = generator(loopback, tmp_path), tmp_path / "models"
     first = sg.generate_signals()["model_info"]["version"]
     loopback.now += 24 * HOUR
     sg.generate_signals()
@@ -307,7 +309,8 @@ def test_a_rollback_during_a_retraining_holds(loopback, tmp_path, monkeypatch):
     monkeypatch.setattr(SignalGenerator, "_train", meanwhile)
     said = sg.generate_signals()
     assert said["model_info"]["version"] == first == current_version(sg.line, root).name
-    assert said["model_info"]["decision"].endswith("is kept beside it") and said["warnings"][0] == "another version was put in use while this call trained one, which is kept beside it"
+    assert said["model_info"]["decision"].endswith("is kept beside it")
+    assert said["warnings"][0] == "another version was put in use while this call trained one, which is kept beside it"
     assert versions(sg.line, root)["state"].tolist() == ["in use", "kept", "aside"]
 
 
@@ -338,7 +341,8 @@ def test_bars_that_moved_a_weight_of_either_model_do_not_count(trained):
     first = 639 - new.training["validation_windows"]                                 # rows … 638: the last row has no label
     assert judged["n"] == 638 - max(fitted, first - 1) == new.training["validation_windows"] and fitted < first
     late = replace(bundle, fitted_until=bars.index[620].isoformat())
-    assert challenge(new, late, table, bars)["n"] == 18 and challenge(new, late, table, bars)["reason"] == "18 bars that moved no weight of either model are too few to tell"
+    assert challenge(new, late, table, bars)["n"] == 18
+    assert challenge(new, late, table, bars)["reason"] == "18 bars that moved no weight of either model are too few to tell"
     assert challenge(new, replace(bundle, fitted_until=None), table, bars)["n"] == 39    # a record that does not say: only bars it has not seen at all
 
 

@@ -92,7 +92,8 @@ def test_a_rule_and_its_bound_are_parameters_of_the_run():
 
 @pytest.mark.parametrize("rules,text", [
     ({"rsy": False}, "unknown rule rsy; did you mean rsi?"), ({"adx": 101}, "rules adx is 101; pass a bound from 0 to 100, or false to drop it"),
-    ({"rsi": float("nan")}, "rules rsi is nan; pass a bound from 50 to 100"), ({"macd": 0}, "rules macd is 0; pass false to drop it, its bound cannot be changed"),
+    ({"rsi": float("nan")}, "rules rsi is nan; pass a bound from 50 to 100"),
+    ({"macd": 0}, "rules macd is 0; pass false to drop it, its bound cannot be changed"),
     ({"adx": "high"}, "rules is {'adx': 'high'}; pass a table such as rules: {macd: false, adx: 30}"), (["adx"], "rules is ['adx']; pass a table")])
 def test_nonsense_about_rules_is_one_sentence(rules, text, client_home):
     with pytest.raises(InputError) as refused: check_decidable(RunConfig(rules=rules))
@@ -108,7 +109,8 @@ def test_a_question_about_the_past_does_not_put_an_old_model_in_use(loopback, tm
     assert in_use(now) == live["model_info"]["version"]
     for hours in (120, 200):                                             # the training length of the model in use, and another
         past = generator(loopback, tmp_path, end=(loopback.now - 500 * HOUR).isoformat()).generate_signals(hours=hours)
-        assert past["model_info"]["version"] != live["model_info"]["version"] and ("kept beside the model in use" in past["model_info"]["decision"]) == (hours == 120)
+        assert past["model_info"]["version"] != live["model_info"]["version"]
+        assert ("kept beside the model in use" in past["model_info"]["decision"]) == (hours == 120)
         assert past["model_info"]["trained_until"] < past["bar_close_time"] < live["bar_close_time"]
         assert in_use(now) == live["model_info"]["version"]
     again = now.generate_signals(hours=120)
@@ -144,10 +146,15 @@ def test_two_timeframes_keep_a_model_each(loopback, tmp_path):
 
 
 def test_a_named_line_is_not_made_for_something_else_on_the_way(loopback, tmp_path):
-    mine = lambda **settings: SignalGenerator("BTC/USD", exchange="coinbaseexchange", exchange_url=loopback.url, home=tmp_path, model="mine", config=replace(RUN, **settings))
+    def mine(**settings):
+        run = replace(RUN, **settings)
+        return SignalGenerator("BTC/USD", exchange="coinbaseexchange", exchange_url=loopback.url, home=tmp_path, model="mine", config=run)
+
     version = mine().generate_signals(hours=120)["model_info"]["version"]
-    for other, hours, what in (({}, 240, "hours was 120, asked for is 240"), ({"lookback": 24}, 120, "lookback was 12, asked for is 24"), ({"horizon": 3}, 120, "horizon was 1, asked for is 3")):
-        with pytest.raises(InputError, match=f"^the model line mine was made for another request: {what}; pass that, or another --model name$"): mine(**other).generate_signals(hours=hours)
+    for other, hours, what in (({}, 240, "hours was 120, asked for is 240"), ({"lookback": 24}, 120, "lookback was 12, asked for is 24"),
+                               ({"horizon": 3}, 120, "horizon was 1, asked for is 3")):
+        with pytest.raises(InputError, match=f"^the model line mine was made for another request: {what}; pass that, or another --model name$"):
+            mine(**other).generate_signals(hours=hours)
     assert mine().generate_signals(hours=120)["model_info"]["version"] == version and len(version_folders("mine", tmp_path / "models")) == 1
 
 
@@ -164,7 +171,9 @@ def test_a_model_with_other_features_is_neither_used_nor_continued(loopback, tmp
     for threshold in (24, 0):
         info = sg.generate_signals(hours=120, retrain_threshold=threshold)["model_info"]
         assert info["version"] != old
-        if threshold: assert info["decision"] == "trained: features were 10 columns, asked for are 23 (the difference begins with atr_rel)" and not info["warm_started"]
+        if not threshold: continue
+        assert info["decision"] == "trained: features were 10 columns, asked for are 23 (the difference begins with atr_rel)"
+        assert not info["warm_started"]
     bundle = load_bundle(tmp_path / "models" / sg.line_of(120) / old)
     assert model.warm_start_refusal(bundle, bundle.config, pd.Timestamp.now("UTC"), pd.Timestamp.now("UTC")) == "the old model was trained on other features"
 
@@ -202,7 +211,8 @@ def test_each_market_has_a_line_of_its_own_and_the_usual_exchange_the_short_name
 
 def test_each_request_has_a_line_of_its_own():
     config = model_config(RunConfig())
-    requests = [(240, config), (48, config), (240, replace(config, lookback=24)), (240, replace(config, horizon=6)), (240, replace(config, epochs=5)), (240, replace(config, seed=1))]
+    requests = [(240, config), (48, config), (240, replace(config, lookback=24)), (240, replace(config, horizon=6)),
+                (240, replace(config, epochs=5)), (240, replace(config, seed=1))]
     names = [line_name("ETH/USD", hours=h, config=c) for h, c in requests]
     assert names[:4] == ["eth_usd_lstm_v2", "eth_usd_48h_lstm_v2", "eth_usd_lookback24_lstm_v2", "eth_usd_horizon6_lstm_v2"] and len(set(names)) == 6
 
@@ -271,7 +281,8 @@ def test_short_stale_and_underpowered_are_warnings(judged):
     assert said == [stale, f"{short}; the training span or its warm-up is shorter than asked for"]
     table, bundle, decision, bars = judged
     weak = replace(bundle, training={**bundle.training, "underpowered": True, "windows": 100, "weights": 541_405})
-    assert signal_dict(RUN, bars, table, decision, [Version(weak, Path("x"))], "")["warnings"] == ["the model is underpowered: 100 training windows for 541405 weights"]
+    said = signal_dict(RUN, bars, table, decision, [Version(weak, Path("x"))], "")["warnings"]
+    assert said == ["the model is underpowered: 100 training windows for 541405 weights"]
 
 
 def test_a_real_signal_carries_its_warnings_and_is_json(loopback, tmp_path):

@@ -44,15 +44,18 @@ def test_the_record_holds_bars_the_model_had_not_seen_and_no_other(decided):
 
 def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_path):
     "Each bar by the version that was the newest one then, with the probability of that version."
-    at = lambda hours: SignalGenerator(exchange="simulated", home=tmp_path, config=replace(RUN, end=(pd.Timestamp("2025-03-01", tz="UTC") + hours * HOUR).isoformat()))
+    start = pd.Timestamp("2025-03-01", tz="UTC")
+    at = lambda hours: SignalGenerator(exchange="simulated", home=tmp_path, config=replace(RUN, end=(start + hours * HOUR).isoformat()))
     for day in range(3): now = at(24 * day).decide_now(hours=120)
     past, versions = now.before(48), [v.folder.name for v in now.history]
     assert len(versions) == 3 and now.signal["model_info"]["version"] == versions[0]
     assert len(past) == 48 and list(past["version"].unique()) == versions[1:][::-1]                    # the newest version was trained a moment ago
     for version in now.history:
         own = past.index[past["version"] == version.folder.name]
-        if len(own): version.model.check_out_of_sample(own)
-        assert (version.model.predict(now.table, now.bars, start=now.bars.index.get_loc(own[0])).loc[own] == past.loc[own, "prediction"]).all() if len(own) else True
+        if not len(own): continue
+        version.model.check_out_of_sample(own)
+        said = version.model.predict(now.table, now.bars, start=now.bars.index.get_loc(own[0]))
+        assert (said.loc[own] == past.loc[own, "prediction"]).all()
     page = record_table(now, 48).markup
     assert "48 decisions by 2 versions of this model" in page and all(name.split(".")[0] in page for name in versions[1:])
     assert now.signal["monitor"]["skill"]["versions"] == 2

@@ -252,7 +252,8 @@ def stand_in(table: pd.DataFrame) -> pd.Series:
     "A causal forecast that clears every threshold, in place of the network: the side of the MACD histogram."
     return (3.0 * np.sign(table["macd_diff"])).rename("prediction")
 
-STAND_IN_CURVE = {"n": 0, "gain": 1.0, "errors": np.linspace(-3, 3, 201).tolist(), "curves": [[1.0, 0.0, 1.0, 0.0]]}   # and a calibration for it, as entry="probability" asks for one
+# and a calibration for it, as entry="probability" asks for one
+STAND_IN_CURVE = {"n": 0, "gain": 1.0, "errors": np.linspace(-3, 3, 201).tolist(), "curves": [[scale, 0.0, 1.0, 0.0] for scale in (0.0, 1.0, 2.0)]}
 
 def run_stages(
     run: RunConfig,      # rules and costs

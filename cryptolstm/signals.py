@@ -25,7 +25,7 @@ from .core import HOUR, InputError, RunConfig, as_utc, run_config, unknown_name
 from .data import DEFAULT_EXCHANGE, market_bars, market_name
 from .features import INDICATORS, WARMUP, features
 from .live_model import LiveModel
-from .model_record import MIN_CALIBRATION, ModelRecord, calibrate
+from .model_record import MIN_CALIBRATION, ModelRecord, by_evidence, calibrate
 from .monitor import WINDOW, health, reference
 from .registry import (USUAL, Version, age_hours, calibration_pairs, challenge, differs, line_forecasts, line_history, line_lock, line_name, line_pairs, read_version,
                                  save_version, usable_version, use_version, validation_figures, validation_pairs, version_folders, youngest_try)
@@ -81,18 +81,31 @@ def exceedance_curve(
     gain = float(np.clip((z @ y) / (z @ z), 0, 2))
     e = (y - gain * z) / unit
     errors = np.quantile(np.r_[e, -e], np.linspace(0, 1, 201)).tolist()
-    curves = [[scale, *_curve(np.c_[logit(_chance(gain, errors, z, unit, scale)), np.log(unit)], c)] for scale, c in came.items() if c.any() and not c.all()]
+    curves = [[scale, *_curve(logit(_chance(gain, errors, z, unit, scale)), np.log(unit), c, horizon)] for scale, c in came.items() if c.any() and not c.all()]
     return {"n": len(z), "gain": gain, "errors": errors, "curves": curves}
 
 def logit(p: np.ndarray) -> np.ndarray: return np.log(p / (1 - p))
 
-def _curve(x: np.ndarray, came: np.ndarray) -> list[float]:
-    "Intercept and coefficients of a logistic curve."
+def _curve(chance: np.ndarray, unit: np.ndarray, came: np.ndarray, horizon: int) -> list[float]:
+    "Intercept and coefficients of a logistic curve: the chance as it is, shifted, and fitted freely, averaged by their evidence."
+    from scipy.optimize import brentq
+    from scipy.special import expit
     from sklearn.linear_model import LogisticRegression
-    fitted = LogisticRegression(C=1e6).fit(x, came)
-    return [float(fitted.intercept_[0]), *map(float, fitted.coef_[0])]
+    fitted = LogisticRegression(C=1e6).fit(np.c_[chance, unit], came)
+    shift = brentq(lambda a: expit(a + chance).mean() - came.mean(), -40, 40)
+    answers = np.array([(0, 1, 0), (shift, 1, 0), (fitted.intercept_[0], *fitted.coef_[0])])
+    likelihoods = -np.logaddexp(0, np.where(came, -1, 1) * (answers @ np.array([np.ones(len(came)), chance, unit]))).sum(axis=1)
+    return (by_evidence(likelihoods, np.array([0, 1, 3]), len(came), horizon) @ answers).tolist()
 
 # %% ../nbs/07_signals.ipynb #36059f7d
+def _between(scale: np.ndarray, scales: list, logits: np.ndarray) -> np.ndarray:
+    "Logits at `scale`, per bar, from those at some scales, which fall; beyond the last one they fall on."
+    logits, s = np.minimum.accumulate(logits), np.array(scales)
+    if len(s) == 1: return logits[0]
+    k, rows = np.clip(np.searchsorted(s, scale) - 1, 0, len(s) - 2), np.arange(logits.shape[1])
+    share = np.maximum((scale - s[k]) / (s[k + 1] - s[k]), 0)
+    return logits[k, rows] * (1 - share) + logits[k + 1, rows] * share
+
 def exceedance(
     curve: Mapping,           # from `exceedance_curve`
     prediction: pd.Series,    # in σ
@@ -104,9 +117,8 @@ def exceedance(
     unit, z = threshold_in_sigma(rows, run.horizon).to_numpy(), prediction.to_numpy("float64")
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = (entry_threshold(rows, run) / dynamic_threshold(rows, run.horizon)).to_numpy()
-        scales, *coefficients = np.array(curve["curves"]).T
-        a, b, c = (np.interp(scale, scales, k) for k in coefficients)
-        p = 1 / (1 + np.exp(-(a + b * logit(_chance(curve["gain"], curve["errors"], z, unit, scale)) + c * np.log(unit))))
+        p = 1 / (1 + np.exp(-_between(scale, [k[0] for k in curve["curves"]], np.stack([a + b * logit(_chance(curve["gain"], curve["errors"], z, unit, at)) + c * np.log(unit)
+                                                                                        for at, a, b, c in curve["curves"]]))))
     return pd.Series(np.where(np.isfinite(z) & (z != 0) & (unit > 0), p, np.nan), prediction.index, name="p_exceed")
 
 # %% ../nbs/07_signals.ipynb #0a2339ef

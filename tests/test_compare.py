@@ -109,7 +109,7 @@ def test_the_command_takes_ticker_and_market_from_the_models(home):
     text = command("eth1", "eth2", "--hours", "100").stdout
     assert text.splitlines()[0] == "ETH/USD on simulated" and "too few bars for an interval" in text
     with pytest.raises(InputError, match="trained on bars of ETH/USD, and these are of BTC/USD"): command("eth1", "eth2", "--ticker", "BTC/USD")
-    with pytest.raises(InputError, match="^the models were trained on bars from simulated, and these would be from kraken; pass"):
+    with pytest.raises(InputError, match="^the models were trained on bars from simulated, and these would be from kraken@127.0.0.1:9; pass"):
         command("eth1", "eth2", "--exchange", "kraken")
 
 

@@ -134,6 +134,17 @@ def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, asked):
     assert (groups["said"] - groups["came"]).abs().max() < 0.05 and groups["came"].is_monotonic_increasing
 
 
+def test_a_farther_threshold_is_never_likelier():
+    "From the few forecasts that a default training leaves, by somebody who knows nothing; for close and far thresholds, also beyond those the curves were fitted at."
+    for seed in range(6):
+        table, rng = market(seed).iloc[-900:], np.random.default_rng(seed)
+        pairs = pd.DataFrame(rng.standard_normal((900, 2)) * [0.05, 1], table.index, ["prediction", "realised"])
+        curve, new = exceedance_curve(pairs.iloc[:600], table), pairs["prediction"].iloc[600:]
+        p = np.stack([exceedance(curve, new, table.loc[new.index], RunConfig(threshold_scale=scale)) for scale in np.r_[np.linspace(0, 2.5, 60), 5, 20]])
+        assert (np.diff(p, axis=0) <= 1e-12).all() and (p > 0).all() and (p < 1).all() and (p[-1] < 0.05).all()
+        assert p[0].std() < 0.03                                        # nobody's forecasts are told apart by what is chance
+
+
 def test_below_500_points_there_is_no_probability_and_no_entry(knower):
     _, table, pairs = knower
     few, enough = (exceedance_curve(pairs.iloc[:n], table) for n in (499, 500))

@@ -42,16 +42,16 @@ def build_network(
     fast: bool = True,             # False = `keras.layers.LSTM`, for files that open without this package
 ) -> keras.Model:                  # (batch, lookback, n_features) → (batch, 1), not compiled
     "The spec's network with freshly drawn weights."
-    l2, lstm = keras.regularizers.L2, FastLSTM if fast else layers.LSTM
-    net = keras.Sequential([keras.Input((config.lookback, n_features)), layers.BatchNormalization(momentum=config.bn_momentum)])
+    l2, lstm, kind = keras.regularizers.L2, FastLSTM if fast else layers.LSTM, {"dtype": config.precision}
+    net = keras.Sequential([keras.Input((config.lookback, n_features)), layers.BatchNormalization(momentum=config.bn_momentum, **kind)])
     for k, (units, drop, recurrent) in enumerate(zip(config.units, config.dropout, config.recurrent_dropout, strict=True)):
-        net.add(lstm(units, return_sequences=k < len(config.units) - 1, recurrent_dropout=recurrent, kernel_regularizer=l2(config.l2)))
-        net.add(layers.Dropout(drop))
-        net.add(layers.BatchNormalization(momentum=config.bn_momentum))
+        net.add(lstm(units, return_sequences=k < len(config.units) - 1, recurrent_dropout=recurrent, kernel_regularizer=l2(config.l2), **kind))
+        net.add(layers.Dropout(drop, **kind))
+        net.add(layers.BatchNormalization(momentum=config.bn_momentum, **kind))
     for k, units in enumerate(config.dense):
-        net.add(layers.Dense(units, activation=config.activation, kernel_regularizer=l2(config.l2)))
-        if k == 0: net.add(layers.Dropout(config.dense_dropout))
-    net.add(layers.Dense(1))
+        net.add(layers.Dense(units, activation=config.activation, kernel_regularizer=l2(config.l2), **kind))
+        if k == 0: net.add(layers.Dropout(config.dense_dropout, **kind))
+    net.add(layers.Dense(1, dtype="float32"))   # whatever is mixed, the answer is not
     return net
 
 # %% ../nbs/05_model.ipynb #563cc69e
@@ -81,12 +81,14 @@ class Batches(keras.utils.PyDataset):
         return (x,) if self.y is None else (x, self.y[self.ends[pick], None])
 
 # %% ../nbs/05_model.ipynb #8ac0a7b3
-COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum", "loss", "clipvalue")
+COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum", "precision", "loss", "clipvalue")
 ERRORS = {"huber": keras.losses.huber, "mse": keras.losses.mean_squared_error, "mae": keras.losses.mean_absolute_error}
 
 def _compiled(config: ModelConfig, n_features: int) -> keras.Model:
     "The network of a configuration, ready for training; shared by all that differ in nothing that is compiled."
-    return _compile(_architecture(config), n_features)
+    return _compile(_architecture(config), n_features)[0]
+
+def _exact(config: ModelConfig) -> ModelConfig: return replace(config, precision="float32")   # what predicts, and what is written
 
 def _architecture(config: ModelConfig) -> ModelConfig: return ModelConfig(**{k: getattr(config, k) for k in COMPILED})
 
@@ -94,16 +96,17 @@ def _architecture(config: ModelConfig) -> ModelConfig: return ModelConfig(**{k: 
 def _compile(
     config: ModelConfig,  # hashable; the cache key
     n_features: int,      # columns
-) -> keras.Model:
+) -> tuple[keras.Model, list]:   # and its optimiser's variables at the beginning
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
         tf.config.experimental.enable_op_determinism()
         keras.utils.set_random_seed(0)   # determinism asks for a seed before any random operation
     net = build_network(config, n_features)
-    net.compile(optimizer=keras.optimizers.Adam(config.learning_rate, clipvalue=config.clipvalue), loss=ERRORS[config.loss],
-                metrics=[keras.metrics.MeanMetricWrapper(ERRORS[config.loss], name="error")])
+    optimizer = keras.optimizers.Adam(config.learning_rate, clipvalue=config.clipvalue)
+    if config.precision == "mixed_float16": optimizer = keras.optimizers.LossScaleOptimizer(optimizer)   # without it small gradients would be zero
+    net.compile(optimizer, ERRORS[config.loss], metrics=[keras.metrics.MeanMetricWrapper(ERRORS[config.loss], name="error")], auto_scale_loss=False)
     net.optimizer.build(net.trainable_variables)
-    return net
+    return net, [keras.ops.convert_to_numpy(v).copy() for v in net.optimizer.variables]
 
 # %% ../nbs/05_model.ipynb #6f280a57
 @lru_cache(maxsize=16)
@@ -124,12 +127,12 @@ def weights_of(
 
 def _wind_back(
     net: keras.Model,     # compiled
-    config: ModelConfig,  # gives the learning rate
+    config: ModelConfig,  # what it was compiled from, and the learning rate
     seed: int,            # of the dropout masks
     weights: list,        # where to start from
 ) -> None:
     net.set_weights(weights)
-    for v in net.optimizer.variables: v.assign(keras.ops.zeros(v.shape, v.dtype))
+    for v, start in zip(net.optimizer.variables, _compile(_architecture(config), net.input_shape[-1])[1], strict=True): v.assign(start)
     net.optimizer.learning_rate.assign(config.learning_rate)
     seeds = [v for v in net.variables if "seed_generator" in v.path]
     for k, v in enumerate(seeds): v.assign(keras.ops.convert_to_tensor([seed, k], v.dtype))
@@ -149,7 +152,7 @@ class ModelBundle(ModelRecord):
 
     def outputs(self, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
         "What the networks say about the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
-        net = _compiled(self.config, len(self.scaler.columns))
+        net = _compiled(_exact(self.config), len(self.scaler.columns))
         padded = Batches(x, np.r_[ends, np.full(-len(ends) % PREDICT_BATCH, ends[-1])], None, self.config.lookback, PREDICT_BATCH)
         said = []
         for weights in self.members:
@@ -435,7 +438,7 @@ def save_bundle(
     "Write the networks for Keras and onnxruntime, and `bundle.json`. Not atomic by itself: the registry writes to a hidden folder and renames it."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("model*"): old.unlink()
-    plain = build_network(bundle.config, len(bundle.scaler.columns), fast=False)
+    plain = build_network(_exact(bundle.config), len(bundle.scaler.columns), fast=False)
     for k, weights in enumerate(bundle.members):
         plain.set_weights(weights)
         plain.save(folder / member_file(k, "keras"))
@@ -444,7 +447,7 @@ def save_bundle(
 
 def _write_members(bundle: ModelBundle, folder: Path) -> dict:
     "Write and check the ONNX files: the largest difference to Keras, or why there are none."
-    net, differences = _compiled(bundle.config, len(bundle.scaler.columns)), []
+    net, differences = _compiled(_exact(bundle.config), len(bundle.scaler.columns)), []
     try:
         for k, weights in enumerate(bundle.members):
             net.set_weights(weights)

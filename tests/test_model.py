@@ -13,6 +13,7 @@ import pytest
 from cryptolstm import model
 from cryptolstm.core import InputError, OperationError, RunConfig
 from cryptolstm.features import features
+from cryptolstm.live_model import LiveModel
 from cryptolstm.model import ModelConfig, build_network, fit, load_bundle, model_config, save_bundle, training_data, training_parts
 from cryptolstm.settings import LITERAL
 from cryptolstm.signals import SignalGenerator, decide
@@ -258,6 +259,29 @@ def test_the_fast_network_is_the_plain_one_with_another_loop():
     plain.set_weights(fast.get_weights())
     assert {type(n).__name__ for n in fast.layers} - {type(n).__name__ for n in plain.layers} == {"FastLSTM"}
     np.testing.assert_allclose(fast.predict(x, verbose=0), plain.predict(x, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+def test_mixed_precision_trains_repeats_itself_and_is_stored_for_onnxruntime(market, tmp_path, precision):
+    "Twice on one compiled network: winding it back must not take the scale of the loss away. What is said and stored is float32."
+    config = replace(CONFIG, precision=precision, epochs=2)
+    one, again, plain = fit(*market, config), fit(*market, config), fit(*market, replace(config, precision="float32"))
+    assert one.training["stopped"] == "done" and same(one, again) and not same(one, plain)
+    assert all(w.dtype == "float32" for w in one.weights) and abs(one.training["val_loss"] / plain.training["val_loss"] - 1) < 0.2
+    live = LiveModel.load(save_bundle(one, tmp_path))
+    assert live is not None and live.onnx["difference"] < 1e-6 and load_bundle(tmp_path) == one
+    said = one.predict(*market[::-1], in_sample=True)
+    np.testing.assert_allclose(live.predict(*market[::-1], in_sample=True), said, rtol=0, atol=1e-6 * max(1, said.abs().max()))
+
+
+def test_a_precision_set_for_all_of_keras_does_not_reach_the_network(market):
+    import keras
+    expected, old = fit(*market, replace(CONFIG, epochs=1)), keras.config.dtype_policy()
+    model._compile.cache_clear()
+    try:
+        keras.config.set_dtype_policy("mixed_float16")
+        assert same(expected, fit(*market, replace(CONFIG, epochs=1)))
+    finally: keras.config.set_dtype_policy(old)
 
 
 GROWTH = """

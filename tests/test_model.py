@@ -1,21 +1,24 @@
 """Training: its end in every way it can end, its targets, several seeds, several tickers, no growth."""
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cryptolstm import model
 from cryptolstm.core import InputError, OperationError, RunConfig
 from cryptolstm.features import features
 from cryptolstm.live_model import LiveModel
 from cryptolstm.model import ModelConfig, build_network, fit, load_bundle, model_config, save_bundle, training_data, training_parts
-from cryptolstm.settings import LITERAL
+from cryptolstm.settings import LITERAL, RANGES, SEQUENCES, WHOLE, check_network, check_setting
 from cryptolstm.signals import SignalGenerator, decide
 from cryptolstm.simulate import demo_market, planted_market
 from cryptolstm.walkforward import walk_forward
@@ -71,7 +74,7 @@ def test_an_exploding_loss_ends_training_with_the_last_good_weights(market, in_e
 
 def test_without_a_good_epoch_there_is_an_error_that_names_the_epoch(market):
     with pytest.raises(OperationError, match="^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"):
-        fit(*market, replace(CONFIG, learning_rate=1e25))
+        fit(*market, replace(CONFIG, learning_rate=1e6))
     assert np.isfinite(fit(*market, CONFIG).weights[0]).all()                            # and the next training knows nothing of it
 
 
@@ -121,6 +124,42 @@ def test_too_few_windows_state_the_need_and_that_many_suffice(market, horizon):
     enough = int(str(e.value).split("pass at least ")[1].split()[0])
     fit(bars.iloc[:enough], table.iloc[:enough], config)
     with pytest.raises(InputError, match=f"pass at least {enough} bars$"): fit(bars.iloc[:enough - 1], table.iloc[:enough - 1], config)
+
+
+# -- settings -------------------------------------------------------------------------------------------------------------------------
+
+UNUSABLE = {"seeds": [5_000_000_000], "plateau_factor": 1.5, "l2": float("inf"), "max_train_seconds": float("inf"), "clipvalue": 0, "val_fraction": 1e-9, "bn_momentum": 5,
+            "learning_rate": 0, "units": [0], "dense": [10**6], "dropout": [1.0], "dense_dropout": -0.1, "epochs": 10**9, "batch_size": 2.5, "patience": True}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_setting_that_no_training_could_use_is_refused_in_one_sentence(name):
+    with pytest.raises(InputError, match=rf"^network {name} is .*; pass a (list of )?(whole )?numbers? from \S+ to \S+?(, or null for no limit)?$"):
+        model_config(RunConfig(network={name: UNUSABLE[name]}))
+
+
+@given(st.sampled_from(sorted(RANGES)), st.floats(allow_nan=True) | st.integers() | st.booleans() | st.none() | st.text(max_size=3))
+def test_a_number_passes_only_within_its_limits(name, value):
+    low, high = RANGES[name]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and (name not in WHOLE or isinstance(value, int))
+    try: check_setting(name, (value,) if name in SEQUENCES else value)
+    except InputError: assert not number and (name, value) != ("max_train_seconds", None)
+    else: assert number or (name, value) == ("max_train_seconds", None)
+
+
+COMPILED_LIMITS = ("l2", "bn_momentum", "clipvalue", "dropout", "recurrent_dropout", "dense_dropout")
+
+
+@pytest.mark.parametrize("end", [0, 1], ids=["smallest", "largest"])
+def test_the_limits_of_every_setting_train_and_can_be_written_down(market, end):
+    bars, table = (m.iloc[:400] for m in market)
+    at_limit = lambda name: tuple([RANGES[name][end]]) if name in SEQUENCES else RANGES[name][end]
+    for names in (COMPILED_LIMITS, ("learning_rate",), ("val_fraction", "batch_size", "plateau_factor", "plateau_patience", "patience"), ("max_train_seconds", "seed"), ("seeds",)):
+        config = replace(CONFIG, epochs=2, **{name: at_limit(name) for name in names})
+        check_network(config)
+        json.dumps(asdict(config), allow_nan=False)
+        try: fit(bars, table, config)
+        except OperationError as e: assert names in (("learning_rate",), COMPILED_LIMITS) and str(e).startswith("training diverged in epoch 1")
 
 
 # -- targets and horizons -------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ class Batches(keras.utils.PyDataset):
         return (x,) if self.y is None else (x, self.y[self.ends[pick], None])
 
 # %% ../nbs/05_model.ipynb #8ac0a7b3
-COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum", "precision", "loss", "clipvalue")
+COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum",
+            "precision", "loss", "clipvalue")
 ERRORS = {"huber": keras.losses.huber, "mse": keras.losses.mean_squared_error, "mae": keras.losses.mean_absolute_error}
 
 def _compiled(config: ModelConfig, n_features: int) -> keras.Model:

@@ -71,7 +71,8 @@ def check_setting(
     fits = lambda v: isinstance(v, int if whole else (int, float)) and not isinstance(v, bool) and low <= v <= high
     if many == isinstance(value, tuple) and all(map(fits, value if many else (value,))): return
     numbers = f"{'list of ' if many else ''}{'whole ' if whole else ''}number{'s' if many else ''} from {low:,.12g} to {high:,.12g}"
-    raise InputError(f"network {name} is {list(value) if isinstance(value, tuple) else value!r}; pass a {numbers}{', or null for no limit' if name == 'max_train_seconds' else ''}")
+    given, none = list(value) if isinstance(value, tuple) else value, ", or null for no limit" if name == "max_train_seconds" else ""
+    raise InputError(f"network {name} is {given!r}; pass a {numbers}{none}")
 
 # %% ../nbs/04a_settings.ipynb #b0d3ba3f
 def check_network(

@@ -65,7 +65,8 @@ def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(mark
 
 
 def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers):
-    wild, sentence = replace(CONFIG, seeds=(1, 2, 3), learning_rate=1e6), "^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"
+    wild = replace(CONFIG, seeds=(1, 2, 3), learning_rate=1e6)
+    sentence = "^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"
     with pytest.raises(OperationError, match=sentence): fit(*market, wild, workers=workers)
 
 

@@ -142,14 +142,15 @@ def test_a_setting_that_no_training_could_use_is_refused_in_one_sentence(name):
 @given(st.sampled_from(sorted(RANGES)), st.floats(allow_nan=True) | st.integers() | st.booleans() | st.none() | st.text(max_size=3))
 def test_a_number_passes_only_within_its_limits(name, value):
     low, high = RANGES[name]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and (name not in WHOLE or isinstance(value, int))
+    number = isinstance(value, int if name in WHOLE else (int, float)) and not isinstance(value, bool) and low <= value <= high
     try: check_setting(name, (value,) if name in SEQUENCES else value)
     except InputError: assert not number and (name, value) != ("max_train_seconds", None)
     else: assert number or (name, value) == ("max_train_seconds", None)
 
 
 COMPILED_LIMITS = ("l2", "bn_momentum", "clipvalue", "dropout", "recurrent_dropout", "dense_dropout")
-OTHER_LIMITS = (("learning_rate",), ("val_fraction", "batch_size", "plateau_factor", "plateau_patience", "patience"), ("max_train_seconds", "seed"), ("seeds",))
+OTHER_LIMITS = (("learning_rate",), ("val_fraction", "batch_size", "plateau_factor", "plateau_patience", "patience"),
+                ("max_train_seconds", "seed"), ("seeds",))
 
 
 @pytest.mark.parametrize("end", [0, 1], ids=["smallest", "largest"])

@@ -70,6 +70,16 @@ def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers)
     with pytest.raises(OperationError, match=sentence): fit(*market, wild, workers=workers)
 
 
+def test_an_idle_process_that_dies_is_replaced_before_it_is_given_work():
+    "Killed between two calls, as by a system short of memory: the next call, and the one after, know nothing of it."
+    with Workers(2) as some:
+        first = some.run(os.getpid, [()])[0]
+        os.kill(first, signal.SIGKILL)
+        assert all_gone([first])
+        again = some.run(os.getpid, [(), (), ()])
+        assert first not in again and len(set(again)) <= 2 and some.run(abs, [(-3,)]) == [3] and len(some._lines) <= 2
+
+
 LIFE = """
 import os, sys, time
 from pathlib import Path

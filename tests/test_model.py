@@ -165,6 +165,44 @@ def test_the_limits_of_every_setting_train_and_can_be_written_down(market, end):
         except OperationError as e: assert names in (("learning_rate",), COMPILED_LIMITS) and str(e).startswith("training diverged in epoch 1")
 
 
+# -- what a training is given ----------------------------------------------------------------------------------------------------------
+
+def naive(frame): return frame.set_axis(frame.index.tz_localize(None))
+
+
+WRONG = {  # what is passed for (bars, table, config), and the sentence
+    "an empty ticker": (lambda b, t: ({"A/USD": (b, t), "B/USD": (b.iloc[:0], t.iloc[:0])}, None, CONFIG),
+                        "^there are no bars of B/USD; fetch some, or leave the ticker out$"),
+    "no bars": (lambda b, t: (b.iloc[:0], t.iloc[:0], CONFIG), "^there are no bars; fetch some$"),
+    "an empty pool": (lambda b, t: ({}, None, CONFIG), r"pass fit\(bars, table, config\)"),
+    "bars alone": (lambda b, t: ({"A/USD": b}, None, CONFIG),
+                   r"^there are bars of A/USD without features; pass .*fit\(\{ticker: \(bars, table\)\}, config=config\)$"),
+    "no features": (lambda b, t: (b, None, CONFIG), "bars without features"),
+    "a shorter table": (lambda b, t: (b, t.iloc[:-3], CONFIG),
+                        r"^the features have other rows than the bars \(1,297 against 1,300\); pass features\(bars\)"),
+    "another ticker's table": (lambda b, t: ({"A/USD": (b, t.set_axis(t.index + pd.Timedelta("1h")))}, None, CONFIG),
+                               "^the features of A/USD have other rows"),
+    "an index without a zone": (lambda b, t: (naive(b), naive(t), CONFIG), "UTC"),
+    "a table without a feature": (lambda b, t: (b, t.drop(columns="rsi"), CONFIG), "lack the column rsi"),
+    "a horizon of 200": (lambda b, t: (b, t, replace(CONFIG, horizon=200)), "^network horizon is 200; pass a whole number from 1 to 72$")}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_no_training_can_use_is_refused_in_one_sentence(market, case):
+    made, sentence = WRONG[case]
+    with pytest.raises(InputError, match=sentence) as e: fit(*made(*market))
+    assert "\n" not in str(e.value)
+
+
+def test_weights_of_another_ticker_are_not_continued(market):
+    bars, table = market
+    config, other = replace(CONFIG, epochs=1, refit_epochs=1), demo_market(1300, seed=1, ticker="ETH/USD")
+    old = fit(bars.iloc[:1200], table.iloc[:1200], config)
+    new = fit(other.iloc[24:1224], table.iloc[24:1224], config, warm_start=old)
+    assert old.ticker == "BTC/USD" and new.training["warm_start_refused"] == "the old model was trained on BTC/USD, this one is on ETH/USD"
+    assert fit(bars.iloc[24:1224], table.iloc[24:1224], config, warm_start=old).training["warm_started"]
+
+
 # -- targets and horizons -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("horizon", [1, 24, 72])

@@ -17,7 +17,7 @@ from .core import HOUR, InputError, RunConfig, TrainingSpanError, as_utc
 from .features import features
 from .model_record import ModelRecord
 from .registry import huber, paired_test
-from .signals import decide
+from .signals import decide, exceed_of
 from .windows import label
 
 # %% ../nbs/09d_compare.ipynb #6a923fc3
@@ -57,7 +57,7 @@ def check_comparable(
 
 def _outcome(model: ModelRecord, run: RunConfig, table: pd.DataFrame, bars: pd.DataFrame, first: int, note: Mapping) -> tuple[pd.DataFrame, dict]:
     "Decisions of a model from row `first` on, and what trading them would have earned."
-    decisions = decide(model.predict(table, bars, start=first), table, run, exceed=note.get("exceed") or {"gain": None})
+    decisions = decide(model.predict(table, bars, start=first), table, run, exceed=exceed_of(note))
     rows = table.iloc[first:]
     return decisions, simulate(bars.iloc[first:], decisions["signal"], atr=rows["atr"], sigma=rows["sigma"], **order_settings(run))
 

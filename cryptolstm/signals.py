@@ -432,16 +432,16 @@ def past_decisions(
     "The decisions of a line on bars its versions had not seen, oldest first, and what came of them; empty where there are none."
     said = line_forecasts(history, table, bars, last + 1).iloc[:-1]
     rows = table.loc[said.index]
-    exceed = [exceedance(exceed_of(v), said["prediction"], rows, run) for v in history]
+    exceed = [exceedance(exceed_of(v.note), said["prediction"], rows, run) for v in history]
     decided = decide(said["prediction"], table, run, exceed=sum((p.where(said["version"] == k, 0) for k, p in enumerate(exceed)), pd.Series(0.0, said.index)))
     real = label("return", bars, table["sigma"], run.horizon).loc[said.index]
     came = predicted_price(rows["close"], real, rows["sigma"], run.horizon) - rows["close"]
     known = came.notna() & (came != 0) & (decided["difference"].abs() > 0)
     return decided.assign(came=came, right=(np.sign(came) == np.sign(decided["difference"])).astype("boolean").where(known), version=[history[k].folder.name for k in said["version"]])
 
-def exceed_of(version: Version) -> Mapping:
-    "How a version turns a forecast into P(beyond the threshold), see `exceedance`."
-    found = version.note.get("exceed") or {}
+def exceed_of(note: Mapping) -> Mapping:
+    "How a version turns a forecast into P(beyond the threshold), from its `version.json`; see `exceedance`."
+    found = note.get("exceed") or {}
     return found if "curves" in found else {"gain": None}   # an earlier release kept something else
 
 # %% ../nbs/07_signals.ipynb #e90a5032
@@ -562,7 +562,7 @@ class SignalGenerator:
         asked = Asked(self.line_of(run.hours), self.config, run.ticker, self.market, run.hours, None if self.home is None else Path(self.home) / "models", self.model is not None)
         version, why, notes, tried = self._version(asked, bars, table, retrain_threshold)
         history = asked.history(version, bars, WINDOW + run.horizon)
-        decision = decide(version.model.predict(table, bars, start=len(bars) - 1), table, run, exceed=exceed_of(version)).iloc[-1]
+        decision = decide(version.model.predict(table, bars, start=len(bars) - 1), table, run, exceed=exceed_of(version.note)).iloc[-1]
         return Decided(signal_dict(run, bars, table, decision, history, why, tried, notes), run, bars, table, history)
 
     def _version(self, asked: Asked, bars: pd.DataFrame, table: pd.DataFrame, retrain_threshold: float) -> tuple[Version, str, list, dict]:

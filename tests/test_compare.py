@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cryptolstm import backtester, compare, experiment, leakage
+from cryptolstm import backtester, compare, experiment
 from cryptolstm.backtester import order_settings
 from cryptolstm.cli import app
 from cryptolstm.compare import block_bootstrap, compare_models
@@ -32,7 +32,7 @@ def two():
 
 
 def test_whoever_trades_a_run_trades_every_setting_of_it(two, monkeypatch):
-    "The settings are those `simulate` knows, so one that is added there is traded by all three."
+    "The settings are those `simulate` knows, so one that is added there is traded by all; the leak certificate drives `experiment.trade` itself."
     (a, b), bars = two
     table, given = features(bars), []
     assert {k for k, v in order_settings(ALL).items() if v == getattr(RunConfig(), k)} == set() and len(order_settings(ALL)) == 20
@@ -41,13 +41,11 @@ def test_whoever_trades_a_run_trades_every_setting_of_it(two, monkeypatch):
         given.append({k: v for k, v in settings.items() if k not in ("atr", "sigma")})
         return backtester.simulate(*args, **settings)
 
-    for module in (compare, experiment, leakage): monkeypatch.setattr(module, "simulate", spy)
+    for module in (compare, experiment): monkeypatch.setattr(module, "simulate", spy)
     compare_models(a, b, bars, ALL)
-    decide, orders = leakage.run_stages(ALL)
-    orders(bars, table, decide(table))
-    experiment.trade(bars, decide(table)["signal"], ALL, table["atr"], table["sigma"])
-    assert len(given) == 4 and all(g == order_settings(ALL) for g in given)
-    experiment.trade(bars, decide(table)["signal"], ALL)
+    experiment.trade(bars, np.zeros(len(bars)), ALL, table["atr"], table["sigma"])
+    assert len(given) == 3 and all(g == order_settings(ALL) for g in given)
+    experiment.trade(bars, np.zeros(len(bars)), ALL)
     assert given[-1] == {k: order_settings(ALL)[k] for k in experiment.COSTS}
 
 

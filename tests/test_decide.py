@@ -135,7 +135,7 @@ def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, asked):
 
 
 def test_a_farther_threshold_is_never_likelier():
-    "From the few forecasts that a default training leaves, by somebody who knows nothing; for close and far thresholds, also beyond those the curves were fitted at."
+    "From the few forecasts that a default training leaves, by somebody who knows nothing; also beyond the thresholds that curves were fitted at."
     for seed in range(6):
         table, rng = market(seed).iloc[-900:], np.random.default_rng(seed)
         pairs = pd.DataFrame(rng.standard_normal((900, 2)) * [0.05, 1], table.index, ["prediction", "realised"])

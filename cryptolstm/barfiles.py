@@ -6,11 +6,11 @@
 __all__ = ['TEXT_ROWS', 'BAR_ROWS', 'TIMES', 'PRICES', 'SYMBOLS', 'KLINES', 'NUMBER', 'BLANKS', 'SAME_COIN', 'UNITS', 'SPELLINGS',
            'REASONS', 'FIRST_BAR', 'BRIEF', 'unpack', 'RawTable', 'Head', 'wanted_column', 'plain_name', 'split_line',
            'is_number', 'find_head', 'csv_form', 'read_text', 'row_numbers', 'read_json', 'file_stamp', 'read_arrow',
-           'raw_table', 'volume_column', 'pick_columns', 'letters', 'check_stamp', 'check_symbol', 'read_numbers',
-           'read_epochs', 'read_texts', 'localize', 'read_times', 'quick_iso', 'Rows', 'judge', 'bar_seconds',
-           'find_twins', 'why', 'to_hours', 'refuse_bad', 'read_bars', 'file_bytes', 'zone_known', 'file_order',
-           'lost_hours', 'closed_bars', 'hour_iso', 'ImportReport', 'report_text', 'check_market', 'import_bars',
-           'compare_stored', 'provenance', 'export_bars', 'write_bars']
+           'raw_table', 'volume_column', 'day_and_time', 'pick_columns', 'letters', 'check_stamp', 'check_symbol',
+           'read_numbers', 'read_epochs', 'read_texts', 'localize', 'read_times', 'quick_iso', 'Rows', 'judge',
+           'bar_seconds', 'find_twins', 'why', 'to_hours', 'refuse_bad', 'read_bars', 'file_bytes', 'zone_known',
+           'file_order', 'lost_hours', 'doubted_hours', 'closed_bars', 'hour_iso', 'ImportReport', 'report_text',
+           'check_market', 'import_bars', 'compare_stored', 'provenance', 'export_bars', 'write_bars']
 
 # %% ../nbs/01b_barfiles.ipynb #b63c72db
 import csv
@@ -20,6 +20,7 @@ import io
 import json
 import re
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -39,7 +40,8 @@ from filelock import Timeout
 
 from .core import COLUMNS, InputError, OperationError, as_utc, bars_hash, check_bars, check_ticker, write_atomic
 from .core import home as data_home
-from .store import bar_path, hour_number, hours_of, merge_spans, open_store, read_store, runs, store_lock, stored_name, write_store
+from .store import (bar_path, hour_number, hours_of, merge_spans, missing_spans, open_store, read_store, runs, store_lock, stored_name,
+                              write_store)
 
 # %% ../nbs/01b_barfiles.ipynb #a27527c6
 def unpack(
@@ -91,7 +93,7 @@ class Head:
 
 # %% ../nbs/01b_barfiles.ipynb #aa492fef
 TIMES = ("unix", "unix_timestamp", "timestamp", "open_time", "opentime", "open_timestamp", "date", "datetime", "time", "gmt_time", "ts", "t",
-         "__index_level_0__", "index", "start")              # the first one present counts
+         "__index_level_0__", "index", "start", "unnamed:_0")   # the first one present counts; the last is pandas' name for none
 PRICES = {"open": ("open", "o"), "high": ("high", "h"), "low": ("low", "l"), "close": ("close", "c")}
 SYMBOLS = ("symbol", "ticker", "pair", "instrument", "tic")
 
@@ -105,10 +107,10 @@ def wanted_column(
 KLINES = ["open_time", "open", "high", "low", "close", "volume", "close_time", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume", "ignore"]
 
 def plain_name(
-    name: str,     # a column as in the file, e.g. " Open Time"
+    name: str,     # a column as in the file, e.g. " Open Time" or "<OPEN>"
 ) -> str:          # e.g. "open_time"
-    "A column name in lower case, without quotes and blanks."
-    return re.sub(r"\s+", "_", name.replace("\ufeff", "").strip().strip('"').strip().lower())
+    "A column name in lower case, without quotes, angle brackets and blanks."
+    return re.sub(r"\s+", "_", name.replace("\ufeff", "").strip().strip('"<>').strip().lower())
 
 def split_line(
     line: str,
@@ -140,7 +142,9 @@ def find_head(
         sep = max(",;\t|", key=line.count)
         fields = split_line(line, sep)
         if len(fields) > 5 or sum(wanted_column(plain_name(f)) for f in fields) > 2:
-            if not all(is_number(f) for f in fields[1:5]): return Head([plain_name(f) for f in fields], sep, min(end + 1, len(raw)), row + 1, "\n".join(above), "")
+            if not all(is_number(f) for f in fields[1:5]):
+                columns = [plain_name(f) or "unnamed:_0" * (k == 0) for k, f in enumerate(fields)]   # pandas writes an index without a name
+                return Head(columns, sep, min(end + 1, len(raw)), row + 1, "\n".join(above), "")
             names = {12: KLINES, 6: KLINES[:6], 7: [*KLINES[:6], "trades"]}.get(len(fields))
             if names is None: raise InputError(f"{name}: {len(fields)} columns without a header; write time,open,high,low,close,volume above them in their order")
             return Head(names, sep, at, row, "\n".join(above), "Binance Vision klines" if len(fields) == 12 else "CSV without header")
@@ -291,6 +295,22 @@ def volume_column(
     if not found: raise InputError(f"{name} has no column for volume; found {', '.join(names)}; add one with the volume in base currency")
     raise InputError(f"{name} has {', '.join(found)}, none of them the volume in {(base or 'base currency').upper()}; rename the right one to volume")
 
+# %% ../nbs/01b_barfiles.ipynb #e372a7a8
+def day_and_time(
+    table: RawTable,         # with the columns date and time
+    name: str,               # how to call the file in errors
+):                           # both as one column of text; None where the date says the time of day itself
+    "A moment that stands in two columns. `InputError` where they do not make one."
+    date, clock = (table.columns[n] for n in ("date", "time"))
+    if pa.types.is_timestamp(date.type) or not len(date): return None
+    date, clock = date.cast(pa.string()), clock.cast(pa.string())
+    first = f"{date[0].as_py()} {clock[0].as_py()}"
+    if ":" in (date[0].as_py() or ""): return None
+    if re.fullmatch(r"\d{9,}(\.\d+)?", clock[0].as_py() or ""): return clock   # since 1970
+    if not re.search(r" \d?\d:\d\d(:\d\d(\.\d+)?)?$", first): raise InputError(
+        f"{name} has its times in two columns, date and time, and {first!r} is none; write them into one column as 2025-01-31 13:00")
+    return pc.binary_join_element_wise(date, clock, " ")
+
 # %% ../nbs/01b_barfiles.ipynb #e969a5f4
 def pick_columns(
     table: RawTable,
@@ -301,13 +321,14 @@ def pick_columns(
     names = list(table.columns)
     found = ", ".join(table.names[:20])
     picked = {"time": next((n for n in TIMES if n in names), None)}
+    day = picked["time"] == "date" and "time" in names and day_and_time(table, name)
     picked |= {c: next((n for n in known if n in names), None) for c, known in PRICES.items()}
     if lost := [c for c, n in picked.items() if n is None]:
         raise InputError(f"{name} has no column for {' and '.join(lost)}; found {found}; rename the columns to time,open,high,low,close,volume")
     check_stamp(table.stamp, ticker, name)
     if ticker: check_symbol(table, ticker, name)
     picked["volume"] = volume_column(names, ticker.split("/")[0].lower() if ticker else None, name)
-    return {c: table.columns[n] for c, n in picked.items()}
+    return {c: table.columns[n] for c, n in picked.items()} | ({"time": day} if day else {})
 
 # %% ../nbs/01b_barfiles.ipynb #06f850f5
 def letters(name: str) -> str:
@@ -370,7 +391,8 @@ def read_epochs(
 
 # %% ../nbs/01b_barfiles.ipynb #f0ae6351
 SPELLINGS = ("ISO8601", "%Y-%m-%d %I-%p", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M", "%m/%d/%Y %I:%M %p",
-             "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S.%f", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S")
+             "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S.%f", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S",
+             "%Y.%m.%d %H:%M", "%Y.%m.%d %H:%M:%S")
 
 def read_texts(
     column,                                          # pyarrow, text
@@ -602,7 +624,7 @@ def read_bars(
              "empty": int(rows.empty.sum()), "skipped": int(((rows.code > 0) & ~rows.empty).sum()) + len(table.ragged), "bad": bad}
     bars, notes = closed_bars(rows, ((rows.code == 0) | rows.empty) & ~again, notes, min(now.timestamp(), file.stat().st_mtime), file.name)
     bars.attrs = table.stamp
-    return bars, notes | {"dropped": lost_hours(rows, bars)}
+    return bars, notes | {"dropped": lost_hours(rows, bars), "doubted": doubted_hours(rows, bars)}
 
 # %% ../nbs/01b_barfiles.ipynb #85155dd9
 def file_bytes(file: Path) -> bytes:
@@ -627,10 +649,19 @@ BRIEF = ["", "", "", "not a number", "a missing value", "a price that is not pos
          "off the grid", "contradicts another row"]    # as `REASONS`
 
 def lost_hours(rows: Rows, bars: pd.DataFrame) -> dict[str, str]:
-    "ISO time → reason of the hours without a bar that had a bad row; at most 1000."
+    "ISO time → reason of the hours without a bar that had a bad row; at most 1000 are named."
     bad = np.flatnonzero((rows.code > 2) & ~rows.empty)
     bad = bad[~np.isin(rows.time[bad] // 3_600_000_000, hours_of(bars.index))][:1000]
     return {hour_iso(rows.time[i] // 3_600_000_000): BRIEF[rows.code[i]] for i in bad}
+
+# %% ../nbs/01b_barfiles.ipynb #ac109a35
+def doubted_hours(rows: Rows, bars: pd.DataFrame) -> list[tuple[str, int]]:
+    "(ISO time, hours) of the holes that may be there because rows were left out: all of them where such a row has no time that can be read."
+    hours = hours_of(bars.index)
+    holes = np.setdiff1d(np.arange(hours[0], hours[-1] + 1), hours)
+    bad = (rows.code > 0) & ~rows.empty
+    if not len(rows.table.ragged) and not (bad & (rows.code <= 2)).any(): holes = np.intersect1d(holes, rows.time[bad] // 3_600_000_000)
+    return [(hour_iso(a), b - a) for a, b in runs(holes)]
 
 # %% ../nbs/01b_barfiles.ipynb #54b64df8
 def closed_bars(rows: Rows, good: np.ndarray, notes: dict, written: float, name: str) -> tuple[pd.DataFrame, dict]:
@@ -685,6 +716,7 @@ class ImportReport:
     skipped: int               # bad rows left out (`skip_bad`)
     bad: dict                  # row number → what was wrong with it, the first 100
     dropped: dict              # ISO time → reason of hours without a bar because their rows were bad
+    doubted: list              # (ISO time, hours) of gaps that may be there only because rows were left out; not taken for known
     set_aside: str | None      # a damaged store that was put aside
 
     def __str__(self) -> str: return report_text(self)
@@ -705,6 +737,7 @@ def report_text(
             f"{many(r.partial, 'hour')} made of fewer rows than fit into one": r.partial,
             f"hours cut off by the ends of the file left out: {', '.join(r.cut)}": r.cut, f"the bar of {r.in_progress} was not closed when the file was last changed and is left out": r.in_progress,
             "whether its last bar was closed is judged by the time the file was last changed; copying or downloading it late hides an unfinished bar": r.in_progress is None,
+            f"{many(sum(n for _, n in r.doubted), 'hour')} without a bar may be owed to rows left out; no gaps until asked for": r.doubted,
             f"{many(r.skipped, 'bad row')} left out: {'; '.join([*r.bad.values()][:3])}{' …' if r.skipped > 3 else ''}": r.skipped,
             f"the store was damaged and put aside as {r.set_aside}": r.set_aside}
     return "\n".join(text + [line for line, is_so in said.items() if is_so])
@@ -743,8 +776,10 @@ def import_bars(
             store = open_store(path)
             fresh, counts = compare_stored(store, bars, replace, notes["file"])
             hours = hours_of(bars.index)
-            spans = [(int(hours[0]), int(hours[-1]) + 1)] if gaps == "known" else runs(hours)
-            if len(fresh) or merge_spans([*store.covered, *spans]) != merge_spans(store.covered): write_store(path, store.add(fresh, spans, notes["dropped"], imports=provenance(store, bars, notes)))
+            doubted = [(hour_number(t), hour_number(t) + n) for t, n in notes["doubted"]]
+            spans = missing_spans((int(hours[0]), int(hours[-1]) + 1), doubted) if gaps == "known" else runs(hours)
+            if len(fresh) or merge_spans([*store.covered, *spans]) != merge_spans(store.covered):
+                write_store(path, store.add(fresh, spans, notes["dropped"], doubted, int(1000 * time.time()), imports=provenance(store, bars, notes)))
     except Timeout as e: raise OperationError(f"another process is changing {path}; wait for it or end it") from e
     except OSError as e: raise OperationError(f"cannot write to {path.parent}: {e.strerror or e}; check its permissions") from e
     first, last = (t.isoformat() for t in bars.index[[0, -1]])

@@ -257,7 +257,7 @@ def import_(
 ) -> None:
     "Put the bars of a file into the store, all or none."
     from dataclasses import asdict
-    from cryptolstm.barfiles import import_bars, report_text
+    from cryptolstm.import_export import import_bars, report_text
     try: report = import_bars(file, ticker, exchange, tz=tz, replace=replace, skip_bad=skip_bad, gaps=gaps)
     except InputError as e: raise InputError(re.sub(r"\bpass (replace|skip_bad)\b", lambda m: f"pass --{m[1].replace('_', '-')}", str(e))) from e
     emit(asdict(report)) if as_json else print(report_text(report))
@@ -272,7 +272,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     "Write stored bars to a file; nothing is fetched and gaps stay absent."
-    from cryptolstm.barfiles import export_bars
+    from cryptolstm.import_export import export_bars
     name, market = market_asked(exchange, exchange_url)
     if name == "simulated": raise InputError("simulated bars are not stored, and no file may pass for a market; pass an exchange whose bars are stored")
     written = export_bars(ticker, market, file, start=start, end=end)

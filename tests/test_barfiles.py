@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from loopback import TICKERS, Loopback, a_market, same
 
 from cryptolstm import store as bar_store
-from cryptolstm.barfiles import export_bars, import_bars, read_bars, report_text
+from cryptolstm.barfiles import read_bars
 from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash
 from cryptolstm.data import CryptoMarketDataClient, market_bars
 from cryptolstm.exchanges import ExchangeUnreachable, market_name
+from cryptolstm.import_export import export_bars, import_bars, report_text
 from cryptolstm.quality import quality_report
 from cryptolstm.store import bar_path, hour_number, missing_spans, read_store
 

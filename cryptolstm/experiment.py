@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'ORDERS', 'HOLD', 'REVERSAL', 'RULES_ALONE', 'LSTM_ALONE', 'DIRECTION', 'BEYOND', 'FIGURES', 'trade',
-           'training_note', 'calibration_note', 'data_stamp', 'market_text', 'data_notes', 'log_return', 'rules_alone',
-           'learner_forecasts', 'learner_exceedance', 'trade_baselines', 'search_of', 'power_of', 'calibration_of',
-           'judge', 'backtest', 'trial_of', 'summary', 'figure_text', 'figure_rows', 'run_backtest', 'Backtester']
+           'training_note', 'calibration_note', 'ending_note', 'repeatable', 'data_stamp', 'market_text', 'data_notes',
+           'log_return', 'rules_alone', 'learner_forecasts', 'learner_exceedance', 'trade_baselines', 'search_of',
+           'power_of', 'calibration_of', 'judge', 'Line', 'run_line', 'stages', 'backtest', 'trial_of', 'summary',
+           'figure_text', 'figure_rows', 'run_backtest', 'Backtester']
 
 # %% ../nbs/11a_experiment.ipynb #bd23a07b
 import json, math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,8 +23,8 @@ from .backtester import simulate
 from .calibration import calibration_figures, reliability
 from .core import HOUR, InputError, RunConfig, bars_hash, plain, run_config
 from .data import market_bars
-from .features import INPUTS
-from .leakage import certificate
+from .features import INPUTS, WARMUP
+from .leakage import LEAST_TRIED, Stages, certificate
 from .ledger import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from .metrics import BARS_PER_YEAR, figures, hourly_returns, performance
 from .model import model_config
@@ -36,7 +38,7 @@ from .walkforward import WalkForward, bars_needed, walk_forward
 from .windows import predicted_price, target
 
 # %% ../nbs/11a_experiment.ipynb #181adc91
-COSTS = ("initial_balance", "fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
+COSTS = ("initial_balance", "fee", "maker_fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
 ORDERS = ("stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "sizing", "size", "exit", "min_hold", "max_hold",
           "lot", "min_notional", "max_volume_share", "max_leverage")              # how the strategy trades
 
@@ -75,12 +77,30 @@ def calibration_note(
     return (f"{len(without)} of {len(folds)} folds entered nothing: they had too little to calibrate a probability on (at fewest {without.min():,} validation windows, "
             f"{MIN_CALIBRATION} are needed); a larger train_hours gives more")
 
+# %% ../nbs/11a_experiment.ipynb #5e1c40b2
+def ending_note(
+    folds: pd.DataFrame,   # from `walk_forward`
+) -> str | None:           # a sentence, None where every training ended by itself
+    "What to know of trainings that something else ended than their epochs or their patience."
+    ends = folds.loc[~folds["stopped"].isin(("done", "patience")), "stopped"]
+    if not len(ends): return None
+    how = ", ".join(f"{n} × {end}" for end, n in ends.value_counts().items())
+    return f"{len(ends)} of {len(folds)} trainings did not end by themselves ({how}); the best weights until then are used"
+
+def repeatable(
+    folds: pd.DataFrame,   # from `walk_forward`
+) -> str:                  # as each training says of itself
+    "How far the run gives the same numbers again: as far as its weakest training."
+    said = folds["determinism"].tolist()
+    return next((s for s in said if s.startswith("none")), said[0])
+
 # %% ../nbs/11a_experiment.ipynb #53075713
 def data_stamp(
     bars: pd.DataFrame,     # all bars used
     tested: pd.DataFrame,   # those tested
     shortened: str | None = None,  # from `training_note`
     uncalibrated: str | None = None,  # from `calibration_note`
+    ended: str | None = None,         # from `ending_note`
 ) -> dict:                  # JSON-able
     "Where the bars of a result came from, for every page and file that shows it."
     keep = {k: v for k, v in bars.attrs.items() if isinstance(v, (str, int, float, bool)) or v is None}
@@ -88,7 +108,7 @@ def data_stamp(
     if aside := bars.attrs.get("set_aside"): keep["set_aside"] = f"A damaged file of stored bars was put aside as {aside} and its bars were fetched again"
     if revised := bars.attrs.get("revised"): keep["revised"] = f"Revised by the exchange after they were first fetched: {len(revised)} values, the newest used here"
     if late := bars.attrs.get("late"): keep["late"] = f"Came only at a later fetch: {late} bars"
-    keep |= {k: v for k, v in (("shortened", shortened), ("uncalibrated", uncalibrated)) if v}
+    keep |= {k: v for k, v in (("shortened", shortened), ("uncalibrated", uncalibrated), ("ended", ended)) if v}
     return {**keep, "bars": len(bars), "first": bars.index[0].isoformat(), "tested_from": tested.index[0].isoformat(),
             "tested_until": (tested.index[-1] + HOUR).isoformat(), "gaps": int(bars["is_gap"].sum()) if "is_gap" in bars else 0, "sha256": bars_hash(bars)}
 
@@ -103,7 +123,7 @@ def data_notes(
     data: Mapping,      # as above
 ) -> list[str]:         # sentences without a full stop, none where all is as it was asked for
     "What a reader must know of the bars besides where they are from: renamed, stale, fewer than asked for, revised, dropped."
-    return [text[0].upper() + text[1:] for k in ("alias", "stale", "set_aside", "short", "unconfirmed", "late", "shortened", "uncalibrated", "revised", "dropped") if (text := data.get(k))]
+    return [text[0].upper() + text[1:] for k in ("alias", "stale", "set_aside", "short", "unconfirmed", "late", "shortened", "uncalibrated", "ended", "revised", "dropped") if (text := data.get(k))]
 
 # %% ../nbs/11a_experiment.ipynb #3730ea85
 def log_return(
@@ -236,6 +256,27 @@ def judge(
     return verdict(skill.loc["LSTM"], returns[""], returns[HOLD], returns[REVERSAL], trades=len(result["trades"]), horizon=run.horizon,
                    deflated=math.nan if deflated is None else deflated, made=search["trials"], leak=leak)
 
+# %% ../nbs/11a_experiment.ipynb #5c01a56f
+class Line(NamedTuple):
+    "What a verdict rests on."
+    walk: WalkForward
+    decisions: pd.DataFrame   # from `decide`
+    result: dict              # from `simulate`
+
+def run_line(
+    bars: pd.DataFrame,       # history and tested span
+    run: RunConfig,
+    progress: bool = False,   # folds and epochs on stderr
+    label_bars: Callable | None = None,    # of a placebo run, see `walk_forward`
+) -> Line:
+    "Train along the bars, decide, trade. The leak certificate drives this very function."
+    walk = walk_forward(bars, run, progress, label_bars=label_bars)
+    index, forecast = walk.predictions.index, walk.predictions["prediction"]
+    decisions = decide(forecast, walk.table, run, exceed=walk.predictions["p_exceed"])
+    return Line(walk, decisions, trade(bars.loc[index], decisions["signal"], run, atr=walk.table["atr"].loc[index], sigma=walk.table["sigma"].loc[index]))
+
+def stages() -> Stages: return Stages(run_line, decide, trade)   # as they stand here now, for the certificate
+
 # %% ../nbs/11a_experiment.ipynb #593d5cc2
 def backtest(
     bars: pd.DataFrame,       # history and tested span, from `market_bars`; the last `run.hours` are tested
@@ -247,18 +288,17 @@ def backtest(
 ) -> dict:                    # figures of `performance`, and trades, equity, signals, predictions, skill, verdict, baselines, search, power, uncertainty …
     "Walk forward over the bars, trade the decisions, and judge both forecasts and money against the baselines."
     check_decidable(run)
-    walk = walk_forward(bars, run, progress, label_bars=label_bars)
+    walk, decisions, result = run_line(bars, run, progress, label_bars)
     tested, known = bars.loc[walk.predictions.index], walk.table.loc[walk.predictions.index]
-    decisions = decide(walk.predictions["prediction"], walk.table, run, exceed=walk.predictions["p_exceed"])
-    result = trade(tested, decisions["signal"], run, atr=known["atr"], sigma=known["sigma"])
     learners, reversal = learner_forecasts(bars, walk, run), last_bar_reversal(bars, run.horizon)
     own, realised = log_return(walk, walk.predictions["prediction"], run), log_return(walk, walk.predictions["realised"], run)
     skill = skill_table(realised, {"LSTM": own, REVERSAL: reversal, "momentum": momentum(bars, run.horizon), **{name: log_return(walk, f, run) for name, f in learners.items()}}, run.horizon)
     baselines = trade_baselines(tested, walk, run, learners, reversal, learner_exceedance(bars, walk, run, learners))
     returns = {name: b["final_balance"] / run.initial_balance - 1 for name, b in {"": result, **baselines}.items()}
-    data = data_stamp(bars, tested, training_note(walk.folds, run), calibration_note(walk.folds, run))
+    data = data_stamp(bars, tested, training_note(walk.folds, run), calibration_note(walk.folds, run), ending_note(walk.folds))
     trial = trial_of(result, skill, run, data, tested.index)
-    search, proof = search_of(result, ledger.enter(trial)), certificate(bars, run=run, bundle=walk.last) if certify else None
+    made = {"realised": walk.predictions["realised"], "forecast": walk.predictions["prediction"], "signal": decisions["signal"]}
+    search, proof = search_of(result, ledger.enter(trial)), certificate(bars, run=run, made=made, newest=WARMUP + LEAST_TRIED, thorough=False) if certify else None
     judged = judge(result, skill, returns, run, search, proof)
     ledger.conclude(trial, judged.level)
     money = performance(result, tested)
@@ -283,7 +323,7 @@ def summary(
     skill = _table(results["skill"])
     return {"ticker": results["config"].ticker, "verdict": results["verdict"].to_dict(), **plain(results["figures"]), "baseline_returns": results["baseline_returns"],
             "baseline_figures": plain(results["baseline_figures"]), "skill": skill, "search": results["search"], "power": results["power"], "certificate": results["certificate"], "fan": results["fan"], "placebo": results["placebo"],
-            "uncertainty": {**_table(results["uncertainty"]), **results["uncertainty"].attrs}, "skill_by": {name: _table(t) for name, t in results["skill_by"].items()}, "folds": len(results["folds"]), "underpowered": bool(results["folds"]["underpowered"].any()),
+            "uncertainty": {**_table(results["uncertainty"]), **results["uncertainty"].attrs}, "skill_by": {name: _table(t) for name, t in results["skill_by"].items()}, "folds": len(results["folds"]), "determinism": repeatable(results["folds"]), "underpowered": bool(results["folds"]["underpowered"].any()),
             "config": asdict(results["config"]), "data": results["data"], "quality": results["quality"].to_dict(10),
             "calibration": {event: {**c["figures"], "parts": _table(c["parts"])} for event, c in results["calibration"].items()}}
 

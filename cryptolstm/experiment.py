@@ -37,7 +37,7 @@ from .walkforward import WalkForward, bars_needed, walk_forward
 from .windows import predicted_price, target
 
 # %% ../nbs/11a_experiment.ipynb #181adc91
-COSTS = ("initial_balance", "fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
+COSTS = ("initial_balance", "fee", "maker_fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
 ORDERS = ("stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "sizing", "size", "exit", "min_hold", "max_hold",
           "lot", "min_notional", "max_volume_share", "max_leverage")              # how the strategy trades
 

@@ -6,14 +6,15 @@
 __all__ = ['COSTS', 'ORDERS', 'HOLD', 'REVERSAL', 'RULES_ALONE', 'LSTM_ALONE', 'DIRECTION', 'BEYOND', 'FIGURES', 'trade',
            'training_note', 'calibration_note', 'ending_note', 'repeatable', 'data_stamp', 'market_text', 'data_notes',
            'log_return', 'rules_alone', 'learner_forecasts', 'learner_exceedance', 'trade_baselines', 'search_of',
-           'power_of', 'calibration_of', 'judge', 'backtest', 'trial_of', 'summary', 'figure_text', 'figure_rows',
-           'run_backtest', 'Backtester']
+           'power_of', 'calibration_of', 'judge', 'Line', 'run_line', 'stages', 'backtest', 'trial_of', 'summary',
+           'figure_text', 'figure_rows', 'run_backtest', 'Backtester']
 
 # %% ../nbs/11a_experiment.ipynb #bd23a07b
 import json, math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,8 @@ from .backtester import simulate
 from .calibration import calibration_figures, reliability
 from .core import HOUR, InputError, RunConfig, bars_hash, plain, run_config
 from .data import market_bars
-from .features import INPUTS
-from .leakage import certificate
+from .features import INPUTS, WARMUP
+from .leakage import LEAST_TRIED, Stages, certificate
 from .ledger import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from .metrics import BARS_PER_YEAR, figures, hourly_returns, performance
 from .model import model_config
@@ -255,6 +256,27 @@ def judge(
     return verdict(skill.loc["LSTM"], returns[""], returns[HOLD], returns[REVERSAL], trades=len(result["trades"]), horizon=run.horizon,
                    deflated=math.nan if deflated is None else deflated, made=search["trials"], leak=leak)
 
+# %% ../nbs/11a_experiment.ipynb #5c01a56f
+class Line(NamedTuple):
+    "What a verdict rests on."
+    walk: WalkForward
+    decisions: pd.DataFrame   # from `decide`
+    result: dict              # from `simulate`
+
+def run_line(
+    bars: pd.DataFrame,       # history and tested span
+    run: RunConfig,
+    progress: bool = False,   # folds and epochs on stderr
+    label_bars: Callable | None = None,    # of a placebo run, see `walk_forward`
+) -> Line:
+    "Train along the bars, decide, trade. The leak certificate drives this very function."
+    walk = walk_forward(bars, run, progress, label_bars=label_bars)
+    index, forecast = walk.predictions.index, walk.predictions["prediction"]
+    decisions = decide(forecast, walk.table, run, exceed=walk.predictions["p_exceed"])
+    return Line(walk, decisions, trade(bars.loc[index], decisions["signal"], run, atr=walk.table["atr"].loc[index], sigma=walk.table["sigma"].loc[index]))
+
+def stages() -> Stages: return Stages(run_line, decide, trade)   # as they stand here now, for the certificate
+
 # %% ../nbs/11a_experiment.ipynb #593d5cc2
 def backtest(
     bars: pd.DataFrame,       # history and tested span, from `market_bars`; the last `run.hours` are tested
@@ -266,10 +288,8 @@ def backtest(
 ) -> dict:                    # figures of `performance`, and trades, equity, signals, predictions, skill, verdict, baselines, search, power, uncertainty …
     "Walk forward over the bars, trade the decisions, and judge both forecasts and money against the baselines."
     check_decidable(run)
-    walk = walk_forward(bars, run, progress, label_bars=label_bars)
+    walk, decisions, result = run_line(bars, run, progress, label_bars)
     tested, known = bars.loc[walk.predictions.index], walk.table.loc[walk.predictions.index]
-    decisions = decide(walk.predictions["prediction"], walk.table, run, exceed=walk.predictions["p_exceed"])
-    result = trade(tested, decisions["signal"], run, atr=known["atr"], sigma=known["sigma"])
     learners, reversal = learner_forecasts(bars, walk, run), last_bar_reversal(bars, run.horizon)
     own, realised = log_return(walk, walk.predictions["prediction"], run), log_return(walk, walk.predictions["realised"], run)
     skill = skill_table(realised, {"LSTM": own, REVERSAL: reversal, "momentum": momentum(bars, run.horizon), **{name: log_return(walk, f, run) for name, f in learners.items()}}, run.horizon)
@@ -277,7 +297,8 @@ def backtest(
     returns = {name: b["final_balance"] / run.initial_balance - 1 for name, b in {"": result, **baselines}.items()}
     data = data_stamp(bars, tested, training_note(walk.folds, run), calibration_note(walk.folds, run), ending_note(walk.folds))
     trial = trial_of(result, skill, run, data, tested.index)
-    search, proof = search_of(result, ledger.enter(trial)), certificate(bars, run=run, bundle=walk.last) if certify else None
+    made = {"realised": walk.predictions["realised"], "forecast": walk.predictions["prediction"], "signal": decisions["signal"]}
+    search, proof = search_of(result, ledger.enter(trial)), certificate(bars, run=run, made=made, newest=WARMUP + LEAST_TRIED, thorough=False) if certify else None
     judged = judge(result, skill, returns, run, search, proof)
     ledger.conclude(trial, judged.level)
     money = performance(result, tested)

@@ -249,11 +249,14 @@ def certificate_table(
     "The leak certificate: a sentence, and one row per check."
     proof = results["certificate"]
     if proof is None: return Piece("<p class=quiet>This run was not tested for leaks.</p>")
-    rows = [(c["name"], "passed" if c["passed"] else "FAILED", CHECKED[c["name"]], f"{len(c['cuts'])}" if c["cuts"] else "–", ", ".join(c["columns"][:5])) for c in proof["checks"]]
+    said = lambda c: "not tried" if "untried" in c else "passed" if c["passed"] else "FAILED"
+    rows = [(c["name"], said(c), CHECKED[c["name"]], f"{len(c['cuts'])}" if c["cuts"] else "–", ", ".join(c["columns"][:5])) for c in proof["checks"]]
     return Piece(f'<p class="{"quiet" if proof["passed"] else "note alarm"}">{_prose(proof["sentence"])}</p>') + as_table(rows, ["check", "", "what is tried", "cuts", "at fault"])
 
-CHECKED = {"repeat": "the same bars twice", "truncation": "the future is taken away", "future": "the future is scaled, shuffled, emptied or a million times as high",
-           "start": "the data starts later", "network": "the same, asked of the trained network", "labels": "labels one bar late: skill must fade"}
+CHECKED = {"repeat": "features and decisions of the same bars twice", "truncation": "the future is taken away", "future": "the future is shuffled, emptied, jumping or a million times as high",
+           "start": "the data starts later", "retraining": "scaler, labels, network, decisions and orders of a small run, made anew without the future and with another one",
+           "orders": "a coin's orders under other signals and other bars; every fill at a price of its bar", "labels": "what a regression on the features knows of the next move, and of the one after",
+           "plausible": "whether forecasts or signals of this run are right more often than any honest one"}
 
 # %% ../nbs/14_reports.ipynb #ea18e31d
 def trades_table(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from .core import EXIT_MODES, HOUR, SIZINGS, InputError, check_bars, unknown_name, write_atomic
+from .core import COLUMNS, EXIT_MODES, HOUR, SIZINGS, InputError, check_bars, unknown_name, write_atomic
 
 # %% ../nbs/09_backtester.ipynb #190849af
 def compiled(function):
@@ -70,9 +70,9 @@ def entry_share(
     window: int = 24,     # log returns σ is measured on
     sigma: np.ndarray | None = None,  # (n,) σ per bar, NaN while unknown; None = measured on `close`
     cap: float = 1.0,     # the most it may be with "volatility"
-) -> np.ndarray:          # (n,) share of equity an entry decided at that bar would commit; NaN while unknown
+) -> np.ndarray:          # share of equity an entry decided at that bar would commit, NaN while unknown: (n,), or (1,) where it is the same for all
     "The share of equity to commit, from what was known at each bar; never above `cap`."
-    if sizing != "volatility": return np.full(len(close), 1.0 if sizing == "all_in" else size)
+    if sizing != "volatility": return np.array([1.0 if sizing == "all_in" else size])
     if sigma is None: sigma = measured_sigma(close, window)
     sigma = np.where(sigma > 0, sigma, np.nan)   # a market that has stood still for a day gives no size
     return np.minimum(cap, size / (sigma * np.sqrt(8760)))
@@ -117,13 +117,12 @@ def touched(
 def order_size(
     wanted: float,        # coins
     price: float,         # of the fill
-    volume: float,        # coins traded in the bar of the fill
+    most: float,          # coins one may trade in the bar of the fill; inf = no limit
     lot: float,           # step; 0 = none
     min_notional: float,  # quote currency
-    volume_share: float,  # inf = no limit
 ) -> float:               # coins, 0 if the order would be refused
     "What is left of an order once the exchange and the market have had their say."
-    size = min(wanted, volume_share * volume) if volume_share < np.inf else wanted
+    size = min(wanted, most)
     if lot > 0: size = np.floor(size / lot + 1e-9) * lot   # a billionth of a lot: 0.3 is three times 0.1
     return size if size * price >= min_notional else 0.0
 
@@ -141,6 +140,7 @@ TRADE = np.dtype([("entry_row", "i8"), ("exit_row", "i8"), ("side", "i8"), ("qua
 class Terms(NamedTuple):
     "The settings the kernel reads; infinite where an order or a limit is switched off."
     fee: float           # share of notional, per side
+    maker_fee: float     # the same of a take-profit, which waits in the book
     slip: float          # share of price
     slip_range: float    # share of the bar's range over its high
     borrow: float        # share of what is borrowed, per hour
@@ -158,13 +158,13 @@ class Terms(NamedTuple):
 
 # %% ../nbs/09_backtester.ipynb #cb806030
 def terms(
-    run: dict,      # checked settings of `simulate`
+    run: dict,      # checked settings of `simulate`; a sweep passes a number per point in each of them
 ) -> Terms:
     "Settings as the kernel wants them."
-    off = lambda name: np.inf if run[name] is None else float(run[name])
-    return Terms(run["fee"], run["slippage"], run["slippage_range"], run["borrow_rate"] / 24, off("stop_atr"), off("stop_percent"),
-                 off("take_profit_atr"), off("take_profit_percent"), off("trailing_atr"), float(run["min_hold"]), off("max_hold"),
-                 run["exit"] == "opposite", run["lot"], run["min_notional"], off("max_volume_share"))
+    off = lambda name: np.inf if run[name] is None else run[name] * 1.0
+    return Terms(run["fee"], run["fee"] if run["maker_fee"] is None else run["maker_fee"], run["slippage"], run["slippage_range"], run["borrow_rate"] / 24,
+                 off("stop_atr"), off("stop_percent"), off("take_profit_atr"), off("take_profit_percent"), off("trailing_atr"), run["min_hold"] * 1.0,
+                 off("max_hold"), run["exit"] == "opposite", run["lot"], run["min_notional"], off("max_volume_share"))
 
 # %% ../nbs/09_backtester.ipynb #40039ce3
 @compiled
@@ -182,93 +182,134 @@ def _close_trade(trade, row, price, fee, reason):
     trade["exit_fee"] = fee * trade["quantity"] * price
     return trade["side"] * trade["quantity"] * price - trade["exit_fee"]
 
+# %% ../nbs/09_backtester.ipynb #5c1b0a77
+@compiled
+def _idle(t, signal, cash, equity, low_equity, position):
+    "Nothing is held or ordered: mark bars from row t up to the one that decides something. Returns the row behind it."
+    for i in range(np.uintp(t), np.uintp(len(signal))):          # unsigned: no row is asked whether it counts from the end
+        equity[i], low_equity[i], position[i] = cash, cash, 0
+        if signal[i] != 0 and cash > 0: return np.intp(i) + 1
+    return len(signal)
+
+@compiled
+def _hold(t, end, real, signal, close, bad, good, opposite, side, qty, cash, dear, stop, target, equity, low_equity, position):
+    "A position is held and nothing ordered: the same before row `end`, but no bar that is missing, touches an order or may be ruin."
+    silent = 0 if opposite else side              # a signal that changes nothing, besides `side`
+    for i in range(np.uintp(t), np.uintp(max(t, end))):
+        if not real[i] or side * (bad[i] - stop) <= 0 or side * (good[i] - target) >= 0 or cash + qty * bad[i] * dear <= 0: return np.intp(i)
+        equity[i], position[i] = cash + qty * close[i], side
+        low_equity[i] = min(cash + qty * bad[i], equity[i])
+        if signal[i] != side and signal[i] != silent: return np.intp(i) + 1
+    return max(t, end)
+
 # %% ../nbs/09_backtester.ipynb #e18f4ba7
 @compiled
 def _walk(
     open_, high, low, close, volume, real,    # (n,) every hour; `real` is False where nothing was traded
-    signal, share, atr,                       # (n,) known at the close: side wanted, share of equity an entry would take, ATR
+    signal, share, atr,                       # known at the close: side wanted (n,), share of equity an entry would take and ATR (n,) or one for all
     cash, terms,                              # initial balance, `Terms`
     equity, low_equity, position, trades, counts,   # (n,) results and (5,) `COUNTS`, written here
 ):
-    "Walk through the bars once. Returns the number of trades, the final cash, the final quantity and the last price."
+    "Walk through the bars once. Returns the number of trades, the final cash and quantity, and the last price of what is held."
     side, qty, entered = 0, 0.0, 0                # the position: direction, signed quantity, row of entry
     stop, target, best, trail = 0.0, 0.0, 0.0, np.inf   # its orders: two prices, the best price of earlier bars and the distance from it
     want, decided, timed = 0, -1, False           # the order: side to hold from the next open on, row of the decision, made by max_hold
-    last, k, fee = np.nan, 0, terms.fee           # last known price, index of the current trade
-    for t in range(len(close)):
-        worst = np.inf                            # lowest equity seen inside this bar
-        now, bad, good, slip = last, last, last, terms.slip   # price at the open, the extremes against us and for us
-        if real[t]:
-            now, slip = open_[t], slip + terms.slip_range * (high[t] - low[t]) / high[t]
-            if t - decided > 1 + MAX_WAIT: want = side                                              # too old: cancelled
-            ruined = side != 0 and cash + qty * now * (1 - side * slip) * (1 - side * fee) <= 0     # leaving at this open cannot be paid
-
-            # 1. the order decided at an earlier close: leave first, then enter
-            if want != side and not ruined:
-                if side != 0:
-                    if abs(qty) > terms.volume_share * volume[t]: counts[BEYOND] += 1
-                    cash += _close_trade(trades[k], t, now * (1 - side * slip), fee, REVERSE if want != 0 else TIME if timed else SIGNAL)
-                    worst, side, qty, k = cash, 0, 0.0, k + 1
-                if want != 0 and share[decided] > 0 and cash > 0:
-                    price = now * (1 + want * slip)
-                    to_stop = nearer(terms.stop_atr, terms.stop_percent, atr[decided], price)
-                    to_target = nearer(terms.take_atr, terms.take_percent, atr[decided], price)
-                    trail = nearer(terms.trail_atr, np.inf, atr[decided], price)
-                    if to_stop > 0 and to_target > 0 and trail > 0:
-                        wanted = cash * share[decided] / (price * (1 + fee))
-                        size = order_size(wanted, price, volume[t], terms.lot, terms.min_notional, terms.volume_share)
-                        if terms.volume_share < np.inf and wanted > terms.volume_share * volume[t]: counts[CUT] += 1
-                        if size > 0:
-                            side, qty, entered, best = want, want * size, t, price
-                            stop, target = price - want * to_stop, price + want * to_target
-                            cash -= _open_trade(trades[k], t, want, size, price, fee, stop, target)
-                        else: counts[TOO_SMALL] += 1
-            bad, good = (low[t], high[t]) if side > 0 else (high[t], low[t])
-
-        if side != 0:
-            rent = terms.borrow * (-qty * now if side < 0 else max(-cash, 0.0))
-            trades[k]["borrow"] += rent
-            cash -= rent
-
-            # 2. inside the bar: the order that is touched first, and before it ruin
-            level, reason = bad, 0
+    last, k, fee, n, t = np.nan, 0, terms.fee, len(close), 0   # last known price, index of the current trade
+    while t < n:
+        # 0. a stretch in which nothing is bought or sold, up to the close that decides something
+        next_ = t
+        if side == 0 and (want == 0 or cash <= 0): next_ = _idle(t, signal, cash, equity, low_equity, position)
+        elif side == want and trail == np.inf and (terms.borrow == 0 or (side > 0 and cash >= 0)):
+            end = n if terms.max_hold == np.inf else min(n, entered + int(terms.max_hold))
+            bad_, good_ = (low, high) if side > 0 else (high, low)
+            dear = (1 - side * (terms.slip + terms.slip_range)) * (1 - side * fee)     # leaving costs no more than that
+            next_ = _hold(t, end, real, signal, close, bad_, good_, terms.opposite, side, qty, cash, dear, stop, target, equity, low_equity, position)
+        if next_ > t:
+            t = next_ - 1
+            if real[t]: last = close[t]
+        else:
+            worst = np.inf                        # lowest equity seen inside this bar
+            now, bad, good, slip = last, last, last, terms.slip   # price at the open, the extremes against us and for us
             if real[t]:
-                level, reason = touched(side, now, bad, good, stop, target, best - side * trail)
-                if reason == STOP and side * (good - target) >= 0: counts[BOTH] += 1
-                if reason == TAKE_PROFIT and side * (bad - best + side * trail) <= 0: counts[WITH_TRAILING] += 1
-            reached = bad if reason == TAKE_PROFIT else level    # as far as the market got against us
-            if cash + qty * reached * (1 - side * slip) * (1 - side * fee) <= 0:
-                _close_trade(trades[k], t, -cash / (qty * (1 - side * fee)), fee, LIQUIDATION)
-                worst, cash, side, qty, k = 0.0, 0.0, 0, 0.0, k + 1
-            elif reason != 0:
-                if reason == TAKE_PROFIT: worst = min(worst, cash + qty * bad)
-                if abs(qty) > terms.volume_share * volume[t]: counts[BEYOND] += 1
-                cash += _close_trade(trades[k], t, level * (1 - side * slip), fee, reason)
-                worst, side, qty, k = min(worst, cash), 0, 0.0, k + 1
-            else:
-                worst = min(worst, cash + qty * bad)
-                if real[t]: best = max(best, good) if side > 0 else min(best, good)
+                now = open_[t]
+                if terms.slip_range > 0: slip += terms.slip_range * (high[t] - low[t]) / high[t]
+                if t - decided > 1 + MAX_WAIT: want = side                                              # too old: cancelled
+                most = terms.volume_share * volume[t] if terms.volume_share < np.inf else np.inf        # coins one may trade in this bar
+                ruined = side != 0 and cash + qty * now * (1 - side * slip) * (1 - side * fee) <= 0     # leaving at this open cannot be paid
 
-        # 3. the close: mark, then decide
-        if real[t]: last = close[t]
-        equity[t] = cash + qty * last if side != 0 else cash
-        low_equity[t] = min(worst, equity[t])
-        position[t] = side
+                # 1. ruin comes before anything; then the order decided at an earlier close: leave first, then enter
+                if ruined:
+                    _close_trade(trades[k], t, -cash / (qty * (1 - side * fee)), fee, LIQUIDATION)
+                    worst, cash, side, qty, k = 0.0, 0.0, 0, 0.0, k + 1
+                elif want != side:
+                    if side != 0:
+                        if abs(qty) > most: counts[BEYOND] += 1
+                        cash += _close_trade(trades[k], t, now * (1 - side * slip), fee, REVERSE if want != 0 else TIME if timed else SIGNAL)
+                        worst, side, qty, k = cash, 0, 0.0, k + 1
+                    part = share[min(decided, len(share) - 1)]
+                    if want != 0 and part > 0 and cash > 0:
+                        price, range_ = now * (1 + want * slip), atr[min(decided, len(atr) - 1)]
+                        to_stop = nearer(terms.stop_atr, terms.stop_percent, range_, price)
+                        to_target = nearer(terms.take_atr, terms.take_percent, range_, price)
+                        trail = nearer(terms.trail_atr, np.inf, range_, price)
+                        if to_stop > 0 and to_target > 0 and trail > 0:
+                            wanted = cash * part / (price * (1 + fee))
+                            size = order_size(wanted, price, most, terms.lot, terms.min_notional)
+                            if wanted > most: counts[CUT] += 1
+                            if size > 0:
+                                side, qty, entered, best = want, want * size, t, price
+                                stop, target = price - want * to_stop, price + want * to_target
+                                cash -= _open_trade(trades[k], t, want, size, price, fee, stop, target)
+                            else: counts[TOO_SMALL] += 1
+                bad, good = (low[t], high[t]) if side > 0 else (high[t], low[t])
+
+            if side != 0:
+                if terms.borrow > 0:
+                    rent = terms.borrow * (-qty * now if side < 0 else max(-cash, 0.0))
+                    if not real[t]: rent = min(rent, max(cash + qty * last, 0.0))     # nobody trades: no more than there is
+                    trades[k]["borrow"] += rent
+                    cash -= rent
+
+                # 2. inside the bar: the order that is touched first, and before it ruin
+                level, reason = bad, 0
+                if real[t]:
+                    level, reason = touched(side, now, bad, good, stop, target, best - side * trail)
+                    if reason == STOP and side * (good - target) >= 0: counts[BOTH] += 1
+                    if reason == TAKE_PROFIT and side * (bad - best + side * trail) <= 0: counts[WITH_TRAILING] += 1
+                reached = bad if reason == TAKE_PROFIT else level    # as far as the market got against us
+                if real[t] and cash + qty * reached * (1 - side * slip) * (1 - side * fee) <= 0:
+                    _close_trade(trades[k], t, -cash / (qty * (1 - side * fee)), fee, LIQUIDATION)
+                    worst, cash, side, qty, k = 0.0, 0.0, 0, 0.0, k + 1
+                elif reason != 0:
+                    if reason == TAKE_PROFIT: worst = min(worst, cash + qty * bad)
+                    if abs(qty) > most: counts[BEYOND] += 1
+                    cash += _close_trade(trades[k], t, level * (1 - side * slip), terms.maker_fee if reason == TAKE_PROFIT else fee, reason)
+                    worst, side, qty, k = min(worst, cash), 0, 0.0, k + 1
+                else:
+                    worst = min(worst, cash + qty * bad)
+                    if real[t]: best = max(best, good) if side > 0 else min(best, good)
+            if real[t]: last = close[t]
+            equity[t] = cash + qty * last if side != 0 else cash
+            low_equity[t] = min(worst, equity[t])
+            position[t] = side
+
+        # 3. the close decides
         if real[t]:
             want, decided, timed = signal[t], t, False
             if side != 0 and (t + 1 - entered < terms.min_hold or (terms.opposite and want == 0)): want = side
             if side != 0 and want == side and t + 1 - entered >= terms.max_hold: want, timed = 0, True
+        t += 1
     if side != 0:
         trades[k]["exit_row"], trades[k]["exit_price"], trades[k]["exit_fee"], trades[k]["reason"] = -1, last, 0.0, OPEN
         k += 1
     return k, cash, qty, last
 
 # %% ../nbs/09_backtester.ipynb #1e79f9b2
-_LIMITS = {"initial_balance": (1e-9, 1e15), "fee": (0, 0.1), "slippage": (0, 0.1), "slippage_range": (0, 0.5), "stop_atr": (1e-6, 1e6),
+_LIMITS = {"initial_balance": (1e-9, 1e15), "fee": (0, 0.1), "maker_fee": (0, 0.1), "slippage": (0, 0.1), "slippage_range": (0, 0.5), "stop_atr": (1e-6, 1e6),
            "stop_percent": (1e-6, 0.99), "take_profit_atr": (1e-6, 1e6), "take_profit_percent": (1e-6, 100), "trailing_atr": (1e-6, 1e6),
            "size": (1e-6, 10), "min_hold": (0, 10**6), "max_hold": (1, 10**6), "borrow_rate": (0, 1), "lot": (0, 1e9), "min_notional": (0, 1e12),
            "max_volume_share": (1e-9, 1), "max_leverage": (1, 10)}
-_OFF = ("stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "max_hold", "max_volume_share")   # None: not in force
+_OFF = ("maker_fee", "stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "max_hold", "max_volume_share")   # None: not in force
 
 # %% ../nbs/09_backtester.ipynb #a05547ec
 def _check_number(
@@ -295,6 +336,8 @@ def _check_settings(
         if run[name] not in known: raise unknown_name(name, run[name], known)
     if run["sizing"] == "fraction" and run["size"] > run["max_leverage"]:
         raise InputError(f"size is {run['size']:g}; pass a fraction of equity from 0 to {run['max_leverage']:g} (max_leverage)")
+    if run["sizing"] == "all_in" and run["max_leverage"] != 1:
+        raise InputError(f'max_leverage is {run["max_leverage"]:g} but sizing="all_in" borrows nothing; pass sizing="fraction" to use it')
     if run["sizing"] == "all_in" and run["size"] != 1:
         raise InputError(f'size is {run["size"]:g} but sizing="all_in" takes all; pass sizing="fraction" to use it')
     if run["max_hold"] is not None and run["max_hold"] < run["min_hold"]:
@@ -302,12 +345,20 @@ def _check_settings(
     return run
 
 # %% ../nbs/09_backtester.ipynb #a3d0343d
+_INTEGERS = ("int64", "int32", "int8")
+
 def _aligned(
     values,                # Series on the index of the bars, or an array
     index: pd.DatetimeIndex,
     what: str,             # how to call it in the message
+    whole: bool = False,   # integers may stay what they are
 ) -> np.ndarray:           # (n,) float64
     "Values as one float per bar; `InputError` where they do not fit the bars."
+    try: dimensions = np.ndim(values)
+    except ValueError: dimensions = 2                # rows of different lengths
+    if dimensions != 1:
+        kind = f"{type(values).__name__} of {dimensions} dimensions" if dimensions else type(values).__name__
+        raise InputError(f"{what} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}; pass one value per bar: a list, an array or a Series")
     if len(values) != len(index):
         row = min(len(values), len(index))
         where = f"row {row} ({index[row]:%Y-%m-%d %H:%M}) has none" if row < len(index) else f"row {row} has no bar"
@@ -315,7 +366,7 @@ def _aligned(
     if isinstance(values, pd.Series) and not values.index.equals(index):
         row = int(np.flatnonzero(np.asarray(values.index != index))[0]) if isinstance(values.index, pd.DatetimeIndex) else 0
         raise InputError(f"{what}: row {row} ({values.index[row]}) is not the bar there ({index[row]}); reindex it to the bars")
-    try: return np.asarray(values, "float64")
+    try: return np.asarray(values) if whole and getattr(values, "dtype", None) in _INTEGERS else np.asarray(values, "float64")
     except (TypeError, ValueError) as e: raise InputError(f"{what} holds {np.asarray(values).dtype} values; pass numbers") from e
 
 # %% ../nbs/09_backtester.ipynb #3cbbcaee
@@ -328,6 +379,15 @@ def _first(
     "`InputError` for the first row that breaks a rule, if there is one."
     if (bad := np.flatnonzero(broken)).size:
         raise InputError(f"row {bad[0]} ({index[bad[0]]:%Y-%m-%d %H:%M}): {text.format(f'{values[bad[0]]:g}')}")
+
+def _sides(
+    values: np.ndarray,          # (n,) from `_aligned`
+    index: pd.DatetimeIndex,
+) -> np.ndarray:                 # (n,) int8
+    "Signals in one byte each. `InputError` for one that is not −1, 0 or 1."
+    with np.errstate(invalid="ignore"): sides = values.astype("int8")               # NaN becomes some number, and is not equal to it
+    _first((sides != values) | (sides > 1) | (sides < -1), index, "the signal is {}; pass -1, 0 or 1", values)
+    return sides
 
 # %% ../nbs/09_backtester.ipynb #a56853f6
 class _Arrays(NamedTuple):
@@ -349,7 +409,9 @@ def _grid_rows(
 ) -> np.ndarray:               # (n,) int, hours since the first bar
     "Where each bar stands on the full hourly grid. `InputError` for bars that are not hourly."
     if not len(index): raise InputError("there are no bars; pass at least one row")
-    rows = ((index - index[0]) // HOUR).to_numpy("int64")
+    hours, unit = index.asi8, HOUR // pd.Timedelta(1, index.unit)
+    if hours[-1] - hours[0] == (len(hours) - 1) * unit: return np.arange(len(hours))     # no hole
+    rows = (hours - hours[0]) // unit
     if len(rows) > 1 and not (np.diff(rows) == 1).any():
         raise InputError(f"bars: row 1 ({index[1]:%Y-%m-%d %H:%M}) opens {rows[1]} hours after row 0; pass hourly bars")
     return rows
@@ -365,61 +427,72 @@ def _arrays(
     "Check bars, signal, ATR and σ and lay them out for the kernel."
     bars = check_bars(bars)
     index, rows = bars.index, _grid_rows(bars.index)
-    signal = _aligned(signal, index, "signal")
-    _first(~np.isin(signal, (-1, 0, 1)), index, "the signal is {}; pass -1, 0 or 1", signal)
+    side = _sides(_aligned(signal, index, "signal", whole=True), index)
     def spread(values, empty):
         if rows[-1] + 1 == len(rows): return np.ascontiguousarray(values)
         out = np.full(rows[-1] + 1, empty)
         out[rows] = values
         return out
-    o, h, l, c, v = (spread(bars[k].to_numpy(), np.nan) for k in ("open", "high", "low", "close", "volume"))
-    gap = bars["is_gap"].to_numpy(bool) if "is_gap" in bars else np.zeros(len(bars), bool)
+    prices = [bars[k].to_numpy() for k in COLUMNS]
+    real = ~np.isnan(prices[3])
+    if "is_gap" in bars: real &= ~bars["is_gap"].to_numpy(bool)
+    if not real.all(): prices = [np.where(real, p, np.nan) for p in prices]          # what is carried into a gap is no range and no return
+    o, h, l, c, v = (spread(p, np.nan) for p in prices)
     if atr is not None:
         atr = _aligned(atr, index, "atr")
         _first((atr < 0) | np.isinf(atr), index, "the ATR is {}; pass a range that is not negative, or NaN while it is unknown", atr)
         atr = spread(atr, np.nan)
     elif any(run[k] is not None for k in ("stop_atr", "take_profit_atr", "trailing_atr")): atr = _wilder(h, l, c, 14)
-    else: atr = np.full(len(c), np.nan)          # no order asks for it
+    else: atr = np.array([np.nan])               # no order asks for it
     if sigma is not None:
         sigma = _aligned(sigma, index, "sigma")
         _first((sigma < 0) | np.isinf(sigma), index, "σ is {}; pass a standard deviation that is not negative, or NaN while it is unknown", sigma)
         sigma = spread(sigma, np.nan)
-    return _Arrays(o, h, l, c, v, spread(~gap & ~np.isnan(bars["close"].to_numpy()), False), spread(signal.astype("int64"), 0),
+    return _Arrays(o, h, l, c, v, spread(real, False), spread(side, 0),
                    entry_share(c, run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"]), atr, rows)
 
 # %% ../nbs/09_backtester.ipynb #467beb5f
+_TEXTS = pd.array([*REASONS, "entry"], "str")
+
+def _times(
+    rows: np.ndarray,            # (k,) hours since the first bar
+    index: pd.DatetimeIndex,     # of the bars
+    known: np.ndarray | bool = True,   # (k,) False: no time
+) -> pd.DatetimeIndex:
+    "Rows of the full grid as open times."
+    stamps = index.asi8[0] + rows * (HOUR // pd.Timedelta(1, index.unit))
+    return pd.DatetimeIndex(np.where(known, stamps, pd.NaT._value).view(f"M8[{index.unit}]"), tz="UTC")
+
 def _trade_table(
     trades: np.ndarray,          # (k,) records of dtype `TRADE`
     index: pd.DatetimeIndex,     # of the bars
     real: np.ndarray,            # (hours,) the full grid
 ) -> pd.DataFrame:
     "Round trips as a table; `return` is P&L over the notional at entry, `bars_held` counts hours."
-    times = lambda rows: (index[0] + pd.to_timedelta(rows, unit="h")).as_unit(index.unit)
-    still, decided = trades["exit_row"] < 0, np.maximum.accumulate(np.where(real, np.arange(len(real)), 0))[trades["entry_row"] - 1]
+    still, rows = trades["exit_row"] < 0, np.flatnonzero(real)
+    decided = rows[np.searchsorted(rows, trades["entry_row"]) - 1]                 # the last bar before the entry
     q, entry, side = trades["quantity"], trades["entry_price"], trades["side"]
     fees = trades["entry_fee"] + trades["exit_fee"]
     pnl = side * q * (trades["exit_price"] - entry) - fees - trades["borrow"]
+    level = lambda name: np.where(np.isinf(trades[name]), np.nan, trades[name])
     return pd.DataFrame({
-        "side": side, "decided_time": times(decided), "entry_time": times(trades["entry_row"]), "exit_time": times(trades["exit_row"]).where(~still),
-        "entry_price": entry, "exit_price": trades["exit_price"], "quantity": q, "fees": fees, "borrow": trades["borrow"], "pnl": pnl,
-        "stop_price": np.where(np.isinf(trades["stop"]), np.nan, trades["stop"]), "target_price": np.where(np.isinf(trades["target"]), np.nan, trades["target"]),
-        "return": pnl / (q * entry), "bars_held": np.where(still, len(real), trades["exit_row"]) - trades["entry_row"],
-        "exit_reason": np.array(REASONS, object)[trades["reason"]]})
+        "side": side, "decided_time": _times(decided, index), "entry_time": _times(trades["entry_row"], index),
+        "exit_time": _times(trades["exit_row"], index, ~still), "entry_price": entry, "exit_price": trades["exit_price"], "quantity": q, "fees": fees,
+        "borrow": trades["borrow"], "pnl": pnl, "stop_price": level("stop"), "target_price": level("target"), "return": pnl / (q * entry),
+        "bars_held": np.where(still, len(real), trades["exit_row"]) - trades["entry_row"], "exit_reason": _TEXTS.take(trades["reason"])})
 
 # %% ../nbs/09_backtester.ipynb #b90c644c
 def _fill_table(
-    trades: np.ndarray,          # (k,) records of dtype `TRADE`
-    table: pd.DataFrame,         # the same round trips, from `_trade_table`
+    trades: np.ndarray,          # (k,) records of dtype `TRADE`; the last may be open
     index: pd.DatetimeIndex,     # of the bars
 ) -> pd.DataFrame:               # one row per fill, in order; side 1 buys, −1 sells
     "Each round trip as its two fills (one, if it is still open)."
-    column = lambda name: table[name].to_numpy()
-    turn = lambda entry, exit: np.column_stack([entry, exit]).ravel()[kept]                       # trade by trade, entry before exit
-    kept = np.column_stack([np.ones(len(table), bool), trades["exit_row"] >= 0]).ravel()
-    times = (index[0] + pd.to_timedelta(turn(trades["entry_row"], trades["exit_row"]), unit="h")).as_unit(index.unit)
-    return pd.DataFrame({"time": times, "side": turn(column("side"), -column("side")),
-                         "price": turn(column("entry_price"), column("exit_price")), "quantity": turn(column("quantity"), column("quantity")),
-                         "fee": turn(trades["entry_fee"], trades["exit_fee"]), "reason": turn(np.full(len(table), "entry", object), column("exit_reason").astype(object))})
+    count = 2 * len(trades) - (len(trades) > 0 and trades["exit_row"][-1] < 0)
+    turn = lambda entry, exit: np.column_stack([entry, exit]).ravel()[:count]      # trade by trade, entry before exit
+    at_entry = np.full(len(trades), len(REASONS))                                  # "entry", see `_TEXTS`
+    return pd.DataFrame({"time": _times(turn(trades["entry_row"], trades["exit_row"]), index), "side": turn(trades["side"], -trades["side"]),
+                         "price": turn(trades["entry_price"], trades["exit_price"]), "quantity": turn(trades["quantity"], trades["quantity"]),
+                         "fee": turn(trades["entry_fee"], trades["exit_fee"]), "reason": _TEXTS.take(turn(at_entry, trades["reason"]))})
 
 # %% ../nbs/09_backtester.ipynb #2014a035
 def _result(
@@ -435,9 +508,10 @@ def _result(
         t = int(np.flatnonzero(data.real)[-1])
         price = last * (1 - np.sign(quantity) * (run["slippage"] + run["slippage_range"] * (data.high[t] - data.low[t]) / data.high[t]))
         out["liquidation_value"] = float(cash + quantity * price - run["fee"] * abs(quantity) * price)
-    series = lambda values, name: pd.Series(values[data.rows], bars.index, name=name)
+    at_bars = slice(None) if len(equity) == len(bars) else data.rows
+    series = lambda values, name: pd.Series(values[at_bars], bars.index, name=name, copy=False)
     out |= {"equity": series(equity, "equity"), "low_equity": series(low_equity, "low_equity"), "position": series(position, "position"),
-            "trades": table, "fills": _fill_table(trades, table, bars.index), "total_fees": float(table["fees"].sum()),
+            "trades": table, "fills": _fill_table(trades, bars.index), "total_fees": float(table["fees"].sum()),
             "total_borrow": float(table["borrow"].sum()), "counts": dict(zip(COUNTS, map(int, counts), strict=True)), "settings": run, "source": dict(bars.attrs)}
     for value in out.values():
         if isinstance(value, (pd.Series, pd.DataFrame)): value.attrs = dict(bars.attrs)
@@ -468,15 +542,17 @@ def simulate(
     min_notional: float = 0.0,          # smallest entry, quote currency
     max_volume_share: float | None = None,     # largest entry as a share of the volume of the bar filled in
     max_leverage: float = 1.0,          # largest share of equity that "fraction" and "volatility" may commit
+    maker_fee: float | None = None,     # fee of a take-profit, which rests in the book until it is taken; None = as `fee`
 ) -> dict:  # final_balance, liquidation_value, equity, low_equity, position, trades, fills, total_fees, total_borrow, counts, settings, source
     "What a signal would have earned. `InputError` names the row or setting that makes no sense."
     run = _check_settings({k: v for k, v in locals().items() if k not in ("bars", "signal", "atr", "sigma")})
     data = _arrays(bars, signal, atr, sigma, run)
     return _result(bars, run, data, *_by_kernel(data, run))
 
-def _by_kernel(data: _Arrays, run: dict) -> tuple:   # equity, low equity, position, round trips, cash, quantity, last price, counts
-    n = len(data.close)
-    equity, low_equity, position, trades = np.empty(n), np.empty(n), np.empty(n, "int64"), np.empty(n, TRADE)
+def _room(n: int) -> tuple: return *np.empty((2, n)), np.empty(n, "int8"), np.empty(n, TRADE)   # where the kernel writes
+
+def _by_kernel(data: _Arrays, run: dict, room: tuple | None = None) -> tuple:   # equity, low equity, position, round trips, cash, quantity, last price, counts
+    equity, low_equity, position, trades = room or _room(len(data.close))
     counts = np.zeros(len(COUNTS), "int64")
     k, cash, quantity, last = _walk(*data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts)
     return equity, low_equity, position, trades[:k], cash, quantity, last, counts
@@ -497,6 +573,7 @@ def simulate_reference(
 
 def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
     fee, slip, counts = run["fee"], run["slippage"], dict.fromkeys(COUNTS, 0)
+    share, atr = (np.broadcast_to(x, len(data.close)) for x in (data.share, data.atr))     # one for all bars, or one per bar
     wealth, trade, order, last = run["initial_balance"], None, None, None
     done, equity, low_equity, position = [], [], [], []
 
@@ -512,10 +589,17 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         nonlocal wealth, trade
         if reason != "liquidation" and run["max_volume_share"] is not None and trade["quantity"] > run["max_volume_share"] * data.volume[row]:
             counts["beyond_volume"] += 1
-        trade |= {"exit_row": row, "exit_price": fill, "exit_fee": fee * trade["quantity"] * fill, "reason": REASONS.index(reason)}
+        share = fee if reason != "take_profit" or run["maker_fee"] is None else run["maker_fee"]
+        trade |= {"exit_row": row, "exit_price": fill, "exit_fee": share * trade["quantity"] * fill, "reason": REASONS.index(reason)}
         wealth = value(fill) - trade["exit_fee"]
         done.append(trade)
         trade = None
+
+    def liquidate(row):   # at the price where leaving takes the last of the account
+        nonlocal wealth
+        q = trade["quantity"]
+        leave(row, -value(0.0) / (q * (1 - fee)) if trade["side"] == 1 else value(0.0) / (q * (1 + fee)), "liquidation")
+        wealth = 0.0
 
     def distance(atr_name, percent_name, atr, fill):   # None: not known; infinite: no such order
         choices = [math.inf]
@@ -564,8 +648,10 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         if real:
             slip += run["slippage_range"] * (data.high[t] - data.low[t]) / data.high[t]
             if order is not None and t - order["row"] > 1 + MAX_WAIT: order = None
-            hopeless = trade is not None and left_after_exit(now) <= 0
-            if order is not None and not hopeless:
+            if trade is not None and left_after_exit(now) <= 0:
+                liquidate(t)
+                seen.append(0.0)
+            elif order is not None:
                 if trade is not None:
                     leave(t, exit_fill(now), order["why"])
                     seen.append(wealth)
@@ -574,13 +660,11 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         if trade is not None:
             long = trade["side"] == 1
             borrowed = trade["quantity"] * trade["entry_price"] + trade["entry_fee"] + trade["borrow"] - wealth if long else trade["quantity"] * now
-            trade["borrow"] += max(borrowed, 0.0) * run["borrow_rate"] / 24
+            rent = max(borrowed, 0.0) * run["borrow_rate"] / 24
+            trade["borrow"] += rent if real else min(rent, max(value(last), 0.0))
             worst = (data.low[t] if long else data.high[t]) if real else last
             hit = ended(long, now, data.low[t], data.high[t]) if real else None
-            if left_after_exit(hit[0] if hit and hit[1] != "take_profit" else worst) <= 0:   # the account is empty before the price gets there
-                q = trade["quantity"]
-                leave(t, -value(0.0) / (q * (1 - fee)) if long else value(0.0) / (q * (1 + fee)), "liquidation")
-                wealth = 0.0
+            if real and left_after_exit(hit[0] if hit and hit[1] != "take_profit" else worst) <= 0: liquidate(t)   # the account is empty before the price gets there
             elif hit:
                 if hit[1] == "take_profit": seen.append(value(worst))
                 leave(t, exit_fill(hit[0]), hit[1])
@@ -596,13 +680,13 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
                 age = t + 1 - trade["entry_row"]
                 if age < run["min_hold"] or (side == 0 and run["exit"] == "opposite"): side = trade["side"]
                 if side == trade["side"] and run["max_hold"] is not None and age >= run["max_hold"]: side, why = 0, "time"
-            if side != (trade["side"] if trade else 0): order = {"side": side, "row": t, "share": data.share[t], "atr": data.atr[t], "why": why}
+            if side != (trade["side"] if trade else 0): order = {"side": side, "row": t, "share": share[t], "atr": atr[t], "why": why}
     cash, quantity = wealth, 0.0
     if trade is not None:
         cash, quantity = value(0.0), trade["side"] * trade["quantity"]
         done.append(trade | {"exit_row": -1, "exit_price": last, "exit_fee": 0.0, "reason": OPEN})
     records = np.array([tuple(d[k] for k in TRADE.names) for d in done], TRADE)
-    return np.array(equity), np.array(low_equity), np.array(position, "int64"), records, cash, quantity, last, np.array([counts[k] for k in COUNTS])
+    return np.array(equity), np.array(low_equity), np.array(position, "int8"), records, cash, quantity, last, np.array([counts[k] for k in COUNTS])
 
 # %% ../nbs/09_backtester.ipynb #931f77d8
 _ENDED = {"signal": "closed at the open, since the signal had gone", "reverse": "closed at the open, since the other side was wanted",

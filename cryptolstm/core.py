@@ -87,7 +87,9 @@ def check_index(
     if (bad := np.flatnonzero(step <= 0)).size:
         word = "duplicated" if step[bad[0]] == 0 else "out of order"
         raise InputError(f"{what}: row {bad[0] + 1} ({index[bad[0] + 1]:%Y-%m-%d %H:%M}) is {word}; sort and drop duplicates first")
-    if (bad := np.flatnonzero(index != index.floor("h"))).size:
+    hour = HOUR // pd.Timedelta(1, index.unit)
+    if len(index) and index.asi8[0] % hour == 0 and (step == hour).all(): return                 # nearly always
+    if (bad := np.flatnonzero(index.asi8 % hour)).size:
         raise InputError(f"{what}: row {bad[0]} ({index[bad[0]]}) is not on the hour; pass hourly bars")
 
 # %% ../nbs/00_core.ipynb #ed63aa90
@@ -95,12 +97,16 @@ def check_bars(
     bars: pd.DataFrame,   # columns `COLUMNS` (others are kept), UTC index of open times
 ) -> pd.DataFrame:        # the same rows, `COLUMNS` as float64; rows marked `is_gap` may hold NaN
     "The frame itself if it is a proper bar frame, else `InputError` saying which row breaks which rule."
+    if not isinstance(bars, pd.DataFrame): raise InputError(f"bars are of the type {type(bars).__name__}; pass a DataFrame with {', '.join(COLUMNS)}")
     if missing := [c for c in COLUMNS if c not in bars.columns]:
         raise InputError(f"bars lack the column {missing[0]}; pass {', '.join(COLUMNS)}")
     check_index(bars.index)
-    bars = bars.astype({c: "float64" for c in COLUMNS})
+    try: bars = bars.copy(deep=False) if (bars.dtypes[COLUMNS] == "float64").all() else bars.astype({c: "float64" for c in COLUMNS})
+    except (TypeError, ValueError) as e: raise InputError(f"bars hold something that is no number ({e}); pass prices and volumes as numbers") from e
     o, h, l, c, v = (bars[k].to_numpy() for k in COLUMNS)
-    gap = bars["is_gap"].to_numpy(bool) if "is_gap" in bars else np.zeros(len(bars), bool)
+    gap = _gaps(bars)
+    sound = (l > 0) & (l <= o) & (l <= c) & (h >= o) & (h >= c) & (h < np.inf) & (v >= 0) & (v < np.inf)   # False for NaN, too
+    if sound.all(): return bars
     empty = gap & np.isnan(c)
     rules = {"a value that is not finite": ~np.isfinite(bars[COLUMNS].to_numpy()).all(axis=1), "a price that is not positive": np.fmin(l, c) <= 0,
              "a high below its own open, close or low": h < np.maximum(np.maximum(o, c), l), "a low above its own open or close": l > np.minimum(o, c),
@@ -109,6 +115,14 @@ def check_bars(
         if (bad := np.flatnonzero(broken & ~empty)).size:
             raise InputError(f"bars: row {bad[0]} ({bars.index[bad[0]]:%Y-%m-%d %H:%M}) has {rule}; repair or drop it")
     return bars
+
+def _gaps(bars: pd.DataFrame) -> np.ndarray:   # (n,) bool
+    "Which rows are marked as gaps. `InputError` for a mark that is neither True nor False."
+    if "is_gap" not in bars: return np.zeros(len(bars), bool)
+    if (marks := bars["is_gap"]).dtype == bool: return marks.to_numpy()
+    if (bad := np.flatnonzero(~marks.isin([True, False]))).size:
+        raise InputError(f"bars: row {bad[0]} has is_gap {marks.iloc[bad[0]]!r}; pass True or False")
+    return marks.to_numpy(bool)
 
 # %% ../nbs/00_core.ipynb #69a67bd0
 def regular_grid(
@@ -248,6 +262,7 @@ class RunConfig:
     min_notional: float = 0.0          # smallest entry, quote currency
     max_volume_share: float | None = None     # largest entry as a share of the volume of the bar filled in
     max_leverage: float = 1.0          # largest share of equity that "fraction" and "volatility" may commit
+    maker_fee: float | None = None     # fee of a take-profit, which rests in the book until it is taken; None = as `fee`
     seed: int = 0                      # of weights, shuffling, dropout and the demo market
     network: dict = field(default_factory=dict)  # overrides of `ModelConfig`: architecture and training
 
@@ -268,10 +283,10 @@ _RANGES = {  # field: (smallest, largest); the text of the error is made from it
     "initial_balance": (1e-9, 1e15), "fee": (0, 0.1), "slippage": (0, 0.1), "stop_atr": (0.01, 100), "size": (1e-6, 10), "threshold_scale": (0, 1e6),
     "p_min": (0, 1), "cost_margin": (0, 100), "min_hold": (0, 10_000), "seed": (0, 2**31 - 1), "stop_percent": (0.0001, 0.99), "take_profit_atr": (0.01, 1000),
     "take_profit_percent": (0.0001, 100), "trailing_atr": (0.01, 100), "max_hold": (1, 10_000), "slippage_range": (0, 0.5), "borrow_rate": (0, 1),
-    "lot": (0, 1e9), "min_notional": (0, 1e12), "max_volume_share": (1e-9, 1), "max_leverage": (1, 10)}
+    "lot": (0, 1e9), "min_notional": (0, 1e12), "max_volume_share": (1e-9, 1), "max_leverage": (1, 10), "maker_fee": (0, 0.1)}
 _WHOLE = ("hours", "lookback", "horizon", "train_hours", "retrain_every", "min_hold", "max_hold", "seed")
 _OFF = {"stop_atr": "no stop", "stop_percent": "no stop", "take_profit_atr": "no target", "take_profit_percent": "no target", "trailing_atr": "no trailing stop",
-        "max_hold": "no limit", "max_volume_share": "no limit"}   # field: what null means
+        "max_hold": "no limit", "max_volume_share": "no limit", "maker_fee": "the fee of all fills"}   # field: what null means
 _CHOICES = {"entry": ENTRY_MODES, "exit": EXIT_MODES, "sizing": SIZINGS, "short_volume": SHORT_VOLUMES}
 
 # %% ../nbs/00_core.ipynb #dacc6021
@@ -303,6 +318,8 @@ def _check_rest(run: RunConfig) -> None:
             raise InputError(f"{name} is {value!r}; pass {'a ccxt id, simulated or auto' if name == 'exchange' else 'an address such as http://127.0.0.1:8765'}")
     if run.sizing == "fraction" and run.size > run.max_leverage: raise InputError(f"size is {run.size:g}; pass a fraction of equity up to {run.max_leverage:g}")
     if run.max_hold is not None and run.max_hold < run.min_hold: raise InputError(f"max_hold is {run.max_hold} and min_hold {run.min_hold}; pass a max_hold that is not shorter")
+    if run.sizing == "all_in" and run.max_leverage != 1:
+        raise InputError(f"max_leverage is {run.max_leverage:g} but sizing=all_in borrows nothing; pass sizing=fraction to use it")
     if run.sizing == "all_in" and run.size != 1: raise InputError(f"size is {run.size:g} but sizing=all_in takes all; pass sizing=fraction to use it")
 
 # %% ../nbs/00_core.ipynb #2846626e

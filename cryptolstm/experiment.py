@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'ORDERS', 'STRATEGY', 'HOLD', 'REVERSAL', 'MOMENTUM', 'RULES_ALONE', 'LSTM_ALONE', 'DIRECTION', 'BEYOND',
-           'FIGURES', 'trade', 'training_note', 'calibration_note', 'data_stamp', 'market_text', 'data_notes',
-           'log_return', 'rules_alone', 'learner_forecasts', 'learner_exceedance', 'trade_baselines', 'search_of',
-           'power_of', 'calibration_of', 'judge', 'Line', 'run_line', 'stages', 'backtest', 'trial_of', 'determinism',
-           'summary', 'figure_text', 'figure_rows', 'run_backtest', 'Backtester']
+           'FIGURES', 'trade', 'training_note', 'calibration_note', 'ending_note', 'repeatable', 'data_stamp',
+           'market_text', 'data_notes', 'log_return', 'rules_alone', 'learner_forecasts', 'learner_exceedance',
+           'trade_baselines', 'search_of', 'power_of', 'calibration_of', 'judge', 'Line', 'run_line', 'stages',
+           'backtest', 'trial_of', 'determinism', 'summary', 'figure_text', 'figure_rows', 'run_backtest', 'Backtester']
 
 # %% ../nbs/11a_experiment.ipynb #bd23a07b
 import json, math
@@ -39,7 +39,7 @@ from .walkforward import WalkForward, bars_needed, walk_forward
 from .windows import predicted_price, target
 
 # %% ../nbs/11a_experiment.ipynb #181adc91
-COSTS = ("initial_balance", "fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
+COSTS = ("initial_balance", "fee", "maker_fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
 ORDERS = ("stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "sizing", "size", "exit", "min_hold", "max_hold",
           "lot", "min_notional", "max_volume_share", "max_leverage")              # how the strategy trades
 
@@ -78,12 +78,30 @@ def calibration_note(
     return (f"{len(without)} of {len(folds)} folds entered nothing: they had too little to calibrate a probability on (at fewest {without.min():,} validation windows, "
             f"{MIN_CALIBRATION} are needed); a larger train_hours gives more")
 
+# %% ../nbs/11a_experiment.ipynb #5e1c40b2
+def ending_note(
+    folds: pd.DataFrame,   # from `walk_forward`
+) -> str | None:           # a sentence, None where every training ended by itself
+    "What to know of trainings that something else ended than their epochs or their patience."
+    ends = folds.loc[~folds["stopped"].isin(("done", "patience")), "stopped"]
+    if not len(ends): return None
+    how = ", ".join(f"{n} × {end}" for end, n in ends.value_counts().items())
+    return f"{len(ends)} of {len(folds)} trainings did not end by themselves ({how}); the best weights until then are used"
+
+def repeatable(
+    folds: pd.DataFrame,   # from `walk_forward`
+) -> str:                  # as each training says of itself
+    "How far the run gives the same numbers again: as far as its weakest training."
+    said = folds["determinism"].tolist()
+    return next((s for s in said if s.startswith("none")), said[0])
+
 # %% ../nbs/11a_experiment.ipynb #53075713
 def data_stamp(
     bars: pd.DataFrame,     # all bars used
     tested: pd.DataFrame,   # those tested
     shortened: str | None = None,  # from `training_note`
     uncalibrated: str | None = None,  # from `calibration_note`
+    ended: str | None = None,         # from `ending_note`
 ) -> dict:                  # JSON-able
     "Where the bars of a result came from, for every page and file that shows it."
     keep = {k: v for k, v in bars.attrs.items() if isinstance(v, (str, int, float, bool)) or v is None}
@@ -91,7 +109,7 @@ def data_stamp(
     if aside := bars.attrs.get("set_aside"): keep["set_aside"] = f"A damaged file of stored bars was put aside as {aside} and its bars were fetched again"
     if revised := bars.attrs.get("revised"): keep["revised"] = f"Revised by the exchange after they were first fetched: {len(revised)} values, the newest used here"
     if late := bars.attrs.get("late"): keep["late"] = f"Came only at a later fetch: {late} bars"
-    keep |= {k: v for k, v in (("shortened", shortened), ("uncalibrated", uncalibrated)) if v}
+    keep |= {k: v for k, v in (("shortened", shortened), ("uncalibrated", uncalibrated), ("ended", ended)) if v}
     return {**keep, "bars": len(bars), "first": bars.index[0].isoformat(), "tested_from": tested.index[0].isoformat(),
             "tested_until": (tested.index[-1] + HOUR).isoformat(), "gaps": int(bars["is_gap"].sum()) if "is_gap" in bars else 0, "sha256": bars_hash(bars)}
 
@@ -106,7 +124,7 @@ def data_notes(
     data: Mapping,      # as above
 ) -> list[str]:         # sentences without a full stop, none where all is as it was asked for
     "What a reader must know of the bars besides where they are from: renamed, stale, fewer than asked for, revised, dropped."
-    return [text[0].upper() + text[1:] for k in ("alias", "stale", "set_aside", "short", "unconfirmed", "late", "shortened", "uncalibrated", "revised", "dropped") if (text := data.get(k))]
+    return [text[0].upper() + text[1:] for k in ("alias", "stale", "set_aside", "short", "unconfirmed", "late", "shortened", "uncalibrated", "ended", "revised", "dropped") if (text := data.get(k))]
 
 # %% ../nbs/11a_experiment.ipynb #3730ea85
 def log_return(
@@ -285,7 +303,7 @@ def backtest(
     skill, against = skill_table(realised, forecasters, run.horizon), skill_against(realised, forecasters, "LSTM", run.horizon)
     baselines = trade_baselines(tested, walk, run, learners, reversal, learner_exceedance(bars, walk, run, learners), trend)
     returns = {name: b["final_balance"] / run.initial_balance - 1 for name, b in {STRATEGY: result, **baselines}.items()}
-    data = data_stamp(bars, tested, training_note(walk.folds, run), calibration_note(walk.folds, run))
+    data = data_stamp(bars, tested, training_note(walk.folds, run), calibration_note(walk.folds, run), ending_note(walk.folds))
     trial = trial_of(result, skill, run, data, tested.index)
     made = {"realised": walk.predictions["realised"], "forecast": walk.predictions["prediction"], "signal": decisions["signal"]}
     search = search_of(result, ledger.enter(trial), ledger.overfitting(trial))
@@ -313,7 +331,7 @@ def determinism(
 ) -> dict:                 # JSON-able: class ("bit-equal", "not enforced" or "none"), said, backend
     "How far a repetition gives the same numbers: the weakest word of any fold."
     import keras
-    said = max(folds["determinism"], key=lambda s: not s.startswith("bit-equal"))
+    said = repeatable(folds)
     return {"class": next(c for c in ("bit-equal", "not enforced", "none") if said.startswith(c)), "said": said, "backend": keras.backend.backend()}
 
 def summary(

@@ -283,5 +283,7 @@ def _elsewhere(manifest: Mapping) -> list[str]:
     here = {**versions(), "commit": git_commit()}
     there = {**manifest["versions"], "commit": manifest.get("git_commit")}
     notes = [f"{name} was {old} and is {here.get(name)} here" for name, old in there.items() if here.get(name) != old]
+    how = manifest.get("determinism") or {}
+    if how.get("class") == "none": notes.append(f"the numbers of the page do not promise to come again ({how['said']})")
     if "placebo" in manifest: notes.append(f"the {manifest['placebo']['n']} placebo runs of the page were not made again; the same command with --placebo makes them")
     return notes

@@ -138,7 +138,7 @@ def settings_table(
     same = [(name, said(v)) for name, v in ours.items() if v == usual[name]]
     heading = Piece(f"<p>{len(other)} of {len(ours)} settings are not the default:</p>" if other else "<p>Every setting is the default.</p>")
     shown = heading + (as_table(other, ["setting", "here", "by default"]) if other else Piece(""))
-    return shown + Piece("<details><summary>All that are</summary>") + as_table(same, ["setting", "value"]) + Piece("</details>")
+    return shown + Piece(f"<details><summary>The other {len(same)}</summary>") + as_table(same, ["setting", "value"]) + Piece("</details>")
 
 # %% ../nbs/14_reports.ipynb #5f22690d
 LEVEL_CLASS = {"CANDIDATE": "good", LUCKY: "warn", "SKILL, NOT PROFITABLE": "warn", "SUSPICIOUS": "alarm", "LEAK": "alarm"}  # the others are calm: no skill is a normal result
@@ -359,7 +359,7 @@ def calibration_piece(
     rows = [(event, f"{f['n']:,}", share(f["base"]), f"{share(f['low'])} … {share(f['median'])} … {share(f['high'])}", f"{f['brier']:.4f}", share(f["skill"], 2), f"{share(f['error'])} ({share(f['error_of_honest'])})", _p(f["p"]))
             for event, c in given.items() for f in [c["figures"]]]
     fig = plot_reliability({event: c["parts"] for event, c in given.items()}, _simulated(results))
-    return (figure(fig, "Each dot is a tenth of the forecasts: what they said on average and how often it came, with a 95 % interval. On the dotted line a probability is what it says.")
+    return (figure(fig, "Each dot is a tenth of the forecasts: what they said on average and how often it came, with a 95 % interval. On the dotted line it came as often as promised.")
             + as_table(rows, ["probability that", "bars", "came", "said: 1 % … median … 99 %", "Brier", "Brier skill", "error (of an honest forecaster)", "Spiegelhalter p"])
             + Piece(f"<p class=quiet>{_prose('Brier skill compares with saying the overall share every time; with hourly directions a fraction of a percent is all there is to have. A small p means that the probabilities are not what they say.')}</p>"))
 
@@ -444,7 +444,7 @@ h1{font-size:1.9rem;line-height:1.2;margin:.2rem 0 .4rem}h2{font-size:1.3rem;mar
 p{max-width:46rem;margin:.5rem 0}a{color:var(--blue)}code{background:var(--wash);padding:0 .25em;border-radius:3px}
 nav{font-size:.88rem;margin:.6rem 0 1.2rem;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem}nav a{text-decoration:none;white-space:nowrap}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.8rem 0;font-size:.88rem;font-variant-numeric:tabular-nums}th,td{padding:.34rem .8rem .34rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--soft);font-weight:600}thead .num,thead+tbody .num{text-align:right;padding-left:.6rem}.quiet,figcaption{color:var(--soft)}
+th{color:var(--soft);font-weight:600}thead .num,thead+tbody .num{text-align:right;padding-left:.6rem}td.num{white-space:nowrap}.quiet,figcaption{color:var(--soft)}
 figure{margin:1rem 0 1.4rem}figure img{width:100%;height:auto;display:block}figcaption{font-size:.86rem;max-width:46rem}
 .note{padding:.8rem 1.1rem;margin:.8rem 0;border-radius:4px;font-weight:600}.alarm.note{background:#c23b34;color:#fff}.warn.note{background:#fff4d6;color:#6b4d00}
 .verdict{border-radius:6px;padding:1.2rem 1.5rem 1.3rem;margin:1.2rem 0;border:1px solid #c9d3df;border-left:8px solid #5b6470;background:#f3f6fa}

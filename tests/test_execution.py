@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cryptolstm.backtester import (COUNTS, MAX_WAIT, REASONS, _arrays, _by_kernel, _by_reference, _check_settings, _wilder, entry_share, simulate,
+from cryptolstm.backtester import (COUNTS, MAX_WAIT, REASONS, _Arrays, _arrays, _by_kernel, _by_reference, _check_settings, _wilder, entry_share, simulate,
                                    simulate_reference, wilder_atr)
 from cryptolstm.core import InputError, RunConfig, regular_grid
 from cryptolstm.metrics import figures
@@ -37,6 +37,9 @@ def random_bars(n, seed, sigma):
     return pd.DataFrame(random_prices(n, seed, sigma), pd.date_range("2025-01-01", periods=n, freq="h", tz="UTC"))
 
 
+def real_bars(bars): return bars[~bars["is_gap"]].drop(columns="is_gap") if "is_gap" in bars else bars
+
+
 @st.composite
 def bar_frames(draw, smallest=2, largest=90, holes=True):
     n, seed = draw(st.integers(smallest, largest)), draw(st.integers(0, 2**32 - 1))
@@ -61,17 +64,20 @@ ORDERS = {"stop_atr": [0.3, 1.0, 3.0], "stop_percent": [0.01, 0.3], "take_profit
 EXCHANGE = {"lot": [0.01, 10.0], "min_notional": [0.5, 20_000.0], "max_volume_share": [0.1, 1.0]}    # what refuses and cuts orders
 
 
-@st.composite
-def setups(draw, exchange=True):
-    sizing = draw(st.sampled_from(["all_in", "fraction", "volatility"]))
-    now_and_then = lambda table: {k: draw(st.sampled_from(v)) for k, v in table.items() if draw(st.integers(0, 2)) == 0}
+def setup_of(pick, exchange=True):
+    "Settings, each from a list by `pick`."
+    sizing = pick(["all_in", "fraction", "volatility"])
+    now_and_then = lambda table: {k: pick(v) for k, v in table.items() if pick([True, False, False])}
     orders = now_and_then(ORDERS) | (now_and_then(EXCHANGE) if exchange else {})
-    leverage = draw(st.sampled_from([1.0, 1.0, 3.0]))
-    return {"initial_balance": draw(st.sampled_from([1.0, START])), "fee": draw(st.sampled_from([0.0, 0.001, 0.05])),
-            "slippage": draw(st.sampled_from([0.0, 0.0002, 0.05])), "slippage_range": draw(st.sampled_from([0.0, 0.0, 0.1, 0.5])), **orders,
-            "sizing": sizing, "size": 1.0 if sizing == "all_in" else draw(st.sampled_from([0.1, 0.7, 1.0 * leverage])), "max_leverage": leverage,
-            "exit": draw(st.sampled_from(["neutral", "opposite"])), "min_hold": min(draw(st.sampled_from([0, 1, 5])), orders.get("max_hold", 5)),
-            "borrow_rate": draw(st.sampled_from([0.0, 0.001, 0.5]))}
+    leverage = 1.0 if sizing == "all_in" else pick([1.0, 1.0, 3.0])
+    return {"initial_balance": pick([1.0, START]), "fee": pick([0.0, 0.001, 0.05]), "maker_fee": pick([None, None, 0.0, 0.02]),
+            "slippage": pick([0.0, 0.0002, 0.05]), "slippage_range": pick([0.0, 0.0, 0.1, 0.5]), **orders,
+            "sizing": sizing, "size": 1.0 if sizing == "all_in" else pick([0.1, 0.7, 1.0 * leverage]), "max_leverage": leverage,
+            "exit": pick(["neutral", "opposite"]), "min_hold": min(pick([0, 1, 5]), orders.get("max_hold", 5)), "borrow_rate": pick([0.0, 0.0, 0.001, 0.5])}
+
+
+@st.composite
+def setups(draw, exchange=True): return setup_of(lambda values: draw(st.sampled_from(values)), exchange)
 
 
 @st.composite
@@ -99,22 +105,24 @@ DEFAULTS = {k: p.default for k, p in inspect.signature(simulate).parameters.item
 
 # -- the kernel and the reference ----------------------------------------------------------------------------------------------------
 
-def many(data, run, seed, times):
-    "What the kernel reads, and more of its kind: the same settings, holes and length with other random prices and signals."
-    yield data
-    n = len(data.close)
-    for i in range(1, times):
-        g = np.random.default_rng([seed, i])
-        prices = random_prices(n, [seed, i], g.choice([0.003, 0.02, 0.15]))
-        sigma = g.uniform(0.001, 0.1, n) if g.random() < 0.5 else None
-        signal, atr = np.repeat(g.integers(-1, 2, n), g.integers(1, 12))[:n], _wilder(prices["high"], prices["low"], prices["close"], 3)
-        yield data._replace(**prices, signal=signal, atr=atr,
-                            share=entry_share(prices["close"], run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"]))
+def another(seed):
+    "Settings and what the kernel reads, all at random: prices, signals, holes of any length, ATR, σ."
+    g = np.random.default_rng(seed)
+    run = _check_settings(DEFAULTS | setup_of(lambda values: values[g.integers(len(values))]))
+    n = g.integers(2, 70)
+    prices, real = random_prices(n, seed, g.choice([0.003, 0.02, 0.15])), np.ones(n, bool)
+    for start, length in zip(g.integers(2, n + 1, g.integers(0, 4)), g.integers(1, 7, 3), strict=False): real[start:start + length] = False
+    prices = {k: np.where(real, v, np.nan) for k, v in prices.items()}
+    sigma = np.where(g.random(n) < 0.1, [0.0], g.uniform(0.001, 0.1, n)) if g.random() < 0.5 else None
+    atr = _wilder(prices["high"], prices["low"], prices["close"], g.choice([3, 5])) if g.random() < 0.8 else np.array([0.5])
+    signal = np.repeat(g.integers(-1, 2, n), g.integers(1, 12))[:n].astype("int8")
+    share = entry_share(prices["close"], run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"])
+    return run, _Arrays(**prices, real=real, signal=signal, share=share, atr=atr, rows=np.arange(n))
 
 
 def computed(equity, low_equity, position, trades, cash, quantity, last, counts):
     "All numbers of a run in one row."
-    return np.concatenate([equity, low_equity, position, *(trades[name] for name in trades.dtype.names), [cash, quantity, last], counts])
+    return np.concatenate([equity, low_equity, position, *(trades[name] for name in trades.dtype.names), [cash, quantity, last if quantity else 0], counts])
 
 
 @settings(max_examples=250, deadline=None)
@@ -122,8 +130,17 @@ def computed(equity, low_equity, position, trades, cash, quantity, last, counts)
 def test_kernel_equals_the_plain_reference(case, seed):
     bars, signal, setup = case
     run = _check_settings(DEFAULTS | {k: v for k, v in setup.items() if k not in ("atr", "sigma")})
-    for data in many(_arrays(bars, signal, setup.get("atr"), setup.get("sigma"), run), run, seed, 8):      # 2 000 comparisons
+    drawn = run, _arrays(bars, signal, setup.get("atr"), setup.get("sigma"), run)
+    for run, data in (drawn, *(another([seed, i]) for i in range(1, 8))):                                  # 2 000 cases, each with settings of its own
         close_to(computed(*_by_kernel(data, run)), computed(*_by_reference(data, run)), run["initial_balance"])
+
+
+def test_two_thousand_random_cases_have_settings_holes_and_ends_of_every_kind():
+    runs = [another([0, i]) for i in range(2000)]
+    assert len({(r["sizing"], r["exit"], r["max_leverage"] > 1, r["borrow_rate"] > 0, r["maker_fee"] is None) for r, _ in runs}) == (3 * 2 - 1) * 2 * 2 * 2
+    assert sum((~d.real).any() for _, d in runs) > 1000
+    ends = Counter(REASONS[i] for r, d in runs for i in _by_kernel(d, r)[3]["reason"])
+    assert set(ends) == set(REASONS) - {""} and min(ends.values()) > 20, ends
 
 
 @settings(max_examples=100, deadline=None)
@@ -183,7 +200,8 @@ def test_more_fee_never_earns_more(case, extra):
     # quantity smaller, which is a blessing for a short that loses more than its whole notional, as a small fraction of equity may. (A lot
     # or a least notional may have the same effect, since a smaller order is refused altogether: they are left out here.)
     bars, signal, setup = case
-    low, high = simulate(bars, signal, **setup), simulate(bars, signal, **{**setup, "fee": setup["fee"] + extra})
+    more = {k: setup[k] + extra for k in ("fee", "maker_fee") if setup[k] is not None}
+    low, high = simulate(bars, signal, **setup), simulate(bars, signal, **setup | more)
     assume((low["trades"]["pnl"] + low["trades"]["fees"] > -low["trades"]["quantity"] * low["trades"]["entry_price"] * 0.999).all())
     money = setup["initial_balance"]
     assert high["final_balance"] <= low["final_balance"] + 1e-9 * money
@@ -232,7 +250,6 @@ def test_fills_only_at_prices_the_bar_contains(case):
     bars, signal, setup = case
     fills = simulate(bars, signal, **setup)["fills"]
     fills = fills[fills["reason"] != "liquidation"]                    # that price is set by the exchange, also when the market jumps it
-    if "is_gap" in bars: assert not bars.loc[fills["time"], "is_gap"].any()
     at = bars.loc[fills["time"]]
     slip = setup["slippage"] + setup["slippage_range"] * ((at["high"] - at["low"]) / at["high"]).to_numpy()
     quoted = fills["price"].to_numpy() / (1 + fills["side"].to_numpy() * slip)
@@ -245,7 +262,7 @@ def test_fills_only_at_prices_the_bar_contains(case):
 @given(cases())
 def test_stops_and_targets_fill_at_their_distance_from_the_entry(case):
     bars, signal, setup = case
-    trades, atr = simulate(bars, signal, **setup)["trades"], setup.get("atr", wilder_atr(regular_grid(bars, 0)).reindex(bars.index))
+    trades, atr = simulate(bars, signal, **setup)["trades"], setup.get("atr", wilder_atr(regular_grid(real_bars(bars), 0)).reindex(bars.index))
     real = bars.index[~bars["is_gap"]] if "is_gap" in bars else bars.index
     nearest = lambda order, atr, price: min([setup[k] * x for k, x in ((f"{order}_atr", atr), (f"{order}_percent", price)) if k in setup])
     for t in trades[trades["exit_reason"].isin(["stop", "take_profit"])].itertuples():
@@ -447,6 +464,17 @@ def test_entries_are_limited_to_a_share_of_the_bars_volume_and_exits_beyond_it_c
 
 
 @both
+def test_a_target_pays_the_makers_fee_and_every_other_fill_the_takers(run):
+    bars = market(100, 100, (100, 112, 99, 111), 111, 111, (100, 100, 80, 80), 80)
+    r = run(bars, [1, 1, 0, 1, 1, 0, 0], fee=0.002, maker_fee=0.0005, take_profit_percent=0.1, stop_percent=0.05)
+    assert r["trades"]["exit_reason"].tolist() == ["take_profit", "gap_stop"]
+    rates = (r["fills"]["fee"] / (r["fills"]["price"] * r["fills"]["quantity"])).tolist()
+    assert rates == pytest.approx([0.002, 0.0005, 0.002, 0.002])
+    same = [run(bars, [1, 1, 0, 1, 1, 0, 0], fee=0.002, maker_fee=m, take_profit_percent=0.1)["final_balance"] for m in (None, 0.002)]
+    assert same[0] == same[1]
+
+
+@both
 def test_leverage_borrows_pays_rent_and_can_ruin_a_long(run):
     bars = market(100, 100, 90, (90, 90, 60, 60), 200)
     r = run(bars, [1] * 5, fee=0, sizing="fraction", size=3.0, max_leverage=3.0)
@@ -456,6 +484,35 @@ def test_leverage_borrows_pays_rent_and_can_ruin_a_long(run):
     assert rent["total_borrow"] == pytest.approx(200 + 200.2)                               # a thousandth an hour of what is borrowed
     calm = dict(sizing="volatility", size=2.0, sigma=np.full(3, 0.001), fee=0)
     assert [run(market(100, 100, 100), [1, 1, 1], **calm, max_leverage=m)["trades"]["quantity"][0] for m in (1, 2.5)] == pytest.approx([1000, 2500])
+
+
+@both
+def test_who_is_ruined_at_an_open_pays_no_more_rent_and_no_exit_price_is_negative(run):
+    r = run(market(100, 100, 10_000, 10_000), [-1] * 4, fee=0.001, borrow_rate=1.0)
+    trade = r["trades"].iloc[0]
+    assert trade["exit_reason"] == "liquidation" and trade["exit_price"] == pytest.approx((START + 99_800.2) / 1.001 / (START / 100.1), rel=0.03)
+    assert trade["fees"] > 0 and trade["borrow"] == pytest.approx(START / 100.1 * 100 / 24) and trade["pnl"] == pytest.approx(-START)
+    assert r["equity"].tolist() == [START, pytest.approx(START - trade["fees"] / 2 - trade["borrow"], rel=0.01), 0, 0]
+
+
+@both
+def test_nobody_is_liquidated_in_an_hour_in_which_nobody_trades(run):
+    full = market(*[100] * 60)
+    absent = full.drop(full.index[3:50])                    # the rent of two days takes more than the account
+    for bars in (absent, regular_grid(absent), regular_grid(absent, max_gap=99)):
+        trade = run(bars, [-1] * len(bars), fee=0.001, borrow_rate=1.0)["trades"].iloc[0]
+        assert trade["exit_time"] == full.index[50] and trade["exit_reason"] == "liquidation"
+        assert 0 < trade["exit_price"] <= 100 and trade["pnl"] == pytest.approx(-START) and trade["borrow"] < START
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_every_fill_has_a_bar_a_price_above_zero_and_a_fee_that_is_not_negative(case):
+    bars, signal, setup = case
+    r = simulate(bars, signal, **{**setup, "borrow_rate": 1.0})
+    real = real_bars(bars).index
+    assert r["fills"]["time"].isin(real).all() and (r["fills"]["price"] > 0).all() and (r["fills"]["fee"] >= 0).all() and (r["trades"]["borrow"] >= 0).all()
+    assert (r["equity"] >= -1e-9 * setup["initial_balance"]).all()
 
 
 def test_after_buying_all_in_no_cash_is_left():
@@ -663,6 +720,18 @@ BAD = {
     "more than the whole volume": (lambda: simulate(BARS, [0] * 4, max_volume_share=2), "max_volume_share is 2; pass a number above 0 to 1"),
     "negative lot": (lambda: simulate(BARS, [0] * 4, lot=-1), "lot is -1; pass a number from 0"),
     "negative volume": (lambda: simulate(BARS.assign(volume=[1, 1, -1, 1]), [0] * 4), "row 2 .*negative volume"),
+    "a table of signals": (lambda: simulate(BARS, np.zeros((4, 1))), "signal is a ndarray of 2 dimensions; pass one value per bar"),
+    "a frame of signals": (lambda: simulate(BARS, pd.DataFrame({"s": [0] * 4})), "signal is a DataFrame of 2 dimensions; pass one value per bar"),
+    "one signal": (lambda: simulate(BARS, 1), "signal is an int; pass one value per bar"),
+    "no signal": (lambda: simulate(BARS, None), "signal is a NoneType; pass one value per bar"),
+    "a generator": (lambda: simulate(BARS, (x for x in range(4))), "signal is a generator; pass one value per bar"),
+    "ragged signals": (lambda: simulate(BARS, [[0], [0, 1], 0, 0]), "signal is a list of 2 dimensions; pass one value per bar"),
+    "an ATR for all bars": (lambda: simulate(BARS, [0] * 4, stop_atr=1, atr=2.0), "atr is a float; pass one value per bar"),
+    "text for prices": (lambda: simulate(BARS.assign(close=["a", "b", "c", "d"]), [0] * 4), "bars hold something that is no number .*pass prices"),
+    "no frame": (lambda: simulate(None, [0] * 4), "bars are of the type NoneType; pass a DataFrame"),
+    "gaps in words": (lambda: simulate(BARS.assign(is_gap=["no"] * 4), [0] * 4), "row 0 has is_gap 'no'; pass True or False"),
+    "leverage of everything": (lambda: simulate(BARS, [0] * 4, max_leverage=5), 'max_leverage is 5 but sizing="all_in" borrows nothing; pass sizing'),
+    "negative maker fee": (lambda: simulate(BARS, [0] * 4, maker_fee=-0.1), "maker_fee is -0.1; pass a number from 0 to 0.1, or None"),
     "ignored size": (lambda: simulate(BARS, [0] * 4, size=0.5), 'pass sizing="fraction"'),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cryptolstm.core import InputError, RunConfig, bars_hash, regular_grid
-from cryptolstm.experiment import backtest, summary
+from cryptolstm.experiment import backtest, data_notes, summary
 from cryptolstm.leakage import certificate
 from cryptolstm.manifest import agree, compare_results, embed, make_manifest, split, verify
 from cryptolstm.reports import run_report
@@ -123,3 +123,16 @@ def test_what_is_no_page_is_refused(tmp_path):
         with pytest.raises(InputError, match=said): verify(tmp_path / "x.html")
     with pytest.raises(InputError, match="no </body>"): embed("text", {})
     assert agree(1.0, 1 + 1e-10) and not agree(1.0, 1 + 1e-8) and not agree(None, 0.0) and agree(None, None) and not agree(True, 1.0 + 1e-3)
+
+
+def test_a_run_that_the_clock_ended_says_so_and_promises_no_repetition():
+    "In the notes that terminal, page and program show, in the summary, and in the manifest."
+    network = {**SMOKE["network"], "epochs": 100_000, "patience": 100_000, "refit_epochs": 1, "max_train_seconds": 0.3}
+    run = RunConfig(**{**WISH, "network": network, "retrain_every": 120})
+    results = backtest(demo_market(bars_needed(run), seed=6, ticker="ETH/USD"), run)
+    ended = (results["folds"]["stopped"] == "time limit").sum()
+    assert ended >= 1 and f"{ended} of 2 trainings did not end by themselves ({ended} × time limit)" in " ".join(data_notes(results["data"]))
+    made = summary(results)
+    assert made["determinism"].startswith("none") and make_manifest(made, "<body></body>")["determinism"] == made["determinism"]
+    whole = summary(backtest(demo_market(bars_needed(RunConfig(**WISH)), seed=6, ticker="ETH/USD"), RunConfig(**WISH)))
+    assert whole["determinism"].startswith("bit-equal") and "ended" not in whole["data"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from cryptolstm.backtester import simulate
-from cryptolstm.core import InputError
+from cryptolstm.core import InputError, regular_grid
 from cryptolstm.metrics import daily_returns, excursions, figures, hourly_returns, max_drawdown, monthly_table, performance, sharpe, sharpe_se, win_rate
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "coinbase" / "ETH_USD_1h.parquet"
@@ -183,3 +183,33 @@ def test_counts_reach_the_figures_and_what_is_undefined_is_none():
     assert idle["counts"]["both_touched"] == 0 and all(idle[k] is None for k in ("calmar", "break_even_fee", "cost_share", "sharpe_daily_se"))
     assert figures(simulate(walk(300), wishes(300)))["calmar"] is None           # too short for anything annual
     assert performance(simulate(walk(300), np.zeros(300)), walk(300))["average_mae"] is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(30, 400), st.sampled_from([0.003, 0.05]), st.sampled_from([0, 3, 99]))
+def test_hours_that_are_absent_and_hours_marked_as_gaps_have_the_same_figures(seed, n, sigma, max_gap):
+    g, full = np.random.default_rng(seed), walk(n, seed, sigma)
+    absent = full[(g.random(n) < 0.6) | np.isin(np.arange(n), [0, 1, n - 1])]
+    marked = regular_grid(absent, max_gap)
+    signal = pd.Series(wishes(n, seed), full.index)
+    a, b = (performance(simulate(f, signal.loc[f.index], stop_atr=2.0, slippage=0.001), f) for f in (absent, marked))
+    assert a["final_balance"] == b["final_balance"] and a.keys() == b.keys()
+    for key in a.keys() - {"source"}: assert a[key] == b[key], key
+
+
+def test_half_the_hours_missing_does_not_make_a_year_shorter():
+    full = walk(24 * 200, 4, 0.003)
+    half = full[(np.arange(len(full)) % 2 == 0) | np.isin(np.arange(len(full)), [1, len(full) - 1])]
+    whole, holed = figures(simulate(full, np.ones(len(full)), fee=0)), figures(simulate(half, np.ones(len(half)), fee=0))
+    assert holed["days"] == whole["days"] == 200 and holed["bars"] == whole["bars"]
+    for key in ("annual_return", "calmar", "exposure"): assert holed[key] == pytest.approx(whole[key], rel=0.15)
+    assert holed["volatility"] == pytest.approx(whole["volatility"], rel=0.15) and holed["sharpe_ratio"] == pytest.approx(whole["sharpe_ratio"], rel=0.15)
+
+
+def test_a_day_has_twenty_four_hours_and_a_year_365_days():
+    bars = walk(24 * 100, 6)
+    result = simulate(bars, wishes(len(bars), 6))
+    f, equity = figures(result), result["equity"]
+    daily = equity.iloc[23::24].to_numpy() / np.r_[100_000, equity.iloc[23:-1:24].to_numpy()] - 1
+    assert f["sharpe_daily"] == pytest.approx(daily.mean() / daily.std(ddof=1) * 365**0.5, rel=1e-9)
+    assert f["sharpe_daily_se"] == pytest.approx(sharpe_se(pd.Series(daily), 365), rel=1e-9)

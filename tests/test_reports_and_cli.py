@@ -244,8 +244,8 @@ def test_signal_says_why_and_from_which_market(loopback, tmp_path):
     assert any(line.startswith("  market      coinbaseexchange") for line in lines) and any("note" in line and "underpowered" in line for line in lines)
 
 
-OTHER = {"ticker": "SOL/USD", "end": "2025-03-01T00:00:00+00:00", "exchange": "kraken", "exchange_url": "http://127.0.0.1:1", "sizing": "fraction", "entry": "cost",
-         "short_volume": "above", "exit": "opposite", "max_hold": 50, "network": {"epochs": 2}}
+OTHER = {"ticker": "SOL/USD", "end": "2025-03-01T00:00:00+00:00", "exchange": "kraken", "exchange_url": "http://127.0.0.1:1", "sizing": "fraction",
+         "entry": "cost", "short_volume": "above", "exit": "opposite", "max_hold": 50, "network": {"epochs": 2}}
 
 
 def test_every_setting_of_a_run_reaches_its_page():

@@ -72,9 +72,9 @@ def test_every_axis_has_an_effect(forecasts):
     signal = np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10)
     two = {"fee": [0, 0.01], "slippage": [0, 0.01], "slippage_range": [0, 0.3], "stop_atr": [1, 3], "stop_percent": [0.005, 0.05], "take_profit_atr": [1, 3],
            "take_profit_percent": [0.005, 0.02], "trailing_atr": [1, 3], "min_hold": [0, 20], "max_hold": [2, 9], "borrow_rate": [0, 0.1], "lot": [0, 0.7],
-           "min_notional": [0, 99_990], "max_volume_share": [0.01, 1], "threshold_scale": [0, 1], "exit": ["neutral", "opposite"],
+           "min_notional": [0, 99_990], "maker_fee": [0, 0.05], "max_volume_share": [0.01, 1], "threshold_scale": [0, 1], "exit": ["neutral", "opposite"],
            "sizing": ["all_in", "volatility"], "size": [0.2, 0.9], "max_leverage": [1, 3]}
-    more_of = {"size": {"sizing": "fraction"}, "max_leverage": {"sizing": "volatility", "size": 5.0}}
+    more_of = {"maker_fee": {"take_profit_atr": 1.0}, "size": {"sizing": "fraction"}, "max_leverage": {"sizing": "volatility", "size": 5.0}}
     assert set(two) == set(AXES)
     for axis, values in two.items():
         more = {"move": np.arange(900) % 3 / 2, "threshold": np.ones(900)} if axis == "threshold_scale" else {}
@@ -88,7 +88,8 @@ def test_every_axis_has_an_effect(forecasts):
 
 @pytest.mark.parametrize("grid", [{"sizing": ["fraction", "volatility"], "size": [0.2, 0.7, 1.0], "max_leverage": [1.0, 2.5], "exit": ["neutral", "opposite"]},
                                   {"sizing": ["all_in", "fraction", "volatility"], "exit": ["opposite"], "stop_atr": [None, 1.0], "min_hold": [0, 6]},
-                                  {"size": [0.1, 2.0], "trailing_atr": [1.0, 2.0], "fee": [0.0, 0.002], "max_volume_share": [None, 0.1]}])
+                                  {"size": [0.1, 2.0], "trailing_atr": [None, 1.0], "take_profit_atr": [1.0], "maker_fee": [None, 0.0],
+                                   "max_volume_share": [None, 0.1]}])
 @pytest.mark.parametrize("known", [True, False])
 def test_every_point_equals_simulate_for_it_alone_bit_for_bit(forecasts, grid, known):
     bars, table, prediction = forecasts

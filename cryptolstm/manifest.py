@@ -9,11 +9,12 @@ __all__ = ['LIBRARIES', 'METRICS', 'TABLES', 'OPEN', 'CLOSE', 'STAMPED', 'versio
            'compare_pages', 'rerun', 'check_again', 'standing_note', 'verify']
 
 # %% ../nbs/14a_manifest.ipynb #1f59b3e2
-import difflib, hashlib, json, math, platform, re, subprocess
+import hashlib, json, math, platform, re, subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import unescape
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -211,11 +212,10 @@ def compare_pages(
     a, b = skeleton(page), skeleton(again)
     if a == b: return finding("text", True, f"{sum(not x.startswith('<') for x in a):,} pieces of text as before")
     words = [[x for x in s if not x.startswith("<")] for s in (a, b)]
-    for tag, i, j, k, m in difflib.SequenceMatcher(None, *(words if words[0] != words[1] else (a, b)), autojunk=False).get_opcodes():
-        if tag != "equal": break
-    x, y = (words if words[0] != words[1] else (a, b))
-    short = lambda parts: repr(" ".join(parts)[:120]) if parts else "nothing"
-    return finding("text", False, f"the page says {short(x[i:j])} where the results say {short(y[k:m])}")
+    x, y = words if words[0] != words[1] else (a, b)
+    i = next(k for k, (p, q) in enumerate(zip_longest(x, y)) if p != q)
+    short = lambda parts: repr(parts[i][:120]) if i < len(parts) else "nothing"
+    return finding("text", False, f"the page says {short(x)} where the results say {short(y)}")
 
 # %% ../nbs/14a_manifest.ipynb #be1f8c19
 def rerun(

@@ -318,7 +318,8 @@ def signal_warnings(
     few = f"the model is underpowered: {t['windows']} training windows for {t['weights']} weights" if t["underpowered"] else None
     shortened = f"{short}; the training span or its warm-up is shorter than asked for" if short else None
     ended = None if (end := t.get("stopped", "done")) in ("done", "patience") else f"the training of the model did not end by itself ({end}); the best weights until then are used"
-    return [str(w) for w in (lag_warning(bars, run), bars.attrs.get("stale"), bars.attrs.get("alias"), shortened, few, ended) if w]
+    slow = f"the model decides by Keras, not by onnxruntime: {refused}" if (refused := (bundle.onnx or {}).get("refused")) else None
+    return [str(w) for w in (lag_warning(bars, run), bars.attrs.get("stale"), bars.attrs.get("alias"), shortened, few, ended, slow) if w]
 
 # %% ../nbs/07_signals.ipynb #3ee8c2ba
 def _number(x) -> float | None: return float(x) if np.isfinite(x) else None
@@ -350,7 +351,7 @@ def model_info(
     model, note = version.model, {**version.note, **tried}
     return {"path": str(version.folder / "model.keras"), "last_trained": model.trained_at, "lookback_period": model.config.lookback, "version": version.folder.name,
             "trained_from": model.trained_from, "trained_until": model.trained_until, "hours": model.hours, "decision": why,
-            "challenge": note.get("decision"), "validation": note.get("validation"), "libraries": note.get("libraries"), **model.training}
+            "challenge": note.get("decision"), "validation": note.get("validation"), "libraries": note.get("libraries"), "onnx": model.onnx, **model.training}
 
 # %% ../nbs/07_signals.ipynb #71d17be3
 def signal_dict(

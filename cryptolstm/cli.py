@@ -144,7 +144,7 @@ def trade_outputs(
     trades: Path | None,
 ) -> dict:                  # what to add to the summary
     "Write the file of trades and tell the story of each."
-    from cryptolstm.backtester import explain_trade, save_trades
+    from cryptolstm.trade_log import explain_trade, save_trades
     out = {"trade_log": [explain_trade(results, n) for n in range(len(results["trades"]))]} if verbose else {}
     return out | ({"trades_file": str(save_trades(results, trades))} if trades else {})
 

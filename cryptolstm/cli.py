@@ -262,4 +262,6 @@ def main() -> None:
     try: app()
     except CryptolstmError as e: say(f"error: {e}", "red"); sys.exit(e.exit_code)
     except OSError as e: say(f"error: {e.filename or 'a file'} cannot be used ({e.strerror or e}); check CRYPTOLSTM_HOME, its rights and the space there", "red"); sys.exit(1)
-    except KeyboardInterrupt: say("stopped; what was fetched is kept, the same command goes on from there"); sys.exit(130)
+    except SystemExit as e:
+        if e.code == 130: say("stopped; bars that were fetched are kept, the same command goes on from there")   # typer's code for Ctrl-C
+        raise

@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'HOUR', 'ENTRY_MODES', 'EXIT_MODES', 'SIZINGS', 'SHORT_VOLUMES', 'CryptolstmError', 'InputError',
            'OperationError', 'TrainingSpanError', 'unknown_name', 'as_utc', 'display_time', 'check_index', 'check_bars',
            'regular_grid', 'segment_ids', 'bars_hash', 'stamp', 'write_atomic', 'home', 'slug', 'check_ticker',
-           'quiet_stderr', 'RunConfig', 'check_run', 'run_config', 'read_params', 'run_from_namespace', 'config_hash',
-           'plain']
+           'quiet_stderr', 'RunConfig', 'as_number', 'check_run', 'run_config', 'read_params', 'run_from_namespace',
+           'config_hash', 'plain']
 
 # %% ../nbs/00_core.ipynb #e95347ec
 import difflib, hashlib, json, math, os, re, sys, tempfile
@@ -268,6 +268,15 @@ class RunConfig:
 
     def __post_init__(self): check_run(self)
 
+# %% ../nbs/00_core.ipynb #720c122d
+def as_number(
+    value,   # as read from YAML or a command line
+):           # a float where it is the text of one, else the value itself
+    "YAML takes 1e-3 for text, since it wants 1.0e-3; a person means the number."
+    if not isinstance(value, str): return value
+    try: return float(value)
+    except ValueError: return value
+
 # %% ../nbs/00_core.ipynb #b705e36e
 _RANGES = {  # field: (smallest, largest); the text of the error is made from it
     "hours": (48, 200_000), "lookback": (2, 1000), "horizon": (1, 72), "train_hours": (48, 200_000), "retrain_every": (1, 200_000),
@@ -287,13 +296,13 @@ def check_run(
     "Put every field into its one spelling and range, or raise `InputError` naming the field and what to pass."
     object.__setattr__(run, "ticker", check_ticker(run.ticker))
     for name, (low, high) in _RANGES.items():
-        value = getattr(run, name)
+        value = as_number(getattr(run, name))
         if value is None and name in _OFF: continue
         whole = name in _WHOLE
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not low <= value <= high or (whole and not float(value).is_integer()):
             none = f", or null for {_OFF[name]}" if name in _OFF else ""
-            raise InputError(f"{name} is {value!r}; pass a {'whole ' if whole else ''}number from {low:g} to {high:g}{none}")
+            raise InputError(f"{name} is {value!r}; pass a {'whole ' if whole else ''}number from {low:,.12g} to {high:,.12g}{none}")
         object.__setattr__(run, name, int(value) if whole else float(value))
     for name, known in _CHOICES.items():
         if getattr(run, name) not in known: raise unknown_name(name, getattr(run, name), known)
@@ -344,7 +353,7 @@ def run_from_namespace(
     besides: tuple = (),  # names of parameters that are no field of `RunConfig`
 ) -> RunConfig:
     "The run a notebook was asked for; a variable that is no parameter is an `InputError`, not ignored."
-    reserved = {"In", "Out", "exit", "quit", "open", *besides}
+    reserved = {"In", "Out", *besides}   # the two of IPython that are a list and a table
     plain = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in reserved
              and (v is None or isinstance(v, (str, int, float, bool, list, dict)))}
     return run_config({k: None if v == "" else v for k, v in plain.items()})

@@ -118,7 +118,8 @@ def price(
     count: Annotated[int | None, typer.Option(help="stop after so many (default: never)")] = None, as_json: JsonOption = False,
 ) -> None:
     "The price now: last, bid, ask, change and volume of 24 hours; --watch goes on."
-    from cryptolstm.data import CryptoMarketDataClient, watch_prices
+    from cryptolstm.data import CryptoMarketDataClient
+    from cryptolstm.prices import watch_prices
     if count is not None and not watch: raise InputError("--count counts the prices of --watch; add --watch or leave it out")
     if market_asked(exchange, exchange_url)[0] == "simulated": raise InputError("the simulated market has no price of the moment; pass an exchange")
     client = CryptoMarketDataClient(exchange, exchange_url)
@@ -126,7 +127,7 @@ def price(
         p = client.get_realtime_price(ticker)
         return emit(p) if as_json else print(price_line(p))
     if count is not None and count < 1: raise InputError(f"count is {count}; pass 1 or more, or leave it out")
-    for p in watch_prices(client, ticker, every, count): print(json.dumps(p, allow_nan=False) if as_json else price_line(p), flush=True)
+    for p in watch_prices(client.exchange, ticker, every, count): print(json.dumps(p, allow_nan=False) if as_json else price_line(p), flush=True)
 
 # %% ../nbs/15b_data_commands.ipynb #6751209a
 def price_line(
@@ -140,11 +141,12 @@ def price_line(
 def market_asked(
     exchange: str | None,   # as typed; None = CRYPTOLSTM_EXCHANGE, else the default
     url: str | None,        # as typed; None = CRYPTOLSTM_EXCHANGE_URL, else the exchange's own
-) -> tuple[str, str]:       # the exchange, and the name its bars are stored under
+) -> tuple[str, str]:       # the exchange in lower case, and the name its bars are stored under
     "Whose bars a command line means: an exchange of ccxt, or a name that bars were imported under."
     import ccxt
-    from cryptolstm.data import DEFAULT_EXCHANGE, market_name
-    name = (None if exchange == "auto" else exchange) or os.environ.get("CRYPTOLSTM_EXCHANGE") or DEFAULT_EXCHANGE
+    from cryptolstm.data import exchange_name
+    from cryptolstm.exchanges import market_name
+    name = exchange_name(exchange)
     return name, market_name(name, url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None) if name in ccxt.exchanges else name
 
 # %% ../nbs/15b_data_commands.ipynb #2ccf4f35
@@ -157,9 +159,12 @@ def stored_stretch(
 ):                         # bars on the regular grid
     "What the store holds of a ticker, without a question to the exchange. `InputError` where that is nothing."
     from cryptolstm.core import home, stamp
+    from cryptolstm.exchanges import check_exchange
     from cryptolstm.store import bar_path, hour_number, missing_spans, read_store, span_bars, stored_name
     name, alias = stored_name(home(), market, ticker)
-    store = read_store(bar_path(home(), market, name))
+    path = bar_path(home(), market, name)
+    store = read_store(path)
+    if not path.parent.is_dir(): check_exchange(exchange)   # a name that nothing was ever stored under may be mistyped
     if not len(store.bars): raise InputError(f"no bars of {ticker} are stored for {market}; fetch or import some first")
     stop = hour_number(end) if end else hour_number(store.bars.index[-1]) + 1
     bars = span_bars(store, (hour_number(store.bars.index[0]) if hours is None else stop - hours, stop), ticker, exchange, "store", **alias)
@@ -170,7 +175,7 @@ def stored_stretch(
 @data_app.command()
 def check(
     tickers: TickersArgument = None,
-    hours: Annotated[int | None, typer.Option(help="bars to look at (default: 8760, with --stored all there are)")] = None,
+    hours: Annotated[int | None, typer.Option(help="bars to look at (default: 8760; all there are with --stored, or of imported bars)")] = None,
     end: EndOption = None,
     exchange: ExchangeOption = None, exchange_url: UrlOption = None,
     against: Annotated[str | None, typer.Option(help="ccxt id of a second exchange to compare with, or `simulated`")] = None,
@@ -195,10 +200,12 @@ def check(
 # %% ../nbs/15b_data_commands.ipynb #d4fd44e3
 def market_stretch(ticker: str, hours: int | None, end: str | None, exchange: str | None, url: str | None, stored: bool, progress: bool = True):
     "Bars to be checked: of the named market, never of another one in its stead."
+    import ccxt
     from cryptolstm.data import check_request, market_bars
     check_request(ticker, 1 if hours is None else hours, end)
     name, market = market_asked(exchange, url)
-    if stored and name != "simulated": return stored_stretch(ticker, hours, end, name, market)
+    imported = name not in ccxt.exchanges and hours is None   # all there is to look at
+    if name != "simulated" and (stored or imported): return stored_stretch(ticker, hours, end, name, market)
     return market_bars(ticker, 8760 if hours is None else hours, end, name, url, progress=progress)
 
 # %% ../nbs/15b_data_commands.ipynb #dc6df621

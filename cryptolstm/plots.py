@@ -201,11 +201,13 @@ def plot_reliability(
     "Reliability diagrams side by side."
     fig, axes = new_figure(3.4, simulated=simulated, columns=len(parts))
     for ax, (event, t) in zip(np.atleast_1d(axes), parts.items(), strict=True):
-        low, high = min(t["low"].min(), t["said"].min()), max(t["high"].max(), t["said"].max())
-        ax.plot([low, high], [low, high], color=INK, lw=0.9, ls=":")
+        low, high = t["said"].min(), t["said"].max()
+        edges = np.array([low - 0.1 * (high - low) - 0.002, high + 0.1 * (high - low) + 0.002])
+        ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="as promised")
+        ax.set_xlim(*edges)
         ax.axhline(np.average(t["came"], weights=t["n"]), color=GREY, lw=1.2, label="how often it came at all")
         ax.errorbar(t["said"], t["came"], yerr=[t["came"] - t["low"], t["high"] - t["came"]], fmt="o", ms=5, color=BLUE, ecolor=BLUE, elinewidth=1.1, label=f"a tenth of {t['n'].sum():,} forecasts")
-        for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1)); ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set_title(event, fontsize=10, color=INK); ax.set_xlabel("said"); ax.set_ylabel("came"); ax.legend(frameon=False, fontsize=8)
     return fig
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'CHECKS', 'NOTES', 'stretches', 'find_gaps', 'find_zero_volume', 'find_stale', 'moves', 'find_jumps',
-           'find_spikes', 'Check', 'compare', 'QualityReport', 'quality_report', 'report_rows']
+           'find_spikes', 'Check', 'compare', 'notes_of', 'QualityReport', 'quality_report', 'report_rows']
 
 # %% ../nbs/01a_quality.ipynb #870e22e7
 import math
@@ -142,24 +142,37 @@ CHECKS = {
 def compare(
     bars: pd.DataFrame,      # on the regular grid
     against: pd.DataFrame,   # the same hours of another market
-) -> dict:                   # ticker, exchange, common hours, differences in basis points, correlation; `apart`: hours beyond the threshold
-    "How far two markets agree. `InputError` where they have fewer than two hours in common."
+) -> dict:                   # hours in both, here or there alone, differences in basis points, …; `apart`: hours beyond the threshold
+    "How far two markets agree over the span of the first. `InputError` where they have fewer than two hours in common."
     ours, theirs = (regular_grid(check_bars(b)) for b in (bars, against))
     ours, theirs = (b.loc[~b["is_gap"].to_numpy(bool), "close"] for b in (ours, theirs))
-    a, b = max(ours.index[0], theirs.index[0]), min(ours.index[-1], theirs.index[-1])
-    ours, theirs = ours[a:b], theirs[a:b]
+    theirs = theirs[ours.index[0]:ours.index[-1]]
     both = ours.index.intersection(theirs.index)
     if len(both) < 2: raise InputError("the two markets have fewer than two hours in common; pass bars of the same span")
-    x, y = ours[both], theirs[both]
+    x, y, said = ours[both], theirs[both], against.attrs
     bps = 1e4 * (x / y - 1)
-    step = np.r_[False, np.diff(both.as_unit("s").asi8) == 3600]
-    returns = np.corrcoef(np.log(x).diff()[step], np.log(y).diff()[step])[0, 1] if step.sum() > 2 and x.nunique() > 1 and y.nunique() > 1 else math.nan
     far = (bps.abs() > THRESHOLDS["apart"]).to_numpy()
-    return {"ticker": against.attrs.get("ticker"), "exchange": against.attrs.get("exchange"), "simulated": bool(against.attrs.get("simulated")),
-            "common": len(both), "share": len(both) / (len(ours) + len(theirs) - len(both)), "only_here": len(ours) - len(both), "only_there": len(theirs) - len(both),
+    return {"ticker": said.get("ticker"), "exchange": said.get("exchange"), "simulated": bool(said.get("simulated")), "common": len(both),
+            "share": len(both) / (len(ours) + len(theirs) - len(both)), "only_here": len(ours) - len(both), "only_there": len(theirs) - len(both),
             "median_bps": float(bps.abs().median()), "max_bps": float(bps.abs().max()), "max_at": bps.abs().idxmax(),
-            "correlation": None if math.isnan(returns) else float(returns),
+            "correlation": _alike(x, y), "notes": notes_of(against),
             "apart": pd.DataFrame({"at": both[far], "close": x[far].to_numpy(), "other": y[far].to_numpy(), "bps": bps[far].to_numpy()})}
+
+# %% ../nbs/01a_quality.ipynb #72144613
+def _alike(x: pd.Series, y: pd.Series) -> float | None:
+    "The correlation of hourly returns; None where one of the prices does not move."
+    step = np.r_[False, np.diff(x.index.as_unit("s").asi8) == 3600]
+    if step.sum() <= 2 or x.nunique() < 2 or y.nunique() < 2: return None
+    r = np.corrcoef(np.log(x).diff()[step], np.log(y).diff()[step])[0, 1]
+    return None if math.isnan(r) else float(r)
+
+NOTES = ("fallback", "stale", "short", "unconfirmed", "alias", "set_aside", "not_asked")   # keys of `bars.attrs` that are sentences for a reader
+
+def notes_of(
+    bars: pd.DataFrame,   # stamped
+) -> list[str]:
+    "What the stamp of bars says to a reader."
+    return [str(bars.attrs[k]) for k in NOTES if bars.attrs.get(k)]
 
 # %% ../nbs/01a_quality.ipynb #cfbbb163
 @dataclass(frozen=True)
@@ -233,8 +246,14 @@ def _sentence(r: QualityReport) -> str:
              len(worst["spikes"]) and _count(worst["spikes"], "one spike at {at}", "{n} spikes, the largest at {at}"),
              len(stood) and _count(stood, "one large move that stood", "{n} large moves that stood"),
              r.dropped and f"{_many(sum(r.dropped.values()), 'unusable row')} dropped", r.revised and f"{_many(r.revised_bars, 'closed bar')} changed by the exchange since",
-             r.against and f"{_many(len(r.against['apart']), 'hour')} more than {THRESHOLDS['apart'] / 100:g} % from {r.against['exchange']}"]
+             r.against and _apart(r.against)]
     return ("SIMULATED MARKET. " if r.simulated else "") + f"{r.grade}: " + "; ".join(p for p in parts if p)
+
+# %% ../nbs/01a_quality.ipynb #34892113
+def _apart(a: dict) -> str:
+    "How far a second market is away, and over how much of the span that was looked at."
+    told = f"{len(a['apart']):,} of {_many(a['common'], 'hour')} more than {THRESHOLDS['apart'] / 100:g} % from {a['exchange']}"
+    return told + f", {_many(a['only_here'], 'hour')} not compared" * (a["only_here"] > 0)
 
 # %% ../nbs/01a_quality.ipynb #fd1907c1
 def _rows(table: pd.DataFrame) -> list[dict]:
@@ -252,8 +271,6 @@ def _to_dict(r: QualityReport, limit: int) -> dict:
             "dropped": r.dropped, "revised": r.revised[:limit], "revised_bars": r.revised_bars, "notes": r.notes, "against": against, "stamp": r.stamp}
 
 # %% ../nbs/01a_quality.ipynb #0714292d
-NOTES = ("fallback", "stale", "short", "unconfirmed", "alias", "set_aside", "not_asked")   # keys of `bars.attrs` that are sentences for a reader
-
 def quality_report(
     bars: pd.DataFrame,                     # checked bars; put on the regular grid if `is_gap` is missing
     against: pd.DataFrame | None = None,    # the same hours of another market
@@ -268,7 +285,7 @@ def quality_report(
     age = None if now is None else (as_utc(now) - grid.index[-1] - HOUR) / HOUR
     return QualityReport(
         said.get("ticker"), said.get("exchange"), bool(said.get("simulated")), grid.index[0], grid.index[-1], len(grid), len(known), int(known["sigma"].notna().sum()),
-        tables, dict(said.get("dropped") or {}), list(said.get("revised") or []), [str(said[k]) for k in NOTES if said.get(k)], age,
+        tables, dict(said.get("dropped") or {}), list(said.get("revised") or []), notes_of(bars), age,
         None if against is None else compare(grid, against), {**{k: said[k] for k in ("source", "market", "fetched_at", "clock", "exchange_url", "seed") if k in said}, "sha256": bars_hash(grid)})
 
 # %% ../nbs/01a_quality.ipynb #8227cdf2
@@ -298,4 +315,5 @@ def _against_rows(a: dict, limit: int) -> list[tuple[str, str]]:
     alike = "undefined" if a["correlation"] is None else f"{a['correlation']:.4f}"
     return [("against", f"{a['ticker']} on {a['exchange']}{' (invented)' if a['simulated'] else ''}: {a['common']:,} hours in both ({a['share']:.2%}), {a['only_here']:,} only here, {a['only_there']:,} only there"),
             ("difference", f"median {a['median_bps']:.1f} bp, most {a['max_bps']:.0f} bp at {_at(a['max_at'])}; returns correlate {alike}"),
-            (f"over {THRESHOLDS['apart'] / 100:g} % apart", f"{len(a['apart']):,}: {shown}" if len(far) else "none")]
+            (f"over {THRESHOLDS['apart'] / 100:g} % apart", f"{len(a['apart']):,}: {shown}" if len(far) else "none"),
+            *((f"note on {a['exchange']}", text) for text in a["notes"])]

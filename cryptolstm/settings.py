@@ -9,7 +9,7 @@ __all__ = ['TARGETS', 'LOSSES', 'ACTIVATIONS', 'LITERAL', 'SEQUENCES', 'COUNTS',
 # %% ../nbs/04a_settings.ipynb #0d153ff4
 from dataclasses import dataclass, fields, replace
 
-from .core import InputError, RunConfig, unknown_name
+from .core import InputError, RunConfig, as_number, unknown_name
 from .features import INPUTS
 
 # %% ../nbs/04a_settings.ipynb #84be6e94
@@ -89,7 +89,7 @@ def model_config(
     known = {f.name for f in fields(ModelConfig)} - {"lookback", "horizon", "seed"}   # those belong to the run
     for k in run.network:
         if k not in known: raise unknown_name("network setting", k, known)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in run.network.items()}
+    values = {k: tuple(map(as_number, v)) if isinstance(v, list) else as_number(v) for k, v in run.network.items()}
     config = replace(ModelConfig(lookback=run.lookback, horizon=run.horizon, seed=run.seed), **values)
     check_network(config)
     return config

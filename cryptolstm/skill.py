@@ -347,7 +347,7 @@ def _spans(n: int, horizon: int) -> str: return f"{n:,} hours" if horizon == 1 e
 def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
     "How good the forecasts were."
     if not math.isfinite(skill["hit"]): return f"none of the {n:,} forecasts pointed up or down"
-    interval = f"95 % interval {100 * skill['hit_low']:.1f}–{100 * skill['hit_high']:.1f}; chance here {100 * skill['hit_expected']:.1f}"
+    interval = f"95 % interval {100 * skill['hit_low']:.1f}–{100 * skill['hit_high']:.1f}; by chance it would be {100 * skill['hit_expected']:.1f}"
     text = f"on {_spans(n, horizon)} the direction was right {percent(skill['hit'])} of the time ({interval}), Clark–West p {_p(skill['cw_p'])}"
     why = f"fewer than {LEAST} forecasts with a direction" if skill["n_hit"] < LEAST else "every forecast, or every outcome, went the same way"
     same = f"undefined ({why})" if math.isnan(skill["pt_p"]) else _p(skill["pt_p"])

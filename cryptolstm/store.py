@@ -13,8 +13,10 @@ import hashlib
 import json
 import re
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from .core import COLUMNS, InputError, OperationError, as_utc, bars_hash, check_bars, regular_grid, stamp, write_atomic
 
@@ -240,12 +243,23 @@ def load_store(
 # %% ../nbs/00a_store.ipynb #b2303219
 LOCK_WAIT = 600.0   # seconds to wait for another process
 
+@contextmanager
 def store_lock(
-    path: Path,    # from `bar_path`
-) -> FileLock:     # a context manager; `filelock.Timeout` after `LOCK_WAIT`
-    "What one process holds while it changes a store."
+    path: Path,                            # from `bar_path`
+    look: Callable = lambda: None,         # called while waiting; what it raises ends the wait
+) -> Iterator[None]:
+    "What one process holds while it changes a store; `filelock.Timeout` after `LOCK_WAIT`."
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_WAIT)
+    lock, until, said = FileLock(path.with_name(f".{path.name}.lock")), time.monotonic() + LOCK_WAIT, False
+    while not lock.is_locked:
+        try: lock.acquire(timeout=max(min(0.25, until - time.monotonic()), 0))
+        except Timeout:
+            if time.monotonic() >= until: raise
+            if not said: tqdm.write(f"waiting for another process that holds {path.name}", file=sys.stderr)
+            said = True
+            look()
+    try: yield
+    finally: lock.release()
 
 # %% ../nbs/00a_store.ipynb #b2543678
 def open_store(

@@ -67,9 +67,9 @@ def reference():
 @pytest.fixture
 def exchange(monkeypatch):
     "A small exchange that lists ETH/USD alone; 1000 closed bars, clock at the full hour. Whoever asks it tries again quickly."
-    from cryptolstm import data
+    from cryptolstm import exchanges
 
-    monkeypatch.setattr(data, "PAUSE", 0.02)
+    monkeypatch.setattr(exchanges, "PAUSE", 0.02)
     with Loopback({"ETH/USD": a_market()}, now="2025-02-01") as server:
         yield server
 
@@ -77,9 +77,9 @@ def exchange(monkeypatch):
 @pytest.fixture
 def client(exchange, client_home):
     "A client of that exchange, without the pauses between requests."
-    from cryptolstm import data
+    from cryptolstm.data import CryptoMarketDataClient
 
-    made = data.CryptoMarketDataClient("coinbaseexchange", exchange.url)
+    made = CryptoMarketDataClient("coinbaseexchange", exchange.url)
     assert made.exchange.enableRateLimit
     made.exchange.enableRateLimit = False
     return made

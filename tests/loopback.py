@@ -1,10 +1,11 @@
-"""A loop-back exchange: a local HTTP server that speaks Coinbase Exchange's public API and serves candles we know exactly.
+"""A loop-back exchange: a local HTTP server that speaks Coinbase Exchange's public API, and Kraken's, and serves candles we know exactly.
 
 The real ccxt code talks to it in every test of the data client. As a program:
 `python tests/loopback.py --port 8765 --now 2025-04-30T23:30Z`.
 """
 import argparse
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -65,13 +66,14 @@ def same(got: pd.DataFrame, expected: pd.DataFrame) -> None:
 @dataclass
 class Answer:
     """What is sent back. `send` < the body's length cuts the connection there, as a broken line does; with `reset` it is reset instead of
-    closed; `delay` is in seconds."""
+    closed; `delay` is in seconds, and so is `drip`, between one byte and the next."""
     body: object = b""
     status: int = 200
     headers: dict = field(default_factory=lambda: {"Content-Type": "application/json"})
     send: int | None = None
     delay: float = 0.0
     reset: bool = False
+    drip: float = 0.0
 
     def bytes(self) -> bytes:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
@@ -144,13 +146,19 @@ class Loopback:
 
     A fault is a function (path, query, answer) -> Answer or None; each in the list sees every request with the answer it would get,
     and may replace it. `frames` are the candles by ticker; a ticker with rows missing has gaps. Without `frames`: the 13 of tickers.txt.
-    With `memory` it gives that many newest candles whatever span is asked for, as Kraken does.
+    With `memory` it gives that many newest candles whatever span is asked for, as Kraken does. Tickers in `delisted` stay in the list of
+    products, as Coinbase's do: without a price, and, where `refuses` is set, without candles.
     """
 
     def __init__(self, frames: dict[str, pd.DataFrame] | None = None, now=None, port: int = 0, memory: int | None = None):
         self.memory, self.stopped = memory, False
+        self.delisted: set[str] = set()
+        self.refuses = False
         self.feeds: list[dict] = []  # subscriptions to the websocket
         self.tick, self.cut_after, self.sent = 0.02, 0, 0
+        self.quiet: float | None = None  # seconds: the websocket tells one price, then nothing, and is closed after that time
+        self.refuse_feeds = 0  # so many times a websocket is not opened
+        self.frozen = False  # the websocket neither speaks nor answers, and no new one is opened
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
         self.requests: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, str]]] = []
@@ -209,6 +217,8 @@ class Loopback:
 
     def _route(self, path: str, query: dict[str, str]) -> Answer:
         parts = path.strip("/").split("/")
+        if path.startswith("/0/public/"):
+            return Answer({"error": [], "result": self._kraken(parts[-1], query)})
         if path == "/time":
             return Answer({"iso": self._iso(self.now), "epoch": self.now.timestamp()})
         if path == "/currencies":
@@ -224,20 +234,39 @@ class Loopback:
             views = {"candles": self._candles, "ticker": self._ticker, "stats": self._stats}
             if len(parts) == 2:
                 return Answer(self._product(ticker))
+            if ticker in self.delisted and (parts[2] != "candles" or self.refuses):
+                return refuse(400, "Not allowed for delisted products")
             if parts[2] in views:
                 return views[parts[2]](ticker, query)
         return refuse(404, "NotFound")
+
+    def _kraken(self, what: str, query: dict[str, str]) -> dict:
+        "The same market as Kraken tells it: everything inside a `result`, candles by the pair's id, the newest 720 whatever is asked for."
+        ids = {t.replace("/", ""): t for t in self._frames}
+        if what == "Time":
+            return {"unixtime": int(self.now.timestamp())}
+        if what == "Assets":
+            return {n: {"altname": n, "decimals": 10, "status": "enabled"} for t in self._frames for n in t.split("/")}
+        if what == "AssetPairs":
+            return {i: {"altname": i, "wsname": t, "base": t.split("/")[0], "quote": t.split("/")[1], "pair_decimals": 5, "lot_decimals": 8,
+                        "status": "delisted" if t in self.delisted else "online"} for i, t in ids.items()}
+        if what != "OHLC" or query.get("interval") != "60":
+            return {}
+        running, since = int(self.now.timestamp() // 3600 * 3600), int(query.get("since", 0))
+        rows = [(t, self._row(ids[query["pair"]], t)) for t in range(running - 719 * 3600, running + 1, 3600) if t > since]
+        told = [[t, *(repr(x) for x in (o, h, l, c, c, v)), 7] for t, (o, h, l, c, v) in ((t, r) for t, r in rows if r is not None)]
+        return {query["pair"]: told, "last": running - 3600}
 
     @staticmethod
     def _iso(t: pd.Timestamp) -> str:
         return t.strftime("%Y-%m-%dT%H:%M:%S.") + f"{t.microsecond // 1000:03d}Z"
 
-    @staticmethod
-    def _product(ticker: str) -> dict:
+    def _product(self, ticker: str) -> dict:
         base, quote = ticker.split("/")
+        gone = ticker in self.delisted
         return {"id": f"{base}-{quote}", "base_currency": base, "quote_currency": quote, "quote_increment": "0.00001",
                 "base_increment": "0.00000001", "display_name": ticker, "min_market_funds": "1", "margin_enabled": False,
-                "post_only": False, "limit_only": False, "cancel_only": False, "trading_disabled": False, "status": "online",
+                "post_only": False, "limit_only": False, "cancel_only": False, "trading_disabled": gone, "status": "delisted" if gone else "online",
                 "status_message": ""}
 
     def _table(self, ticker: str) -> dict[int, list[float]]:
@@ -321,7 +350,13 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**answer.headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body if answer.send is None else body[:answer.send])
+        for byte in body if answer.drip else b"":
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(answer.drip)
+            if self.exchange.stopped:
+                return
+        self.wfile.write(b"" if answer.drip else body if answer.send is None else body[:answer.send])
         if answer.send is not None:
             self.close_connection = True
             if answer.reset:
@@ -330,6 +365,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _feed(self) -> None:
         "The ticker channel of Coinbase's websocket: a price every `tick` seconds; `cut_after` messages the line breaks, once."
         self.close_connection, exchange = True, self.exchange
+        while exchange.frozen and not exchange.stopped:
+            time.sleep(0.02)
+        if exchange.refuse_feeds:
+            exchange.refuse_feeds -= 1
+            return
         accept = hashlib.sha1((self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
         self.send_response(101)
         for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", base64.b64encode(accept).decode())):
@@ -338,8 +378,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         asked = json.loads(self._frame()[1])
         exchange.feeds.append(asked)
-        while not exchange.stopped:
-            for product in asked["product_ids"]:
+        self._prices(asked)
+
+    def _prices(self, asked: dict) -> None:
+        exchange, until = self.exchange, None
+        while not exchange.stopped and (until is None or time.monotonic() < until):
+            if exchange.frozen:
+                time.sleep(exchange.tick)
+                continue
+            for product in asked["product_ids"] if until is None else ():
                 ticker = product.replace("-", "/")
                 now, day = exchange._ticker(ticker, {}).body, exchange._stats(ticker, {}).body
                 said = json.dumps({"type": "ticker", "product_id": product, "price": now["price"], "open_24h": day["open"], "volume_24h": now["volume"],
@@ -349,15 +396,22 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.flush()
                 except OSError:
                     return
-            exchange.sent += 1
+                exchange.sent += 1
             if exchange.sent == exchange.cut_after:
                 return
-            if select.select([self.connection], [], [], exchange.tick)[0]:
-                kind, body = self._frame()
-                if kind == 8:  # goodbye
-                    self.wfile.write(bytes([0x88, len(body)]) + body)
-                    self.wfile.flush()
-                    return
+            if exchange.quiet and until is None:
+                until = time.monotonic() + exchange.quiet
+            if select.select([self.connection], [], [], exchange.tick)[0] and self._answered():
+                return
+
+    def _answered(self) -> bool:
+        "A message of the client taken: a ping gets its pong; whether it was the goodbye."
+        kind, body = self._frame()
+        if kind in (8, 9):
+            with contextlib.suppress(OSError):
+                self.wfile.write(bytes([0x88 if kind == 8 else 0x8A, len(body)]) + body)
+                self.wfile.flush()
+        return kind == 8
 
     def _frame(self) -> tuple[int, bytes]:
         "Kind and content of one message of a websocket client; a line that is gone says goodbye."

@@ -18,7 +18,8 @@ from loopback import TICKERS, Loopback, a_market, same
 from cryptolstm import store as bar_store
 from cryptolstm.barfiles import export_bars, import_bars, read_bars, report_text
 from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash
-from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable, market_bars, market_name
+from cryptolstm.data import CryptoMarketDataClient, market_bars
+from cryptolstm.exchanges import ExchangeUnreachable, market_name
 from cryptolstm.quality import quality_report
 from cryptolstm.store import bar_path, hour_number, read_store
 

@@ -3,29 +3,34 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import ccxt
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import DEMO_END, TICKERS, Answer, Loopback, a_market, candles_of, same
 
-from cryptolstm import data
+from cryptolstm import data, exchanges, store
 from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, display_time
-from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable, bar_path, market_bars, read_store
+from cryptolstm.data import CryptoMarketDataClient, market_bars
+from cryptolstm.exchanges import ExchangeUnreachable, market_name
 from cryptolstm.simulate import demo_market
+from cryptolstm.store import bar_path, read_store
 
 CLOSED = "http://127.0.0.1:9"
 ETH, CANDLES = "ETH/USD", "/products/ETH-USD/candles"
 
 
-def stored(client) -> data.BarStore:
+def stored(client) -> store.BarStore:
     return read_store(client.path(ETH))
 
 
@@ -130,7 +135,7 @@ def test_long_before_the_listing_is_probed_not_paged_through(exchange, client):
 
 
 def test_a_halt_of_years_is_not_taken_for_the_listing(client_home, monkeypatch):
-    monkeypatch.setattr(data, "PAUSE", 0.01)
+    monkeypatch.setattr(exchanges, "PAUSE", 0.01)
     whole = a_market(6000)
     with Loopback({ETH: whole.drop(whole.index[1000:5000])}, now="2025-02-01") as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
@@ -167,8 +172,7 @@ def test_only_missing_hours_are_asked_for(exchange, client):
     exchange.forget()
     client.get_historical_bars(ETH, 24 * 6, end="2025-01-26")
     spans = sorted((q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES)
-    back = data.WATCH - 20  # the page has room: stored bars just before are asked for again, here all 20 of them
-    assert back > 0 and spans == [("2025-01-19T04", "2025-01-24T03"), ("2025-01-24T04", "2025-01-25T23")]
+    assert data.WATCH > 20 and spans == [("2025-01-19T04", "2025-01-24T03"), ("2025-01-24T04", "2025-01-25T23")]  # and the 20 stored before
     same(client.get_historical_bars(ETH, 24 * 6, end="2025-01-26"), exchange.candles(ETH).loc["2025-01-20":"2025-01-25"])
 
 
@@ -286,6 +290,33 @@ def test_two_processes_do_not_fetch_twice(exchange, client_home):
     same(read_store(bar_path(client_home, f"coinbaseexchange@127.0.0.1:{exchange.port}", ETH)).bars, exchange.candles(ETH))
 
 
+def test_waiting_for_another_process_is_said_and_ends_with_one_ctrl_c(exchange, client):
+    path = client.path(ETH)
+    path.parent.mkdir(parents=True)
+    code = f"from cryptolstm.data import fetch_many\nfetch_many([{ETH!r}, 'ETH/USD'], 500, exchange_url={exchange.url!r}, progress=True)"
+    env = {**os.environ, "CRYPTOLSTM_HOME": str(client.home)}
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE)
+        said = b""
+        while b"waiting for another process that holds ETH_USD_1h.parquet" not in said:
+            said += process.stderr.read1()
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=20)[1]
+    assert time.monotonic() - began < 3 and process.returncode and b"KeyboardInterrupt" in rest
+    assert not path.exists() and not exchange.count("candles")
+
+
+def test_a_fetch_that_waited_goes_on_when_the_other_process_is_done(exchange, client, capsys):
+    path = client.path(ETH)
+    path.parent.mkdir(parents=True)
+    other = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    other.acquire()
+    threading.Timer(1.0, other.release).start()
+    same(client.get_historical_bars(ETH, 50), exchange.candles(ETH).iloc[-50:])
+    assert capsys.readouterr().err.count("waiting for another process that holds ETH_USD_1h.parquet") == 1
+
+
 def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, client):
     exchange.faults.append(lambda path, query, a: Answer(a.body, delay=0.6) if path == CANDLES else None)
     process = fetching(exchange.url, client.home)
@@ -306,10 +337,10 @@ def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, 
 
 
 def test_the_candle_in_progress_is_left_out_to_the_millisecond():
-    hour = data.hour_number("2025-01-01T05:00Z")
-    row = [[hour * data.HOUR_MS, 10, 12, 9, 11, 5]]
-    for ms, n in ((0, 0), (data.HOUR_MS - 1, 0), (data.HOUR_MS, 1)):
-        assert len(data.clean_candles(row, (hour, hour + 1), hour * data.HOUR_MS + ms)[0]) == n
+    hour = store.hour_number("2025-01-01T05:00Z")
+    row = [[hour * store.HOUR_MS, 10, 12, 9, 11, 5]]
+    for ms, n in ((0, 0), (store.HOUR_MS - 1, 0), (store.HOUR_MS, 1)):
+        assert len(data.clean_candles(row, (hour, hour + 1), hour * store.HOUR_MS + ms)[0]) == n
 
 
 # -- which market a report gets ----------------------------------------------------------------------------------------
@@ -336,7 +367,7 @@ def test_auto_takes_the_exchange_then_the_store_then_the_demo_market(exchange, c
 def test_only_auto_falls_back(client_home, exchange, monkeypatch):
     with pytest.raises(ExchangeUnreachable):
         market_bars(ETH, 50, exchange="coinbaseexchange", exchange_url=CLOSED)
-    monkeypatch.setattr(data, "BUDGET", 0.6)
+    monkeypatch.setattr(exchanges, "BUDGET", 0.6)
     exchange.faults.append(lambda path, query, a: Answer(b"", 503))
     with pytest.raises(OperationError, match="503"):  # an exchange that answers is not a missing one
         market_bars(ETH, 50, exchange_url=exchange.url)
@@ -377,7 +408,7 @@ def test_a_last_price_that_is_none_is_asked_for_again(exchange, client, monkeypa
 
     exchange.faults.append(spoil)
     assert client.get_realtime_price(ETH)["last"] > 0 and hit
-    monkeypatch.setattr(data, "BUDGET", 0.2)
+    monkeypatch.setattr(exchanges, "BUDGET", 0.2)
     exchange.faults[:] = [lambda path, query, a: Answer({**a.body, "price": bad}) if path.endswith("/ticker") else None]
     with pytest.raises(OperationError, match="did not give the price of ETH/USD: its answer cannot be understood"):
         client.get_realtime_price(ETH)
@@ -392,7 +423,7 @@ def test_bids_and_offers_that_cannot_be_are_none(exchange, client, bid, ask):
 
 @pytest.mark.parametrize("epoch", [0, -5, 1e15, "abc", None])
 def test_an_exchange_clock_that_cannot_be_is_one_sentence(exchange, client, monkeypatch, epoch):
-    monkeypatch.setattr(data, "BUDGET", 0.2)
+    monkeypatch.setattr(exchanges, "BUDGET", 0.2)
     exchange.faults.append(lambda path, query, a: Answer({"iso": "x", "epoch": epoch}) if path == "/time" else None)
     with pytest.raises(OperationError, match="did not give the time, needed for the newest 5 bars of ETH/USD: its answer cannot be understood"):
         client.get_historical_bars(ETH, 5)
@@ -410,12 +441,12 @@ def hours_of(found) -> set[int]:
 @settings(deadline=None, max_examples=200)
 @given(known=spans, start=st.integers(0, 40), length=st.integers(0, 30), limit=st.integers(1, 9))
 def test_missing_hours_are_exactly_the_wanted_ones_that_are_not_known(known, start, length, limit):
-    missing = data.missing_spans((start, start + length), known)
+    missing = store.missing_spans((start, start + length), known)
     assert hours_of(missing) == set(range(start, start + length)) - hours_of(known)
-    cut = data.pages(missing, limit)
+    cut = store.pages(missing, limit)
     assert hours_of(cut) == hours_of(missing) and sum(b - a for a, b in cut) == len(hours_of(missing))
     assert all(0 < b - a <= limit for a, b in cut) and cut == sorted(cut, reverse=True)
-    assert data.merge_spans(missing) == missing
+    assert store.merge_spans(missing) == missing
 
 
 def test_the_demo_span_is_the_recorded_one(real_bars):
@@ -438,9 +469,9 @@ def test_bars_of_another_address_do_not_mix_with_the_exchanges_own(exchange, cli
 
 
 def test_the_exchanges_own_address_typed_out_is_the_exchange():
-    assert data.market_name("coinbaseexchange", "https://api.exchange.coinbase.com/") == "coinbaseexchange"
-    assert data.market_name("kraken", "https://api.kraken.com") == "kraken"
-    assert data.market_name("kraken", "https://me:secret@proxy.example/kraken/") == "kraken@proxy.example/kraken"
+    assert market_name("coinbaseexchange", "https://api.exchange.coinbase.com/") == "coinbaseexchange"
+    assert market_name("kraken", "https://api.kraken.com") == "kraken"
+    assert market_name("kraken", "https://me:secret@proxy.example/kraken/") == "kraken@proxy.example/kraken"
     assert bar_path("x", "kraken@proxy.example/kraken", ETH).parent.name == "kraken@proxy.example_kraken"
 
 
@@ -494,11 +525,31 @@ def test_a_stored_bar_that_one_answer_lacks_is_kept(client_home):
 
 
 @settings(deadline=None, max_examples=100)
-@given(missing=st.integers(1, 2000), behind=st.integers(0, 400), limit=st.integers(1, 400))
-def test_the_watch_costs_no_request(missing, behind, limit):
-    known, look = data.watched((500, 500 + missing), [(500 - behind, 500)] if behind else [], limit)
-    assert 0 <= look <= known == min(behind, data.WATCH)
-    assert len(data.pages([(500 - look, 500 + missing)], limit)) == len(data.pages([(500, 500 + missing)], limit))
+@given(missing=st.integers(1, 2000), behind=st.integers(0, 400), limit=st.integers(30, 400))
+def test_the_newest_stored_bars_are_asked_for_again_with_at_most_one_more_request(missing, behind, limit):
+    held = store.BarStore(covered=[(5000 - behind, 5000)] if behind else [])
+    jobs, back = data.page_jobs(held, (5000, 5000 + missing), limit, False), min(behind, data.WATCH)
+    asked = sorted(h for j in jobs for h in range(j.start - j.watch, j.stop))
+    assert asked == list(range(5000 - back, 5000 + missing))  # each hour once, the known ones before them too
+    assert all(0 < j.stop - j.start + j.watch <= limit for j in jobs) and jobs == sorted(jobs, reverse=True)
+    assert len(jobs) <= -(-missing // limit) + (back > 0)
+
+
+@pytest.mark.parametrize("missing", [1, 277, 290, 299, 300, 600])
+def test_corrections_of_the_newest_bars_are_noticed_however_many_bars_are_missing(client_home, missing):
+    whole, corrected = a_market(), a_market()
+    first = len(whole) - missing
+    revised = whole.index[[first - 1, first - 3, first - data.WATCH]]
+    corrected.loc[revised, "volume"] += 1.0
+    with Loopback({ETH: whole}, now=whole.index[first - 1] + HOUR) as exchange:
+        CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
+    with Loopback({ETH: corrected}, now="2025-02-01", port=exchange.port) as exchange:
+        client = CryptoMarketDataClient(exchange_url=exchange.url)
+        client.exchange.enableRateLimit = False
+        bars = client.get_historical_bars(ETH, missing + 50)
+        same(bars, corrected.iloc[-missing - 50:])
+        assert sorted(r["time"] for r in bars.attrs["revised"]) == sorted(t.isoformat() for t in revised)
+        assert exchange.count("candles") == -(-(missing + data.WATCH) // 300)
 
 
 # -- ccxt's candles, read as a table -----------------------------------------------------------------------------------
@@ -513,7 +564,7 @@ def test_candles_read_as_a_table_are_those_of_ccxt(name, texts, rows, late):
     ours, theirs = connected(name)
     unit = 1 if ours.parse_ohlcv([1e9] * 9, None)[0] == 10**12 else 1000
     sent = [[h * 3600 * unit, *(repr(x) if texts else x for x in rest)] for h, *rest in rows]
-    how = (None, "1h", late * data.HOUR_MS, 7)
+    how = (None, "1h", late * store.HOUR_MS, 7)
     assert ours.parse_ohlcvs(sent, *how) == theirs.parse_ohlcvs(sent, *how)
 
 
@@ -539,7 +590,7 @@ def no_pauses(monkeypatch):
 
 
 def test_several_tickers_are_fetched_and_one_that_fails_stops_no_other(client_home, no_pauses, monkeypatch):
-    monkeypatch.setattr(data, "BUDGET", 0.3)
+    monkeypatch.setattr(exchanges, "BUDGET", 0.3)
     frames = {t: a_market(700, ticker=t) for t in TICKERS[:6]}
     bad, unknown = TICKERS[2], "NOSUCH/USD"
     with Loopback(frames, now="2025-02-01") as exchange:
@@ -620,7 +671,7 @@ def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_h
 
 
 def test_nobody_there_fails_for_every_ticker(client_home, monkeypatch):
-    monkeypatch.setattr(data, "PAUSE", 0.02)
+    monkeypatch.setattr(exchanges, "PAUSE", 0.02)
     told = data.fetch_many(["ETH/USD", "BTC/USD"], 10, exchange_url=CLOSED)
     assert all("cannot be reached" in r["error"] and f"the newest 10 bars of {t}" in r["error"] and r["exit_code"] == 1 for t, r in told.items())
     with pytest.raises(InputError, match="pass BASE/QUOTE"):

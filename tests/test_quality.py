@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from loopback import ROOT, Answer, Loopback, recorded, same
 from typer.testing import CliRunner
 
-from cryptolstm import data
+from cryptolstm import exchanges
 from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash, check_bars, regular_grid, stamp
-from cryptolstm.data import CryptoMarketDataClient, ExchangeUnreachable
+from cryptolstm.data import CryptoMarketDataClient, market_bars
 from cryptolstm.data_commands import data_app, read_tickers
+from cryptolstm.exchanges import ExchangeUnreachable
 from cryptolstm.quality import CHECKS, compare, moves, quality_report, report_rows
 from cryptolstm.simulate import demo_market
 
@@ -33,7 +34,7 @@ def clean():
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(data, "PAUSE", 0.02)
+    monkeypatch.setattr(exchanges, "PAUSE", 0.02)
 
 
 def places(bars: pd.DataFrame, report) -> dict:
@@ -175,6 +176,23 @@ def test_a_second_market_tells_which_hours_differ(clean):
     assert found["max_bps"] == pytest.approx(1e4 * (1 / (1.0004 * 0.97) - 1), rel=1e-6)
     same = compare(clean, clean)
     assert same["max_bps"] == 0 and same["correlation"] == pytest.approx(1) and not len(same["apart"])
+
+
+def test_hours_that_the_second_market_does_not_reach_are_counted_and_its_notes_shown(clean):
+    "A year against the newest 720 hours of a market that gives no more: half of the report would else be silence."
+    newest = stamp(regular_grid(clean.iloc[-720:]), ETH, "kraken", short="kraken gave 720 of the 1500 bars of ETH/USD asked for")
+    report = quality_report(clean, newest)
+    assert (report.against["common"], report.against["only_here"], report.against["only_there"]) == (720, 780, 0)
+    assert report.against["share"] == pytest.approx(720 / 1500) and report.against["notes"] == [newest.attrs["short"]]
+    rows = dict(report_rows(report))
+    assert rows["against"].startswith("ETH/USD on kraken: 720 hours in both (48.00%), 780 only here, 0 only there")
+    assert rows["note on kraken"] == newest.attrs["short"]
+    assert report.sentence.endswith("0 of 720 hours more than 1 % from kraken, 780 hours not compared")
+    whole = quality_report(clean, stamp(regular_grid(clean), ETH, "kraken"))
+    assert whole.sentence.endswith("0 of 1,500 hours more than 1 % from kraken") and whole.against["notes"] == []
+    longer = compare(clean.iloc[100:200], clean)
+    assert (longer["common"], longer["only_here"], longer["only_there"]) == (100, 0, 0)   # the span is the first market's
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 # -- the spec's test of historical data ----------------------------------------------------------------------------------
@@ -355,3 +373,41 @@ def test_bars_of_a_file_are_imported_checked_and_exported_bit_equal(clean, clien
     assert invoke("export", tmp_path / "again.parquet", "--ticker", ETH, "--exchange", "mine").exit_code == 0
     same(pd.read_parquet(tmp_path / "again.parquet"), holed)
     assert isinstance(invoke("export", tmp_path / "x.csv", "--ticker", "BTC/USD", "--exchange", "mine").exception, InputError)
+
+
+def test_the_case_of_a_markets_name_does_not_matter(exchange, clean, tmp_path, monkeypatch):
+    monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
+    clean.to_csv(tmp_path / "mine.csv")
+    assert invoke("import", tmp_path / "mine.csv", "--ticker", ETH, "--exchange", "Mine").exit_code == 0
+    for words in (["check", ETH, "--hours", 100], ["check", ETH, "--stored"], ["export", tmp_path / "out.csv", "--ticker", ETH]):
+        for name in ("mine", "Mine", " MINE "):
+            done = invoke(*words, "--exchange", name)
+            assert done.exit_code == 0, done.exception
+    assert len(market_bars(ETH, 100, exchange="Mine")) == 100
+    monkeypatch.setenv("CRYPTOLSTM_EXCHANGE", "Mine")
+    assert len(market_bars(ETH, 100)) == 100
+    there = ["--exchange", "CoinbaseExchange", "--exchange-url", exchange.url]
+    assert invoke("fetch", "BTC/USD", "--hours", 50, *there).exit_code == 0 and invoke("price", "--ticker", "BTC/USD", *there).exit_code == 0
+    assert invoke("check", "BTC/USD", "--stored", *there).exit_code == 0
+
+
+def test_what_cannot_be_fetched_says_what_it_is(client_home):
+    for name, words in (("simulated", "market is made when it is asked for; there is nothing to fetch, pass an exchange such as coinbaseexchange"),
+                        ("coinbas", "unknown exchange coinbas; pass a ccxt id such as coinbase")):
+        error = invoke("fetch", ETH, "--exchange", name).exception
+        assert isinstance(error, InputError) and words in str(error) and "or simulated" not in str(error)
+    error = invoke("fetch", ETH, "--exchange", "auto", "--exchange-url", CLOSED, "--json").exception
+    assert isinstance(error, OperationError) and "coinbaseexchange cannot be reached" in str(error)   # `auto` is the default exchange, as for check
+    error = invoke("check", ETH, "--exchange", "bitstmp").exception
+    assert "unknown exchange bitstmp; pass a ccxt id such as bitstamp" in str(error)
+
+
+def test_imported_bars_are_checked_as_far_as_they_go(client_home, clean, tmp_path, monkeypatch):
+    "Nobody can be asked about them, so all that is stored is what there is to look at."
+    monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
+    clean.to_csv(tmp_path / "mine.csv")
+    assert invoke("import", tmp_path / "mine.csv", "--ticker", ETH, "--exchange", "mine").exit_code == 0
+    table = json.loads(invoke("check", ETH, "--exchange", "mine", "--json").stdout)[ETH]
+    assert table["hours"] == len(clean) and table["grade"] == "clean"
+    assert json.loads(invoke("check", ETH, "--exchange", "mine", "--hours", 100, "--json").stdout)[ETH]["hours"] == 100
+    assert "pass fewer" in str(invoke("check", ETH, "--exchange", "mine", "--hours", 8760).exception)

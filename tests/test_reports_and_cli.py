@@ -2,17 +2,22 @@
 import json
 import os
 import re
+from signal import SIGINT
 import subprocess
 import sys
+import time
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 from loopback import Loopback
+from papermill import inspect_notebook
 from typer.testing import CliRunner
 
 from cryptolstm.cli import app, main
-from cryptolstm.core import InputError, RunConfig
+from cryptolstm.core import _RANGES, InputError, RunConfig, run_config, run_from_namespace
 from cryptolstm.features import INDICATORS
+from cryptolstm.manifest import split
 from cryptolstm.reports import report_parameters
 from cryptolstm.terminal import build_run
 
@@ -55,12 +60,12 @@ def sentence(done: subprocess.CompletedProcess) -> str:
 def test_signal_prints_every_key_of_the_spec(loopback, tmp_path):
     done = run("cryptolstm", "signal", "--ticker", "BTC/USD", "--hours", "240", "--json", "--exchange-url", loopback.url, *TINY, home=tmp_path)
     assert done.returncode == 0, done.stderr
-    signal = json.loads(done.stdout)
-    assert SPEC_KEYS <= set(signal)
-    assert set(signal["indicators"]) == set(INDICATORS) and len(INDICATORS) == 14
-    assert {"path", "last_trained", "lookback_period"} <= set(signal["model_info"])
-    assert signal["signal"] in (-1, 0, 1) and signal["current_price"] > 1000 and signal["data_source"]["simulated"] is False
-    assert signal["bar_close_time"].startswith("2025-04-30T23:00")
+    said = json.loads(done.stdout)
+    assert SPEC_KEYS <= set(said)
+    assert set(said["indicators"]) == set(INDICATORS) and len(INDICATORS) == 14
+    assert {"path", "last_trained", "lookback_period"} <= set(said["model_info"])
+    assert said["signal"] in (-1, 0, 1) and said["current_price"] > 1000 and said["data_source"]["simulated"] is False
+    assert said["bar_close_time"].startswith("2025-04-30T23:00")
     again = run("cryptolstm", "signal", "--ticker", "BTC/USD", "--exchange-url", loopback.url, *TINY, home=tmp_path)
     assert again.returncode == 0 and "reused" in again.stdout and "BTC/USD" in again.stdout
 
@@ -80,11 +85,14 @@ def test_backtest_of_real_candles_gives_the_same_numbers_twice(loopback, tmp_pat
     assert held == pytest.approx(tested["close"].iloc[-1] / (tested["open"].iloc[1] * 1.0002 * 1.001))
 
 
+ASKED = ["short_volume=above", "entry=cost", "fee=2e-3", "exit=opposite", "network.refit_epochs=1"]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     "A report of recorded candles with settings of its own: the folder, the address of the exchange, the finished command and the page."
     home = tmp_path_factory.mktemp("report")
-    asked = ["--set", "short_volume=above", "--set", "entry=cost", "--set", "fee=0.002", "--set", "network.refit_epochs=1"]
+    asked = [part for setting in ASKED for part in ("--set", setting)]
     with Loopback() as exchange:
         done = run("cryptolstm", "report", "ETH/USD", *SMOKE, *asked, "--exchange-url", exchange.url, "--out", str(home / "out"), home=home)
     assert done.returncode == 0, done.stderr
@@ -221,9 +229,55 @@ def test_signal_says_why_and_from_which_market(loopback, tmp_path):
     assert any(line.startswith("  market      coinbaseexchange") for line in lines) and any("note" in line and "underpowered" in line for line in lines)
 
 
+OTHER = {"ticker": "SOL/USD", "end": "2025-03-01T00:00:00+00:00", "exchange": "kraken", "exchange_url": "http://127.0.0.1:1", "sizing": "fraction",
+         "entry": "cost", "short_volume": "above", "exit": "opposite", "max_hold": 50, "network": {"epochs": 2}}
+
+
+def test_every_setting_of_a_run_reaches_its_page():
+    "What a notebook makes of its parameters is the run that was asked for, field by field; IPython's own names (exit, quit, open) shadow none of them."
+    usual = RunConfig()
+    for field in fields(RunConfig):
+        low, high = _RANGES.get(field.name, (None, None))
+        other = OTHER[field.name] if field.name in OTHER else (low + high) // 2 or (low + high) / 2
+        asked = {**asdict(usual), field.name: other} | ({"size": 0.5, "sizing": "fraction"} if field.name == "size" else {})
+        injected = {"In": [], "Out": {}, "exit": exit, "quit": quit, "open": open, "_": 3, **{k: "" if v is None else v for k, v in asked.items()}}
+        assert run_from_namespace(injected) == run_config(asked), field.name
+    for notebook in ("backtest", "signal"):
+        known = inspect_notebook(str(ROOT / "nbs" / f"{notebook}.ipynb"))
+        assert notebook == "signal" or set(known) == {f.name for f in fields(RunConfig)} | {"placebo"}
+
+
+def test_a_page_states_the_settings_of_its_run(made):
+    page = re.sub(r"<script.*?</script>|<iframe.*?</iframe>", "", made[3], flags=re.S)
+    _, manifest = split(made[3])
+    asked = {"short_volume": "above", "entry": "cost", "fee": 0.002, "exit": "opposite"}
+    assert {k: manifest["config"][k] for k in asked} == asked
+    for name, here, usual in (("exit", "opposite", "neutral"), ("fee", "0.002", "0.001"), ("refit_epochs", "1", "3"), ("units", "8", "256, 128, 64")):
+        assert f"<td>{name}</td><td>{here}</td><td>{usual}</td>" in page
+    assert "<td>stop_atr</td>" in page and "<td>seed</td>" in page
+
+
+def test_a_report_of_an_unlisted_ticker_is_a_mistake_of_the_user(loopback, tmp_path):
+    done = run("cryptolstm", "report", "XYZ/USD", *SMOKE, "--exchange-url", loopback.url, "--out", str(tmp_path), home=tmp_path)
+    assert done.returncode == 2 and "does not list XYZ/USD" in sentence(done) and "notebook failed" not in done.stderr
+    assert not list(tmp_path.glob("*/*.html"))
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path):
+    with Loopback() as exchange:
+        exchange.faults.append(lambda path, query, answer: replace(answer, delay=0.2) if "candles" in path else None)
+        command = [str(BIN / "cryptolstm"), "data", "fetch", "ETH/USD", "--hours", "6000", "--exchange-url", exchange.url]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        fetch = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "CRYPTOLSTM_HOME": str(tmp_path)}, **pipes)
+        while exchange.count("candles") < 3 and fetch.poll() is None: time.sleep(0.05)
+        fetch.send_signal(SIGINT)
+        out, err = fetch.communicate(timeout=60)
+    assert fetch.returncode == 130 and "stopped; bars that were fetched are kept" in err and "Traceback" not in err and out == ""
+
+
 def test_a_page_states_the_rules_of_its_run(made):
     _, url, _, page = made
-    assert "2 × (0.20% fee + 0.02% slippage), and 50% more" in page and "half an ATR" not in page
+    assert "2 × (0.20&nbsp;% fee + 0.02&nbsp;% slippage), and 50&nbsp;% more" in page.replace("\xa0", "&nbsp;") and "half an ATR" not in page
     assert "volume above its 20-bar mean</td>" in page and f"coinbaseexchange at {url}" in page
 
 

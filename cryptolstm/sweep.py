@@ -8,7 +8,7 @@ __all__ = ['AXES', 'WORDS', 'TOGETHER', 'MAX_POINTS', 'MAX_RETURNS', 'SCORES', '
 
 # %% ../nbs/09a_sweep.ipynb #bfb827e7
 import inspect, itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,15 +63,17 @@ def check_grid(
     grid: Mapping[str, Sequence],   # axis → values
 ) -> dict[str, list]:               # the same, every value checked
     "`InputError` for an axis that cannot vary here or a value that makes no sense."
+    if grid is not None and not isinstance(grid, Mapping): raise InputError(f"the grid is of the type {type(grid).__name__}; pass axes and their values, for instance {{'stop_atr': [1, 2, 4]}}")
     if not grid: raise InputError("the grid is empty; pass at least one axis, for instance stop_atr=[1, 2, 4]")
     for name in grid:
         if name not in AXES: raise unknown_name("axis", name, AXES)
     out = {}
     for name, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Iterable): raise InputError(f"the values of {name} are {values!r}; pass a list of them, for instance [{values!r}]")
         values = list(values)
         if not values: raise InputError(f"the axis {name} has no values; pass at least one")
         if (odd := [v for v in values if name in WORDS and v not in WORDS[name]]): raise unknown_name(name, odd[0], WORDS[name])
-        if name == "threshold_scale" and (bad := [v for v in values if not isinstance(v, (int, float, np.number)) or not 0 <= v < np.inf]):
+        if name == "threshold_scale" and (bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not 0 <= v < np.inf]):
             raise InputError(f"threshold_scale is {bad[0]!r}; pass numbers from 0")
         out[name] = [v if name in WORDS else float(v) if name == "threshold_scale" else _check_number(name, v) for v in values]
     if (count := int(np.prod([len(v) for v in out.values()], dtype=float))) > MAX_POINTS:

@@ -1,4 +1,5 @@
 """What a user types: the commands, the report, and one clear sentence for every mistake. What succeeds runs as its own process."""
+import html
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from cryptolstm.cli import app, main
 from cryptolstm.core import _RANGES, InputError, RunConfig, run_config, run_from_namespace
+from cryptolstm.experiment import DETAILS, FIGURES, MONTHS
 from cryptolstm.features import INDICATORS
 from cryptolstm.manifest import split
 from cryptolstm.reports import report_parameters
@@ -110,6 +112,13 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
     assert "2025-04-30 23:00 UTC" in page and "SIMULATED MARKET" not in page and "run_backtest" not in page
     assert page.count("<figure>") == 5 and "UNDERPOWERED" in page
     assert "IPKernelApp" not in done.stderr and "Unable to parse" not in done.stderr
+
+
+def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
+    page = html.unescape(made[3]).replace("\xa0", " ")
+    rows = {label: cells for label, *cells in (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)) if len(cells) == 3}
+    for label, _, _ in (*FIGURES, *DETAILS): assert label in rows, label
+    assert re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0]) and "Deepest fall: " in page and all(f">{month}</th>" in page for month in MONTHS)
 
 
 def test_without_a_network_the_report_says_in_red_that_its_market_is_invented(tmp_path):

@@ -116,7 +116,7 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
 
 def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
     page = html.unescape(made[3]).replace("\xa0", " ")
-    rows = {label: cells for label, *cells in (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)) if len(cells) == 3}
+    rows = {row[0]: row[1:] for row in (re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", page)) if len(row) == 4}
     for label, _, _ in (*FIGURES, *DETAILS): assert label in rows, label
     assert re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0]) and "Deepest fall: " in page and all(f">{month}</th>" in page for month in MONTHS)
 
@@ -248,7 +248,7 @@ def test_every_setting_of_a_run_reaches_its_page():
     for field in fields(RunConfig):
         low, high = _RANGES.get(field.name, (None, None))
         other = OTHER[field.name] if field.name in OTHER else (low + high) // 2 or (low + high) / 2
-        asked = {**asdict(usual), field.name: other} | ({"size": 0.5, "sizing": "fraction"} if field.name == "size" else {})
+        asked = {**asdict(usual), field.name: other} | ({"size": 0.5, "sizing": "fraction"} if field.name in ("size", "max_leverage") else {})
         injected = {"In": [], "Out": {}, "exit": exit, "quit": quit, "open": open, "_": 3, **{k: "" if v is None else v for k, v in asked.items()}}
         assert run_from_namespace(injected) == run_config(asked), field.name
     for notebook in ("backtest", "signal"):

@@ -112,7 +112,7 @@ class Workers:
         tasks: Sequence[tuple],              # its arguments, once per call
         said: Callable = lambda value: None, # told what a child reports
     ) -> list:                               # the results in the order of the tasks; `None` where Ctrl-C came first
-        "Do all tasks. The first error of a child is raised here, once the others have stopped; a child that dies is an `OperationError`."
+        "Do all tasks. The first error of a child is raised here, once the others have stopped; a child that dies at work is an `OperationError`, one that died idle is replaced."
         todo, results, errors = deque(enumerate(tasks)), [None] * len(tasks), []
         busy: dict[Connection, int] = {}
         with _counted_interrupts() as pressed:
@@ -120,9 +120,7 @@ class Workers:
             while busy or (todo and not asked):
                 while todo and not asked and len(busy) < self.processes:
                     k, arguments = todo.popleft()
-                    line = next((x for x in self._lines if x not in busy), None) or self._start()
-                    line.send((function, arguments))
-                    busy[line] = k
+                    busy[self._give((function, arguments), busy)] = k
                 for line in wait(list(busy), timeout=0.2): self._hear(line, busy, results, errors, said)
                 if len(pressed) > 1: self.close(0); raise KeyboardInterrupt
                 if (pressed or errors) and not asked:
@@ -131,23 +129,38 @@ class Workers:
         if errors: raise errors[0]
         return results
 
+    def _give(self, work: tuple, busy: dict) -> Connection:
+        "To the first idle child that takes it, else to a new one. Whether that one lives will be heard."
+        for line in [x for x in self._lines if x not in busy]:
+            if _send(line, work): return line
+            self._bury(line)
+        _send(line := self._start(), work)
+        return line
+
+    def _bury(self, line: Connection) -> int:
+        "Forget a child that has died; its exit code."
+        child = self._lines.pop(line)
+        line.close(); child.join()
+        return child.exitcode
+
     def _hear(self, line: Connection, busy: dict, results: list, errors: list, said: Callable) -> None:
         "One message of one child."
         try: kind, what = line.recv()
         except (EOFError, OSError):
-            child = self._lines.pop(line)
-            child.join(); busy.pop(line); line.close()
-            errors.append(OperationError(f"a process ended in the middle of its work with exit code {child.exitcode}; is there enough memory, and does the script that started it have `if __name__ == \"__main__\":`?"))
+            busy.pop(line)
+            errors.append(OperationError(f"a process ended in the middle of its work with exit code {self._bury(line)}; is there enough memory, "
+                                         "and does the script that started it have `if __name__ == \"__main__\":`?"))
             return
         if kind == "report": return said(what)
         k = busy.pop(line)
         if kind == "done": results[k] = what
         elif kind == "failed": errors.append(what)
 
-def _send(line: Connection, message: object) -> None:
-    "To a child that may have just died, which `recv` will notice."
+def _send(line: Connection, message: object) -> bool:
+    "Whether a child that may have died could be reached."
     try: line.send(message)
-    except OSError: return
+    except OSError: return False
+    return True
 
 # %% ../nbs/04c_processes.ipynb #8823960b
 def processes_asked() -> int | None:

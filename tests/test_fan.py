@@ -65,8 +65,19 @@ def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(mark
 
 
 def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers):
-    wild, sentence = replace(CONFIG, seeds=(1, 2, 3), learning_rate=1e25), "^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"
+    wild = replace(CONFIG, seeds=(1, 2, 3), learning_rate=1e6)
+    sentence = "^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"
     with pytest.raises(OperationError, match=sentence): fit(*market, wild, workers=workers)
+
+
+def test_an_idle_process_that_dies_is_replaced_before_it_is_given_work():
+    "Killed between two calls, as by a system short of memory: the next call, and the one after, know nothing of it."
+    with Workers(2) as some:
+        first = some.run(os.getpid, [()])[0]
+        os.kill(first, signal.SIGKILL)
+        assert all_gone([first])
+        again = some.run(os.getpid, [(), (), ()])
+        assert first not in again and len(set(again)) <= 2 and some.run(abs, [(-3,)]) == [3] and len(some._lines) <= 2
 
 
 LIFE = """

@@ -20,7 +20,8 @@ from cryptolstm.core import _RANGES, InputError, RunConfig, run_config, run_from
 from cryptolstm.experiment import DETAILS, FIGURES, MONTHS
 from cryptolstm.features import INDICATORS
 from cryptolstm.manifest import split
-from cryptolstm.reports import report_parameters
+from cryptolstm.reports import Report, report_parameters
+from cryptolstm.skill import GATE
 from cryptolstm.terminal import build_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,19 @@ def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
     assert re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0]) and "Deepest fall: " in page and all(f">{month}</th>" in page for month in MONTHS)
 
 
+@pytest.mark.parametrize("level, code", [*GATE.items(), ("PROFITABLE, NOT SIGNIFICANT AFTER 37 TRIALS", 3)])
+def test_the_gate_of_a_report_is_its_verdict(level, code, typed, monkeypatch, tmp_path):
+    found = Report(tmp_path / "x.html", tmp_path / "x.ipynb", {"verdict": {"level": level, "sentence": "said"}, "data": {}})
+    monkeypatch.setattr("cryptolstm.reports.run_report", lambda *a, **k: found)
+    for command in (["report", "ETH/USD"], ["report", "ETH/USD", "--json"], ["backtest", "--ticker", "ETH/USD", "--report", "--json"]):
+        assert typed("cryptolstm", *command, "--gate").returncode == code and typed("cryptolstm", *command).returncode == 0
+
+
+def test_the_gate_of_a_backtest_is_its_verdict(typed):
+    done = typed("cryptolstm", "backtest", "--exchange", "simulated", *SMOKE, "--set", "hours=96", "--json", "--gate")
+    assert json.loads(done.stdout)["verdict"]["level"] == "UNDERPOWERED" and done.returncode == GATE["UNDERPOWERED"] == 6
+
+
 def test_without_a_network_the_report_says_in_red_that_its_market_is_invented(tmp_path):
     done = run("cryptolstm", "report", "ETH/USD", *SMOKE, "--out", str(tmp_path / "out"), home=tmp_path, CRYPTOLSTM_EXCHANGE_URL=CLOSED)
     assert done.returncode == 0, done.stderr
@@ -147,6 +161,7 @@ def test_papermill_works_as_typed(tmp_path):
     (["cryptolstm", "signal", "--exchange", "coinbas"], 2, "coinbas"),
     (["cryptolstm", "backtest", "--hours", "10"], 2, "hours is 10"),
     (["cryptolstm", "backtest", "--fee", "-1"], 2, "fee is -1"),
+    (["cryptolstm", "backtest", "--grid", "fee=0,0.001", "--gate"], 2, "--gate ends with the code of one verdict and --grid gives none"),
     (["cryptolstm", "backtest", "--end", "soon"], 2, "ISO 8601"),
     (["cryptolstm", "backtest", "--tickr", "ETH/USD"], 2, "--tickr"),
     (["cryptolstm", "backtest", "--exchange", "coinbaseexchange"], 1, "cannot be reached"),

@@ -85,7 +85,7 @@ def print_signal(
 
 # %% ../nbs/16_cli.ipynb #1d8de420
 GateOption = Annotated[bool, typer.Option("--gate", help="exit code by verdict: 0 candidate, 3 profitable but not significant, 4 skill but no profit, 5 no skill, 6 underpowered, 7 suspicious, 8 leak")]
-PlaceboOption = Annotated[int, typer.Option(help="also train and test so many times where nothing can be known, and rank the result among those (each run costs as much as the backtest)")]
+PlaceboOption = Annotated[int, typer.Option(help="also train and test so many times with the secret taken away, and rank the result among those (each run costs as much as the backtest)")]
 
 # %% ../nbs/16_cli.ipynb #b8153622
 @app.command()

@@ -7,13 +7,14 @@ __all__ = ['WHERE_FROM', 'SCHEMA', 'BUSY_SECONDS', 'TABLE', 'COLUMNS', 'KEY', 'A
            'FixedLedger', 'market_of', 'trial_span']
 
 # %% ../nbs/11c_ledger.ipynb #c1dfaead
-import json, math, sqlite3
+import json, math, sqlite3, zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .core import HOUR, InputError, OperationError, as_utc, config_hash
@@ -36,6 +37,7 @@ class Trial:
     skew: float | None
     kurtosis: float | None   # not excess
     hit: float | None        # share of right directions
+    returns: np.ndarray | None = field(default=None, repr=False, compare=False)   # (n,) net returns per bar, so that trials can be compared with each other
 
     @property
     def config_hash(self) -> str: return config_hash({k: v for k, v in self.config.items() if k not in WHERE_FROM})
@@ -48,21 +50,24 @@ class Standing:
     trials: int          # of so many, later ones included
     variance: float      # of the trials' Sharpe ratios per bar (ddof 1); 0 for a single one
     reruns: int = 0      # how often this very trial had been run before
+    traded: int | None = None   # trials that have a ratio, because they traded; None = all
+    entered: bool = True # False: in no ledger, so that nobody has counted
 
     def sentence(self) -> str:
         "For page and terminal."
+        if not self.entered: return "This run was entered in no trial ledger and counts as the first on these bars"
         again = "" if not self.reruns else f", run {self.reruns + 1} times"
         many = "" if self.trials == self.number else f" of {self.trials:,}"
         return f"This is trial {self.number:,}{many} on these bars{again}"
 
 # %% ../nbs/11c_ledger.ipynb #4f7baa11
-SCHEMA = 1
+SCHEMA = 2   # 1 had no returns
 BUSY_SECONDS = 30
 TABLE = """
 create table if not exists trials (
   id integer primary key, at text not null, ticker text not null, market text not null, first integer not null, until integer not null,
   data_hash text not null, config_hash text not null, config text not null, sharpe real, n integer not null, skew real, kurtosis real, hit real,
-  verdict text, reruns integer not null default 0, last_run text not null, unique (ticker, market, first, until, data_hash, config_hash))"""
+  verdict text, reruns integer not null default 0, last_run text not null, returns blob, unique (ticker, market, first, until, data_hash, config_hash))"""
 
 def hour_of(
     when,      # a moment
@@ -117,6 +122,20 @@ class Ledger:
         "Add the verdict, which depends on the standing."
         with self._open(write=True) as db: db.execute(f"update trials set verdict = ? where {KEY}", (verdict, *_key(trial)))
 
+    def standing_of(self,
+        trial: Trial,
+    ) -> Standing | None:   # None where it is not in
+        "Where a trial stands now; nothing is written."
+        if not self.path.exists(): return None
+        with self._open() as db: return _standing(db, trial) if _is_in(db, trial) else None
+
+    def overfitting(self,
+        trial: Trial,    # entered before
+    ) -> dict | None:    # as from `among_trials`
+        "What all trials on exactly these hours say about having chosen among them."
+        from cryptolstm.overfit import among_trials   # statsmodels and arch: seconds, which nobody else here needs
+        with self._open() as db: return among_trials(_returns(db, trial))
+
     def trials_of(self,
         ticker: str,
         span: tuple | None = None,    # (open time of the first bar, close time of the last); None = all
@@ -133,53 +152,70 @@ KEY = "ticker = ? and market = ? and first = ? and until = ? and data_hash = ? a
 def _key(t: Trial) -> tuple: return t.ticker, t.market, hour_of(t.first), hour_of(t.until), t.data_hash, t.config_hash
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    "Tables and mode of a new file; `OperationError` for one of another version."
-    version = db.execute("pragma user_version").fetchone()[0]
-    if version > SCHEMA: raise OperationError(f"the trial ledger {path} has schema {version} and this version knows {SCHEMA}; update cryptolstm")
+    "Tables and mode of a new file, what an old one lacks; `OperationError` for one of a later version."
+    known = lambda: db.execute("pragma user_version").fetchone()[0]
+    if (version := known()) > SCHEMA: raise OperationError(f"the trial ledger {path} has schema {version} and this version knows {SCHEMA}; update cryptolstm")
     if version == SCHEMA: return
     db.execute("pragma journal_mode = wal")
-    db.execute("begin immediate"); db.execute(TABLE); db.execute(f"pragma user_version = {SCHEMA}"); db.execute("commit")
+    db.execute("begin immediate")
+    if known() == 1: db.execute("alter table trials add column returns blob")   # asked again: another process may have been faster
+    db.execute(TABLE); db.execute(f"pragma user_version = {SCHEMA}"); db.execute("commit")
 
 # %% ../nbs/11c_ledger.ipynb #dd38cd83
 def _write(db: sqlite3.Connection, t: Trial) -> None:
     "Insert a trial or count a re-run."
     now, number = datetime.now(UTC).isoformat(timespec="seconds"), lambda x: None if x is None or not math.isfinite(x) else float(x)
-    db.execute("insert into trials (ticker, market, first, until, data_hash, config_hash, at, config, sharpe, n, skew, kurtosis, hit, last_run) "
-               "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set reruns = reruns + 1, last_run = excluded.last_run",
-               (*_key(t), now, json.dumps(t.config, sort_keys=True, default=str), *map(number, (t.sharpe,)), int(t.n), *map(number, (t.skew, t.kurtosis, t.hit)), now))
+    packed = None if t.returns is None else zlib.compress(np.asarray(t.returns, "<f4").tobytes())
+    db.execute("insert into trials (ticker, market, first, until, data_hash, config_hash, at, config, sharpe, n, skew, kurtosis, hit, last_run, returns) "
+               "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+               "on conflict do update set reruns = reruns + 1, last_run = excluded.last_run, returns = coalesce(excluded.returns, returns)",
+               (*_key(t), now, json.dumps(t.config, sort_keys=True, default=str), *map(number, (t.sharpe,)), int(t.n), *map(number, (t.skew, t.kurtosis, t.hit)), now, packed))
+
+def _is_in(db: sqlite3.Connection, t: Trial) -> bool: return db.execute(f"select 1 from trials where {KEY}", _key(t)).fetchone() is not None
 
 def _standing(db: sqlite3.Connection, t: Trial) -> Standing:
     "Where a trial that is in stands."
     own, reruns = db.execute(f"select id, reruns from trials where {KEY}", _key(t)).fetchone()
     found = _trials(db, t.ticker, (t.first, t.until), t.market)
-    variance = found["sharpe"].astype(float).var(ddof=1)
-    return Standing(int((found["id"] <= own).sum()), len(found), 0.0 if math.isnan(variance) else float(variance), reruns)
+    ratios = found["sharpe"].astype(float).dropna()
+    return Standing(int((found["id"] <= own).sum()), len(found), float(ratios.var(ddof=1)) if len(ratios) > 1 else 0.0, reruns, len(ratios))
 
 def _enter(db: sqlite3.Connection, t: Trial) -> Standing:
     "Insert or count a re-run, then look where the trial stands."
     _write(db, t)
     return _standing(db, t)
 
+def _same_market(market: str) -> str:
+    "An invented market is alone with its seed, all real ones are together."
+    return "market = ?" if market.startswith("simulated") else "(market not like 'simulated%' or market = ?)"
+
 def _trials(db: sqlite3.Connection, ticker: str, span: tuple | None, market: str) -> pd.DataFrame:
-    "Trials on overlapping hours; an invented market is alone with its seed, all real ones are together."
-    same = "market = ?" if market.startswith("simulated") else "(market not like 'simulated%' or market = ?)"
+    "Trials on overlapping hours."
     first, until = (0, 2**62) if span is None else map(hour_of, span)
-    rows = db.execute(f"select {', '.join(COLUMNS)} from trials where ticker = ? and {same} and first < ? and until > ? order by id", (ticker, market, until, first)).fetchall()
+    rows = db.execute(f"select {', '.join(COLUMNS)} from trials where ticker = ? and {_same_market(market)} and first < ? and until > ? order by id", (ticker, market, until, first)).fetchall()
     out = pd.DataFrame(rows, columns=list(COLUMNS))
     for c in ("first", "until"): out[c] = pd.to_datetime(out[c].astype("int64"), unit="h", utc=True)
     out.insert(0, "number", range(1, len(out) + 1))
     return out
+
+def _returns(db: sqlite3.Connection, t: Trial) -> np.ndarray:   # (bars × trials), oldest first
+    "Returns of the trials on exactly the hours of one, where they were kept."
+    rows = db.execute(f"select returns from trials where ticker = ? and {_same_market(t.market)} and first = ? and until = ? and n = ? and returns is not null order by id",
+                      (t.ticker, t.market, hour_of(t.first), hour_of(t.until), int(t.n))).fetchall()
+    return np.array([np.frombuffer(zlib.decompress(r), "<f4") for (r,) in rows], float).T if rows else np.empty((0, 0))
 
 # %% ../nbs/11c_ledger.ipynb #6dd42b21
 @dataclass(frozen=True)
 class FixedLedger:
     "Stands in for a ledger where the standing is known already; nothing is written."
     standing: Standing
+    among: dict | None = None   # what `overfitting` said then
 
     def enter(self, trial: Trial) -> Standing: return self.standing
     def conclude(self, trial: Trial, verdict: str) -> None: "Nothing is written."
+    def overfitting(self, trial: Trial) -> dict | None: return self.among
 
-ALONE = FixedLedger(Standing(1, 1, 0.0))   # for evaluations that are not to be counted: tests, examples
+ALONE = FixedLedger(Standing(1, 1, 0.0, entered=False))   # for evaluations that are not to be counted: tests, examples
 
 # %% ../nbs/11c_ledger.ipynb #00422ceb
 def market_of(

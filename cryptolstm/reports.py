@@ -9,10 +9,11 @@ __all__ = ['MIME', 'NUMBER', 'QUALITY_CLASS', 'LEVEL_CLASS', 'CHECKED', 'MIN_DAY
            'skill_by_tables', 'certificate_table', 'trades_table', 'folds_table', 'equity_figure', 'trades_figure',
            'prediction_figure', 'fan_figure', 'placebo_piece', 'calibration_piece', 'correlation_figure',
            'funnel_figure', 'rules_table', 'entry_text', 'tear_sheet', 'page', 'notebook_html', 'Report',
-           'project_folder', 'report_parameters', 'read_summary', 'run_report', 'execute_report', 'write_report']
+           'project_folder', 'report_parameters', 'read_summary', 'run_report', 'execute_report', 'write_report',
+           'page_again']
 
 # %% ../nbs/14_reports.ipynb #abf9ddc5
-import base64, html, io, json, logging, math, os, re, sys, tempfile, warnings
+import ast, base64, html, io, json, logging, math, os, re, sys, tempfile, warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from matplotlib.figure import Figure
 
 import cryptolstm
 from .core import CryptolstmError, InputError, OperationError, RunConfig, check_ticker, display_time, read_params, run_config, slug, unknown_name, write_atomic
-from .experiment import HOLD, REVERSAL, data_notes, figure_rows, figure_text, market_text, summary
-from .manifest import embed, make_manifest
+from .experiment import HOLD, REVERSAL, STRATEGY, data_notes, figure_rows, figure_text, market_text, summary
+from .manifest import embed, make_manifest, notebook_stamp
 from .metrics import daily_returns
 from .model import model_config
 from .placebo import SHOWN, check_placebo
@@ -31,7 +32,7 @@ from .model_record import MIN_CALIBRATION
 from .plots import plot_correlation, plot_equity, plot_fan, plot_funnel, plot_placebo, plot_predictions, plot_reliability, plot_trades
 from .quality import CHECKS, QualityReport, report_rows
 from .signals import rules_of, signal_funnel
-from .skill import DEFLATED, LUCKY, level_key, percent
+from .skill import ALARM_HIT, DEFLATED, ENOUGH_BARS, LUCKY, SIGNIFICANCE, Verdict, level_key, percent
 
 # %% ../nbs/14_reports.ipynb #78d2cd93
 MIME = "application/vnd.cryptolstm+json"  # machine-readable twin of a piece, found again by `read_summary`
@@ -142,21 +143,33 @@ def settings_table(
 # %% ../nbs/14_reports.ipynb #5f22690d
 LEVEL_CLASS = {"CANDIDATE": "good", LUCKY: "warn", "SKILL, NOT PROFITABLE": "warn", "SUSPICIOUS": "alarm", "LEAK": "alarm"}  # the others are calm: no skill is a normal result
 
+def _verdict_facts(v: Verdict, returns: Mapping) -> dict[str, tuple]:
+    "name of a verdict's number → value, label and what to compare it with, as text."
+    x, share = v.numbers, lambda value, signed=False: "undefined" if value is None else percent(value, signed)
+    return {"hit": (share(x["hit"]), "direction right", f"chance {share(x['hit_expected'])}; above {percent(ALARM_HIT, digits=0)} is an alarm"),
+            "cw_p": (_p(x["cw_p"]), "Clark–West p", f"against persistence; below {SIGNIFICANCE:g} is asked for"),
+            "pt_p": (_p(x["pt_p"]), "Pesaran–Timmermann p", f"direction; below {SIGNIFICANCE:g} is asked for"),
+            "n": (f"{x['n']:,}", "separate forecasts", f"{ENOUGH_BARS:,} are asked for"),
+            "min_detectable_hit": (share(x["min_detectable_hit"]), "smallest hit rate it can notice", "four times out of five"),
+            "net_return": (share(returns[STRATEGY], True), "net return", f"{x['trades']} trades"),
+            "to_beat": (share(x["to_beat"], True), "to beat", f"best of cash, {HOLD} and {REVERSAL}"),
+            "deflated_sharpe": (share(x["deflated_sharpe"]), "more than luck", f"{percent(DEFLATED, digits=0)} is asked for"),
+            "trials": (f"{x['trials']:,}", "trials on these bars", "each one more chance for luck"),
+            HOLD: (share(returns[HOLD], True), HOLD, "same costs"), REVERSAL: (share(returns[REVERSAL], True), REVERSAL, "same costs")}
+
 def verdict_box(
     results: dict,   # from `backtest`
 ) -> Piece:
-    "One word, one sentence, and the numbers that decided."
-    v, returns = results["verdict"], results["baseline_returns"]
-    hit = v.numbers
-    percent_or = lambda x: "undefined" if x is None else percent(x)
-    facts = [("direction right", percent_or(hit["hit"]), f"chance {percent_or(hit['hit_expected'])}"), ("Clark–West p", _p(hit["cw_p"]), "against persistence"),
-             ("Pesaran–Timmermann p", _p(hit["pt_p"]), "direction"), ("net return", percent(returns[""], True), f"{v.numbers['trades']} trades"),
-             (HOLD, percent(returns[HOLD], True), "same costs"), (REVERSAL, percent(returns[REVERSAL], True), "same costs")]
-    cards = "".join(f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span><small>{html.escape(more)}</small></div>" for name, value, more in facts)
+    "One word, one sentence, the three numbers that decided, and what else belongs beside them."
+    v = results["verdict"]
+    facts = _verdict_facts(v, results["baseline_returns"])
+    card = lambda name: "<div><b>{}</b><span>{}</span><small>{}</small></div>".format(*map(html.escape, facts[name]))
+    beside = [name for name in ("hit", "cw_p", "pt_p", "net_return", HOLD, REVERSAL) if name not in v.decided]
     proof = results["certificate"]
-    beside = f"{results['search']['sentence']}. " + ("It was not tested for leaks." if proof is None else proof["sentence"])
-    return Piece(f'<section class="verdict {LEVEL_CLASS.get(level_key(v.level), "calm")}"><h2>{html.escape(v.level)}</h2><p>{_prose(v.sentence)}</p><div class=cards>{cards}</div>'
-                 f'<p class=quiet>{_prose(beside)}</p></section>', summary(results))
+    below = f"{results['search']['sentence']}. " + ("It was not tested for leaks." if proof is None else proof["sentence"])
+    return Piece(f'<section class="verdict {LEVEL_CLASS.get(level_key(v.level), "calm")}"><h2>{html.escape(v.level)}</h2><p>{_prose(v.sentence)}</p>'
+                 f'<p class=by>Decided by</p><div class="cards decided">{"".join(map(card, v.decided))}</div><div class=cards>{"".join(map(card, beside))}</div>'
+                 f'<p class=quiet>{_prose(below)}</p></section>', summary(results))
 
 def _interval(x: float, low: float, high: float) -> str:
     "A share and its interval."
@@ -168,13 +181,16 @@ def _p(p: float | None) -> str: return "undefined" if p is None or not math.isfi
 def skill_pieces(
     results: dict,   # from `backtest`
 ) -> Piece:
-    "Each forecaster's skill on the same bars."
-    rows = []
+    "Each forecaster's skill on the same bars, and the network's against each of the others."
+    number, rows = lambda x, digits=3: "–" if not math.isfinite(x) else f"{x:.{digits}f}".replace("-", "−"), []
     for name, r in results["skill"].iterrows():
         share = _interval(r["hit"], r["hit_low"], r["hit_high"])
-        rows.append((name, f"{int(r['n']):,}", share, *(_p(r[c]) if math.isfinite(r[c]) else "–" for c in ("pt_p", "cw_p", "dm_p")),
-                     *("–" if not math.isfinite(r[c]) else f"{r[c]:.{4 if c == 'r2' else 3}f}".replace("-", "−") for c in ("ic", "r2", "mase"))))
-    return as_table(rows, ["forecaster", "bars", "direction right [95 %]", "PT p", "Clark–West p", "DM p", "IC", "R²", "MASE"])
+        monthly = f"{number(r['ic_month'])} ± {number(r['ic_month_sd'])}" if r["months"] > 1 else "–"
+        rows.append((name, f"{int(r['n']):,}", share, *(_p(r[c]) if math.isfinite(r[c]) else "–" for c in ("pt_p", "cw_p", "dm_p")), number(r["ic"]), monthly, number(r["r2"], 4), number(r["mase"])))
+    beside = [(name, f"{int(r['n']):,}", number(r["dm"], 2), _p(r["dm_p"]) if math.isfinite(r["dm_p"]) else "–") for name, r in results["against"].iterrows()]
+    return (as_table(rows, ["forecaster", "bars", "direction right [95 %]", "PT p", "Clark–West p", "DM p", "IC", "IC by month", "R²", "MASE"])
+            + Piece("<p class=quiet>The network against each of the others, by the size of their errors (Diebold–Mariano); a positive statistic is for the network.</p>")
+            + as_table(beside, ["LSTM against", "bars", "DM", "DM p"]))
 
 # %% ../nbs/14_reports.ipynb #f06d92a5
 def performance_table(
@@ -205,8 +221,9 @@ def power_table(
         "Hit rate seen": share(hit, "undefined") + f", on {n:,} separate forecasts with a direction",
         "Smallest hit rate a test of this length notices": f"{share(p['min_detectable_hit'])} (four times out of five, at a level of 5 %)",
         "Hit rate that would pay the costs": f"{share(p['break_even_hit'])} (round trip {percent(p['round_trip'], digits=2)}, positions of {p['held']:.1f} h, moves of {percent(p['sigma'], digits=2)})",
+        "Smallest annual Sharpe ratio a test of this length notices": f"{figure_text(p['min_detectable_sharpe'], '.1f')}, four times out of five; a worthless strategy that is always in the market shows 0 ± {figure_text(p['sharpe_noise'], '.1f')}",
         "Bars until this Sharpe ratio counts as above zero": "none: it is undefined or not above zero" if record is None else f"{record:,.0f} ({record / 24:,.0f} days); tested: {s['bars']:,}",
-        "Standard error of the annual Sharpe ratio": figure_text(results["sharpe_se"], ".2f")})
+        "Standard error of the annual Sharpe ratio seen": figure_text(results["sharpe_se"], ".2f")})
 
 def search_table(
     results: dict,   # from `backtest`
@@ -214,11 +231,19 @@ def search_table(
     "What the Sharpe ratio is worth after all trials on these bars."
     s = results["search"]
     share = lambda x: "undefined" if x is None else percent(x)
+    counted = f"every run of {results['config'].ticker} whose tested hours overlap is counted, whether it traded ({s['traded']:,}) or not" if s["entered"] else "cryptolstm backtest and report enter theirs"
     return as_table({
-        "Trials on these bars": f"{s['sentence']}; every run of {results['config'].ticker} whose tested hours overlap is counted",
+        "Trials on these bars": f"{s['sentence']}; {counted}",
         "Sharpe ratio that the best of as many worthless trials would show": figure_text(s["expected_best"], ".2f") + (" (a single trial)" if s["trials"] == 1 else " a year"),
         "Probability that the true ratio is above zero": share(s["probabilistic_sharpe"]),
-        "Probability that it is above that of the luckiest trial (deflated)": f"{share(s['deflated_sharpe'])}; {percent(DEFLATED, digits=0)} is asked for"})
+        "Probability that it is above that of the luckiest trial (deflated)": f"{share(s['deflated_sharpe'])}; {percent(DEFLATED, digits=0)} is asked for",
+        **_among(s["among"])})
+
+def _among(a: dict | None) -> dict[str, str]:
+    "Rows on having chosen among the trials of exactly these hours."
+    if a is None: return {"Choosing among the trials": "fewer than ten different ones were made on exactly these hours, too few to judge the choice"}
+    return {"Choosing among the trials (probability of overfitting)": f"{percent(a['pbo'])} ± {percent(a['pbo_sd'])} of the halvings of these hours rank the best of {a['different']:,} trials in one half below the middle of the other",
+            "That no trial is better than cash (Hansen's SPA)": f"p {_p(a['spa'])}"}
 
 # %% ../nbs/14_reports.ipynb #963a32d7
 def uncertainty_table(
@@ -234,12 +259,12 @@ def uncertainty_table(
 def skill_by_tables(
     results: dict,   # from `backtest`
 ) -> Piece:
-    "Skill by hour of day, volatility, size of the forecast and month."
+    "Skill by hour of day, volatility, confidence and month."
     out, cells = Piece(""), sum(len(t) for t in results["skill_by"].values())
     for name, t in results["skill_by"].items():
         rows = [(cell, f"{int(r['n']):,}", _interval(r["hit"], r["low"], r["high"]), percent(r["expected"]) if math.isfinite(r["expected"]) else "–",
                  "–" if not math.isfinite(r["ic"]) else f"{r['ic']:.3f}".replace("-", "−"), *("–" if not math.isfinite(r[c]) else _p(r[c]) for c in ("p", "p_holm"))) for cell, r in t.iterrows()]
-        out += Piece(f"<details><summary>By {html.escape(name)}: {len(t)} cells</summary>") + as_table(rows, [name, "bars", "direction right [95 %]", "chance", "IC", "PT p", "PT p, Holm"]) + Piece("</details>")
+        out += Piece(f"<details><summary>By {html.escape(name)}: {len(t)} cell{'' if len(t) == 1 else 's'}</summary>") + as_table(rows, [name, "bars", "direction right [95 %]", "chance", "IC", "PT p", "PT p, Holm"]) + Piece("</details>")
     return out + Piece(f"<p class=quiet>{cells} cells are looked at here, so some of them look skilled by luck alone; the last column is corrected for that (Holm).</p>")
 
 # %% ../nbs/14_reports.ipynb #40123448
@@ -425,7 +450,7 @@ figure{margin:1rem 0 1.4rem}figure img{width:100%;height:auto;display:block}figc
 .verdict{border-radius:6px;padding:1.2rem 1.5rem 1.3rem;margin:1.2rem 0;border:1px solid #c9d3df;border-left:8px solid #5b6470;background:#f3f6fa}
 .verdict h2{border:0;margin:0 0 .3rem;padding:0;font-size:1.15rem;letter-spacing:.04em}.verdict p{max-width:none;font-size:1.02rem}
 .verdict.act{background:#eef4fb;border-color:#bcd3ec;border-left-color:#1f5fa8}.verdict.good{background:#eef7f0;border-color:#b9dcc4;border-left-color:#2f855a}.verdict.warn{background:#fff8e6;border-color:#ecd9a4;border-left-color:#c98a1b}.verdict.alarm{background:#fdeeed;border-color:#efbdb9;border-left-color:#c23b34}
-.span{font-size:1.15rem;font-weight:600;max-width:none}.span span{white-space:nowrap}.cards{display:grid;grid-template-columns:repeat(3,1fr);gap:.7rem;margin-top:.9rem}.cards div{display:flex;flex-direction:column}.cards b{font-size:1.25rem;font-variant-numeric:tabular-nums}.cards span{font-size:.84rem}.cards small{color:var(--soft)}
+.span{font-size:1.15rem;font-weight:600;max-width:none}.span span{white-space:nowrap}.cards{display:grid;grid-template-columns:repeat(3,1fr);gap:.7rem;margin-top:.9rem}.cards div{display:flex;flex-direction:column}.cards b{font-size:1.25rem;font-variant-numeric:tabular-nums}.cards span{font-size:.84rem}.cards small{color:var(--soft)}.cards.decided b{font-size:1.6rem}.verdict .by{margin:.9rem 0 -.6rem;font-size:.84rem;color:var(--soft)}
 details{margin:.4rem 0}summary{cursor:pointer;color:var(--blue);font-size:.92rem}
 iframe.sheet{width:100%;height:2600px;border:1px solid var(--line);background:#fff}pre{overflow-x:auto;background:var(--wash);padding:.7rem;font-size:.85rem}
 footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--line);color:var(--soft);font-size:.84rem}
@@ -537,14 +562,40 @@ def write_report(
     executed,                  # from `execute_report`
     ticker: str,
     notebook: str,             # its name, and that of the page
-    manifest: Callable,        # (summary, page) → what is embedded in the page
+    manifest: Callable,        # (summary, page, stamp of the notebook) → what is embedded in the page
     out: Path | None = None,   # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
 ) -> Report:
     "Write the executed notebook and its page, whole or not at all."
     target = Path(out or os.environ.get("CRYPTOLSTM_REPORTS") or project_folder() / "reports") / slug(ticker)
-    result, page = read_summary(executed), notebook_html(executed, f"{ticker} {notebook}")
-    written = write_atomic(target / f"{notebook}.ipynb", json.dumps(executed, indent=1))
-    return Report(write_atomic(target / f"{notebook}.html", embed(page, manifest(result, page))), written, result)
+    text, result = json.dumps(executed, indent=1), read_summary(executed)
+    page = notebook_html(executed, f"{ticker} {notebook}")
+    written = write_atomic(target / f"{notebook}.ipynb", text)
+    return Report(write_atomic(target / f"{notebook}.html", embed(page, manifest(result, page, notebook_stamp(notebook, text)))), written, result)
+
+# %% ../nbs/14_reports.ipynb #3307c070
+def page_again(
+    results: dict,               # from `backtest`
+    notebook: str = "backtest",  # name of a report notebook in nbs/ of this checkout
+) -> str:                        # the page without a manifest
+    "The page of results, without running anything but the notebook's own cells. `InputError` where there is no such notebook."
+    import nbformat
+    path = project_folder() / "nbs" / f"{slug(notebook)}.ipynb"
+    if not path.is_file(): raise InputError(f"there is no report notebook {path.name}; run this in the checkout the page was made in")
+    nb, names = nbformat.read(path, as_version=4), {}
+    for cell in nb.cells:
+        if cell.cell_type != "code": continue
+        names["results"] = results
+        shown = None if "parameters" in cell.metadata.get("tags", []) else _value_of(cell.source, names)
+        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": shown.markup}, execution_count=1)] if isinstance(shown, Piece) else []
+    return notebook_html(nb, f"{results['config'].ticker} {notebook}")
+
+def _value_of(source: str, names: dict):
+    "What the last line of a cell is worth; `results` is not made again."
+    lines = ast.parse(source).body
+    makes = lambda line: isinstance(line, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "results" for t in line.targets)
+    last = lines.pop() if lines and isinstance(lines[-1], ast.Expr) else None
+    exec(compile(ast.Module([line for line in lines if not makes(line)], []), "<report>", "exec"), names)
+    return None if last is None else eval(compile(ast.Expression(last.value), "<report>", "eval"), names)
 
 # %% ../nbs/14_reports.ipynb #4ac59eed
 def _cause(error) -> CryptolstmError:

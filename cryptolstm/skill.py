@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'SIGNIFICANCE', 'SHARE', 'LEARNERS', 'FEWEST_ROWS', 'LUCKY', 'LEVELS', 'ALARM_HIT', 'ALARM_BARS',
-           'ENOUGH_BARS', 'DEFLATED', 'GATE', 'pairs', 'Outcome', 'hac_lags', 'hac_variance', 'clark_west',
+           'ENOUGH_BARS', 'DEFLATED', 'DECIDING', 'GATE', 'pairs', 'Outcome', 'hac_lags', 'hac_variance', 'clark_west',
            'directions', 'Timing', 'pesaran_timmermann', 'hit_rate', 'diebold_mariano', 'information_coefficient',
-           'r2_oos', 'mase', 'past_return', 'last_bar_reversal', 'momentum', 'fold_forecasts', 'skill_row',
-           'skill_table', 'min_detectable_hit', 'break_even_hit', 'Verdict', 'percent', 'verdict_level', 'level_key',
-           'verdict']
+           'monthly_ic', 'r2_oos', 'mase', 'past_return', 'last_bar_reversal', 'momentum', 'fold_forecasts',
+           'skill_row', 'skill_table', 'skill_against', 'min_detectable_hit', 'sharpe_noise', 'min_detectable_sharpe',
+           'break_even_hit', 'Verdict', 'percent', 'verdict_level', 'level_key', 'verdict']
 
 # %% ../nbs/11_skill.ipynb #7526ffd5
 import math, re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -134,14 +134,16 @@ def diebold_mariano(
     y, f,                     # realised and forecast returns, see `pairs`
     horizon: int = 1,         # bars ahead
     loss: str = "absolute",   # or "squared"
-) -> Outcome:                 # positive = smaller loss than persistence; p from Student's t with n − 1 degrees of freedom
-    "Diebold & Mariano (1995) against persistence with Harvey's correction (statsmodels). NaN below 30 pairs or where f is always 0."
+    against=None,             # forecasts of another, of the same kind as `f`; None = persistence
+) -> Outcome:                 # positive = smaller loss than the other; p from Student's t with n − 1 degrees of freedom
+    "Diebold & Mariano (1995) with Harvey's correction (statsmodels). NaN below 30 pairs or where both say the same."
     if loss not in _CRITERIA: raise unknown_name("loss", loss, _CRITERIA)
-    y, f = pairs(y, f)
-    if len(y) < LEAST or not f.any(): return Outcome(math.nan, math.nan)
-    result = diebold_mariano_test(y, np.zeros_like(y), f, criterion=_CRITERIA[loss], harvey_adj=True, horizon=horizon)
+    real, own = pairs(y, f if against is None else f + 0 * against)   # rows on which both have a forecast
+    other = np.zeros_like(own) if against is None else pairs(y, against + 0 * f)[1]
+    if len(real) < LEAST or np.array_equal(own, other): return Outcome(math.nan, math.nan)
+    result = diebold_mariano_test(real, other, own, criterion=_CRITERIA[loss], harvey_adj=True, horizon=horizon)
     t = float(result.statistic)
-    return Outcome(t, float(stats.t.sf(t, len(y) - 1)))
+    return Outcome(t, float(stats.t.sf(t, len(real) - 1)))
 
 # %% ../nbs/11_skill.ipynb #45345fc6
 def information_coefficient(
@@ -153,6 +155,16 @@ def information_coefficient(
     y, f = pairs(y, f)
     if len(y) < LEAST or np.ptp(y) == 0 or np.ptp(f) == 0: return math.nan
     return float((stats.spearmanr if method == "spearman" else stats.pearsonr)(f, y).statistic)
+
+# %% ../nbs/11_skill.ipynb #b7305e95
+def monthly_ic(
+    y, f,                     # realised and forecast returns, see `pairs`
+) -> dict[str, float]:        # ic_month (mean), ic_month_sd, months; NaN and 0 without times or without two months of at least 30 pairs
+    "The information coefficient of each calendar month (UTC), and how far the months lie apart."
+    if not (isinstance(y, pd.Series) and isinstance(f, pd.Series) and isinstance(y.index, pd.DatetimeIndex)): return {"ic_month": math.nan, "ic_month_sd": math.nan, "months": 0}
+    month = y.index.strftime("%Y-%m")
+    each = pd.Series({m: information_coefficient(y[month == m], f.reindex(y.index)[month == m]) for m in dict.fromkeys(month)}).dropna()
+    return {"ic_month": float(each.mean()), "ic_month_sd": float(each.std()), "months": len(each)} if len(each) > 1 else {"ic_month": math.nan, "ic_month_sd": math.nan, "months": len(each)}
 
 # %% ../nbs/11_skill.ipynb #9bfe643b
 def r2_oos(
@@ -237,13 +249,13 @@ def fold_forecasts(
 def skill_row(
     y, f,                 # realised and forecast returns, see `pairs`
     horizon: int = 1,     # bars ahead
-) -> dict[str, float]:    # n; hit, hit_low, hit_high, n_hit; hit_expected, pt, pt_p; cw, cw_p; dm, dm_p; ic, r2, mase
+) -> dict[str, float]:    # n; hit, hit_low, hit_high, n_hit; hit_expected, pt, pt_p; cw, cw_p; dm, dm_p; ic, ic_month, ic_month_sd, months; r2, mase
     "Every skill statistic of one forecaster."
     hit, pt = hit_rate(y, f, horizon), pesaran_timmermann(y, f, horizon)
     cw, dm = clark_west(y, f, horizon), diebold_mariano(y, f, horizon)
     return {"n": len(pairs(y, f)[0]), "hit": hit["hit"], "hit_low": hit["low"], "hit_high": hit["high"], "n_hit": hit["n"],
             "hit_expected": pt.expected, "pt": pt.statistic, "pt_p": pt.p, "cw": cw.statistic, "cw_p": cw.p,
-            "dm": dm.statistic, "dm_p": dm.p, "ic": information_coefficient(y, f), "r2": r2_oos(y, f), "mase": mase(y, f)}
+            "dm": dm.statistic, "dm_p": dm.p, "ic": information_coefficient(y, f), **monthly_ic(y, f), "r2": r2_oos(y, f), "mase": mase(y, f)}
 
 # %% ../nbs/11_skill.ipynb #42ed3236
 def skill_table(
@@ -256,7 +268,23 @@ def skill_table(
     common = pd.concat({"": y, **forecasts}, axis=1, join="inner").dropna()
     rows = {"persistence": skill_row(common[""], 0 * common[""], horizon)}
     rows |= {name: skill_row(common[""], common[name], horizon) for name in forecasts}
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"n": int, "n_hit": int}).rename_axis("forecaster")
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"n": int, "n_hit": int, "months": int}).rename_axis("forecaster")
+
+# %% ../nbs/11_skill.ipynb #60c1273c
+def skill_against(
+    y: pd.Series,                         # realised returns over the horizon
+    forecasts: Mapping[str, pd.Series],   # forecaster → forecasts
+    name: str,                            # the one in question
+    horizon: int = 1,                     # bars ahead
+) -> pd.DataFrame:                        # a row for each other forecaster: n, dm (positive: smaller absolute errors than the other), dm_p
+    "One forecaster against each of the others, on the bars that both have forecast (Diebold–Mariano)."
+    if name not in forecasts: raise unknown_name("forecaster", name, forecasts)
+    rows = {}
+    for other, f in forecasts.items():
+        if other == name: continue
+        found = diebold_mariano(y, forecasts[name], horizon, against=f)
+        rows[other] = {"n": int((y.notna() & forecasts[name].reindex(y.index).notna() & f.reindex(y.index).notna()).sum()), "dm": found.statistic, "dm_p": found.p}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["n", "dm", "dm_p"]).rename_axis("against")
 
 # %% ../nbs/11_skill.ipynb #eaf0a7ba
 def min_detectable_hit(
@@ -269,6 +297,21 @@ def min_detectable_hit(
     a, b = stats.norm.isf(alpha), stats.norm.ppf(power)
     edge = (a * math.sqrt(n) + math.sqrt(max(a * a * n - (n + b * b) * (a * a - b * b), 0))) / (2 * (n + b * b))
     return float(min(.5 + edge, 1.0))
+
+# %% ../nbs/11_skill.ipynb #14952dc1
+def sharpe_noise(
+    bars: int,   # tested hours
+) -> float:      # annual
+    "Standard error of the annual Sharpe ratio of a strategy without any, always in the market: √(8760/n)."
+    return math.sqrt(8760 / bars) if bars > 0 else math.inf
+
+def min_detectable_sharpe(
+    bars: int,            # tested hours
+    power: float = 0.8,   # how often it should be noticed
+    alpha: float = 0.05,  # one-sided level of the test
+) -> float:               # annual
+    "The true ratio that a test of this length notices so often: (z_α + z_power)·√(8760/n)."
+    return (stats.norm.isf(alpha) + stats.norm.ppf(power)) * sharpe_noise(bars)
 
 # %% ../nbs/11_skill.ipynb #76866e61
 def break_even_hit(
@@ -288,12 +331,17 @@ LEVELS = {  # level → how its sentence begins
     "SKILL, NOT PROFITABLE": "Some skill, but not worth trading", LUCKY: "Skill and profit, but no more than luck could do", "CANDIDATE": "A candidate"}
 ALARM_HIT, ALARM_BARS, ENOUGH_BARS, DEFLATED = .58, 2000, 500, .95
 
+DECIDING = {  # level → the three of a verdict's numbers that decide between it and its neighbours
+    "LEAK": ("hit", "cw_p", "net_return"), "SUSPICIOUS": ("hit", "n", "cw_p"), "UNDERPOWERED": ("n", "hit", "min_detectable_hit"), "NO SKILL": ("cw_p", "pt_p", "hit"),
+    "SKILL, NOT PROFITABLE": ("cw_p", "net_return", "to_beat"), LUCKY: ("net_return", "deflated_sharpe", "trials"), "CANDIDATE": ("cw_p", "net_return", "deflated_sharpe")}
+
 @dataclass(frozen=True)
 class Verdict:
     "What a test has shown, in one word, one sentence and the numbers behind it."
     level: str      # one of `LEVELS`, the n of `LUCKY` being the number of trials
     sentence: str   # for people
     numbers: dict   # name → number or None
+    decided: list = field(default_factory=list)   # the three of them that decided, see `DECIDING`
 
     def to_dict(self) -> dict:  # JSON-able
         "The verdict as a plain table."
@@ -400,7 +448,8 @@ def verdict(
     found = "" if leak is None else f"the leak certificate failed at {leak}; "
     sentence = f"{LEVELS[level]}: {found}{_forecasts(skill, n, horizon)}; {money}. {_reading(level, n, detectable, _significant(skill), deflated, made)}"
     numbers = {**{k: float(v) for k, v in skill.items()}, **returns, "n": n, "horizon": horizon, "trades": trades, "min_detectable_hit": detectable,
-               "deflated_sharpe": deflated, "trials": made}
+               "deflated_sharpe": deflated, "trials": made, "to_beat": max(0.0, buy_and_hold_return, reversal_return)}
+    decided = list(DECIDING[level])
     if level == LUCKY: level = level.replace("n TRIALS", f"{made:,} TRIAL{'' if made == 1 else 'S'}")
     numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
-    return Verdict(level, sentence, numbers)
+    return Verdict(level, sentence, numbers, decided)

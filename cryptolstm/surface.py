@@ -38,11 +38,11 @@ def surface_trials(
     returns: pd.DataFrame,       # (bars × points) net returns, from `sweep`
     data: Mapping,               # stamp of the bars, from `data_stamp`
 ) -> list[Trial]:
-    "Every point as a line of the ledger."
+    "Every point as a line of the ledger; the returns of a sweep of up to 500 points are kept there."
     number = lambda x: float(x) if math.isfinite(x) else None
     samples, span = [sharpe_sample(returns[k]) for k in returns], trial_span(returns.index)
     return [Trial(r.ticker, market_of(data), **span, data_hash=data["sha256"], config=asdict(r), sharpe=number(s.sharpe), n=s.n, skew=number(s.skew),
-                  kurtosis=number(s.kurtosis), hit=None) for r, s in zip(runs, samples, strict=True)]
+                  kurtosis=number(s.kurtosis), hit=None, returns=returns[k].to_numpy() if len(runs) <= 500 else None) for r, s, k in zip(runs, samples, returns, strict=True)]
 
 # %% ../nbs/13a_surface.ipynb #70d5b48e
 def cscv_blocks(

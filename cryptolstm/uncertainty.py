@@ -86,11 +86,13 @@ def skill_cells(
     f: pd.Series,        # forecasts
     sigma: pd.Series,    # volatility known at each bar
     horizon: int = 1,    # bars ahead
+    confidence: pd.Series | None = None,   # calibrated probability that the direction is right, where there is one
 ) -> dict[str, pd.DataFrame]:   # what was split by → as `skill_by`; p_holm counts the cells of all tables together
-    "Skill by hour of day (UTC), by third of volatility, by tenth of the forecast's size in σ (its confidence) and by month."
+    "Skill by hour of day (UTC), by third of volatility, by tenth of the confidence, or of the forecast's size in σ where no confidence is given, and by month."
+    bold = {"confidence, tenths": confidence.reindex(y.index)} if confidence is not None and confidence.notna().any() else {"size of the forecast, tenths": (f / sigma).abs().loc[y.index]}
     y, f, sigma = (s.loc[y.index] for s in (y, f, sigma))
     split = {"hour of day, UTC": pd.Series(y.index.hour, y.index), "volatility": equal_parts(sigma, 3, (CALM, USUAL, WILD)),
-             "size of the forecast, tenths": equal_parts((f / sigma).abs(), 10), "month": pd.Series(y.index.strftime("%Y-%m"), y.index)}
+             **{name: equal_parts(x, 10) for name, x in bold.items()}, "month": pd.Series(y.index.strftime("%Y-%m"), y.index)}
     tables = {name: skill_by(y, f, cells, horizon, correct=False) for name, cells in split.items()}
     holm = adjust(pd.concat({name: t["p"] for name, t in tables.items()}))
     for name, t in tables.items(): t["p_holm"] = holm[name].to_numpy() if len(t) else []

@@ -8,11 +8,11 @@ import pytest
 from cryptolstm import Backtester, SignalGenerator
 from cryptolstm.backtester import simulate
 from cryptolstm.core import InputError, RunConfig
-from cryptolstm.experiment import (LSTM_ALONE, REVERSAL, RULES_ALONE, backtest, data_notes, learner_exceedance, learner_forecasts, run_backtest, summary,
-                                   trade)
+from cryptolstm.experiment import (LSTM_ALONE, REVERSAL, RULES_ALONE, backtest, data_notes, learner_exceedance, learner_forecasts, run_backtest,
+                                   search_of, summary, trade)
 from cryptolstm.features import features
-from cryptolstm.ledger import Ledger
-from cryptolstm.reports import banner, data_table, entry_text
+from cryptolstm.ledger import ALONE, Ledger, Trial
+from cryptolstm.reports import banner, data_table, entry_text, search_table
 from cryptolstm.signals import decide
 from cryptolstm.simulate import demo_market
 from cryptolstm.skill import last_bar_reversal, skill_row
@@ -159,3 +159,46 @@ def test_the_halves_of_the_strategy_are_traded_alone(day):
     plain = trade(result["bars"], both, run, atr=known["atr"], sigma=known["sigma"])
     pd.testing.assert_series_equal(result["baselines"][RULES_ALONE]["equity"], plain["equity"], check_exact=True)
     assert {"ridge", "gradient boosting"} <= set(result["skill"].index)
+
+
+def earned(sharpe: float, n: int = 720) -> dict:
+    "What a simulation returned that had this Sharpe ratio per bar."
+    r = np.random.default_rng(1).normal(size=n)
+    r = .001 * ((r - r.mean()) / r.std(ddof=1) + sharpe)
+    return {"equity": demo_market(n)["close"] * 0 + 100 * np.cumprod(1 + r), "initial_balance": 100.0}
+
+
+def attempt(k: int, sharpe: float | None) -> Trial:
+    return Trial("ETH/USD", "kraken", "2025-01-01T00:00Z", "2025-01-31T00:00Z", "bars", {"threshold_scale": k}, sharpe, 720, 0.0, 3.0, .5)
+
+
+def test_forty_trials_of_which_one_traded_are_not_taken_for_one(tmp_path):
+    "Their variance is zero, so the best of them would have been as good as a single one."
+    book = Ledger(tmp_path)
+    for k in range(39): book.enter(attempt(k, None))
+    standing = book.enter(attempt(39, .065))
+    found = search_of(earned(.065), standing)
+    assert (standing.trials, standing.traded, standing.variance) == (40, 1, 0.0)
+    assert found["probabilistic_sharpe"] > .95 > .5 > found["deflated_sharpe"] and found["expected_best"] > 5
+
+
+def test_a_run_that_nobody_counted_says_so():
+    found = search_of(earned(.065), ALONE.enter(attempt(0, .065)))
+    assert found["entered"] is False and found["sentence"] == "This run was entered in no trial ledger and counts as the first on these bars"
+    assert found["deflated_sharpe"] == found["probabilistic_sharpe"] and found["among"] is None
+
+
+def test_the_tenth_trial_of_the_same_hours_says_what_choosing_among_them_is_worth(tmp_path):
+    run, book = replace(RUN, hours=96), Ledger(tmp_path)
+    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    lucky = np.random.default_rng(0).normal(0, .01, (9, 96))
+    result = backtest(bars, run, ledger=book)
+    assert result["search"]["among"] is None
+    first = book.trials_of("ETH/USD", market="simulated:2").iloc[0]
+    span = first["first"].isoformat(), first["until"].isoformat()
+    others = [Trial("ETH/USD", "simulated:2", *span, "d", {"k": k}, 0.0, 96, 0.0, 3.0, .5, r) for k, r in enumerate(lucky)]
+    book.enter_all(others)
+    again = backtest(bars, run, ledger=book)
+    assert again["search"]["among"]["different"] == 10 and 0 <= again["search"]["among"]["pbo"] <= 1
+    assert "rank the best of 10 trials" in search_table(again).markup and "fewer than ten different ones" in search_table(result).markup
+    assert summary(again)["search"]["among"] == again["search"]["among"]

@@ -2,12 +2,13 @@
 import multiprocessing
 import sqlite3
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptolstm.core import OperationError
-from cryptolstm.ledger import FixedLedger, Ledger, Standing, Trial, market_of
+from cryptolstm.ledger import ALONE, FixedLedger, Ledger, Standing, Trial, market_of
 
 DAY = 24
 CONTEXT = multiprocessing.get_context("spawn")
@@ -19,6 +20,24 @@ def trial(first: int = 0, hours: int = DAY, fee: float = .001, **more) -> Trial:
     base = dict(ticker="ETH/USD", market="kraken", first=stamp(first), until=stamp(first + hours), data_hash=f"bars {first} {hours}", config={"fee": fee},
                 sharpe=fee, n=hours, skew=0.0, kurtosis=3.0, hit=.5)
     return Trial(**{**base, **more})
+
+
+FIRST_SCHEMA = """create table trials (
+  id integer primary key, at text not null, ticker text not null, market text not null, first integer not null, until integer not null,
+  data_hash text not null, config_hash text not null, config text not null, sharpe real, n integer not null, skew real, kurtosis real, hit real,
+  verdict text, reruns integer not null default 0, last_run text not null, unique (ticker, market, first, until, data_hash, config_hash))"""
+
+
+def old_ledger(folder) -> Ledger:
+    "A ledger as the first version left it: one trial, no place for returns."
+    book, t = Ledger(folder), trial()
+    db = sqlite3.connect(book.path)
+    db.execute(FIRST_SCHEMA)
+    db.execute("insert into trials (at, ticker, market, first, until, data_hash, config_hash, config, sharpe, n, last_run) "
+               "values ('', ?, ?, 482136, 482160, ?, ?, '{}', .001, 24, '')", (t.ticker, t.market, t.data_hash, t.config_hash))
+    db.execute("pragma user_version = 1")
+    db.commit(); db.close()
+    return book
 
 
 def work(folder: str, who: int, n: int) -> None:
@@ -95,3 +114,42 @@ def test_a_fixed_standing_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
     assert FixedLedger(Standing(3, 9, .1)).enter(trial()) == Standing(3, 9, .1) and not list(tmp_path.iterdir())
     assert Standing(3, 9, .1).sentence() == "This is trial 3 of 9 on these bars"
+
+
+def test_an_old_ledger_keeps_its_trials_and_gains_a_place_for_returns(tmp_path):
+    book = old_ledger(tmp_path)
+    assert len(book.trials_of("ETH/USD")) == 1 and book.overfitting(trial()) is None
+    again = book.enter(trial(returns=np.zeros(DAY)))
+    assert (again.number, again.reruns) == (1, 1) and book.enter(trial(fee=.002)).number == 2
+    db = sqlite3.connect(book.path)
+    assert db.execute("pragma user_version").fetchone() == (2,) and db.execute("select returns is not null from trials order by id").fetchall() == [(1,), (0,)]
+
+
+def test_two_processes_that_meet_an_old_ledger_bring_it_up_to_date_once(tmp_path):
+    old_ledger(tmp_path)
+    crowd = [CONTEXT.Process(target=work, args=(str(tmp_path), who, 3)) for who in range(2)]
+    for p in crowd: p.start()
+    for p in crowd: p.join()
+    assert [p.exitcode for p in crowd] == [0, 0] and len(Ledger(tmp_path).trials_of("ETH/USD")) == 9   # the old one is one of those that both make
+
+
+def test_trials_on_exactly_the_same_hours_are_judged_together(tmp_path):
+    book, rng = Ledger(tmp_path), np.random.default_rng(0)
+    hours, good = 240, .004
+    tries = [trial(hours=hours, fee=k / 1000, returns=rng.normal(good * (k == 3), .01, hours)) for k in range(12)]
+    for k, t in enumerate(tries):
+        book.enter(t)
+        assert (book.overfitting(t) is None) == (k < 9)
+    book.enter(trial(first=1, hours=hours, fee=5, returns=np.zeros(hours)))        # an hour later: counted, but its returns are of other hours
+    book.enter(trial(hours=hours, fee=6, market="simulated:1", returns=np.zeros(hours)))
+    among = book.overfitting(tries[0])
+    assert among["different"] == 12 and among["pbo"] < .2 and among["spa"] < .05 and 0 <= among["pbo_sd"] < .5
+    assert FixedLedger(Standing(1, 1, 0.0), among).overfitting(tries[0]) == among and ALONE.overfitting(tries[0]) is None
+
+
+def test_looking_where_a_trial_stands_writes_nothing(tmp_path):
+    book = Ledger(tmp_path)
+    assert book.standing_of(trial()) is None and not book.path.exists()
+    book.enter(trial()); book.enter(trial(fee=.002))
+    assert book.standing_of(trial()) == Standing(1, 2, pytest.approx(5e-7), 0, 2) and book.standing_of(trial(fee=.003)) is None
+    assert book.trials_of("ETH/USD")["reruns"].tolist() == [0, 0]

@@ -1,4 +1,5 @@
 "A page, its bars and its numbers belong together, and whoever changes one of them is found."
+import html
 import json
 import os
 import re
@@ -11,7 +12,8 @@ import pytest
 from cryptolstm.core import InputError, RunConfig, bars_hash, regular_grid
 from cryptolstm.experiment import backtest, data_notes, summary
 from cryptolstm.leakage import certificate
-from cryptolstm.manifest import agree, compare_results, embed, make_manifest, split, verify
+from cryptolstm.ledger import Standing
+from cryptolstm.manifest import TABLES, _canonical, _sha, agree, compare_results, embed, make_manifest, split, standing_note, verify
 from cryptolstm.reports import run_report
 from cryptolstm.simulate import demo_market
 from cryptolstm.store import BarStore, bar_path, hour_number, read_store, write_store
@@ -47,11 +49,61 @@ def wrong(result: dict) -> list[str]: return [f["what"] for f in result["finding
 
 def test_a_fresh_page_is_verified_in_full(page, stored_home):
     result = verify(page, home=stored_home)
-    asked = {"page", "manifest", "bars", "verdict", "metrics", "skill", "baseline_returns", "power", "uncertainty"}
-    assert result["ok"] and {f["what"] for f in result["findings"]} == asked
+    asked = ["page", "manifest", "notebook", "bars", "data", "verdict", "metrics", *TABLES, "text"]
+    assert result["ok"] and [f["what"] for f in result["findings"]] == asked
+    assert {"skill", "against", "baseline_returns", "power", "uncertainty", "search", "fan", "certificate"} == set(TABLES)
     manifest = split(page.read_text(encoding="utf-8"))[1]
     assert manifest["baseline_returns"]["buy & hold"] != 0 and manifest["certificate"]["passed"] and manifest["search"]["trial"] == 1
-    assert not result["notes"] and manifest["versions"]["cryptolstm"] and not manifest["data"]["simulated"]
+    assert manifest["versions"]["cryptolstm"] and not manifest["data"]["simulated"] and "" not in manifest["baseline_returns"]
+    assert manifest["determinism"] == {"class": "bit-equal", "said": manifest["determinism"]["said"], "backend": "tensorflow"}
+    assert len(result["notes"]) == 1 and result["notes"][0].endswith("pictures were not compared")
+
+
+def rehashed(page: str, manifest: dict, **changes) -> str:
+    "A page as a forger writes it: the hashes fit."
+    body = {k: v for k, v in {**manifest, **changes, "page_sha256": _sha(page)}.items() if k != "sha256"}
+    return embed(page, {**body, "sha256": _sha(_canonical(body))})
+
+
+def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_home, tmp_path):
+    "Another word in the text, a certificate and a search that nobody made, settings of the data: the quick check cannot know, the full one does."
+    text, manifest = split(page.read_text(encoding="utf-8"))
+    level, sentence = manifest["verdict"]["level"], html.escape(manifest["verdict"]["sentence"]).replace(" %", "&nbsp;%")
+    assert text.count(sentence) == 1
+    lie = text.replace(level, "CANDIDATE").replace(sentence, "A candidate.")
+    forged = rehashed(lie, manifest, certificate=None, search={**manifest["search"], "sentence": "This is the only one"}, data={**manifest["data"], "gaps": 99})
+    (tmp_path / "backtest.html").write_text(forged, encoding="utf-8")
+    assert verify(tmp_path / "backtest.html", quick=True, home=stored_home)["ok"]
+    full = verify(tmp_path / "backtest.html", home=stored_home)
+    assert wrong(full) == ["data", "search", "certificate", "text"]
+    said = {f["what"]: f["said"] for f in full["findings"]}
+    assert said["certificate"] == "the page has none" and "CANDIDATE" in said["text"] and level in said["text"]
+    assert any("the notebook backtest.ipynb is not beside the page" in note for note in full["notes"])
+
+
+def test_the_notebook_beside_a_page_is_the_one_it_was_made_from(page, stored_home, tmp_path):
+    (tmp_path / "backtest.html").write_bytes(page.read_bytes())
+    other = page.with_suffix(".ipynb").read_text(encoding="utf-8").replace("results", "result", 1)
+    (tmp_path / "backtest.ipynb").write_text(other, encoding="utf-8")
+    assert wrong(verify(tmp_path / "backtest.html", quick=True, home=stored_home)) == ["notebook"]
+
+
+def test_a_check_leaves_a_damaged_store_where_it_is(page, stored_home, tmp_path):
+    good, bad = (bar_path(home, "bitstamp_file", "ETH/USD") for home in (stored_home, tmp_path))
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(good.read_bytes()[:-7])
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    found = verify(page, quick=True, home=tmp_path)
+    assert wrong(found) == ["bars"] and "nothing was changed" in {f["what"]: f["said"] for f in found["findings"]}["bars"]
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_what_the_ledger_here_knows_better_than_the_page_is_noted():
+    here = Standing(40, 41, .1)
+    claims = lambda trial, trials, entered=True: {"trial": trial, "trials": trials, "entered": entered}
+    assert standing_note(claims(40, 41), here) == [] and "does not know this run" in standing_note(claims(1, 1), None)[0]
+    assert standing_note(claims(1, 1), here) == ["the page counts it as trial 1 of 1; in the ledger here it is now 40 of 41"]
+    assert "(not entered)" in standing_note(claims(40, 41, False), here)[0]
 
 
 def test_a_changed_digit_anywhere_in_the_page_is_found(page, stored_home, tmp_path):
@@ -77,7 +129,7 @@ def test_one_altered_stored_bar_is_found(page, stored_home, tmp_path):
     bars.iloc[700, bars.columns.get_loc("volume")] *= 1 + 1e-12
     write_store(bar_path(tmp_path, "bitstamp_file", "ETH/USD"), BarStore().add(bars, store.covered))
     for quick in (True, False): assert "bars" in wrong(verify(page, quick=quick, home=tmp_path))
-    assert "not stored here" in verify(page, quick=True, home=tmp_path / "empty")["findings"][2]["said"]
+    assert "not stored here" in verify(page, quick=True, home=tmp_path / "empty")["findings"][3]["said"]
 
 
 def test_the_command_says_what_does_not_hold_and_ends_with_1(page, stored_home, tmp_path):
@@ -133,6 +185,6 @@ def test_a_run_that_the_clock_ended_says_so_and_promises_no_repetition():
     ended = (results["folds"]["stopped"] == "time limit").sum()
     assert ended >= 1 and f"{ended} of 2 trainings did not end by themselves ({ended} × time limit)" in " ".join(data_notes(results["data"]))
     made = summary(results)
-    assert made["determinism"].startswith("none") and make_manifest(made, "<body></body>")["determinism"] == made["determinism"]
+    assert made["determinism"]["class"] == "none" and make_manifest(made, "<body></body>")["determinism"] == made["determinism"]
     whole = summary(backtest(demo_market(bars_needed(RunConfig(**WISH)), seed=6, ticker="ETH/USD"), RunConfig(**WISH)))
-    assert whole["determinism"].startswith("bit-equal") and "ended" not in whole["data"]
+    assert whole["determinism"]["class"] == "bit-equal" and "ended" not in whole["data"]

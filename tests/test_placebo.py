@@ -24,8 +24,10 @@ from cryptolstm.placebo import (
     block_order,
     dealt_labels,
     placebo,
+    placebo_figures,
     placebo_market,
     placebo_seeds,
+    placebo_sentence,
     ranked,
     reordered_market,
     whole_moves,
@@ -108,6 +110,16 @@ def test_the_rank_counts_the_real_run_as_one():
     assert (p <= .1).mean() == pytest.approx(.1, abs=.02), "the level holds"
 
 
+def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked():
+    "Blocks keep what one hour tells of the next, so a hit rate reached there is no luck; and 0.00 % is reached by everyone who does not trade."
+    skill = pd.DataFrame({"hit": [.58], "ic": [.2]}, ["LSTM"])
+    idle = placebo_figures({"skill": skill, "trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0})
+    assert idle == {"hit": .58, "ic": .2, "sharpe_ratio": None, "total_return": None}
+    said = placebo_sentence({kind: {name: ranked(x, [x]) for name, x in idle.items()} for kind in KINDS})
+    assert said == ("Placebo runs: direction right 58.0 %, reached by 1 of 1 (labels dealt out anew), "
+                    "1 of 1 (moves in another order, where one hour still tells of the next), 1 of 1 (demo market)")
+
+
 @pytest.mark.slow
 def test_placebos_are_reproducible_ranked_and_no_trial(tmp_path, monkeypatch):
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
@@ -148,7 +160,7 @@ def test_a_run_with_placebo_is_ranked_and_enters_one_trial(printed):
 @pytest.mark.slow
 def test_the_command_prints_where_its_result_stands(tmp_path):
     done = CliRunner().invoke(cli.app, [*ASKED, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
-    assert done.exit_code == 0 and "Placebo runs, where nothing can be known: direction right" in done.stdout
+    assert done.exit_code == 0 and "Placebo runs: direction right" in done.stdout
 
 
 @pytest.mark.parametrize("odd, says", [(["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")])
@@ -182,5 +194,5 @@ def test_a_report_shows_where_its_result_stands(tmp_path, monkeypatch):
     run = {"exchange": "simulated", "hours": 96, "train_hours": 300, "lookback": 12, "retrain_every": 240, "network": {**SMALL, "seeds": [0, 1]}}
     done = run_report("ETH/USD", None, run, out=tmp_path, placebo=3)
     page, manifest = split(done.html.read_text(encoding="utf-8"))
-    assert "Placebo runs, where nothing can be known" in page and page.count("<figure>") == 7 and "they do not agree about the" in page
+    assert "Placebo runs: direction right" in page and page.count("<figure>") == 7 and "they do not agree about the" in page
     assert manifest["placebo"]["n"] == 3 and done.summary["fan"]["disagree"] > 0

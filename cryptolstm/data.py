@@ -550,7 +550,7 @@ def imported_bars(
     end=None,                       # close time of the last bar wanted; None = the newest stored one
     home: Path | None = None,       # the data folder
 ) -> pd.DataFrame:                  # stamped, as of `market_bars`
-    "Stored bars of a market nobody can be asked about. `InputError` where they do not answer for all of the span."
+    "Stored bars of a market nobody can be asked about, holes included. `InputError` where they do not reach over all of the span."
     name, more = stored_name(Path(home or data_home()), market, ticker)
     path = bar_path(Path(home or data_home()), market, name)
     if not path.is_file(): check_exchange(market)
@@ -558,7 +558,7 @@ def imported_bars(
     if not len(store.bars): raise InputError(f"nothing usable is stored of {ticker} at {market}; import the file again")
     a, b = hour_number(store.bars.index[0]), hour_number(store.bars.index[-1]) + 1
     stop = b if end is None else hour_number(end)
-    if missing_spans((stop - hours, stop), store.asked):
+    if stop - hours < a or stop > b:
         raise InputError(f"{market} exists only as imported bars of {ticker} from {hour_time(a):%Y-%m-%d %H:%M} to {hour_time(b):%Y-%m-%d %H:%M}, "
                          f"too few for these {hours} hours; pass fewer, or an end inside that span")
     return span_bars(store, (stop - hours, stop), ticker, market, "import", **more)

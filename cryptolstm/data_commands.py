@@ -158,6 +158,7 @@ def stored_stretch(
     market: str,           # the name the bars are stored under
 ):                         # bars on the regular grid
     "What the store holds of a ticker, without a question to the exchange. `InputError` where that is nothing."
+    import ccxt
     from cryptolstm.core import home, stamp
     from cryptolstm.exchanges import check_exchange
     from cryptolstm.store import bar_path, hour_number, missing_spans, read_store, span_bars, stored_name
@@ -169,6 +170,7 @@ def stored_stretch(
     stop = hour_number(end) if end else hour_number(store.bars.index[-1]) + 1
     bars = span_bars(store, (hour_number(store.bars.index[0]) if hours is None else stop - hours, stop), ticker, exchange, "store", **alias)
     unknown = sum(b - a for a, b in missing_spans((hour_number(bars.index[0]), hour_number(bars.index[-1]) + 1), store.asked))
+    if exchange not in ccxt.exchanges: return bars   # nobody can be asked
     return stamp(bars, ticker, exchange, not_asked=f"{unknown:,} of the missing hours were never asked for; leave --stored out to fetch them") if unknown else bars
 
 # %% ../nbs/15b_data_commands.ipynb #264e5269
@@ -255,7 +257,7 @@ def import_(
 ) -> None:
     "Put the bars of a file into the store, all or none."
     from dataclasses import asdict
-    from cryptolstm.barfiles import import_bars, report_text
+    from cryptolstm.import_export import import_bars, report_text
     try: report = import_bars(file, ticker, exchange, tz=tz, replace=replace, skip_bad=skip_bad, gaps=gaps)
     except InputError as e: raise InputError(re.sub(r"\bpass (replace|skip_bad)\b", lambda m: f"pass --{m[1].replace('_', '-')}", str(e))) from e
     emit(asdict(report)) if as_json else print(report_text(report))
@@ -270,7 +272,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     "Write stored bars to a file; nothing is fetched and gaps stay absent."
-    from cryptolstm.barfiles import export_bars
+    from cryptolstm.import_export import export_bars
     name, market = market_asked(exchange, exchange_url)
     if name == "simulated": raise InputError("simulated bars are not stored, and no file may pass for a market; pass an exchange whose bars are stored")
     written = export_bars(ticker, market, file, start=start, end=end)

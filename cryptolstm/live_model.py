@@ -20,7 +20,6 @@ from .windows import window_view
 class LiveModel(ModelRecord):
     "A stored model computed by onnxruntime: `predict`, `predict_one`, `confidence` and `check_out_of_sample` as in `ModelBundle`."
     networks: tuple = field(repr=False, compare=False)  # one `OnnxNetwork` per member
-    onnx: dict | None = None                            # {"difference"}: how far they were from Keras when written
 
     @classmethod
     def load(cls,

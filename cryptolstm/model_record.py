@@ -60,6 +60,7 @@ class ModelRecord:
     fitted_until: str | None = None  # ISO UTC: open time of the last bar that moved a weight, here or in a model this one continued
     hours: int | None = None         # training bars asked for; None = not said
     price_scale: dict | None = None  # target "price" only: {"center", "scale"}, median and interquartile range of the training prices
+    onnx: dict | None = field(default=None, compare=False)  # once stored: {"difference"} to Keras, or {"refused"}, why there is no ONNX file
 
     def outputs(self, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
         "What the networks say about the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
@@ -105,8 +106,9 @@ class ModelRecord:
         table: pd.DataFrame,   # features up to the newest bar
         bars: pd.DataFrame,    # the bars they were computed from
     ) -> float:                # as `predict`; NaN if the newest bar ends no window
-        "The prediction for the newest bar. `TrainingSpanError` if the model has seen it."
-        return float(self.predict(table, bars, start=len(table) - 1).iloc[0])
+        "The prediction for the newest bar, from its window alone. `TrainingSpanError` if the model has seen it."
+        window, seen = table.iloc[-self.config.lookback:], bars.iloc[-self.config.lookback:]
+        return float(self.predict(window, seen, start=len(window) - 1).iloc[0])
 
     def confidence(self, prediction: pd.Series) -> pd.Series:
         "Calibrated P(direction right) of each prediction, NaN if the model is not calibrated."

@@ -23,7 +23,9 @@ THRESHOLDS = {
     "enough": 48,          # moves known in that window below which a bar's price is not judged
     "near": 24,            # bars around a bar that say what a usual move is on that day
     "jump": 10.0,          # robust sigmas from close to close
-    "taken_back": 0.7,     # share of a jump that the next bar must undo for it to be a likely bad print
+    "taken_back": 0.7,     # share of a jump that must be undone for it to be a likely bad print
+    "at_once": 2,          # bars it may take to undo it
+    "break": 2.0,          # factor beyond which a jump that is not undone is rather another unit, or another coin, than news
     "spike": 8.0,          # robust sigmas that a high or low must reach beyond its own open and close and the neighbours' range
     "stale": 3,            # bars in a row with one single price
     "missing": 0.01,       # share of missing bars above which the stretch is doubtful
@@ -88,15 +90,16 @@ def find_jumps(
     bars: pd.DataFrame,               # on the regular grid
     known: pd.DataFrame | None = None,  # from `moves`, if at hand
 ) -> pd.DataFrame:                    # at, size (fraction), sigmas, then ("stood", "taken back", "not known yet")
-    "Moves from close to close beyond `jump` robust sigmas, and what the next bar made of them."
+    "Moves from close to close beyond `jump` robust sigmas, and what the next bars made of them."
     table = moves(bars) if known is None else known
-    move, sigmas = table["move"].to_numpy(), table["sigmas"].to_numpy()
-    found: list = []
+    move, sigmas, least, within = table["move"].to_numpy(), table["sigmas"].to_numpy(), THRESHOLDS["taken_back"], THRESHOLDS["at_once"]
+    found, over = [], 0              # `over`: the bar after the last bad print and its way back
     for i in np.flatnonzero(sigmas > THRESHOLDS["jump"]):
-        if found and found[-1][0] == i - 1 and found[-1][1] == "taken back": continue   # the way back
-        undone = -move[i + 1] / move[i] if i + 1 < len(move) else np.nan
-        back = THRESHOLDS["taken_back"] <= undone <= 2 - THRESHOLDS["taken_back"]
-        found.append((i, "not known yet" if np.isnan(undone) else "taken back" if back else "stood"))
+        if i < over: continue        # the way back
+        undone = -np.cumsum(move[i + 1:i + 1 + within]) / move[i]
+        back = np.flatnonzero((undone >= least) & (undone <= 2 - least))
+        if len(back): over = i + 2 + back[0]
+        found.append((i, "taken back" if len(back) else "stood" if len(undone) == within else "not known yet"))
     rows = [i for i, _ in found]
     return pd.DataFrame({"at": table.index[rows], "size": np.expm1(move[rows]), "sigmas": sigmas[rows], "then": [x for _, x in found]})
 
@@ -200,6 +203,11 @@ class QualityReport:
     @property
     def bad_prints(self) -> pd.DataFrame: return self.tables["jumps"].query("then == 'taken back'")
 
+    @property
+    def breaks(self) -> pd.DataFrame:
+        jumps = self.tables["jumps"]
+        return jumps[(jumps["then"] != "taken back") & (np.log1p(jumps["size"].astype(float)).abs() > math.log(THRESHOLDS["break"]))]
+
     def worst(self, name: str, limit: int | None = None) -> pd.DataFrame:
         "The rows of a check, worst first: bad prints, then by weight."
         table = self.tables[name]
@@ -221,7 +229,7 @@ class QualityReport:
 def _grade(r: QualityReport) -> str:
     "clean, usable or doubtful."
     apart = r.against is not None and len(r.against["apart"]) > THRESHOLDS["apart_share"] * r.against["common"]
-    if r.missing > THRESHOLDS["missing"] * r.hours or len(r.tables["stale"]) or len(r.bad_prints) or apart: return "doubtful"
+    if r.missing > THRESHOLDS["missing"] * r.hours or len(r.tables["stale"]) or len(r.bad_prints) or len(r.breaks) or apart: return "doubtful"
     odd = r.missing or r.dropped or r.revised or any(len(r.tables[k]) for k in ("zero_volume", "spikes")) or (r.against is not None and len(r.against["apart"]))
     return "usable" if odd else "clean"
 
@@ -236,11 +244,15 @@ def _count(table: pd.DataFrame, one: str, many: str) -> str:
 def _sentence(r: QualityReport) -> str:
     "What a person reads first: what is wrong, and where to look."
     worst = {name: r.worst(name) for name in CHECKS}
-    bad, stood = (worst["jumps"][(worst["jumps"]["then"] == "taken back") == back] for back in (True, False))
+    bad = worst["jumps"][worst["jumps"]["then"] == "taken back"]
+    broken, stood = worst["jumps"].loc[worst["jumps"].index.isin(r.breaks.index)], worst["jumps"].drop([*bad.index, *r.breaks.index])
+    beyond = f"by more than a factor of {THRESHOLDS['break']:g}"
     silent = int(r.tables["zero_volume"]["bars"].sum())
     parts = [f"{_many(r.bars, 'bar')} without a gap" if not r.missing else
              _count(worst["gaps"], f"one gap of {{hours}} h from {{at}} in {r.hours:,} hours", f"{{n}} gaps ({r.missing:,} of {r.hours:,} hours missing), the longest {{hours}} h from {{at}}"),
-             len(bad) and _count(bad, "one price jump taken back by the next bar: look at {at}", "{n} price jumps taken back by the next bar, the largest at {at}"),
+             len(bad) and _count(bad, "one price jump taken back at once: look at {at}", "{n} price jumps taken back at once, the largest at {at}"),
+             len(broken) and _count(broken, f"one move {beyond} that was not taken back: look at {{at}}",
+                                    f"{{n}} moves {beyond} that were not taken back, the largest at {{at}}"),
              len(worst["stale"]) and _count(worst["stale"], "a stuck price for {bars} h from {at}", "{n} stuck prices, the longest for {bars} h from {at}"),
              silent and f"{_many(silent, 'bar')} without volume",
              len(worst["spikes"]) and _count(worst["spikes"], "one spike at {at}", "{n} spikes, the largest at {at}"),

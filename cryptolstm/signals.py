@@ -24,7 +24,7 @@ from .core import HOUR, InputError, RunConfig, as_utc, run_config
 from .data import DEFAULT_EXCHANGE, market_bars, market_name
 from .features import INDICATORS, WARMUP, features
 from .live_model import LiveModel
-from .model_record import MIN_CALIBRATION, ModelRecord
+from .model_record import MIN_CALIBRATION, ModelRecord, read_record
 from .monitor import health, reference
 from .registry import (age_hours, challenge, differs, line_lock, line_name, read_note, save_version, usable_model, validation_figures,
                                  validation_pairs, youngest_try)
@@ -277,7 +277,8 @@ def signal_warnings(
     few = f"the model is underpowered: {t['windows']} training windows for {t['weights']} weights" if t["underpowered"] else None
     shortened = f"{short}; the training span or its warm-up is shorter than asked for" if short else None
     ended = None if (end := t.get("stopped", "done")) in ("done", "patience") else f"the training of the model did not end by itself ({end}); the best weights until then are used"
-    return [str(w) for w in (lag_warning(bars, run), bars.attrs.get("stale"), bars.attrs.get("alias"), shortened, few, ended) if w]
+    slow = f"the model decides by Keras, not by onnxruntime: {refused}" if (refused := (bundle.onnx or {}).get("refused")) else None
+    return [str(w) for w in (lag_warning(bars, run), bars.attrs.get("stale"), bars.attrs.get("alias"), shortened, few, ended, slow) if w]
 
 # %% ../nbs/07_signals.ipynb #3ee8c2ba
 def _number(x) -> float | None: return float(x) if np.isfinite(x) else None
@@ -310,7 +311,7 @@ def model_info(
     "What a signal says about its model."
     return {"path": str(version / "model.keras"), "last_trained": bundle.trained_at, "lookback_period": bundle.config.lookback, "version": version.name,
             "trained_from": bundle.trained_from, "trained_until": bundle.trained_until, "hours": bundle.hours, "decision": why,
-            "challenge": note.get("decision"), "validation": note.get("validation"), "libraries": note.get("libraries"), **bundle.training}
+            "challenge": note.get("decision"), "validation": note.get("validation"), "libraries": note.get("libraries"), "onnx": bundle.onnx, **bundle.training}
 
 # %% ../nbs/07_signals.ipynb #71d17be3
 def signal_dict(
@@ -494,7 +495,7 @@ class SignalGenerator:
         loses = bool(decided) and not decided["decision"]["use"]
         version = save_version(bundle, self.line, root, use=not past and not loses, note=note | decided)
         if loses: return old, stored.folder, f"reused: {why}; version {version.name} is kept as challenger, since {decided['decision']['reason']}", stored.notes, decided
-        return LiveModel.load(version) or bundle, version, f"trained: {why}", stored.notes, decided
+        return LiveModel.load(version) or replace(bundle, onnx=read_record(version)["onnx"]), version, f"trained: {why}", stored.notes, decided
 
     def _train(self, bars: pd.DataFrame, table: pd.DataFrame, hours: int, continued: Path | None) -> ModelRecord:
         "Train on the newest windows before the bar decided on, which is not in them."

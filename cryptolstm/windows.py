@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .core import InputError, segment_ids, unknown_name
+from .features import hourly_moves
 
 # %% ../nbs/04_windows.ipynb #47fdcd07
 def target(
@@ -61,8 +62,9 @@ def har_forecast(
     train_end: int,       # rows from here on are not learnt from, nor any label that reaches them
 ) -> pd.Series:           # in the units of `volatility_target`, all rows; NaN where an average is not known
     "Corsi's HAR of the log realised variance. `InputError` if fewer than 50 rows can be learnt from."
-    squares, wanted = np.log(bars["close"]).diff() ** 2, volatility_target(bars, sigma, horizon)
-    averages = {n: np.log((squares.rolling(n).mean() / sigma**2).clip(lower=QUIET**2)) for n in HAR_SPANS}
+    squares, wanted = hourly_moves(bars) ** 2, volatility_target(bars, sigma, horizon)
+    means = {n: squares.rolling(n, min_periods=n // 2).mean().where(np.arange(len(bars)) >= n) for n in HAR_SPANS}
+    averages = {n: np.log((m / sigma**2).clip(lower=QUIET**2)) for n, m in means.items()}
     x = pd.DataFrame(averages).assign(one=1.0, level=np.log(sigma))
     learn = (np.arange(len(bars)) < train_end - horizon) & np.isfinite(x).all(axis=1) & np.isfinite(wanted)
     if learn.sum() < 50: raise InputError(f"{int(learn.sum())} bars before row {train_end} are too few for HAR; pass at least {max(HAR_SPANS) + horizon + 50} bars before the tested ones")

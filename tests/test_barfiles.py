@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from loopback import TICKERS, Loopback, a_market, same
 
 from cryptolstm import store as bar_store
-from cryptolstm.barfiles import export_bars, import_bars, read_bars, report_text
+from cryptolstm.barfiles import read_bars
 from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash
 from cryptolstm.data import CryptoMarketDataClient, market_bars
 from cryptolstm.exchanges import ExchangeUnreachable, market_name
+from cryptolstm.import_export import export_bars, import_bars, report_text
 from cryptolstm.quality import quality_report
-from cryptolstm.store import bar_path, hour_number, read_store
+from cryptolstm.store import bar_path, hour_number, missing_spans, read_store
 
 BTC = "BTC/USD"
 TRUE_GAPS = [("2021-08-13T02:00Z", 4), ("2021-09-29T07:00Z", 2), ("2023-03-24T13:00Z", 1)]  # Binance stood still in these hours
@@ -115,6 +116,10 @@ FORMATS = {  # what the report says → how such a file is made
     "CSV: s as floats": lambda b: as_csv(b, [f"{t}.0" for t in seconds(b)]),
     "CSV: µs": lambda b: as_csv(b, seconds(b, 10**6), end="\r\n"),
     "CSV: ns": lambda b: as_csv(b, seconds(b, 10**9)),
+    "CSV: of pandas, its index without a name": lambda b: b.rename_axis(None).to_csv().encode(),
+    "CSV: of pandas, twice": lambda b: dated(b).to_csv().encode(),
+    "CSV: date and time apart": lambda b: as_csv(b, b.index.strftime("%Y-%m-%d,%H:%M:%S"), "Date,Time,Open,High,Low,Close,Volume\n"),
+    "CSV: date and time apart, as MetaTrader": lambda b: as_csv(b, b.index.strftime("%Y.%m.%d,%H:%M"), "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n"),
     "CSV: by semicolons, with a mark": lambda b: b"\xef\xbb\xbf" + as_csv(b).replace(b",", b";"),
     "CSV in gzip": lambda b: gzip.compress(as_csv(b)),
     "CSV without header": lambda b: as_csv(b, seconds(b), ""),
@@ -129,6 +134,7 @@ FORMATS = {  # what the report says → how such a file is made
     "freqtrade Feather": lambda b: as_file(dated(b), "feather"),
     "Parquet": lambda b: as_file(b, "parquet"),
     "Parquet: no zone, ms": lambda b: as_file(dated(b.set_axis(b.index.tz_localize(None).as_unit("ms"))), "parquet"),
+    "Parquet: date and time apart": lambda b: as_file(b.assign(date=b.index.date, time=b.index.time).reset_index(drop=True), "parquet"),
     "Parquet: numbers as text": lambda b: as_file(dated(b).assign(**{c: b[c].map(repr).to_numpy() for c in COLUMNS}), "parquet"),
 }
 
@@ -315,6 +321,9 @@ NOT_BARS = {
     "date,open,high,low,volume,x\n2025-01-01,1,1,1,1,1\n": "no column for close; found date, open, high, low, volume, x",
     "date,open,high,low,close\n2025-01-01,1,1,1,1\n": "no column for volume; found date, open, high, low, close",
     "price,open,high,low,close,volume\n1,1,1,1,1,1\n": "no column for time",
+    ",open,high,low,close,volume\n0,1,1,1,1,1\n1,1,1,1,1,1\n": "row 2 opens at 1970-01-01 00:00 UTC, which is before 2009",
+    "date,time,open,high,low,close,volume\n2025-01-01,noon,1,1,1,1,1\n2025-01-02,noon,1,1,1,1,1\n":
+        "has its times in two columns, date and time, and '2025-01-01 noon' is none; write them into one column as 2025-01-31 13:00",
     "unix,open,high,low,close,Volume USD\n1735689600,1,1,1,1,1\n": "none of them the volume in BTC",
     "date,symbol,open,high,low,close,volume\n2025-01-01,ETHUSD,1,1,1,1,1\n": "holds bars of ETHUSD, not of BTC/USD",
     "[]": "JSON without a list of bars", '{"Response": "Error"}': "JSON without a list of bars", "[1, 2": "is not JSON", '["a", "b"]': "row 1 is no bar",
@@ -472,12 +481,54 @@ def test_a_later_fetch_goes_on_where_the_file_ends(client_home, tmp_path):
     assert not bars["is_gap"].any() and exchange.count("candles") <= 2
 
 
-def test_rows_left_out_are_remembered_as_dropped(client_home, tmp_path, monkeypatch):
+def spoilt(folder, bars, *lines):
+    "A file of bars with the given lines in place of those bars (position → line)."
+    rows = as_csv(bars).decode().splitlines()
+    for at, line in lines: rows[at + 1] = line
+    return written(folder, "bad.csv", "\n".join(rows))
+
+
+def test_rows_left_out_are_no_gaps_and_are_asked_for(client, exchange, client_home, tmp_path):
+    bars = a_market()
+    bad = spoilt(tmp_path, bars, *((k, f"{bars.index[k]:%Y-%m-%d %H:%M:%S},12,10,11,12,7") for k in (300, 500, 501)))
+    import_bars(bad, "ETH/USD", market_name("coinbaseexchange", exchange.url), skip_bad=True)
+    path = bar_path(client_home, client.market, "ETH/USD")
+    held = read_store(path)
+    assert sorted(h for a, b in missing_spans((hour_number(bars.index[0]), hour_number(bars.index[-1]) + 1), held.covered) for h in range(a, b)) == [
+        hour_number(bars.index[k]) for k in (300, 500, 501)]
+    exchange.stop()
+    offline = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars("ETH/USD", 1000, end="2025-02-01")
+    assert offline.attrs["dropped"] == {"high below low": 3} and offline.attrs["unconfirmed"].startswith("3 hours")
+    assert offline["is_gap"].to_numpy().nonzero()[0].tolist() == [300, 500, 501]
+    with Loopback({"ETH/USD": bars}, now="2025-02-01", port=exchange.port):
+        whole = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars("ETH/USD", 1000, end="2025-02-01")
+    same(whole, bars)
+    assert not {"dropped", "unconfirmed"} & set(whole.attrs)
+
+
+def test_a_row_without_a_time_may_have_been_any_of_the_hours_that_are_missing(client_home, tmp_path):
+    bars = a_market(50)
+    import_bars(spoilt(tmp_path, bars.drop(bars.index[40]), (20, "yesterday,12,13,11,12,7")), BTC, "kraken", skip_bad=True)
+    held = read_store(bar_path(client_home, "kraken", BTC))
+    first = hour_number(bars.index[0])
+    assert held.covered == [(first, first + 20), (first + 21, first + 40), (first + 41, first + 50)]
+    assert [tuple(s[:2]) for s in held.origin["suspected"]] == [(first + 20, first + 21), (first + 40, first + 41)]
+
+
+def test_more_rows_are_left_out_than_are_named(client_home, tmp_path):
+    bars = a_market(3000)
+    import_bars(spoilt(tmp_path, bars, *((k, f"{bars.index[k]:%Y-%m-%d %H:%M:%S},12,10,11,12,7") for k in range(100, 2600))), BTC, "kraken", skip_bad=True)
+    assert sum(b - a for a, b in read_store(bar_path(client_home, "kraken", BTC)).covered) == 500
+
+
+def test_imported_bars_that_nobody_can_be_asked_about_are_served_with_their_holes(client_home, tmp_path, monkeypatch):
     monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
-    text = HEAD + "\n".join([*GOOD[:2], "2025-01-01 02:00,12,10,11,12,7", GOOD[3]])
-    import_bars(written(tmp_path, "bad.csv", text), BTC, "bitstamp", skip_bad=True)
-    bars = market_bars(BTC, 4, end="2025-01-01 04:00", exchange="bitstamp")
-    assert bars.attrs["dropped"] == {"high below low": 1} and bars["is_gap"].tolist() == [False, False, True, False]
+    bars = a_market(50)
+    import_bars(spoilt(tmp_path, bars, (20, "yesterday,12,13,11,12,7")), BTC, "mine", skip_bad=True)
+    got = market_bars(BTC, 50, exchange="mine")
+    assert got["is_gap"].to_numpy().nonzero()[0].tolist() == [20] and got.attrs["unconfirmed"].startswith("1 hour")
+    import_bars(holed_file(tmp_path, a_market()), BTC, "yours", gaps="open")
+    assert market_bars(BTC, 1000, exchange="yours")["is_gap"].sum() == 3
 
 
 def test_an_import_waits_for_the_process_that_has_the_store(tmp_path, monkeypatch):

@@ -15,10 +15,10 @@ import pytest
 from loopback import FAULTS, SILENCES, TICKERS, Answer, Loopback, a_market, bad_luck, same
 
 from cryptolstm import data, exchanges, store
-from cryptolstm.barfiles import export_bars
 from cryptolstm.core import InputError, OperationError, bars_hash
 from cryptolstm.data import CryptoMarketDataClient, market_bars
 from cryptolstm.exchanges import ExchangeUnreachable, NotListed
+from cryptolstm.import_export import export_bars
 from cryptolstm.simulate import demo_market
 from cryptolstm.store import load_store, read_store
 

@@ -165,6 +165,29 @@ def test_the_limits_of_every_setting_train_and_can_be_written_down(market, end):
         except OperationError as e: assert names in (("learning_rate",), COMPILED_LIMITS) and str(e).startswith("training diverged in epoch 1")
 
 
+def test_the_size_of_a_prediction_batch_is_a_setting_that_moves_no_prediction_beyond_rounding(market, monkeypatch):
+    sizes, original = [], model.Batches.__getitem__
+    monkeypatch.setattr(model.Batches, "__getitem__", lambda self, i: sizes.append(len(original(self, i)[0])) or original(self, i))
+    said = []
+    for size in (64, 500):
+        bundle = fit(*market, replace(CONFIG, epochs=1, predict_batch=size))
+        sizes.clear()
+        said.append(bundle.predict(*market[::-1], in_sample=True))
+        assert set(sizes) == {size}
+    np.testing.assert_allclose(*said, atol=1e-5)
+
+
+def test_one_prediction_looks_at_one_window(market, monkeypatch):
+    "The newest of 1300 bars costs what the newest of 12 costs, and is the same to the bit."
+    bars, table = market
+    bundle, rows = fit(bars.iloc[:1200], table.iloc[:1200], replace(CONFIG, epochs=1)), []
+    outputs = type(bundle).outputs
+    monkeypatch.setattr(type(bundle), "outputs", lambda self, x, ends: rows.append(len(x)) or outputs(self, x, ends))
+    assert bundle.predict_one(table, bars) == bundle.predict(table, bars, start=1250).iloc[-1] and rows == [12, 1300]
+    holed = bars.assign(is_gap=np.arange(1300) == 1299)
+    assert np.isnan(bundle.predict_one(table, holed)) and np.isnan(bundle.predict_one(table.iloc[-11:], bars.iloc[-11:]))
+
+
 # -- what a training is given ----------------------------------------------------------------------------------------------------------
 
 def naive(frame): return frame.set_axis(frame.index.tz_localize(None))
@@ -238,14 +261,14 @@ def part_labels(bars, table, config):
 
 
 def test_a_volatility_network_learns_what_har_knows():
-    "The demo market's volatility comes in clusters: on unseen bars the network beats 'as it is now', and so does its baseline."
+    "The demo market's volatility comes in clusters: on unseen bars the network beats 'as it is now', and comes near its baseline, which does, too."
     bars = demo_market(4000, seed=3)
     table = features(bars)
     bundle = fit(bars.iloc[:3200], table.iloc[:3200], replace(CONFIG, target="volatility", horizon=6, epochs=15, learning_rate=3e-3))
     wanted = volatility_target(bars, table["sigma"], 6)
     error = {"network": wanted - bundle.predict(table, bars, start=3200), "HAR": wanted - har_forecast(bars, table["sigma"], 6, 3200), "as it is now": wanted}
     mse = {k: float((v.iloc[-800:] ** 2).mean()) if k != "network" else float((v.dropna() ** 2).mean()) for k, v in error.items()}
-    assert mse["network"] < 0.95 * mse["as it is now"] and mse["HAR"] < mse["as it is now"], mse
+    assert mse["network"] < 0.95 * mse["as it is now"] and mse["HAR"] < mse["as it is now"] and mse["network"] < 1.1 * mse["HAR"], mse
     assert bundle.calibration == {"slope": None, "intercept": None, "n": 0}
 
 
@@ -371,11 +394,11 @@ from cryptolstm.core import RunConfig
 from cryptolstm.features import features
 from cryptolstm.model import fit, model_config
 from cryptolstm.simulate import demo_market
-bars = demo_market(1500, seed=1); table = features(bars)
+tickers = [(bars := demo_market(1500 + 400 * k, seed=k), features(bars)) for k in range(5)]
 config = model_config(RunConfig(lookback=12, network={"units": [16, 8], "dropout": [0.1, 0.1], "recurrent_dropout": [0.1, 0.1], "dense": [8], "epochs": 2}))
 peaks = []
 for k in range(10):
-    fit(bars, table, replace(config, seed=k)); gc.collect()
+    fit(*tickers[4 - k % 5], replace(config, seed=k)); gc.collect()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peaks[9] / peaks[1])
 """
@@ -383,5 +406,6 @@ print(peaks[9] / peaks[1])
 
 @pytest.mark.slow
 def test_ten_trainings_one_after_another_do_not_grow():
+    "Five tickers of different lengths, twice, the longest first: the peak of the tenth against that of the second."
     out = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
     assert float(out.split()[-1]) <= 1.1

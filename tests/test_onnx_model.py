@@ -143,8 +143,12 @@ def test_a_reused_signal_imports_no_tensorflow_and_says_what_the_first_one_said(
     assert decision.startswith("reused") and price == first["predicted_price"] and heavy == []
 
 
-def test_a_model_without_onnx_is_reused_with_keras(tmp_path):
+def test_a_model_without_onnx_is_reused_with_keras_and_says_why(tmp_path):
     network = {**TINY, "activation": "squareplus"}
-    first = SignalGenerator(exchange="simulated", home=tmp_path, config=replace(RUN, network=network)).generate_signals(hours=120)
+    make = SignalGenerator(exchange="simulated", home=tmp_path, config=replace(RUN, network=network))
+    first, second = (make.generate_signals(hours=120) for _ in range(2))
+    for signal in (first, second):
+        assert "squareplus" in signal["model_info"]["onnx"]["refused"]
+        assert [w for w in signal["warnings"] if "by Keras, not by onnxruntime" in w and "squareplus" in w]
     decision, price, heavy = in_a_process_of_its_own(tmp_path, network)
     assert decision.startswith("reused") and abs(price - first["predicted_price"]) < 1e-6 * price and "keras" in heavy

@@ -12,8 +12,8 @@ from cryptolstm.features import INPUTS, features
 from cryptolstm.registry import validation_pairs
 from cryptolstm.signals import RULES, decide, exceedance, exceedance_curve
 from cryptolstm.simulate import demo_market, planted_market
-from cryptolstm.walkforward import bars_needed, schedule, walk_forward
-from cryptolstm.windows import purged_split, target, window_ends
+from cryptolstm.walkforward import bars_needed, schedule, volatility_errors, walk_forward
+from cryptolstm.windows import har_forecast, purged_split, target, window_ends
 
 TINY = {"units": [16], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 6, "refit_epochs": 2, "batch_size": 64}
 RUN = RunConfig(hours=720, train_hours=1500, retrain_every=360, lookback=12, network=TINY)
@@ -169,3 +169,43 @@ def test_a_planted_signal_is_found_and_its_mirror_flips_the_forecasts():
                          flipped["predictions"]["prediction"].rename("p2")], axis=1).dropna()
     first, second = aligned.corr("spearman").loc["volume_ratio", "prediction"], aligned.corr("spearman").loc["v2", "p2"]
     assert first > 0.3 and second < -0.3
+
+
+# -- volatility ------------------------------------------------------------------------------------------------------------------------
+
+VOLATILITY = replace(RUN, hours=200, train_hours=600, retrain_every=100, horizon=6, network={**TINY, "target": "volatility", "epochs": 1, "refit_epochs": 1})
+
+
+def test_har_beside_a_volatility_network_has_not_seen_the_bars_it_speaks_of():
+    "Other bars from the second fold on change neither forecast of the first, and HAR's are those of a regression on the bars before the fold."
+    bars = demo_market(1600, seed=3)
+    walk = walk_forward(bars, VOLATILITY)
+    other = bars.copy()
+    other.iloc[1500:, :4] *= np.linspace(1, 3, 100)[:, None]
+    first, changed = (w.predictions[["prediction", "har"]].iloc[:100] for w in (walk, walk_forward(other, VOLATILITY)))
+    pd.testing.assert_frame_equal(first, changed, check_exact=True)
+    alone = har_forecast(bars.iloc[:1600], walk.table["sigma"], 6, 1500).iloc[1500:]
+    pd.testing.assert_series_equal(walk.predictions["har"].iloc[100:], alone, check_names=False, check_freq=False)
+    assert set(volatility_errors(walk.predictions).index) == {"network", "HAR", "as it is now"}
+
+
+def test_har_takes_no_move_across_a_missing_hour_for_an_hour():
+    "Half the price is gone after two missing hours: nobody traded there, and what is said of the hours after it is what it would be without the fall."
+    bars = demo_market(1300, seed=1)
+    holed = regular_grid(bars.drop(bars.index[1200:1202]))
+    fallen = holed.copy()
+    fallen.iloc[1202:, :4] /= 2
+    sigma = features(holed)["sigma"].fillna(0.005)
+    a, b = (har_forecast(m, sigma, 6, 1000) for m in (holed, fallen))
+    np.testing.assert_allclose(a.iloc[1202:], b.iloc[1202:], rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("horizon", [1, 24])
+def test_volatility_of_real_bars_beside_har(real_bars, horizon, capsys):
+    "What a small network and HAR leave of the error of 'as it is now', on recorded hours of ETH/USD."
+    bars = regular_grid(real_bars("ETH/USD")).iloc[-6000:]
+    run = replace(RUN, hours=1440, train_hours=3500, retrain_every=360, horizon=horizon, lookback=24, network={**TINY, "target": "volatility", "epochs": 15})
+    errors = volatility_errors(walk_forward(bars, run).predictions)
+    with capsys.disabled(): print(f"\n{errors.round(3)}")
+    assert (errors.loc[["network", "HAR"], "better than now"] > 0).all()

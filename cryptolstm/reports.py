@@ -586,7 +586,7 @@ def page_again(
         if cell.cell_type != "code": continue
         names["results"] = results
         shown = None if "parameters" in cell.metadata.get("tags", []) else _value_of(cell.source, names)
-        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": shown.markup}, execution_count=1)] if isinstance(shown, Piece) else []
+        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": shown.markup}, execution_count=1)] if hasattr(shown, "markup") else []   # a `Piece`
     return notebook_html(nb, f"{results['config'].ticker} {notebook}")
 
 def _value_of(source: str, names: dict):

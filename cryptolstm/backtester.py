@@ -6,18 +6,17 @@
 __all__ = ['TAKE_PROFIT', 'TRAILING', 'TIME', 'STOP', 'GAP_STOP', 'MAX_WAIT', 'REASONS', 'SIGNAL', 'REVERSE', 'LIQUIDATION',
            'OPEN', 'COUNTS', 'BOTH', 'WITH_TRAILING', 'TOO_SMALL', 'CUT', 'BEYOND', 'TRADE', 'compiled', 'wilder_atr',
            'measured_sigma', 'entry_share', 'nearer', 'touched', 'order_size', 'Terms', 'terms', 'simulate',
-           'order_settings', 'simulate_reference', 'explain_trade', 'save_trades']
+           'order_settings', 'simulate_reference']
 
 # %% ../nbs/09_backtester.ipynb #7fde3ec9
-import inspect, json, math
-from pathlib import Path
+import inspect, math
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numba import njit
 
-from .core import COLUMNS, EXIT_MODES, HOUR, SIZINGS, InputError, RunConfig, check_bars, unknown_name, write_atomic
+from .core import COLUMNS, EXIT_MODES, HOUR, SIZINGS, InputError, RunConfig, check_bars, unknown_name
 
 # %% ../nbs/09_backtester.ipynb #190849af
 def compiled(function):
@@ -134,7 +133,8 @@ SIGNAL, REVERSE, LIQUIDATION, OPEN = 1, 2, 5, 6
 COUNTS = ("both_touched", "target_and_trailing", "too_small", "cut_by_volume", "beyond_volume")   # bars and orders worth knowing of
 BOTH, WITH_TRAILING, TOO_SMALL, CUT, BEYOND = range(5)
 TRADE = np.dtype([("entry_row", "i8"), ("exit_row", "i8"), ("side", "i8"), ("quantity", "f8"), ("entry_price", "f8"), ("exit_price", "f8"),
-                  ("entry_fee", "f8"), ("exit_fee", "f8"), ("borrow", "f8"), ("stop", "f8"), ("target", "f8"), ("reason", "i8")])   # one round trip
+                  ("entry_fee", "f8"), ("exit_fee", "f8"), ("borrow", "f8"), ("stop", "f8"), ("target", "f8"), ("trail", "f8"),
+                  ("reason", "i8")])   # one round trip
 
 # %% ../nbs/09_backtester.ipynb #bf7cde65
 class Terms(NamedTuple):
@@ -168,10 +168,10 @@ def terms(
 
 # %% ../nbs/09_backtester.ipynb #40039ce3
 @compiled
-def _open_trade(trade, row, side, quantity, price, fee, stop, target):
+def _open_trade(trade, row, side, quantity, price, fee, stop, target, trail):
     "Write the entry of a round trip; returns the cash it takes (negative for a short, which brings cash in)."
     trade["entry_row"], trade["side"], trade["quantity"], trade["entry_price"] = row, side, quantity, price
-    trade["entry_fee"], trade["borrow"], trade["stop"], trade["target"] = fee * quantity * price, 0.0, stop, target
+    trade["entry_fee"], trade["borrow"], trade["stop"], trade["target"], trade["trail"] = fee * quantity * price, 0.0, stop, target, trail
     return side * quantity * price + fee * quantity * price
 
 # %% ../nbs/09_backtester.ipynb #2d36f89f
@@ -259,7 +259,7 @@ def _walk(
                             if size > 0:
                                 side, qty, entered, best = want, want * size, t, price
                                 stop, target = price - want * to_stop, price + want * to_target
-                                cash -= _open_trade(trades[k], t, want, size, price, fee, stop, target)
+                                cash -= _open_trade(trades[k], t, want, size, price, fee, stop, target, trail)
                             else: counts[TOO_SMALL] += 1
                 bad, good = (low[t], high[t]) if side > 0 else (high[t], low[t])
 
@@ -478,7 +478,8 @@ def _trade_table(
     return pd.DataFrame({
         "side": side, "decided_time": _times(decided, index), "entry_time": _times(trades["entry_row"], index),
         "exit_time": _times(trades["exit_row"], index, ~still), "entry_price": entry, "exit_price": trades["exit_price"], "quantity": q, "fees": fees,
-        "borrow": trades["borrow"], "pnl": pnl, "stop_price": level("stop"), "target_price": level("target"), "return": pnl / (q * entry),
+        "borrow": trades["borrow"], "pnl": pnl, "stop_price": level("stop"), "target_price": level("target"), "trail_distance": level("trail"),
+        "return": pnl / (q * entry),
         "bars_held": np.where(still, len(real), trades["exit_row"]) - trades["entry_row"], "exit_reason": _TEXTS.take(trades["reason"])})
 
 # %% ../nbs/09_backtester.ipynb #b90c644c
@@ -631,10 +632,10 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
             counts["too_small"] += 1
             return
         trade = {"entry_row": row, "side": side, "quantity": quantity, "entry_price": fill, "entry_fee": fee * quantity * fill, "borrow": 0.0,
-                 "stop": fill - side * to_stop, "target": fill + side * to_target, "best": fill, "to_trail": to_trail}
+                 "stop": fill - side * to_stop, "target": fill + side * to_target, "best": fill, "trail": to_trail}
 
     def ended(long, now, low, high):   # (price, reason) of the order touched in this bar, the sentences of the contract one by one
-        stop, target, trail = trade["stop"], trade["target"], trade["best"] - trade["side"] * trade["to_trail"]
+        stop, target, trail = trade["stop"], trade["target"], trade["best"] - trade["side"] * trade["trail"]
         stop_touched, target_touched, trail_touched = (low <= stop, high >= target, low <= trail) if long else (high >= stop, low <= target, high >= trail)
         if (now <= stop if long else now >= stop): return now, "gap_stop"
         if (now <= trail if long else now >= trail): return now, "trailing"
@@ -694,53 +695,3 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         done.append(trade | {"exit_row": -1, "exit_price": last, "exit_fee": 0.0, "reason": OPEN})
     records = np.array([tuple(d[k] for k in TRADE.names) for d in done], TRADE)
     return np.array(equity), np.array(low_equity), np.array(position, "int8"), records, cash, quantity, last, np.array([counts[k] for k in COUNTS])
-
-# %% ../nbs/09_backtester.ipynb #931f77d8
-_ENDED = {"signal": "closed at the open, since the signal had gone", "reverse": "closed at the open, since the other side was wanted",
-          "stop": "stopped inside the bar", "gap_stop": "stopped at the open, which lay beyond the stop", "take_profit": "took its profit at the target",
-          "trailing": "stopped by the trailing stop", "time": "closed at the open, since max_hold was over", "liquidation": "liquidated: the account was empty",
-          "open": "is still open, marked at the last close"}
-
-def explain_trade(
-    results: dict,   # from `simulate`, or from a backtest, which holds the decisions under "signals"
-    n: int,          # row of `results["trades"]`, from 0; −1 is the last
-) -> str:            # one line per fact
-    "The story of one trade. `InputError` where there is no such trade."
-    trades, run = results["trades"], results["settings"]
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not -len(trades) <= n < len(trades):
-        raise InputError(f"there is no trade {n!r}; " + (f"pass a number from 0 to {len(trades) - 1}" if len(trades) else "nothing was traded"))
-    t = trades.iloc[n]
-    move = t["side"] * (t["exit_price"] / t["entry_price"] - 1)
-    when = lambda x: f"{x:%Y-%m-%d %H:%M}"
-    rests = [f"{name} {t[key]:,.6g}" for name, key in (("stop", "stop_price"), ("target", "target_price")) if np.isfinite(t[key])]
-    rests += [text for key, text in (("trailing_atr", "trailing stop at {:g} ATR"), ("max_hold", "the end of {} bars")) if run[key] is not None for text in [text.format(run[key])]]
-    return "\n".join([f"trade {n % len(trades)} of {len(trades)}: {'long' if t['side'] > 0 else 'short'} {t['quantity']:,.6g} coins",
-                      *_decision_text(results.get("signals"), t["decided_time"]),
-                      f"entry: {when(t['entry_time'])} at {t['entry_price']:,.6g}, the open {'plus' if t['side'] > 0 else 'minus'} slippage",
-                      f"waiting for: {', '.join([*rests, 'the signal to change'])}",
-                      f"exit: {'' if pd.isna(t['exit_time']) else when(t['exit_time']) + ' at '}{t['exit_price']:,.6g} after {t['bars_held']} bars; it {_ENDED[t['exit_reason']]}".replace("it closed", "closed"),
-                      f"result: the price moved {move:+.3%} our way; fees {t['fees']:,.2f}, rent {t['borrow']:,.2f}; {t['pnl']:+,.2f} net, {t['return']:+.3%} of the notional"])
-
-def _decision_text(signals: pd.DataFrame | None, when: pd.Timestamp) -> list[str]:
-    "What was decided at the bar before an entry, as far as it is known."
-    if signals is None or when not in signals.index: return [f"decided: at the close of the bar of {when:%Y-%m-%d %H:%M}"]
-    d = signals.loc[when]
-    rules = [c.removeprefix("rule_") for c in signals.columns if c.startswith("rule_")]
-    return [f"decided: at the close of the bar of {when:%Y-%m-%d %H:%M}; the forecast {d['predicted_price']:,.6g} is a move of {d['difference']:+,.6g} and the threshold {d['threshold']:,.6g}",
-            f"rules: {', '.join(r for r in rules if d[f'rule_{r}']) or 'none'} agreed with the {'long' if d['direction'] > 0 else 'short'}"
-            + ("" if (no := [r for r in rules if not d[f"rule_{r}"]]) == [] else f"; {', '.join(no)} did not")]
-
-# %% ../nbs/09_backtester.ipynb #bfccfec9
-def save_trades(
-    results: dict,        # from `simulate` or a backtest
-    path: Path | str,     # ends in .csv or .json
-) -> Path:                # the file
-    "Write the trades. `InputError` for another ending."
-    path, table = Path(path), results["trades"]
-    if path.suffix not in (".csv", ".json"): raise InputError(f"{path} is no .csv or .json file; pass for instance trades.csv")
-    source = {k: v for k, v in results["source"].items() if isinstance(v, (str, bool))}
-    if path.suffix == ".csv":
-        stamp = {k: source[k] for k in ("ticker", "exchange", "simulated") if k in source}
-        return write_atomic(path, table.assign(**stamp).to_csv(index_label="trade"))
-    rows = json.loads(table.to_json(orient="records", date_format="iso", date_unit="s", double_precision=15))
-    return write_atomic(path, json.dumps({"source": source, "trades": rows}, indent=1, allow_nan=False))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'GateOption', 'PlaceboOption', 'LEVEL_STYLE', 'signal', 'facts', 'print_signal', 'backtest', 'check_outputs',
-           'trade_outputs', 'backtest_grid', 'surface_facts', 'draw_heatmap', 'print_surface', 'end_by_verdict',
-           'warn_simulated', 'print_backtest', 'report', 'main']
+           'check_place', 'trade_stories', 'trade_outputs', 'backtest_grid', 'surface_facts', 'draw_heatmap',
+           'print_surface', 'end_by_verdict', 'warn_simulated', 'print_backtest', 'report', 'main']
 
 # %% ../nbs/16_cli.ipynb #2e01131d
-import json, sys, textwrap
+import json, sys, tempfile, textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -100,7 +100,8 @@ def backtest(
     exchange: ExchangeOption = None, exchange_url: UrlOption = None, params: ParamsOption = None, set_: SetOption = None,
     report: Annotated[bool, typer.Option("--report", help="also write reports/<ticker>/backtest.html")] = False,
     gate: GateOption = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="list every trade: why it was made, how it ended, what it cost")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="all figures, where the bars drop out, and every trade: why it was made, how it ended, what it cost")] = False,
+    explain: Annotated[list[int] | None, typer.Option(help="tell the story of this trade (0 is the first, -1 the last); may be given again")] = None,
     trades: Annotated[Path | None, typer.Option(help="write every trade to FILE.csv or FILE.json")] = None,
     grid: Annotated[list[str] | None, typer.Option(help="trade the same forecasts with many settings, e.g. --grid threshold_scale=0.2:2:10 --grid stop_atr=1:4:7")] = None,
     heatmap: Annotated[Path | None, typer.Option(help="with --grid: draw the surface into FILE.png or FILE.html")] = None,
@@ -110,7 +111,7 @@ def backtest(
     "Walk-forward backtest: every forecast out of sample, every trade with its costs."
     given = {"ticker": ticker, "hours": hours, "initial_balance": initial_balance, "fee": fee, "lookback": lookback, "end": end, "exchange": exchange, "exchange_url": exchange_url}
     run = build_run(params, set_, given)
-    check_outputs(report, verbose, trades, grid, heatmap, placebo, gate)
+    check_outputs(report, verbose or bool(explain), trades, grid, heatmap, placebo, gate)
     if grid: return backtest_grid(run, grid, as_json, heatmap)
     if report:
         from cryptolstm.reports import run_report
@@ -120,16 +121,17 @@ def backtest(
         from cryptolstm.experiment import summary
         from cryptolstm.placebo import backtest_with_placebo
         results = backtest_with_placebo(run, placebo, progress=True)
-        result = {**summary(results), **trade_outputs(results, verbose, trades)}
+        result = {**summary(results), **trade_stories(results, verbose, explain or []), **({"trades_file": str(trades)} if trades else {})}
     warn_simulated(result)
-    emit(result) if as_json else print_backtest(result)
+    emit(result) if as_json else print_backtest(result, verbose)
+    if not report: trade_outputs(results, explain or [], trades)
     if gate: end_by_verdict(result)
 
 # %% ../nbs/16_cli.ipynb #b064a74c
 def check_outputs(report: bool, verbose: bool, trades: Path | None, grid: list[str] | None, heatmap: Path | None = None, placebo: int = 0, gate: bool = False) -> None:
     "`InputError` for options that do not go together, before anything is fetched."
     if trades is not None and trades.suffix not in (".csv", ".json"): raise InputError(f"--trades {trades} is no .csv or .json file; pass for instance --trades trades.csv")
-    if report and (verbose or trades or grid): raise InputError("--report writes a page of its own; run it without --verbose, --trades and --grid")
+    if report and (verbose or trades or grid): raise InputError("--report writes a page of its own; run it without --verbose, --explain, --trades and --grid")
     if heatmap is not None:
         from cryptolstm.surface import check_heatmap
         check_heatmap(heatmap)
@@ -137,17 +139,34 @@ def check_outputs(report: bool, verbose: bool, trades: Path | None, grid: list[s
     if placebo < 0: raise InputError(f"--placebo is {placebo}; pass a whole number of runs from 0, such as 9 (each costs a whole backtest)")
     if grid and placebo: raise InputError("--placebo trains anew and --grid does not; leave out one of them")
     if grid and gate: raise InputError("--gate ends with the code of one verdict and --grid gives none; leave out one of them")
-    if grid and (verbose or trades): raise InputError("--grid has no single list of trades; leave out --verbose and --trades, or pass one setting with --set")
+    if grid and (verbose or trades): raise InputError("--grid has no single list of trades; leave out --verbose, --explain and --trades, or pass one setting with --set")
+    for option, path in (("--trades", trades), ("--heatmap", heatmap)): check_place(option, path)
 
-def trade_outputs(
+def check_place(option: str, path: Path | None) -> None:
+    "`InputError` where no file of this name can be written, found out by writing beside it."
+    if path is None: return
+    if path.is_dir(): raise InputError(f"{option} {path} is a folder; pass the name of a file, for instance {path / 'result'}{path.suffix or '.csv'}")
+    folder = next(p for p in path.absolute().parents if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder): pass
+    except OSError as e: raise InputError(f"{option} {path} cannot be written ({e.strerror or e}); pass a file in a folder of yours") from e
+
+def trade_stories(
     results: dict,          # from `run_backtest`
-    verbose: bool,
-    trades: Path | None,
+    verbose: bool,          # all of them
+    explain: list[int],     # or these; a number without a trade tells nothing
 ) -> dict:                  # what to add to the summary
-    "Write the file of trades and tell the story of each."
-    from cryptolstm.backtester import explain_trade, save_trades
-    out = {"trade_log": [explain_trade(results, n) for n in range(len(results["trades"]))]} if verbose else {}
-    return out | ({"trades_file": str(save_trades(results, trades))} if trades else {})
+    "The stories of trades that were asked for."
+    from cryptolstm.trade_log import explain_trade
+    n = len(results["trades"])
+    wanted = range(n) if verbose else [k for k in explain if -n <= k < n]
+    return {"trade_log": [explain_trade(results, k) for k in wanted]} if verbose or explain else {}
+
+def trade_outputs(results: dict, explain: list[int], trades: Path | None) -> None:
+    "Write the file of trades, and say which trade there is not. After the result was shown."
+    from cryptolstm.trade_log import explain_trade, save_trades
+    if trades: save_trades(results, trades)
+    for k in explain: explain_trade(results, k)       # an `InputError` for a number without a trade
 
 def backtest_grid(
     run: RunConfig,      # everything that is no axis
@@ -156,7 +175,7 @@ def backtest_grid(
     heatmap: Path | None = None,   # where to draw the surface
 ) -> None:
     "Forecast once, trade every point, enter each in the ledger, judge and show the surface."
-    from cryptolstm.sweep import parse_grid, sweep_run
+    from cryptolstm.sweep import best_point, parse_grid, sweep_run
     from cryptolstm.surface import judge_surface, point_runs, surface_trials
     grid = parse_grid(texts)
     runs = point_runs(run, grid)
@@ -169,12 +188,12 @@ def backtest_grid(
     bars = market_bars(run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True)
     found = sweep_run(bars, run, grid, progress=True)
     data, table = data_stamp(bars, found["tested"]), found["table"]
-    standing = Ledger().enter_all(surface_trials(runs, found["returns"], data), int(table["total_return"].idxmax()))
+    standing = Ledger().enter_all(surface_trials(runs, found["returns"], data), best_point(table))
     result = {"ticker": run.ticker, "grid": grid, "surface": found["summary"], "search": judge_surface(table, found["returns"], standing),
-              "points": json.loads(table.to_json(orient="records", double_precision=15)), "config": asdict(run), "data": data}
+              "points": json.loads(table.to_json(orient="records", double_precision=15)), "config": asdict(run), "data": data, "reused": found["reused"], **({"heatmap": str(heatmap)} if heatmap else {})}
     warn_simulated(result)
-    if heatmap: result["heatmap"] = str(draw_heatmap(result, table, heatmap))
     emit(result) if as_json else print_surface(result)
+    if heatmap: draw_heatmap(result, table, heatmap)
 
 def surface_facts(
     r: dict,   # from `backtest_grid`
@@ -184,7 +203,7 @@ def surface_facts(
     s, search, percent = r["surface"], r["search"], lambda x: figure_text(x, "+.2%")
     text = lambda v: v if isinstance(v, str) else "none" if v is None else f"{v:g}"
     axes = ", ".join(f"{k} {text(s['best'][k])}" for k in r["grid"])
-    best = "no point traded" if s["without_a_trade"] == 1 else f"{percent(s['best']['total_return'])} at {axes}; {s['best']['num_trades']:.0f} trades, Sharpe {figure_text(s['best']['sharpe_ratio'], '.2f')}"
+    best = "no point traded" if s["without_a_trade"] == 1 else f"{percent(s['best']['total_return'])} at {axes}; {s['best']['num_trades']:.0f} trades, Sharpe {figure_text(s['best']['sharpe_ratio'], '.2f')}" + (", the best of the points that traded" if s["without_a_trade"] else "")
     rows = [("best", best), ("median", percent(s["median_return"])), ("worst", percent(s["worst_return"])), ("hold", f"{percent(s['hold_return'])}; {s['beat_hold']:.0%} of the points did better"),
             ("profit", f"{s['profitable']:.0%} of the points; {s['without_a_trade']:.0%} never traded")]
     if search["deflated_sharpe"] is not None:
@@ -192,7 +211,8 @@ def surface_facts(
     if search["pbo"] is not None:
         rows.append(("overfit", f"{search['pbo']:.0%} of {search['splits']:,} halvings rank the choice of one half below the middle of the other (PBO, {search['blocks']} blocks)"))
     if search["spa"] is not None: rows.append(("luck", f"p = {search['spa']['consistent']:.3f} that no point is better than cash (Hansen's SPA)"))
-    return [*rows, ("market", market_text(r["data"]))]
+    made = "of an earlier run of these bars and settings; nothing was trained" if r["reused"] else "trained now, and kept for the next grid"
+    return [*rows, ("forecasts", made), ("market", market_text(r["data"]))]
 
 def draw_heatmap(r: dict, table, path: Path) -> Path:
     "The surface as a picture, or as a page with its facts."
@@ -227,9 +247,10 @@ LEVEL_STYLE = {"CANDIDATE": "bold green", "SKILL, NOT PROFITABLE": "bold yellow"
 
 def print_backtest(
     r: dict,   # from `summary`
+    verbose: bool = False,   # all figures, the funnel, and how the inputs went with the next move
 ) -> None:
     "Verdict first, then the money beside what it must beat, then what both rest on."
-    from cryptolstm.experiment import HOLD, REVERSAL, data_notes, figure_rows, market_text
+    from cryptolstm.experiment import DETAILS, HOLD, REVERSAL, data_notes, drawdown_text, figure_rows, market_text
     out, data, run = Console(highlight=False), r["data"], r["config"]
     out.print(f"{r['ticker']}  {r['verdict']['level']}", style=LEVEL_STYLE.get(r["verdict"]["level"], "bold"), markup=False)
     sentence = r["verdict"]["sentence"]
@@ -237,7 +258,7 @@ def print_backtest(
     out.print(sentence, markup=False, soft_wrap=True)
     table = Table("", "strategy", HOLD, REVERSAL, box=None, padding=(0, 2, 0, 0))
     for column in table.columns[1:]: column.justify = "right"
-    for label, *cells in figure_rows(r): table.add_row(f"  {label}", *cells)
+    for label, *cells in figure_rows(r) + (figure_rows(r, DETAILS) if verbose else []): table.add_row(f"  {label}", *cells)
     out.print(); out.print(table); out.print()
     moment = lambda t: t[:16].replace("T", " ")
     facts(out, [("market", market_text(data)), ("tested", f"{moment(data['tested_from'])} to {moment(data['tested_until'])} UTC, {r['bars']:,} hours, all out of sample"),
@@ -247,6 +268,10 @@ def print_backtest(
                 *([("placebo", r["placebo"]["sentence"])] if r["placebo"] else []),
                 *([("seeds", f"they differ about the direction on {r['fan']['disagree']:.1%} of the bars")] if r["fan"] else []),
                 *([(k, r[key]) for k, key in (("report", "report"), ("trades", "trades_file")) if key in r])], [*data_notes(data), *([r["warning"]] if r["warning"] else [])])
+    if verbose:
+        rest = ", ".join(f"{stage} {count['bars left']:,}" for stage, count in r["funnel"].items())
+        strongest = ", ".join(f"{name} {rho:+.3f}" for name, rho in list(r["correlation"].items())[:5] if rho is not None)
+        facts(out, [("drawdown", drawdown_text(r)), ("bars left", rest), ("next move", f"rank correlation with inputs, the strongest: {strongest}")], [])
     for story in r.get("trade_log", []): print(f"\n{story}")
 
 # %% ../nbs/16_cli.ipynb #0dce1955
@@ -271,7 +296,7 @@ def main() -> None:
     "Entry point of the `cryptolstm` command."
     try: app()
     except CryptolstmError as e: say(f"error: {e}", "red"); sys.exit(e.exit_code)
-    except OSError as e: say(f"error: {e.filename or 'a file'} cannot be used ({e.strerror or e}); check CRYPTOLSTM_HOME, its rights and the space there", "red"); sys.exit(1)
+    except OSError as e: say(f"error: {e.filename or 'a file'} cannot be used ({e.strerror or e}); check its rights and the space there; CRYPTOLSTM_HOME says where data are kept", "red"); sys.exit(1)
     except SystemExit as e:
         if e.code == 130: say("stopped; bars that were fetched are kept, the same command goes on from there")   # typer's code for Ctrl-C
         raise

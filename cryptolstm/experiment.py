@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'STRATEGY', 'HOLD', 'REVERSAL', 'MOMENTUM', 'RULES_ALONE', 'LSTM_ALONE', 'DIRECTION', 'BEYOND', 'FIGURES',
-           'trade', 'training_note', 'calibration_note', 'ending_note', 'repeatable', 'data_stamp', 'market_text',
-           'data_notes', 'log_return', 'rules_alone', 'learner_forecasts', 'learner_exceedance', 'trade_baselines',
-           'search_of', 'power_of', 'calibration_of', 'drift_of', 'judge', 'Line', 'run_line', 'stages', 'backtest',
-           'trial_of', 'determinism', 'summary', 'figure_text', 'figure_rows', 'run_backtest', 'Backtester']
+           'DETAILS', 'MONTHS', 'trade', 'training_note', 'calibration_note', 'ending_note', 'repeatable', 'data_stamp',
+           'market_text', 'data_notes', 'log_return', 'rules_alone', 'learner_forecasts', 'learner_exceedance',
+           'trade_baselines', 'search_of', 'power_of', 'calibration_of', 'drift_of', 'judge', 'Line', 'run_line',
+           'stages', 'backtest', 'trial_of', 'determinism', 'summary', 'next_move', 'figure_text', 'figure_rows',
+           'drawdown_text', 'month_rows', 'run_backtest', 'Backtester']
 
 # %% ../nbs/11a_experiment.ipynb #bd23a07b
 import json, math
@@ -24,15 +25,16 @@ from .calibration import calibration_figures, reliability
 from .core import HOUR, InputError, RunConfig, as_utc, bars_hash, plain, run_config
 from .data import market_bars
 from .features import INPUTS, WARMUP
+from .forecasts import keep_forecasts
 from .leakage import LEAST_TRIED, Stages, certificate
 from .ledger import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
-from .metrics import BARS_PER_YEAR, figures, hourly_returns, performance
+from .metrics import BARS_PER_YEAR, all_figures, excursions, hourly_returns, monthly_table, performance
 from .model import model_config
 from .model_record import MIN_CALIBRATION
 from .monitor import drift, reference
 from .overfit import deflated_sharpe, expected_maximum, luck_variance, minimum_track_record, probabilistic_sharpe, sharpe_sample
 from .quality import quality_report
-from .signals import SignalGenerator, check_decidable, decide, entry_threshold, exceedance, exceedance_curve, rules_of
+from .signals import SignalGenerator, check_decidable, decide, entry_threshold, exceedance, exceedance_curve, rules_of, signal_funnel
 from .skill import (LEARNERS, Verdict, break_even_hit, fold_forecasts, last_bar_reversal, min_detectable_hit, min_detectable_sharpe, momentum, percent,
                               sharpe_noise, skill_against, skill_table, verdict)
 from .uncertainty import bootstrap, seed_fan, skill_cells
@@ -181,18 +183,18 @@ def trade_baselines(
     walk: WalkForward,
     run: RunConfig,
     learners: dict,        # from `learner_forecasts`
-    reversal: pd.Series,   # forecasts of the one-line rule
+    simple: dict,          # forecasts of `REVERSAL` and `MOMENTUM`; only their sign is traded
     exceed: dict,          # from `learner_exceedance`
-    trend: pd.Series,      # forecasts of the rule that a day's move goes on
 ) -> dict[str, dict]:      # name → as from `simulate`
     "Everything the strategy must beat, at the same costs; what replaces a part of it has its stop and sizing, too."
     known = walk.table.loc[tested.index]
     own = dict(atr=known["atr"], sigma=known["sigma"])
     forecast = walk.predictions["prediction"]
     signals = {RULES_ALONE: rules_alone(walk.table, run, tested.index), LSTM_ALONE: decide(forecast, walk.table, run, rules={}, exceed=walk.predictions["p_exceed"])["signal"],
-               **{f"{name} with the rules": decide(f.loc[tested.index], walk.table, run, exceed=exceed.get(name))["signal"] for name, f in learners.items()}}
-    side = lambda rule: np.sign(rule.loc[tested.index]).fillna(0).astype(int)
-    return {HOLD: trade(tested, pd.Series(1, tested.index), run), REVERSAL: trade(tested, side(reversal), run), MOMENTUM: trade(tested, side(trend), run),
+               **{f"{name}{text}": decide(f.loc[tested.index], walk.table, run, exceed=exceed.get(name), **rules)["signal"]
+                  for name, f in learners.items() for text, rules in ((" with the rules", {}), (" without the rules", {"rules": {}}))}}
+    return {HOLD: trade(tested, pd.Series(1, tested.index), run),
+            **{name: trade(tested, np.sign(f.loc[tested.index]).fillna(0).astype(int), run) for name, f in simple.items()},
             **{name: trade(tested, signal, run, **own) for name, signal in signals.items()}}
 
 # %% ../nbs/11a_experiment.ipynb #c3b6fcb6
@@ -303,12 +305,11 @@ def backtest(
     check_decidable(run)
     walk, decisions, result = run_line(bars, run, progress, label_bars)
     tested, known = bars.loc[walk.predictions.index], walk.table.loc[walk.predictions.index]
-    learners, reversal = learner_forecasts(bars, walk, run), last_bar_reversal(bars, run.horizon)
+    learners, simple = learner_forecasts(bars, walk, run), {REVERSAL: last_bar_reversal(bars, run.horizon), MOMENTUM: momentum(bars, run.horizon)}
     own, realised = log_return(walk, walk.predictions["prediction"], run), log_return(walk, walk.predictions["realised"], run)
-    trend = momentum(bars, run.horizon)
-    forecasters = {"LSTM": own, REVERSAL: reversal, MOMENTUM: trend, **{name: log_return(walk, f, run) for name, f in learners.items()}}
+    forecasters = {"LSTM": own, **simple, **{name: log_return(walk, f, run) for name, f in learners.items()}}
     skill, against = skill_table(realised, forecasters, run.horizon), skill_against(realised, forecasters, "LSTM", run.horizon)
-    baselines = trade_baselines(tested, walk, run, learners, reversal, learner_exceedance(bars, walk, run, learners), trend)
+    baselines = trade_baselines(tested, walk, run, learners, simple, learner_exceedance(bars, walk, run, learners))
     returns = {name: b["final_balance"] / run.initial_balance - 1 for name, b in {STRATEGY: result, **baselines}.items()}
     data = data_stamp(bars, tested, training_note(walk.folds, run), calibration_note(walk.folds, run), ending_note(walk.folds))
     trial = trial_of(result, skill, run, data, tested.index)
@@ -317,8 +318,9 @@ def backtest(
     proof = certificate(bars, run=run, made=made, newest=WARMUP + LEAST_TRIED, thorough=False) if certify else None
     judged = judge(result, skill, returns, run, search, proof)
     ledger.conclude(trial, judged.level)
-    money = performance(result, tested)
-    return {**result, **money, "figures": money, "baselines": baselines, "baseline_returns": returns, "baseline_figures": {name: figures(b) for name, b in baselines.items()},
+    money, monthly = performance(result, tested), {name: monthly_table(r["equity"], run.initial_balance) for name, r in {STRATEGY: result, HOLD: baselines[HOLD]}.items()}
+    result["trades"] = result["trades"].join(excursions(result, tested))
+    return {**result, **money, "figures": money, "baselines": baselines, "baseline_returns": returns, "baseline_figures": {name: all_figures(b, tested) for name, b in baselines.items()}, "monthly": monthly,
             "signals": decisions, "predictions": walk.predictions, "folds": walk.folds, "features": known, "skill": skill, "against": against, "verdict": judged, "config": run, "bars": tested, "history": bars,
             "quality": quality_report(bars), "data": data, "search": search, "power": power_of(tested, result["trades"], run, judged.numbers["n"]),
             "uncertainty": bootstrap(result), "skill_by": skill_cells(realised, own, known["sigma"], run.horizon, walk.predictions["confidence"]), "certificate": proof, "fan": seed_fan(walk.predictions), "placebo": None,
@@ -349,29 +351,70 @@ def summary(
     return {"ticker": results["config"].ticker, "verdict": results["verdict"].to_dict(), **plain(results["figures"]), "baseline_returns": results["baseline_returns"],
             "baseline_figures": plain(results["baseline_figures"]), "skill": skill, "against": _table(results["against"]), "search": results["search"], "power": results["power"], "certificate": results["certificate"], "fan": results["fan"], "placebo": results["placebo"],
             "uncertainty": {**_table(results["uncertainty"]), **results["uncertainty"].attrs}, "skill_by": {name: _table(t) for name, t in results["skill_by"].items()}, "folds": len(results["folds"]), "underpowered": bool(results["folds"]["underpowered"].any()), "determinism": determinism(results["folds"]),
+            "monthly": {name: _table(t) for name, t in results["monthly"].items()}, "funnel": _table(signal_funnel(results["signals"], results["config"].entry)), "correlation": next_move(results),
             "config": asdict(results["config"]), "data": results["data"], "quality": results["quality"].to_dict(10),
             "drift": None if results["drift"] is None else _table(results["drift"]), "calibration": {event: {**c["figures"], "parts": _table(c["parts"])} for event, c in results["calibration"].items()}}
 
+# %% ../nbs/11a_experiment.ipynb #f97e8411
+def next_move(
+    results: dict,   # from `backtest`
+) -> dict[str, float | None]:   # input → rank correlation, the strongest first; None where an input or the outcome did not vary
+    "How each input of the network went with the move that followed, over the tested bars."
+    inputs, outcome = results["features"][INPUTS], results["predictions"]["realised"]
+    varied = inputs.loc[:, (inputs.nunique() > 1) & (outcome.nunique() > 1)]
+    found = varied.corrwith(outcome, method="spearman").reindex(INPUTS)
+    return plain(found.reindex(found.abs().sort_values(ascending=False).index).to_dict())
+
 # %% ../nbs/11a_experiment.ipynb #d4e1c067
 FIGURES = (  # label, name in `figures`, how to write it
-    ("total return", "total_return", "+.2%"), ("final balance", "final_balance", ",.2f"), ("trades", "num_trades", ",d"), ("win rate", "win_rate", ".1%"),
-    ("Sharpe, hourly × √8760", "sharpe_ratio", ".2f"), ("± standard error", "sharpe_se", ".2f"), ("max drawdown", "max_drawdown", ".2%"),
-    ("time in the market", "exposure", ".1%"), ("fees paid", "total_fees", ",.2f"))
+    ("total return", "total_return", "+.2%"), ("final balance", "final_balance", ",.2f"), ("liquidation value", "liquidation_value", ",.2f"), ("trades", "num_trades", ",d"),
+    ("win rate", "win_rate", ".1%"), ("Sharpe, hourly × √8760", "sharpe_ratio", ".2f"), ("± standard error", "sharpe_se", ".2f"), ("max drawdown", "max_drawdown", ".2%"),
+    ("time in the market", "exposure", ".1%"), ("turnover, times the account", "turnover", ",.1f"), ("fees paid", "total_fees", ",.2f"))
+DETAILS = (
+    ("annual return", "annual_return", "+.2%"), ("volatility, annual", "volatility", ".1%"), ("Sharpe, daily × √365", "sharpe_daily", ".2f"), ("± standard error", "sharpe_daily_se", ".2f"),
+    ("Sortino", "sortino", ".2f"), ("Calmar", "calmar", ".2f"), ("max drawdown inside bars", "max_drawdown_intrabar", ".2%"), ("closed trades", "closed_trades", ",d"),
+    ("win rate, 95 % interval", "win_rate_interval", "interval"), ("average trade", "average_trade", "+,.2f"), ("profit factor", "profit_factor", ".2f"),
+    ("average hours held", "average_bars_held", ".1f"), ("furthest against a trade (MAE), average", "average_mae", "+.2%"), ("furthest for it (MFE), average", "average_mfe", "+.2%"),
+    ("break-even fee, per side", "break_even_fee", "+.3%"), ("costs, share of the profit before them", "cost_share", ".1%"), ("rent paid for shorts", "total_borrow", ",.2f"),
+    ("bars that touched stop and target (counted as stopped)", "both_touched", ",d"))
 
 def figure_text(
     x: float | None,   # a figure
     form: str,         # as in `FIGURES`
 ) -> str:
     "A figure as people write it; \"undefined\" for None."
+    if form == "interval": return "undefined" if x is None else " … ".join(percent(side) for side in x)
     if x is None or not math.isfinite(x): return "undefined"
     return percent(x, form[0] == "+", int(form[-2])) if form[-1] == "%" else format(x, form).replace("-", "−")
 
 def figure_rows(
     r: dict,            # from `backtest` or `summary`
+    shown: tuple = FIGURES,   # or `DETAILS`
 ) -> list[list[str]]:   # label, then the strategy's, buy & hold's and the one-line rule's figure
     "The figures of the money beside those of the baselines that trade."
-    sides = (r, r["baseline_figures"][HOLD], r["baseline_figures"][REVERSAL])
-    return [[label, *(figure_text(side[key], form) for side in sides)] for label, key, form in FIGURES]
+    sides = [{**side, **side["counts"]} for side in (r, r["baseline_figures"][HOLD], r["baseline_figures"][REVERSAL])]
+    return [[label, *(figure_text(side[key], form) for side in sides)] for label, key, form in shown]
+
+# %% ../nbs/11a_experiment.ipynb #c2a2d60b
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+def drawdown_text(
+    r: dict,   # from `backtest` or `summary`
+) -> str:      # without a full stop
+    "From when to when the deepest falls went, marked at closes and inside bars."
+    def fall(key: str) -> str:
+        start, end = (r[f"{key}_{side}"] for side in ("peak", "trough"))
+        day = lambda t: str(t)[:16].replace("T", " ")
+        return "none" if end is None else f"{figure_text(r[key], '.2%')} from {'the start' if start is None else day(start)} to {day(end)}"
+    return f"deepest fall: {fall('max_drawdown')}; inside bars: {fall('max_drawdown_intrabar')} (UTC, open times of the bars)"
+
+def month_rows(
+    r: dict,   # from `backtest`
+) -> list[list[str]]:   # year, whose, a cell per month, the year; "–" where nothing was tested
+    "Net return of every month and year, the strategy's and that of buy & hold."
+    cell = lambda x: "–" if x is None or not math.isfinite(x) else figure_text(x, "+.1%")
+    years = r["monthly"][STRATEGY].index
+    return [[str(year), name, *(cell(x) for x in table.loc[year])] for year in years for name, table in r["monthly"].items()]
 
 # %% ../nbs/11a_experiment.ipynb #8d88301f
 def run_backtest(
@@ -385,7 +428,9 @@ def run_backtest(
     check_decidable(run)          # a mistake should not cost a download
     model_config(run)
     bars = market_bars(run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress)
-    return backtest(bars, run, progress, Ledger(home) if ledger is None else ledger, certify)
+    results = backtest(bars, run, progress, Ledger(home) if ledger is None else ledger, certify)
+    keep_forecasts(bars, run, results["predictions"], home)      # for a sweep of them
+    return results
 
 # %% ../nbs/11a_experiment.ipynb #cbd7cb80
 class Backtester:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BARS_PER_YEAR', 'DAYS_PER_YEAR', 'MIN_DAYS', 'on_every_hour', 'hourly_returns', 'daily_returns', 'monthly_table',
            'sharpe', 'sharpe_se', 'sortino', 'max_drawdown', 'win_rate', 'trade_figures', 'calmar', 'excursions',
-           'cost_figures', 'figures', 'buy_and_hold', 'performance']
+           'cost_figures', 'figures', 'buy_and_hold', 'performance', 'all_figures']
 
 # %% ../nbs/10_metrics.ipynb #adbc47cf
 import numpy as np
@@ -225,9 +225,16 @@ def performance(
     result: dict,                     # from `simulate`
     bars: pd.DataFrame,               # the bars it ran on
     periods: float = BARS_PER_YEAR,   # bars in a year
-) -> dict:                            # as `figures`, plus the same of buy & hold under "buy_and_hold", the difference, and the source
+) -> dict:                            # as `all_figures`, plus the same of buy & hold under "buy_and_hold", the difference, and the source
     "Every figure of a simulation with those of buy & hold at the same costs beside them."
-    held = figures(buy_and_hold(result, bars), periods)
-    own, ways = figures(result, periods), excursions(result, bars)
-    own |= {f"average_{k}": float(ways[k].mean()) if len(ways) else None for k in ("mae", "mfe")}
+    own, held = (all_figures(r, bars, periods) for r in (result, buy_and_hold(result, bars)))
     return own | {"buy_and_hold": held, "excess_return": own["total_return"] - held["total_return"], "source": result["source"]}
+
+def all_figures(
+    result: dict,                     # from `simulate`
+    bars: pd.DataFrame,               # the bars it ran on
+    periods: float = BARS_PER_YEAR,
+) -> dict:                            # as `figures`, with average_mae and average_mfe; None without a trade
+    "Every figure of one simulation, those that need its bars, too. `InputError` for other bars."
+    ways = excursions(result, bars)
+    return figures(result, periods) | {f"average_{k}": float(ways[k].mean()) if len(ways) else None for k in ("mae", "mfe")}

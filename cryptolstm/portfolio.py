@@ -168,7 +168,7 @@ def _wishes(bars, signals, weights, run: dict) -> tuple[_Grid, np.ndarray]:
     if signals is not None:
         grid = _grid(bars, signals, lambda v, index: _first(~np.isin(v, (-1, 0, 1)), index, "the signal is {}; pass -1, 0 or 1", v))
     else:
-        if isinstance(weights, pd.DataFrame):
+        if isinstance(weights, pd.DataFrame) and isinstance(bars, Mapping) and all(isinstance(frame, pd.DataFrame) for frame in bars.values()):   # what else `bars` may be, `_grid` names
             for ticker, frame in bars.items():
                 if ticker in weights and len(outside := frame.index.difference(weights.index)): raise InputError(f"{ticker}: there is no weight for the bar of {outside[0]:%Y-%m-%d %H:%M}; pass one for each bar")
             weights = {t: weights[t].loc[bars[t].index] if t in bars else weights[t] for t in weights}

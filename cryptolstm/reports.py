@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIME', 'NUMBER', 'QUALITY_CLASS', 'LEVEL_CLASS', 'CHECKED', 'MIN_DAYS', 'STYLE', 'Piece', 'as_table', 'figure',
            'banner', 'heading', 'data_table', 'quality_piece', 'settings_table', 'verdict_box', 'skill_pieces',
-           'performance_table', 'baselines_table', 'power_table', 'search_table', 'uncertainty_table',
+           'performance_table', 'monthly_piece', 'baselines_table', 'power_table', 'search_table', 'uncertainty_table',
            'skill_by_tables', 'certificate_table', 'trades_table', 'folds_table', 'equity_figure', 'trades_figure',
            'prediction_figure', 'fan_figure', 'placebo_piece', 'calibration_piece', 'drift_piece', 'correlation_figure',
            'funnel_figure', 'rules_table', 'entry_text', 'tear_sheet', 'page', 'notebook_html', 'Report',
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import cryptolstm
 from .core import CryptolstmError, InputError, OperationError, RunConfig, check_ticker, display_time, read_params, run_config, slug, unknown_name, write_atomic
-from .experiment import HOLD, REVERSAL, STRATEGY, data_notes, figure_rows, figure_text, market_text, summary
+from .experiment import DETAILS, HOLD, MONTHS, REVERSAL, STRATEGY, data_notes, drawdown_text, figure_rows, figure_text, market_text, month_rows, summary
 from .manifest import embed, make_manifest, notebook_stamp
 from .metrics import daily_returns
 from .model import model_config
@@ -197,8 +197,16 @@ def skill_pieces(
 def performance_table(
     results: dict,   # from `backtest`
 ) -> Piece:
-    "The figures of the money, beside buy & hold and the one-line rule."
-    return as_table(figure_rows(results), ["", "strategy", HOLD, REVERSAL]) + Piece(f"<p class=quiet>{html.escape(results['warning'])}.</p>" if results["warning"] else "")
+    "The figures of the money, beside buy & hold and the one-line rule: a few, then all others, then the months."
+    few, others = (as_table(figure_rows(results, *shown), ["", "strategy", HOLD, REVERSAL]) for shown in ((), (DETAILS,)))
+    quiet = lambda text: Piece(f"<p class=quiet>{_prose(text[0].upper() + text[1:])}.</p>")
+    return few + (quiet(results["warning"]) if results["warning"] else Piece("")) + others + quiet(drawdown_text(results)) + monthly_piece(results)
+
+def monthly_piece(
+    results: dict,   # from `backtest`
+) -> Piece:
+    "Net return of every month beside buy & hold; the first and the last may be partial."
+    return as_table(month_rows(results), ["year", "", *MONTHS, "all"])
 
 # %% ../nbs/14_reports.ipynb #288335d2
 def baselines_table(
@@ -293,9 +301,9 @@ def trades_table(
     trades = results["trades"]
     if not len(trades): return Piece("<p class=quiet>No trade: no forecast passed the threshold and all rules. That is a valid result; the funnel above shows where the bars dropped out.</p>")
     rows = [("long" if t.side > 0 else "short", f"{t.entry_time:%Y-%m-%d %H:%M}", "open" if pd.isna(t.exit_time) else f"{t.exit_time:%Y-%m-%d %H:%M}", f"{t.entry_price:,.6g}",
-             f"{t.exit_price:,.6g}", f"{t.bars_held}", f"{t.fees:,.2f}", f"{t.pnl:+,.2f}".replace("-", "−"), t.exit_reason) for t in trades.tail(newest).itertuples()]
+             f"{t.exit_price:,.6g}", f"{t.bars_held}", *(figure_text(x, "+.1%") for x in (t.mae, t.mfe)), f"{t.fees:,.2f}", f"{t.pnl:+,.2f}".replace("-", "−"), t.exit_reason) for t in trades.tail(newest).itertuples()]
     note = Piece(f"<p class=quiet>The newest {newest} of {len(trades):,}.</p>") if len(trades) > newest else Piece("")
-    return note + as_table(rows, ["side", "in", "out", "at", "to", "bars", "fees", "P&L net", "why out"])
+    return note + as_table(rows, ["side", "in", "out", "at", "to", "bars", "worst", "best", "fees", "P&L net", "why out"])
 
 # %% ../nbs/14_reports.ipynb #627ed8c9
 def folds_table(
@@ -601,7 +609,7 @@ def page_again(
         if cell.cell_type != "code": continue
         names["results"] = results
         shown = None if "parameters" in cell.metadata.get("tags", []) else _value_of(cell.source, names)
-        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": shown.markup}, execution_count=1)] if isinstance(shown, Piece) else []
+        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": shown.markup}, execution_count=1)] if hasattr(shown, "markup") else []
     return notebook_html(nb, f"{results['config'].ticker} {notebook}")
 
 def _value_of(source: str, names: dict):

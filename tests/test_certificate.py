@@ -1,15 +1,18 @@
 "The certificate of a run drives the run's own functions: a leak planted in any of them makes the verdict LEAK, and an honest run is never called one."
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from cryptolstm import experiment, model, signals, walkforward
-from cryptolstm.core import RunConfig, regular_grid
+from cryptolstm.core import InputError, RunConfig, regular_grid
 from cryptolstm.experiment import backtest
 from cryptolstm.features import INPUTS, features
 from cryptolstm.leakage import certificate, check_labels
+from cryptolstm.proof_commands import proof_app
 from cryptolstm.simulate import demo_market, planted_market
 from cryptolstm.walkforward import bars_needed
 from cryptolstm.windows import fit_scaler
@@ -176,3 +179,19 @@ def test_all_bars_given_are_tried():
     def late(b): return b[["close"]].assign(peek=b["close"].shift(-1) if len(b) > 2000 else b["close"])
     bars = demo_market(2600)
     assert certificate(bars, features=late)["offending"] == "peek" and certificate(bars, features=late, newest=1500)["passed"]
+
+
+MISNAMED = "def make(bars):\n    return bars['clse'].diff()\n"
+
+
+@pytest.mark.parametrize("code, said", [
+    (MISNAMED, r"KeyError \('clse'\) in line 2 of broken_pipeline.py; raised by the pipeline"),
+    ("import nothing_of_that_name\n", "broken_pipeline:make raised ModuleNotFoundError .* in line 1 of broken_pipeline.py")], ids=["pipeline", "import"])
+def test_code_that_raises_is_no_leak_and_has_not_its_exit_code(code, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "broken_pipeline", raising=False)
+    (tmp_path / "broken_pipeline.py").write_text(code)
+    asked = ["check-leaks", "--features", "broken_pipeline:make", "--exchange", "simulated", "--hours", "900"]
+    with pytest.raises(InputError, match=said) as refused: CliRunner().invoke(proof_app, asked, catch_exceptions=False)
+    assert refused.value.exit_code == 2

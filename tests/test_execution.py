@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cryptolstm.backtester import (COUNTS, MAX_WAIT, REASONS, _Arrays, _arrays, _by_kernel, _by_reference, _check_settings, _wilder, entry_share, simulate,
                                    simulate_reference, wilder_atr)
 from cryptolstm.core import InputError, RunConfig, regular_grid
-from cryptolstm.metrics import figures
+from cryptolstm.experiment import DETAILS, FIGURES, HOLD, REVERSAL, figure_rows
+from cryptolstm.metrics import figures, performance
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "coinbase" / "ETH_USD_1h.parquet"
 START = 100_000.0
@@ -614,11 +615,19 @@ def test_a_stop_below_ruin_saves_the_account_and_one_above_it_does_not():
     assert simulate(bars, signal, stop_atr=1, atr=np.full(4, 160.0))["trades"]["exit_reason"].tolist() == ["liquidation"]
 
 
+def shown(r: dict, bars: pd.DataFrame, label: str, table: tuple = FIGURES) -> str:
+    "What page and terminal write of the strategy beside this label."
+    known = performance(r, bars)
+    known["baseline_figures"] = dict.fromkeys((HOLD, REVERSAL), known["buy_and_hold"])
+    return {name: own for name, own, *_ in figure_rows(known, table)}[label]
+
+
 def test_the_last_position_is_marked_and_its_liquidation_value_shown():
     r = simulate(market(100, 100, 90), [-1, -1, -1], fee=0.001, slippage=0.01)
     trade = r["trades"].iloc[0]
     assert trade["exit_reason"] == "open" and pd.isna(trade["exit_time"]) and trade["bars_held"] == 2
     assert r["final_balance"] - r["liquidation_value"] == pytest.approx(trade["quantity"] * 90 * (0.01 + 1.01 * 0.001))
+    assert shown(r, market(100, 100, 90), "liquidation value") == f"{r['liquidation_value']:,.2f}" != shown(r, market(100, 100, 90), "final balance")
 
 
 @both
@@ -643,16 +652,21 @@ def test_a_short_earns_quantity_times_entry_less_exit(run):
 
 
 @both
-def test_turnover_is_always_in_the_figures(run):
+def test_turnover_is_always_shown(run):
+    bars = market(100, 100, 100, 100)
     r = run(market(100, 100, 100, 100), [1, -1, 0, 0], fee=0, sizing="fraction", size=0.5)
     assert figures(r)["turnover"] == pytest.approx(0.5 * 4)                     # four fills of half the account: a reversal is two of them
-    assert figures(run(market(100, 100), [0, 0]))["turnover"] == 0
+    assert shown(r, bars, "turnover, times the account") == "2.0"
+    idle = run(bars, [0, 0, 0, 0])
+    assert figures(idle)["turnover"] == 0 and shown(idle, bars, "turnover, times the account") == "0.0"
 
 
 @both
-def test_bars_that_touch_both_are_in_the_figures(run):
-    r = one(run, 100, 100, (100, 111, 89, 100), 100, stop_atr=2, take_profit_atr=2)
+def test_the_report_counts_bars_that_touch_both(run):
+    rows = 100, 100, (100, 111, 89, 100), 100
+    r = one(run, *rows, stop_atr=2, take_profit_atr=2)
     assert figures(r)["counts"]["both_touched"] == 1
+    assert shown(r, market(*rows), "bars that touched stop and target (counted as stopped)", DETAILS) == "1"
 
 
 @pytest.mark.parametrize("missing", range(1, 8))

@@ -1,15 +1,17 @@
 """One run from bars to verdict: what is asked reaches the place where it matters, and what the bars lack is said."""
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from cryptolstm import Backtester, SignalGenerator
 from cryptolstm.backtester import simulate
 from cryptolstm.core import InputError, RunConfig
-from cryptolstm.experiment import (LSTM_ALONE, REVERSAL, RULES_ALONE, backtest, data_notes, learner_exceedance, learner_forecasts, run_backtest,
-                                   search_of, summary, trade)
+from cryptolstm.experiment import (HOLD, LSTM_ALONE, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY, backtest, data_notes, learner_exceedance,
+                                   learner_forecasts, run_backtest, search_of, summary, trade)
 from cryptolstm.features import features
 from cryptolstm.ledger import ALONE, Ledger, Trial
 from cryptolstm.reports import banner, data_table, entry_text, search_table
@@ -144,6 +146,28 @@ def test_a_backtest_of_given_bars_writes_nothing_unless_asked(tmp_path, monkeypa
     assert not list(tmp_path.iterdir()) and silent["search"]["trial"] == 1 and silent["certificate"] is None
     backtest(bars, run, ledger=Ledger())
     assert len(Ledger().trials_of("ETH/USD", market="simulated:2")) == 1
+
+
+def test_every_mandatory_baseline_is_traded_at_the_same_costs(day):
+    run, bars, result = day
+    known = {HOLD, REVERSAL, MOMENTUM, "ridge without the rules", "ridge with the rules", RULES_ALONE}
+    assert known <= set(result["baseline_returns"]) == set(result["baselines"]) | {STRATEGY} and result["baseline_figures"][MOMENTUM]["num_trades"] > 0
+    moves = np.sign(bars["close"] - bars["close"].shift(24)).loc[result["bars"].index].astype(int)
+    by_hand = simulate(result["bars"], moves, fee=run.fee, slippage=run.slippage)
+    pd.testing.assert_series_equal(result["baselines"][MOMENTUM]["equity"], by_hand["equity"], check_exact=True)
+    assert all(b["settings"]["fee"] == run.fee and b["settings"]["slippage"] == run.slippage for b in result["baselines"].values())
+
+
+def test_a_run_tells_programs_its_months_its_funnel_and_how_its_inputs_went(day):
+    result, told = day[2], json.loads(json.dumps(summary(day[2]), allow_nan=False))
+    months = [1 + x for year in told["monthly"]["strategy"].values() for month, x in year.items() if month != "year" and x is not None]
+    assert np.prod(months) == pytest.approx(1 + result["total_return"]) and set(told["monthly"]) == {"strategy", HOLD}
+    assert told["funnel"]["bars"]["bars left"] == len(result["bars"])
+    assert [v["bars left"] for v in told["funnel"].values()][-1] == (result["signals"]["signal"] != 0).sum()
+    name, rho = next(iter(told["correlation"].items()))
+    both = pd.concat([result["features"][name], result["predictions"]["realised"]], axis=1).dropna()
+    assert rho == pytest.approx(spearmanr(*both.to_numpy().T).statistic) and abs(rho) == max(abs(x) for x in told["correlation"].values() if x is not None)
+    assert (result["trades"]["mae"] <= 0).all() and (result["trades"]["mfe"] >= 0).all() and len(result["trades"]) > 0
 
 
 def test_the_halves_of_the_strategy_are_traded_alone(day):

@@ -51,9 +51,10 @@ def null_runs(runs: int) -> pd.DataFrame:
     rows = []
     for seed in range(runs):
         run = replace(FREE, seed=seed)
-        found = backtest(demo_market(bars_needed(run), seed=seed), run)
-        skill = found["skill"]
-        row = {"level": level_key(found["verdict"].level), "return": found["total_return"], "trades": len(found["trades"]), "hit": skill.loc["LSTM", "hit"]}
+        found = backtest(demo_market(bars_needed(run), seed=seed), run, certify=seed % 8 == 0)
+        skill, proof = found["skill"], found["certificate"]
+        row = {"level": level_key(found["verdict"].level), "return": found["total_return"], "trades": len(found["trades"]), "hit": skill.loc["LSTM", "hit"],
+               "leak": None if proof is None else not proof["passed"]}
         for name in ("LSTM", "ridge", "gradient boosting"): row |= {f"{name} {k}": skill.loc[name, k] for k in ("pt", "pt_p", "cw_p")}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -65,6 +66,7 @@ def test_forty_demo_markets_give_no_more_false_positives_than_the_level_allows()
     for name in ("LSTM", "ridge", "gradient boosting"):
         for p in ("cw_p", "pt_p"): assert (found[f"{name} {p}"] < .05).sum() <= allowed(40, .05), (name, p)
         assert abs(found[f"{name} pt"].mean()) < 3 / np.sqrt(40), name
+    assert found["leak"].notna().sum() == 5 and not found["leak"].eq(True).any(), "five of them are tested for leaks, and have none"
     assert found["level"].isin(CLAIMS).sum() <= allowed(40, SIGNIFICANCE)
     assert "CANDIDATE" not in set(found["level"]) and (found["trades"] > 0).mean() > .5
     print(found["level"].value_counts().to_dict(), f"mean hit {found['hit'].mean():.4f}, mean return {found['return'].mean():+.4f}")

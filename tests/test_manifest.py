@@ -1,5 +1,4 @@
 "A page, its bars and its numbers belong together, and whoever changes one of them is found."
-import html
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from cryptolstm.ledger import Standing
 from cryptolstm.manifest import TABLES, _canonical, _sha, agree, compare_results, embed, make_manifest, split, standing_note, verify
 from cryptolstm.reports import run_report
 from cryptolstm.simulate import demo_market
+from cryptolstm.skill import LEVELS
 from cryptolstm.store import BarStore, bar_path, hour_number, read_store, write_store
 from cryptolstm.walkforward import bars_needed
 
@@ -68,9 +68,8 @@ def rehashed(page: str, manifest: dict, **changes) -> str:
 def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_home, tmp_path):
     "Another word in the text, a certificate and a search that nobody made, settings of the data: the quick check cannot know, the full one does."
     text, manifest = split(page.read_text(encoding="utf-8"))
-    level, sentence = manifest["verdict"]["level"], html.escape(manifest["verdict"]["sentence"]).replace(" %", "&nbsp;%")
-    assert text.count(sentence) == 1
-    lie = text.replace(level, "CANDIDATE").replace(sentence, "A candidate.")
+    level = manifest["verdict"]["level"]
+    lie = text.replace(level, "CANDIDATE").replace(LEVELS[level], LEVELS["CANDIDATE"])
     forged = rehashed(lie, manifest, certificate=None, search={**manifest["search"], "sentence": "This is the only one"}, data={**manifest["data"], "gaps": 99})
     (tmp_path / "backtest.html").write_text(forged, encoding="utf-8")
     assert verify(tmp_path / "backtest.html", quick=True, home=stored_home)["ok"]

@@ -226,6 +226,8 @@ BAD = {
     "a list of weights": (lambda: portfolio(PAIR, weights=[0.5, 0.5]), "what is wanted is a list; pass one column per ticker"),
     "a weight for all bars": (lambda: portfolio(PAIR, weights=dict.fromkeys(PAIR, 0.5)), "A/USD: what is wanted is a float; pass one value per bar"),
     "a table of a ticker": (lambda: portfolio(PAIR, dict.fromkeys(PAIR, np.zeros((3, 1)))), "ndarray of 2 dimensions; pass one value per bar"),
+    "no bars under a table of weights": (lambda: portfolio({**PAIR, "A/USD": None}, weights=pd.DataFrame(0.0, PAIR["A/USD"].index, list(PAIR))),
+                                         "A/USD: bars are of the type NoneType; pass a DataFrame"),
     "another ticker": (lambda: portfolio(PAIR, {**NONE, "C/USD": [0] * 3}), "C/USD has no bars"),
     "missing weight": (lambda: portfolio(PAIR, weights=pd.DataFrame(0.0, PAIR["A/USD"].index[:2], list(PAIR))),
                        "A/USD: there is no weight for the bar of 2025-01-01 02:00"),

@@ -1,4 +1,5 @@
 """What a user types: the commands, the report, and one clear sentence for every mistake. What succeeds runs as its own process."""
+import html
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from cryptolstm.cli import app, main
 from cryptolstm.core import _RANGES, InputError, RunConfig, run_config, run_from_namespace
+from cryptolstm.experiment import DETAILS, FIGURES, MONTHS
 from cryptolstm.features import INDICATORS
 from cryptolstm.manifest import split
 from cryptolstm.reports import Report, report_parameters
@@ -111,6 +113,13 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
     assert "2025-04-30 23:00 UTC" in page and "SIMULATED MARKET" not in page and "run_backtest" not in page
     assert page.count("<figure>") == 5 and "UNDERPOWERED" in page
     assert "IPKernelApp" not in done.stderr and "Unable to parse" not in done.stderr
+
+
+def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
+    page = html.unescape(made[3]).replace("\xa0", " ")
+    rows = {row[0]: row[1:] for row in (re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", page)) if len(row) == 4}
+    for label, _, _ in (*FIGURES, *DETAILS): assert label in rows, label
+    assert re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0]) and "Deepest fall: " in page and all(f">{month}</th>" in page for month in MONTHS)
 
 
 @pytest.mark.parametrize("level, code", [*GATE.items(), ("PROFITABLE, NOT SIGNIFICANT AFTER 37 TRIALS", 3)])
@@ -254,7 +263,7 @@ def test_every_setting_of_a_run_reaches_its_page():
     for field in fields(RunConfig):
         low, high = _RANGES.get(field.name, (None, None))
         other = OTHER[field.name] if field.name in OTHER else (low + high) // 2 or (low + high) / 2
-        asked = {**asdict(usual), field.name: other} | ({"size": 0.5, "sizing": "fraction"} if field.name == "size" else {})
+        asked = {**asdict(usual), field.name: other} | ({"size": 0.5, "sizing": "fraction"} if field.name in ("size", "max_leverage") else {})
         injected = {"In": [], "Out": {}, "exit": exit, "quit": quit, "open": open, "_": 3, **{k: "" if v is None else v for k, v in asked.items()}}
         assert run_from_namespace(injected) == run_config(asked), field.name
     for notebook in ("backtest", "signal"):

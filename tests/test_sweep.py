@@ -22,8 +22,9 @@ from cryptolstm.metrics import figures, hourly_returns
 from cryptolstm.overfit import deflated_sharpe, pbo, probabilistic_sharpe, sharpe_sample
 from cryptolstm.signals import decide
 from cryptolstm.simulate import demo_market
-from cryptolstm.surface import judge_surface, point_runs, surface_trials
-from cryptolstm.sweep import AXES, SCORES, axis_values, check_grid, parse_grid, surface_summary, sweep, sweep_forecasts, sweep_run
+from cryptolstm.plots import SIMULATED
+from cryptolstm.surface import judge_surface, point_runs, surface_plot, surface_trials
+from cryptolstm.sweep import AXES, SCORES, axis_values, best_point, check_grid, parse_grid, surface_summary, sweep, sweep_forecasts, sweep_run
 
 
 def assert_point(row, result):
@@ -211,6 +212,60 @@ def test_the_deflated_ratio_of_a_surface_is_that_of_its_best_point_after_all_tri
     assert judged["deflated_sharpe"] < probabilistic_sharpe(*best)
 
 
+def test_a_point_that_never_traded_is_never_the_best(forecasts):
+    bars, _, _ = forecasts
+    signal = np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10)
+    table, returns = sweep(bars, signal, {"fee": [0.01, 0.02], "min_notional": [0.0, 1e9]}, returns=True)
+    assert table["num_trades"].tolist()[1::2] == [0, 0] and (table["total_return"] < 0).sum() == 2           # standing aside would have been better
+    found = surface_summary(table)
+    assert best_point(table) == 0 and found["best"]["fee"] == 0.01 and found["best"]["num_trades"] > 0 and found["without_a_trade"] == 0.5
+    judged = judge_surface(table, returns, Standing(1, 4, 1e-4), reps=100)
+    assert judged["deflated_sharpe"] == pytest.approx(deflated_sharpe(*sharpe_sample(returns[0]), 4, 1e-4))
+    assert "the best point that traded" in surface_plot(table).axes[0].get_title(loc="left")
+
+
+def test_invented_markets_are_named_above_every_map(forecasts):
+    table = sweep(forecasts[0], np.ones(900), {"stop_atr": [1.0, 2.0]})
+    assert (surface_plot(table, simulated=True).get_suptitle(), surface_plot(table).get_suptitle()) == (SIMULATED, "")
+
+
+def test_forecasts_are_trained_once_for_all_grids_of_the_same_bars_and_settings(client_home, monkeypatch):
+    first = cli("--grid", "stop_atr=none,1", "--set", "threshold_scale=0").stdout
+    files = list((client_home / "forecasts").iterdir())
+    assert "trained now, and kept" in first and len(files) == 1
+    monkeypatch.setattr("cryptolstm.forecasts.walk_forward", None)                                       # whoever trains again, fails
+    again = json.loads(cli("--grid", "stop_atr=none,1", "--set", "threshold_scale=0", "--set", "fee=0.002", "--json").stdout)
+    assert again["reused"] and again["points"][0]["stop_atr"] is None and list((client_home / "forecasts").iterdir()) == files
+    assert "nothing was trained" in cli("--grid", "exit=neutral,opposite", "--set", "threshold_scale=0").stdout
+    with pytest.raises(TypeError): cli("--grid", "stop_atr=1,2", "--set", "threshold_scale=0", "--set", "seed=1")
+
+
+def test_what_a_grid_reads_from_disk_is_what_a_backtest_forecast(client_home, monkeypatch):
+    one = json.loads(cli("--set", "stop_atr=3", "--set", "threshold_scale=0", "--json").stdout)
+    monkeypatch.setattr("cryptolstm.forecasts.walk_forward", None)
+    found = json.loads(cli("--grid", "stop_atr=1,3", "--set", "threshold_scale=0", "--json").stdout)
+    assert found["reused"] and found["points"][1]["total_return"] == pytest.approx(one["total_return"])
+    assert found["points"][1]["num_trades"] == one["num_trades"] > 0
+
+
+def test_one_trade_is_explained_and_a_number_without_a_trade_named_after_the_result(client_home):
+    told = cli("--explain", "0", "--explain", "-1").stdout
+    assert told.count("decided: at the close of the bar of") == 2 and "trade 0 of" in told and "on the way: " in told
+    done = CliRunner().invoke(app, [*SMOKE, "--explain", "99999"])
+    assert "total return" in done.stdout and "there is no trade 99999; pass a number from 0 to" in str(done.exception) and done.exception.exit_code == 2
+
+
+def test_a_file_that_cannot_be_written_costs_no_download_and_no_result(client_home, tmp_path, monkeypatch):
+    (tmp_path / "dir.csv").mkdir()
+    for path, says in ((tmp_path / "dir.csv", "is a folder"), ("/proc/nothere/t.csv", "cannot be written"), ("/dev/null/t.csv", "cannot be written")):
+        with pytest.raises(InputError, match=says): cli("--trades", path)
+    assert not client_home.exists()
+    def full(*_): raise OSError(28, "No space left on device", "t.csv")
+    monkeypatch.setattr("cryptolstm.trade_log.write_atomic", full)
+    done = CliRunner().invoke(app, [*SMOKE, "--trades", str(tmp_path / "t.csv")])
+    assert "total return" in done.stdout and isinstance(done.exception, OSError)
+
+
 def test_the_trades_of_a_run_are_told_and_kept_whole(client_home, tmp_path):
     told = cli("--verbose", "--trades", tmp_path / "trades.csv").stdout
     kept = pd.read_csv(tmp_path / "trades.csv")
@@ -237,6 +292,13 @@ BAD = {
     "no axis": (lambda: check_grid({}), "the grid is empty; pass at least one axis"),
     "no equals": (lambda: parse_grid(["stop_atr"]), "'stop_atr' is not an axis; pass for instance --grid stop_atr=1:4:7"),
     "no numbers": (lambda: parse_grid(["stop_atr=a:b:c"]), "'a:b:c' is no range of values for stop_atr; pass for instance"),
+    "more returns than memory": (lambda: sweep(random_bars(2000, 0, 0.01), np.zeros(2000), {"fee": np.linspace(0, 0.1, 60_000)}, returns=True),
+                                 "120,000,000 returns to keep; pass a smaller grid"),
+    "a grid that is a list": (lambda: sweep(BARS, np.zeros(30), ["fee=0"]), "the grid is of the type list; pass axes and their values"),
+    "one value, not a list": (lambda: sweep(BARS, np.zeros(30), {"fee": 0.001}), r"the values of fee are 0.001; pass a list of them, for instance \[0.001\]"),
+    "one word, not a list": (lambda: sweep(BARS, np.zeros(30), {"exit": "neutral"}), "the values of exit are 'neutral'; pass a list"),
+    "a truth as a scale": (lambda: sweep(BARS, np.zeros(30), {"threshold_scale": [True]}, move=np.ones(30), threshold=np.ones(30)),
+                           "threshold_scale is True; pass numbers"),
     "no count": (lambda: parse_grid(["stop_atr=1:4:0"]), "no range of values"),
     "four parts": (lambda: parse_grid(["stop_atr=1:4:2:1"]), "no range of values"),
     "half a count": (lambda: parse_grid(["stop_atr=1:4:2.5"]), "no range of values"),

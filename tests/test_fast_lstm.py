@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from cryptolstm.fast_lstm import FastLSTM, can_hurry
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
@@ -33,12 +33,15 @@ def outputs_and_gradients(layer, x, training, **given_states):
 
 
 def worst(a, b):
-    return max(float(tf.reduce_max(tf.abs(p - q)) / (1e-3 + tf.reduce_max(tf.abs(p)))) for p, q in zip(a, b, strict=True))
+    "In single precision relative to the largest element of all: the few terms of one small gradient may cancel to nearly nothing but their rounding."
+    sizes = [1e-3 + float(tf.reduce_max(tf.abs(p))) for p in a]
+    return max(float(tf.reduce_max(tf.abs(p - q))) / (max(sizes) if p.dtype == tf.float32 else size) for p, q, size in zip(a, b, sizes, strict=True))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 7), st.integers(1, 17), st.sampled_from([0.0, 0.2, 0.7]),
        st.booleans(), st.booleans(), st.integers(0, 99), st.sampled_from(["float64", "float32"]))
+@example(3, 3, 1, 1, 0.7, True, True, 3, "float32")   # one unit whose gradient cancels
 def test_outputs_and_gradients_are_those_of_keras_for_every_shape(batch, steps, inputs, units, dropout, sequences, training, seed, dtype):
     plain, ours, x = pair(units, (batch, steps, inputs), seed, recurrent_dropout=dropout, return_sequences=sequences, dtype=dtype)
     assert worst(outputs_and_gradients(plain, x, training), outputs_and_gradients(ours, x, training)) < TIGHT[dtype]

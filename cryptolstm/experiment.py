@@ -351,7 +351,7 @@ def summary(
     return {"ticker": results["config"].ticker, "verdict": results["verdict"].to_dict(), **plain(results["figures"]), "baseline_returns": results["baseline_returns"],
             "baseline_figures": plain(results["baseline_figures"]), "skill": skill, "against": _table(results["against"]), "search": results["search"], "power": results["power"], "certificate": results["certificate"], "fan": results["fan"], "placebo": results["placebo"],
             "uncertainty": {**_table(results["uncertainty"]), **results["uncertainty"].attrs}, "skill_by": {name: _table(t) for name, t in results["skill_by"].items()}, "folds": len(results["folds"]), "underpowered": bool(results["folds"]["underpowered"].any()), "determinism": determinism(results["folds"]),
-            "monthly": {name: _table(t) for name, t in results["monthly"].items()}, "funnel": _table(signal_funnel(results["signals"], results["config"].entry)), "correlation": next_move(results),
+            "monthly": {name: _table(t.rename(columns=str)) for name, t in results["monthly"].items()}, "funnel": _table(signal_funnel(results["signals"], results["config"].entry)), "correlation": next_move(results),
             "config": asdict(results["config"]), "data": results["data"], "quality": results["quality"].to_dict(10),
             "drift": None if results["drift"] is None else _table(results["drift"]), "calibration": {event: {**c["figures"], "parts": _table(c["parts"])} for event, c in results["calibration"].items()}}
 

@@ -6,7 +6,7 @@
 __all__ = ['TAKE_PROFIT', 'TRAILING', 'TIME', 'STOP', 'GAP_STOP', 'MAX_WAIT', 'REASONS', 'SIGNAL', 'REVERSE', 'LIQUIDATION',
            'OPEN', 'COUNTS', 'BOTH', 'WITH_TRAILING', 'TOO_SMALL', 'CUT', 'BEYOND', 'TRADE', 'compiled', 'wilder_atr',
            'measured_sigma', 'entry_share', 'nearer', 'touched', 'order_size', 'Terms', 'terms', 'simulate',
-           'simulate_reference']
+           'order_settings', 'simulate_reference']
 
 # %% ../nbs/09_backtester.ipynb #7fde3ec9
 import inspect, math
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from .core import COLUMNS, EXIT_MODES, HOUR, SIZINGS, InputError, check_bars, unknown_name
+from .core import COLUMNS, EXIT_MODES, HOUR, SIZINGS, InputError, RunConfig, check_bars, unknown_name
 
 # %% ../nbs/09_backtester.ipynb #190849af
 def compiled(function):
@@ -557,6 +557,13 @@ def _by_kernel(data: _Arrays, run: dict, room: tuple | None = None) -> tuple:   
     counts = np.zeros(len(COUNTS), "int64")
     k, cash, quantity, last = _walk(*data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts)
     return equity, low_equity, position, trades[:k], cash, quantity, last, counts
+
+# %% ../nbs/09_backtester.ipynb #2d894f1d
+def order_settings(
+    run: RunConfig,   # costs, orders, sizing
+) -> dict:            # argument of `simulate` → value
+    "All settings of a run that decide what a signal earns."
+    return {name: getattr(run, name) for name in inspect.signature(simulate).parameters if hasattr(run, name)}
 
 # %% ../nbs/09_backtester.ipynb #31300a3f
 def simulate_reference(

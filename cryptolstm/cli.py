@@ -77,10 +77,11 @@ def print_signal(
     facts(out, [("why", why(s)), ("price", f"{number(s['current_price'])} at {s['bar_close_time'][:16].replace('T', ' ')} UTC ({display_time(s['bar_close_time'])})"),
                 ("forecast", f"{number(s['predicted_price'])} in {s['horizon']} h, a move of {number(s['price_difference'], '+')}; the threshold is ±{number(s['threshold'])}"),
                 ("confidence", "not calibrated" if s["confidence"] is None else f"{s['confidence']:.3f}"), *(chance if s["entry"] == "probability" else []), ("market", market_text(s["data_source"])),
-                ("model", f"{info['decision']}; {info['windows']:,} training windows for {info['weights']:,} weights"), *([("report", s["report"])] if "report" in s else [])], s["warnings"])
+                ("model", f"{info['decision']}; {info['windows']:,} training windows for {info['weights']:,} weights"), ("watched", s["monitor"]["sentence"]), *([("report", s["report"])] if "report" in s else [])], s["warnings"])
     table = Table("  rule", "value", "long", "short", box=None, padding=(0, 2, 0, 0))
+    bound = lambda rule, side: rule["bound"][side].replace("<=", "≤").replace("-", "−")
     for rule in s["rules"].values():
-        table.add_row(f"  {rule['asks_for']}", number(rule["value"]), *(Text("yes", "green") if rule[side] else Text("no", "dim") for side in ("long", "short")))
+        table.add_row(f"  {rule['what']}", number(rule["value"]), *(Text(f"{'yes' if rule[side] else 'no'}, {bound(rule, side)}", "green" if rule[side] else "dim") for side in ("long", "short")))
     out.print(); out.print(table)
 
 # %% ../nbs/16_cli.ipynb #1d8de420

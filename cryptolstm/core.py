@@ -264,6 +264,7 @@ class RunConfig:
     max_leverage: float = 1.0          # largest share of equity that "fraction" and "volatility" may commit
     maker_fee: float | None = None     # fee of a take-profit, which rests in the book until it is taken; None = as `fee`
     seed: int = 0                      # of weights, shuffling, dropout and the demo market
+    rules: dict = field(default_factory=dict)    # name of a rule → false to drop it, or a number for its bound; the names are those of `signals.RULES`
     network: dict = field(default_factory=dict)  # overrides of `ModelConfig`: architecture and training
 
     def __post_init__(self): check_run(self)
@@ -308,6 +309,8 @@ def check_run(
         if getattr(run, name) not in known: raise unknown_name(name, getattr(run, name), known)
     if run.end is not None: object.__setattr__(run, "end", as_utc(run.end).isoformat())
     if not isinstance(run.network, Mapping): raise InputError(f"network is {run.network!r}; pass a table such as network: {{epochs: 20}}")
+    if not isinstance(run.rules, Mapping) or not all(isinstance(v, (bool, int, float)) for v in run.rules.values()):
+        raise InputError(f"rules is {run.rules!r}; pass a table such as rules: {{macd: false, adx: 30}}")
     _check_rest(run)
 
 def _check_rest(run: RunConfig) -> None:

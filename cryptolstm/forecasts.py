@@ -22,7 +22,7 @@ from .walkforward import walk_forward
 
 # %% ../nbs/08a_forecasts.ipynb #410d66aa
 TRADING = ("initial_balance", "fee", "maker_fee", "slippage", "slippage_range", "borrow_rate", "lot", "min_notional", "max_volume_share", "max_leverage", "sizing", "size",
-           "stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "min_hold", "max_hold", "exit", "entry", "p_min", "cost_margin", "short_volume",
+           "stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "min_hold", "max_hold", "exit", "entry", "p_min", "cost_margin", "short_volume", "rules",
            "ticker", "exchange", "exchange_url", "end")   # the last four choose the bars, whose bytes are in the key themselves
 
 def forecast_key(
@@ -31,6 +31,7 @@ def forecast_key(
 ) -> str:                 # 32 hexadecimal digits
     "The name under which the forecasts of these bars and settings are kept."
     settings = {k: v for k, v in asdict(run).items() if k not in TRADING}
+    if run.entry == "cost": settings |= {k: getattr(run, k) for k in ("entry", "fee", "slippage", "cost_margin")}   # P(beyond) is about the threshold they make
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(cryptolstm.__file__).parent.glob("*.py")))).hexdigest()
     said = json.dumps([bars_hash(bars), "is_gap" in bars and hashlib.sha256(bars["is_gap"].to_numpy(bool).tobytes()).hexdigest(), plain(settings), versions(), code], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:32]

@@ -330,7 +330,8 @@ def open_decisions(
     ask = lambda **how: decide(stand_in(table), table, run, exceed=STAND_IN_CURVE, **how)
     return ask().assign(**{"signal without rules": ask(rules={})["signal"]})
 
-STAND_IN_CURVE = {"n": 0, "gain": 1.0, "errors": np.linspace(-3, 3, 201).tolist(), "curve": [0.0, 1.0, 0.0]}   # and a calibration for it, as entry="probability" asks for one
+# and a calibration for it, as entry="probability" asks for one
+STAND_IN_CURVE = {"n": 0, "gain": 1.0, "errors": np.linspace(-3, 3, 201).tolist(), "curves": [[scale, 0.0, 1.0, 0.0] for scale in (0.0, 1.0, 2.0)]}
 
 # %% ../nbs/12_leakage.ipynb #e0504e67
 def whole_way(

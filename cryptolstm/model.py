@@ -333,6 +333,7 @@ def warm_start_refusal(
 ) -> str:                           # why its weights must not be continued; "" if they may
     "The same purge as between training and validation of one model, across two."
     if old.config != config: return "the old model has other settings"
+    if old.scaler.columns != input_columns(config): return "the old model was trained on other features"
     if old.ticker != ticker and None not in (old.ticker, ticker): return f"the old model was trained on {old.ticker}, this one is on {ticker}"
     if len(old.members) != len(member_seeds(config)): return "the old model lacks a member, because its training was interrupted"
     if old.fitted_until is None: return "the old model does not say where its training rows end"
@@ -363,7 +364,7 @@ def fit(
     z = bundle.outputs(data.x, data.val)
     training = _training_record(bundle, parts, data, records, z) | {"single_threaded": workers is not None} | {"warm_started": old is not None, "warm_start_refused": refused}
     said, rows = bundle.as_predictions(z.astype("float64"), data.rows.iloc[data.val]).mean(axis=1), data.rows.iloc[data.val]
-    return replace(bundle, training=training, calibration=calibrate(said if config.target != "volatility" else np.full(len(said), np.nan), rows["realised"].to_numpy()))
+    return replace(bundle, training=training, calibration=calibrate(said if config.target != "volatility" else np.full(len(said), np.nan), rows["realised"].to_numpy(), config.horizon))
 
 # %% ../nbs/05_model.ipynb #34b36f99
 def train_seed(

@@ -7,7 +7,7 @@ __all__ = ['MIME', 'NUMBER', 'QUALITY_CLASS', 'LEVEL_CLASS', 'CHECKED', 'MIN_DAY
            'banner', 'heading', 'data_table', 'quality_piece', 'settings_table', 'verdict_box', 'skill_pieces',
            'performance_table', 'monthly_piece', 'baselines_table', 'power_table', 'search_table', 'uncertainty_table',
            'skill_by_tables', 'certificate_table', 'trades_table', 'folds_table', 'equity_figure', 'trades_figure',
-           'prediction_figure', 'fan_figure', 'placebo_piece', 'calibration_piece', 'correlation_figure',
+           'prediction_figure', 'fan_figure', 'placebo_piece', 'calibration_piece', 'drift_piece', 'correlation_figure',
            'funnel_figure', 'rules_table', 'entry_text', 'tear_sheet', 'page', 'notebook_html', 'Report',
            'project_folder', 'report_parameters', 'read_summary', 'run_report', 'execute_report', 'write_report',
            'page_again']
@@ -29,6 +29,7 @@ from .metrics import daily_returns
 from .model import model_config
 from .placebo import SHOWN, check_placebo
 from .model_record import MIN_CALIBRATION
+from .monitor import MIN_REFERENCE, WINDOW
 from .plots import plot_correlation, plot_equity, plot_fan, plot_funnel, plot_placebo, plot_predictions, plot_reliability, plot_trades
 from .quality import CHECKS, QualityReport, report_rows
 from .signals import rules_of, signal_funnel
@@ -362,7 +363,7 @@ def calibration_piece(
 ) -> Piece:
     "Reliability diagram and figures of every probability that was given; a sentence where none was."
     given = {event: c for event, c in results["calibration"].items() if c["figures"]["brier"] is not None}
-    if not given: return Piece(f"<p class=quiet>No fold had the {MIN_CALIBRATION} validation windows it takes to calibrate a probability, so none was given; a larger train_hours gives more.</p>")
+    if not given: return Piece(f"<p class=quiet>No fold had the {MIN_CALIBRATION} forecasts it takes to calibrate a probability, so none was given; a larger train_hours gives more.</p>")
     share = lambda x, digits=1: "undefined" if x is None else percent(x, digits=digits)
     rows = [(event, f"{f['n']:,}", share(f["base"]), f"{share(f['low'])} … {share(f['median'])} … {share(f['high'])}", f"{f['brier']:.4f}", share(f["skill"], 2), f"{share(f['error'])} ({share(f['error_of_honest'])})", _p(f["p"]))
             for event, c in given.items() for f in [c["figures"]]]
@@ -370,6 +371,19 @@ def calibration_piece(
     return (figure(fig, "Each dot is a tenth of the forecasts: what they said on average and how often it came, with a 95 % interval. On the dotted line it came as often as promised.")
             + as_table(rows, ["probability that", "bars", "came", "said: 1 % … median … 99 %", "Brier", "Brier skill", "error (of an honest forecaster)", "Spiegelhalter p"])
             + Piece(f"<p class=quiet>{_prose('Brier skill compares with saying the overall share every time; with hourly directions a fraction of a percent is all there is to have. A small p means that the probabilities are not what they say.')}</p>"))
+
+# %% ../nbs/14_reports.ipynb #128201af
+def drift_piece(
+    results: dict,   # from `backtest`
+) -> Piece:
+    "Whether the newest week lies where the last fold was trained: a sentence, and a row per feature that does not."
+    t = results["drift"]
+    if t is None: return Piece(f"<p class=quiet>The last training was too short for a comparison; it takes {MIN_REFERENCE} bars.</p>")
+    gone, far = t[t["drifted"]], (t["psi"] / t["limit"]).idxmax()
+    said = (f"{len(gone)} of the {len(t)} features drifted: in the last {WINDOW} bars they lie where the network was hardly trained, and its forecasts there are extrapolations."
+            if len(gone) else f"None of the {len(t)} features drifted in the last {WINDOW} bars. The nearest to it is {far}, with an index of {t.loc[far, 'psi']:.2f}; its limit is {t.loc[far, 'limit']:.2f}.")
+    rows = [(name, f"{r['psi']:.2f}", f"{r['limit']:.2f}") for name, r in gone.iterrows()]
+    return Piece(f'<p class="{"note warn" if len(gone) else "quiet"}">{_prose(said)}</p>') + (as_table(rows, ["feature", "population-stability index", "limit"]) if rows else Piece(""))
 
 # %% ../nbs/14_reports.ipynb #08c835f2
 def correlation_figure(results: dict) -> Piece:
@@ -410,10 +424,10 @@ def entry_text(
 def _likely(run: RunConfig, p: pd.Series) -> str:
     "What entry=probability asks for and what it got."
     times = "" if run.threshold_scale == 1 else f"{run.threshold_scale:g} times "
-    got = f"It was {percent(p.median())} in the median and {percent(p.max())} at most" if p.notna().any() else "No forecast got one, since no fold had enough validation windows to calibrate it"
+    got = f"It was {percent(p.median())} in the median and {percent(p.max())} at most" if p.notna().any() else "No forecast got one, since no fold had enough forecasts to calibrate it"
     without = "" if p.notna().all() or p.isna().all() else f"; {p.isna().sum():,} of {len(p):,} bars have none"
     return (f"A signal needs a probability of at least {percent(run.p_min)} that the price moves, in the predicted direction, by more than {times}the dynamic threshold (half an ATR plus 0.3 σ); "
-            f"and every rule must agree. The probability is calibrated anew in every fold, on validation bars. {got}{without}.")
+            f"and every rule must agree. The probability is calibrated anew in every fold, on forecasts made before it. {got}{without}.")
 
 # %% ../nbs/14_reports.ipynb #ad37e414
 MIN_DAYS = 10  # daily returns below which a tear sheet is nonsense
@@ -511,16 +525,17 @@ def project_folder() -> Path:
 def report_parameters(
     ticker: str,                     # BASE/QUOTE
     params: Path | None = None,      # YAML; None = params/<ticker>.yaml, else params/default.yaml
-    overrides: Mapping | None = None,  # field → value, stronger than the file; network settings join those of the file
+    overrides: Mapping | None = None,  # field → value, stronger than the file; network settings and rules join those of the file
 ) -> dict:                           # what papermill injects; checked
     "Parameters of a report from file and overrides."
     folder = project_folder() / "params"
     if params is None: params = next(p for p in (folder / f"{slug(check_ticker(ticker))}.yaml", folder / "default.yaml") if p.is_file())
     file, over = read_params(params), dict(overrides or {})
-    if isinstance(over.get("network"), Mapping): over["network"] = {**file.get("network", {}), **over["network"]}
+    for table in ("network", "rules"):
+        if isinstance(over.get(table), Mapping): over[table] = {**file.get(table, {}), **over[table]}
     values = {**file, "ticker": check_ticker(ticker), **over}
     run = run_config({k: str(v) if k == "end" and v is not None else v for k, v in values.items()})
-    model_config(run)   # a mistake in the network is found before a notebook is started
+    model_config(run), rules_of(run)   # a mistake in the network or a rule is found before a notebook is started
     return {k: "" if (v := getattr(run, k)) is None else v for k in values}
 
 # %% ../nbs/14_reports.ipynb #93f3be79

@@ -57,7 +57,7 @@ def signal_box(
     s = now.signal
     close, ahead = s["current_price"], f"{s['horizon']} h"
     of = lambda x: None if x is None else x / close
-    kind = {"threshold": "beyond it the rules are asked", "probability": "a move beyond it is the event", "cost": "the round trip and a margin"}[s["entry"]]
+    kind = {"threshold": "beyond it the rules are asked", "probability": "a move beyond it is the event", "cost": "the costs of a round trip and a margin"}[s["entry"]]
     cards = [(number(close), "price", "last close"), (number(s["predicted_price"]), f"forecast, {ahead} ahead", f"a move of {number(s['price_difference'], '+', 4)} ({share(of(s['price_difference']), True)})"),
              ("±" + number(s["threshold"], digits=4), f"threshold ({share(of(s['threshold']))})", kind),
              (share(s["p_exceed"], digits=1), "probability of a move beyond it", _asked(s)), (share(s["confidence"], digits=1), "confidence in the direction", "a coin has 50 %" if s["calibrated"] else "not calibrated"),
@@ -82,8 +82,9 @@ def decision_figure(
     "Price, bands, threshold and forecast."
     s = now.signal
     fig = plot_decision(now.table, s["predicted_price"], s["threshold"], s["horizon"], now.model.trained_until, now.before(last), bool(s["data_source"].get("simulated")))
+    inside = "does not pay the costs of a round trip" if s["entry"] == "cost" else "is smaller than the market's usual wobble"
     return figure(fig, "Grey line: bars the model was trained on; blue: bars it has not seen. Grey area: Bollinger bands (20 bars, 2 standard deviations). "
-                       "Right: the orange fan is the threshold, the red line the forecast; a forecast that stays inside the fan is smaller than the market's usual wobble.")
+                       f"Right: the orange fan is the threshold, the red line the forecast; a forecast that stays inside the fan {inside}.")
 
 # %% ../nbs/14b_signal_page.ipynb #ef19dda2
 def rule_table(
@@ -91,8 +92,8 @@ def rule_table(
 ) -> Piece:
     "Every rule: what it asks for, what it saw, and what it lets pass."
     rules, yes = now.signal["rules"].values(), lambda x: "yes" if x else "no"
-    bound = lambda r, side: (r["bound"][side] or "–").replace(">=", "≥").replace("<=", "≤").replace("-", "−")
-    rows = [(r["asks_for"], number(r["value"]), bound(r, "long"), yes(r["long"]), bound(r, "short"), yes(r["short"])) for r in rules]
+    bound = lambda r, side: r["bound"][side].replace(">=", "≥").replace("<=", "≤").replace("-", "−")
+    rows = [(r["what"], number(r["value"]), bound(r, "long"), yes(r["long"]), bound(r, "short"), yes(r["short"])) for r in rules]
     count = {side: sum(r[side] for r in rules) for side in ("long", "short")}
     text = f"{count['long']} of {len(rules)} rules would let a long pass, {count['short']} a short. All of them must agree with the direction of the forecast."
     return Piece(f"<p>{text}</p>") + as_table(rows, ["rule", "value", "long asks", "long", "short asks", "short"])
@@ -107,13 +108,15 @@ def indicator_table(
 # %% ../nbs/14b_signal_page.ipynb #a15b2395
 def record_text(
     past: pd.DataFrame,   # from `past_decisions`
-    trained_until,        # open time of the last bar the model has seen
+    trained_until,        # open time of the last bar the newest model has seen
 ) -> str:
     "What can be said of the decisions before, in a sentence or two."
     from statsmodels.stats.proportion import proportion_confint
     if not len(past): return f"There are none yet: this model was trained on bars up to {moment(trained_until)} UTC, and the decision above is its first on a bar it had not seen."
     known, held = past["right"].dropna(), int((past["signal"] != 0).sum())
-    first = f"{len(past)} decision{'' if len(past) == 1 else 's'} on bars after the training span, {held or 'none'} of them with a signal"
+    by = past["version"].nunique()
+    first = (f"{len(past)} decision{'' if len(past) == 1 else 's'} by {by} version{'' if by == 1 else 's'} of this model, each on bars after its training span, "
+             f"by the rules asked for now; {held or 'none'} of them with a signal")
     if not len(known): return f"{first}; what came of them is not known yet."
     low, high = proportion_confint(int(known.sum()), len(known), method="wilson")
     return f"{first}. The forecast had the right direction in {int(known.sum())} of {len(known)} ({share(known.mean(), digits=0)}; 95 % interval {share(low, digits=0)} to {share(high, digits=0)}). So few bars prove nothing either way."
@@ -122,14 +125,14 @@ def record_table(
     now: Decided,
     last: int = 24,   # decisions, the newest ones
 ) -> Piece:
-    "The decisions of this model on bars it had not seen, newest first, and what came of them."
+    "The decisions before, newest first, by which version, and what came of them."
     past = now.before(last)
     if not len(past): return Piece(f"<p>{html.escape(record_text(past, now.model.trained_until))}</p>")
     right = {True: "yes", False: "no"}
     rows = [(moment(r.Index + HOUR), number(r.difference, "+", 4), "±" + number(r.threshold, digits=4), share(r.p_exceed, digits=1) if pd.notna(r.p_exceed) else "–",
-             NAMES[r.signal] + (", rules" if r.direction and not r.signal else ""), number(r.came, "+", 4) if pd.notna(r.came) else "not yet known", "–" if pd.isna(r.right) else right[bool(r.right)])
-            for r in past[::-1].itertuples()]
-    head = ["decided, UTC", "forecast", "threshold", "P(beyond)", "signal", f"{now.run.horizon} h later", "right"]
+             NAMES[r.signal] + (", rules" if r.direction and not r.signal else ""), number(r.came, "+", 4) if pd.notna(r.came) else "not yet known", "–" if pd.isna(r.right) else right[bool(r.right)],
+             r.version.split(".")[0]) for r in past[::-1].itertuples()]
+    head = ["decided, UTC", "forecast", "threshold", "P(beyond)", "signal", f"{now.run.horizon} h later", "right", "version"]
     return Piece(f"<p>{html.escape(record_text(past, now.model.trained_until))}</p>") + as_table(rows, head)
 
 # %% ../nbs/14b_signal_page.ipynb #fced051a
@@ -137,16 +140,15 @@ def model_table(
     now: Decided,
 ) -> Piece:
     "Which version decided, what it was trained on, what its validation promised, and whether that still holds."
-    info, skill, gone = now.signal["model_info"], now.signal["monitor"]["skill"], now.signal["monitor"]
+    info, gone = now.signal["model_info"], now.signal["monitor"]
     promise = info["validation"] or {}
-    drift = "not known: the training was too short for a comparison" if gone["psi"] is None else f"{', '.join(gone['drifted']) or 'none'} of {len(gone['psi'])} (largest index {max(gone['psi'].values()):.2f}: {max(gone['psi'], key=gone['psi'].get)})"
-    live = "no bar yet" if not skill["bars"] else f"{share(skill['live'], True)} on {skill['bars']} bars since" + (f", p = {skill['p']:.2g} for a broken promise" if skill["p"] is not None else ", too few to test")
+    drift = "" if not gone["psi"] else f"; drifted: {', '.join(gone['drifted'])}" if gone["drifted"] else f"; the largest index is {max(gone['psi'].values()):.2f} ({max(gone['psi'], key=gone['psi'].get)})"
     return as_table({
         "Version": f"{info['version']} ({info['decision']})", "Trained on": f"{moment(info['trained_from'])} to {moment(info['trained_until'])} UTC, {info['windows']:,} windows"
                    f" and {info['validation_windows']:,} for validation", "Network": f"{info['weights']:,} weights, looks back {info['lookback_period']} bars, {now.run.horizon} h ahead" + (" (underpowered)" if now.signal["underpowered"] else ""),
         "Loss on validation": f"{info['val_loss']:.4f}; forecasting no move {info['val_loss_of_zero']:.4f}", "Direction right on validation": f"{share(promise.get('hit'), digits=1)} of {promise.get('n', 0):,}",
-        "Skill against no move": f"promised {share(skill['promised'], True)}; {live}", "Features that drifted": drift,
-        "Calibration": f"{now.signal['n_calibration']:,} validation windows" + ("" if now.signal["calibrated"] else ": too few, so there is no confidence and no probability")})
+        "Watched": gone["sentence"] + drift,
+        "Calibration": f"{now.signal['n_calibration']:,} forecasts made before, of validation bars where there are no others" + ("" if now.signal["calibrated"] else ": too few, so there is no confidence and no probability")})
 
 def stamp_table(
     now: Decided,
@@ -157,7 +159,7 @@ def stamp_table(
                      "Fingerprint of the bars": f"sha256 {d['sha256'][:16]}…", "Made": f"{moment(now.signal['timestamp'])} UTC"})
 
 # %% ../nbs/14b_signal_page.ipynb #03a16da0
-ASKED = ("ticker", "end", "exchange", "exchange_url", "lookback", "horizon", "entry", "threshold_scale", "p_min", "fee", "slippage", "cost_margin", "short_volume", "seed", "hours", "network")   # what of a run a signal depends on
+ASKED = ("ticker", "end", "exchange", "exchange_url", "lookback", "horizon", "entry", "threshold_scale", "p_min", "fee", "slippage", "cost_margin", "short_volume", "rules", "seed", "hours", "network")   # what of a run a signal depends on
 
 def run_signal_report(
     run: RunConfig,                  # its hours are the training windows

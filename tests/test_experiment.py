@@ -106,7 +106,7 @@ def test_folds_that_cannot_say_how_likely_a_move_is_enter_nothing_and_that_is_sa
     run = replace(PROBABLE, train_hours=900)
     result = backtest(demo_market(bars_needed(run), seed=2, ticker="ETH/USD"), run)
     fewest = result["folds"]["n_exceed"].min()
-    note = f"2 of 2 folds entered nothing: they had too little to calibrate a probability on (at fewest {fewest} validation windows, 500 are needed)"
+    note = f"2 of 2 folds entered nothing: they had too little to calibrate a probability on (at fewest {fewest} forecasts, 500 are needed)"
     assert result["folds"]["n_exceed"].max() < 500 and (result["signals"]["direction"] == 0).all() and not len(result["trades"])
     assert data_notes(result["data"])[0].startswith(note) and summary(result)["data"]["uncalibrated"].startswith(note)
     assert f'class="note warn">{note}' in banner(result["data"]).markup and "No forecast got one" in entry_text(result).markup

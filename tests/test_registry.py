@@ -17,7 +17,8 @@ from cryptolstm.core import HOUR, InputError, OperationError, RunConfig, Trainin
 from cryptolstm.features import features
 from cryptolstm.live_model import LiveModel
 from cryptolstm.model import fit, load_bundle
-from cryptolstm.registry import challenge, current_version, paired_test, prune, read_note, rollback, save_version, usable_model, version_folders, versions
+from cryptolstm.registry import (challenge, current_version, line_lock, paired_test, prune, read_note, rollback, save_version, usable_version, use_version,
+                                 version_folders, versions, was_used)
 from cryptolstm.settings import model_config
 from cryptolstm.simulate import demo_market
 
@@ -44,14 +45,22 @@ def generator(loopback, home, **settings):
 
 # -- versions, rollback, prune -------------------------------------------------------------------------------------------------------
 
-def test_going_back_and_forth_changes_the_link_and_nothing_else(line):
+def test_going_back_changes_the_link_and_no_model_and_the_same_command_undoes_it(line):
     root, (first, second, third) = line
-    files = lambda: {p: p.read_bytes() for p in sorted(root.rglob("*.json"))}
+    files = lambda: {p: p.read_bytes() for p in sorted(root.rglob("*.*")) if p.is_file() and p.name != "used.json" and not p.is_symlink()}
     before = files()
     assert rollback("line", root=root) == {"line": "line", "was": third.name, "now": second.name}
-    assert rollback("line", root=root)["now"] == first.name
-    assert rollback("line", third.name, root) == {"line": "line", "was": first.name, "now": third.name}
+    assert rollback("line", root=root) == {"line": "line", "was": second.name, "now": third.name}
+    assert rollback("line", first.name, root)["was"] == third.name and rollback("line", root=root)["now"] == third.name
     assert current_version("line", root) == third and files() == before
+
+
+def test_a_version_that_came_into_use_by_hand_counts_as_used(line, trained):
+    root, found = line
+    aside = save_version(trained[0], "line", root, use=False)
+    assert not was_used(aside) and versions("line", root)["state"].tolist()[-1] == "aside"
+    rollback("line", aside.name, root), rollback("line", root=root)
+    assert was_used(aside) and versions("line", root)["state"].tolist()[-2:] == ["in use", "kept"]
 
 
 def test_a_version_that_does_not_exist_is_answered_with_those_that_do(line):
@@ -67,17 +76,24 @@ def test_rollback_passes_over_what_was_never_in_use_and_refuses_what_is_damaged(
     aside = save_version(trained[0], "line", root, use=False)
     newest = save_version(trained[0], "line", root)
     assert rollback("line", root=root)["now"] == found[2].name and newest.name > aside.name
-    (found[1] / "model.onnx").write_bytes(b"x")
-    with pytest.raises(OperationError, match=f"version {found[1].name} of line is damaged"): rollback("line", root=root)
+    for file, content in (("model.onnx", "x"), ("version.json", "{}")):
+        (found[1] / file).write_text(content)
+        with pytest.raises(OperationError, match=f"version {found[1].name} of line is damaged"): rollback("line", found[1].name, root)
     assert current_version("line", root) == found[2]
+    with pytest.raises(InputError, match=f"line has no version that was in use before {found[0].name}; pass one of {found[0].name}, "):
+        rollback("line", found[0].name, root), (found[0] / "used.json").unlink(), rollback("line", root=root)
 
 
 def test_prune_keeps_the_newest_and_the_one_in_use(line, trained):
     root, found = line
     rollback("line", found[0].name, root)
+    (root / "line" / "20200101T000000.000000Z.damaged").mkdir()
     old = root / "line" / ".new-old"
     old.mkdir(), os.utime(old, (1, 1)), (root / "line" / ".new-young").mkdir()
-    assert prune("line", 1, root) == [found[1].name]
+    assert versions("line", root)["state"].tolist() == ["damaged", "in use", "kept", "kept"]
+    with line_lock("line", root), pytest.raises(OperationError, match="^another process has been training line; try again when it is done"):
+        prune("line", 1, root)
+    assert prune("line", 1, root) == [found[1].name, "20200101T000000.000000Z.damaged"]
     assert version_folders("line", root) == [found[0], found[2]] and current_version("line", root) == found[0]
     assert not old.exists() and (root / "line" / ".new-young").exists()      # one may belong to a process that is at work
     for nonsense in (0, -1, True, 1.5):
@@ -89,15 +105,20 @@ def test_the_table_survives_a_version_it_cannot_read(line):
     (found[0] / "bundle.json").write_text("{")
     (found[1] / "version.json").write_text("[]")
     table = versions("line", root).set_index("version")
-    assert table["state"].tolist() == ["unreadable", "kept", "in use"] and table["current"].tolist() == [False, False, True]
-    assert table.loc[found[2].name, "libraries"]["keras"] and table["windows"].notna().sum() == 2
+    assert table["state"].tolist() == ["damaged", "damaged", "in use"] and table["current"].tolist() == [False, False, True]
+    assert table.loc[found[2].name, "libraries"]["keras"] and table["windows"].notna().sum() == 1 and table.loc[found[2].name, "ticker"] == "BTC/USD"
 
 
-def test_a_note_that_was_changed_is_no_note(line):
-    path = line[1][0] / "version.json"
-    assert read_note(path.parent)["used"]
-    path.write_text(path.read_text().replace("true", "false"))
-    assert read_note(path.parent) == {}
+@pytest.mark.parametrize("how", ["changed", "gone", "empty"])
+def test_a_version_whose_note_is_not_as_it_was_written_is_damaged(line, how):
+    root, found = line
+    path = found[2] / "version.json"
+    assert read_note(path.parent)["libraries"]["keras"]
+    path.write_text(path.read_text().replace("keras", "kerax")) if how == "changed" else path.unlink() if how == "gone" else path.write_text("")
+    with pytest.raises(OperationError, match="cannot be read"): read_note(path.parent)
+    version, said = usable_version("line", load_bundle, root)
+    assert version.folder == found[1]
+    assert said == [f"version {found[2].name} of the model is damaged and was set aside as {found[2].name}.damaged; version {found[1].name} is used instead"]
 
 
 def test_the_commands_answer_in_json_and_with_exit_codes(line, monkeypatch):
@@ -109,7 +130,9 @@ def test_the_commands_answer_in_json_and_with_exit_codes(line, monkeypatch):
     assert [r["state"] for r in json.loads(run("list", "--json").stdout)["versions"]] == ["kept", "kept", "in use"]
     assert found[2].name in run("list").stdout
     assert json.loads(run("rollback", "--json").stdout)["now"] == found[1].name
-    assert json.loads(run("rollback", found[2].name, "--json").stdout)["was"] == found[1].name
+    assert json.loads(run("rollback", "--json").stdout) == {"line": "line", "was": found[1].name, "now": found[2].name}
+    listed = json.loads(run("list", "--json").stdout)
+    assert (listed["line"], listed["ticker"], listed["other_lines"]) == ("line", "BTC/USD", []) and "line  BTC/USD" in run("list").stdout
     assert json.loads(run("prune", "--keep", "2", "--json").stdout)["removed"] == [found[0].name]
     assert isinstance(run("rollback", "nonsense").exception, InputError) and run("prune").exit_code == 2
 
@@ -175,7 +198,7 @@ def test_a_damaged_version_is_set_aside_the_previous_one_decides_and_the_signal_
     first = sg.generate_signals(hours=120)["model_info"]["version"]
     loopback.now += 30 * HOUR
     second = sg.generate_signals(hours=120)["model_info"]["version"]
-    folder = tmp_path / "models" / sg.line
+    folder = tmp_path / "models" / sg.line_of(120)
     (folder / second / "model.onnx").write_bytes(b"damaged")
     said = sg.generate_signals(hours=120, retrain_threshold=48)
     assert said["model_info"]["version"] == first and (folder / f"{second}.damaged").is_dir()
@@ -186,9 +209,29 @@ def test_a_damaged_version_is_set_aside_the_previous_one_decides_and_the_signal_
 def test_without_a_version_before_it_a_new_one_is_trained(loopback, tmp_path):
     sg = generator(loopback, tmp_path)
     only = sg.generate_signals(hours=120)["model_info"]["version"]
-    (tmp_path / "models" / sg.line / only / "bundle.json").unlink()
+    (tmp_path / "models" / sg.line_of(120) / only / "bundle.json").unlink()
     said = sg.generate_signals(hours=120)
     assert said["model_info"]["decision"] == "trained: there was no model yet" and f"version {only} of the model is damaged" in said["warnings"][0]
+
+
+def test_a_newer_version_that_was_used_answers_where_there_is_no_older_one(line):
+    root, found = line
+    rollback("line", found[0].name, root)
+    (found[0] / "bundle.json").write_text("{")
+    version, said = usable_version("line", load_bundle, root)
+    assert version.folder == found[1] == current_version("line", root) and said[0].endswith(f"version {found[1].name} is used instead")
+
+
+@pytest.mark.parametrize("how", ["lost", "a file"])
+def test_a_lost_link_is_said_and_the_newest_used_version_answers(line, trained, how):
+    root, found = line
+    save_version(trained[0], "line", root, use=False)
+    (root / "line.keras").unlink()
+    if how == "a file": (root / "line.keras").write_bytes((found[2] / "model.keras").read_bytes())   # a copy that follows links
+    version, said = usable_version("line", load_bundle, root)
+    assert version.folder == found[2] == current_version("line", root)
+    assert said == [f"the link line.keras, which names the version in use, was missing or is a file; version {found[2].name} is used instead"]
+    assert usable_version("line", load_bundle, root)[1] == []
 
 
 def test_a_later_format_and_a_removed_folder_are_no_damage(line):
@@ -196,11 +239,11 @@ def test_a_later_format_and_a_removed_folder_are_no_damage(line):
     path = found[2] / "bundle.json"
     whole = path.read_text()
     path.write_text(json.dumps(json.loads(whole) | {"format": 4}))
-    with pytest.raises(OperationError, match="format 4, this version reads"): usable_model("line", load_bundle, root)
+    with pytest.raises(OperationError, match="format 4, this version reads"): usable_version("line", load_bundle, root)
     assert found[2].is_dir()
     os.rename(found[2], root / "elsewhere")
-    stored = usable_model("line", load_bundle, root)
-    assert stored.folder == found[1] and stored.notes == [f"version {found[2].name} of the model is missing; version {found[1].name} is used instead"]
+    version, said = usable_version("line", load_bundle, root)
+    assert version.folder == found[1] and said == [f"version {found[2].name} of the model is missing; version {found[1].name} is used instead"]
 
 
 # -- champion and challenger ---------------------------------------------------------------------------------------------------------
@@ -223,7 +266,7 @@ def test_a_worse_version_is_kept_as_challenger_and_not_trained_again_at_every_ca
     said = sg.generate_signals(hours=400)
     info = said["model_info"]
     assert info["version"] == first and "is kept as challenger, since its loss on" in info["decision"]
-    challenger = version_folders(sg.line, tmp_path / "models")[-1]
+    challenger = version_folders(sg.line_of(400), tmp_path / "models")[-1]
     assert read_note(challenger)["decision"] == info["challenge"] and info["challenge"]["against"] == first
     assert not info["challenge"]["use"] and info["challenge"]["p_worse"] < 0.05 and info["challenge"]["n"] >= 30
     again = sg.generate_signals(hours=400)["model_info"]
@@ -231,26 +274,76 @@ def test_a_worse_version_is_kept_as_challenger_and_not_trained_again_at_every_ca
     loopback.now += 24 * HOUR
     sg.generate_signals(hours=400)
     assert len(count) == 2                                                  # the threshold has passed once more
-    assert versions(sg.line, tmp_path / "models")["state"].tolist() == ["in use", "challenger", "challenger"]
+    assert versions(sg.line_of(400), tmp_path / "models")["state"].tolist() == ["in use", "challenger", "challenger"]
+
+
+def test_at_the_usual_rhythm_a_worse_version_is_rejected(loopback, tmp_path, monkeypatch):
+    "240 training bars, replaced every day: the bars that moved no weight of either are enough to tell."
+    loopback.now -= 200 * HOUR
+    sg = generator(loopback, tmp_path)
+    first = sg.generate_signals()["model_info"]["version"]
+    loopback.now += 24 * HOUR
+    second = sg.generate_signals()["model_info"]
+    assert second["version"] != first and second["challenge"]["use"] and second["challenge"]["n"] == 48 and second["challenge"]["p_worse"] is not None
+    loopback.now += 24 * HOUR
+    train = SignalGenerator._train
+    monkeypatch.setattr(SignalGenerator, "_train", lambda self, *a: Wild(train(self, *a)))
+    third = sg.generate_signals()["model_info"]
+    assert third["version"] == second["version"] and not third["challenge"]["use"] and third["challenge"]["n"] == 48
+
+
+def test_a_rollback_during_a_retraining_holds(loopback, tmp_path, monkeypatch):
+    loopback.now -= 200 * HOUR
+    sg, root = generator(loopback, tmp_path), tmp_path / "models"
+    first = sg.generate_signals()["model_info"]["version"]
+    loopback.now += 24 * HOUR
+    sg.generate_signals()
+    loopback.now += 24 * HOUR
+    train = SignalGenerator._train
+
+    def meanwhile(self, *a):
+        done = train(self, *a)
+        rollback(sg.line, first, root)
+        return done
+
+    monkeypatch.setattr(SignalGenerator, "_train", meanwhile)
+    said = sg.generate_signals()
+    assert said["model_info"]["version"] == first == current_version(sg.line, root).name
+    assert said["model_info"]["decision"].endswith("is kept beside it")
+    assert said["warnings"][0] == "another version was put in use while this call trained one, which is kept beside it"
+    assert versions(sg.line, root)["state"].tolist() == ["in use", "kept", "aside"]
+
+
+def test_a_version_takes_the_place_of_the_one_it_was_compared_with_and_of_no_other(line, trained):
+    root, found = line
+    new = save_version(trained[0], "line", root, use=False)
+    assert not use_version("line", new, root, instead_of=found[0]) and not use_version("line", new, root, instead_of=None)
+    assert current_version("line", root) == found[2] and not was_used(new)
+    assert use_version("line", new, root, instead_of=found[2]) and current_version("line", root) == new
 
 
 def test_a_version_as_good_as_the_one_in_use_takes_over_and_its_numbers_are_kept(loopback, tmp_path):
     loopback.now -= 200 * HOUR
-    sg = generator(loopback, tmp_path)
+    sg = generator(loopback, tmp_path, seed=1)
     sg.generate_signals(hours=400)
     loopback.now += 60 * HOUR
     info = sg.generate_signals(hours=400)["model_info"]
-    folder = current_version(sg.line, tmp_path / "models")
+    folder = current_version(sg.line_of(400), tmp_path / "models")
     assert folder.name == info["version"] and info["decision"].startswith("trained") and info["challenge"]["use"]
     assert read_note(folder)["decision"] == info["challenge"] == sg.generate_signals(hours=400)["model_info"]["challenge"]
 
 
-def test_bars_the_old_model_has_seen_do_not_count(trained):
+def test_bars_that_moved_a_weight_of_either_model_do_not_count(trained):
     bundle, bars, table = trained
     new = fit(bars.iloc[100:640], table.iloc[100:640], bundle.config)
     judged = challenge(new, bundle, table, bars)
-    assert judged["n"] == 39 and judged["n"] < new.training["validation_windows"]   # rows 600 … 638: the last row has no label
-    assert challenge(fit(bars.iloc[100:610], table.iloc[100:610], bundle.config), bundle, table, bars)["reason"].endswith("too few to tell")
+    fitted = bars.index.get_loc(bundle.fitted_until)
+    first = 639 - new.training["validation_windows"]                                 # rows … 638: the last row has no label
+    assert judged["n"] == 638 - max(fitted, first - 1) == new.training["validation_windows"] and fitted < first
+    late = replace(bundle, fitted_until=bars.index[620].isoformat())
+    assert challenge(new, late, table, bars)["n"] == 18
+    assert challenge(new, late, table, bars)["reason"] == "18 bars that moved no weight of either model are too few to tell"
+    assert challenge(new, replace(bundle, fitted_until=None), table, bars)["n"] == 39    # a record that does not say: only bars it has not seen at all
 
 
 def test_the_paired_test_is_that_of_statsmodels():

@@ -254,7 +254,7 @@ def test_signal_says_why_and_from_which_market(loopback, tmp_path):
 
 
 OTHER = {"ticker": "SOL/USD", "end": "2025-03-01T00:00:00+00:00", "exchange": "kraken", "exchange_url": "http://127.0.0.1:1", "sizing": "fraction",
-         "entry": "cost", "short_volume": "above", "exit": "opposite", "max_hold": 50, "network": {"epochs": 2}}
+         "entry": "cost", "short_volume": "above", "exit": "opposite", "max_hold": 50, "rules": {"macd": False}, "network": {"epochs": 2}}
 
 
 def test_every_setting_of_a_run_reaches_its_page():
@@ -302,7 +302,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path):
 def test_a_page_states_the_rules_of_its_run(made):
     _, url, _, page = made
     assert "2 × (0.20&nbsp;% fee + 0.02&nbsp;% slippage), and 50&nbsp;% more" in page.replace("\xa0", "&nbsp;") and "half an ATR" not in page
-    assert "volume above its 20-bar mean</td>" in page and f"coinbaseexchange at {url}" in page
+    assert "volume / its 20-bar mean &gt; 1</td>" in page and f"coinbaseexchange at {url}" in page
 
 
 def test_an_unknown_ticker_is_named_and_a_near_one_offered(loopback, tmp_path):

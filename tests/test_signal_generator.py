@@ -11,8 +11,8 @@ from cryptolstm import SignalGenerator
 from cryptolstm.core import HOUR, InputError, RunConfig, stamp
 from cryptolstm.features import features
 from cryptolstm.model import fit, load_bundle, model_config
-from cryptolstm.registry import current_version, differs, line_name
-from cryptolstm.signals import RULES, decide, lag_warning, model_plan, rules_of, signal_dict
+from cryptolstm.registry import Version, current_version, differs, line_name, lines, version_folders
+from cryptolstm.signals import RULES, check_decidable, decide, lag_warning, model_plan, rules_of, signal_dict
 from cryptolstm.simulate import demo_market
 
 TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 2, "refit_epochs": 1}
@@ -23,7 +23,7 @@ def generator(loopback, home, **settings):
     return SignalGenerator("BTC/USD", exchange="coinbaseexchange", exchange_url=loopback.url, home=home, config=replace(RUN, **settings))
 
 
-def in_use(sg): return current_version(sg.line, sg.home / "models").name
+def in_use(sg, hours=120): return current_version(sg.line_of(hours), sg.home / "models").name
 
 
 # -- settings ------------------------------------------------------------------------------------------------------------------------
@@ -66,15 +66,39 @@ def test_the_rules_shown_are_the_rules_that_decide(short_volume):
     short = pd.Series(-3.0, bars.index).iloc[1200:]
     decisions = decide(short, table, run)
     for row in range(0, 100, 9):
-        shown = signal_dict(run, bars.iloc[:1201 + row], table.iloc[:1201 + row], decisions.iloc[row], bundle, Path("x"), "trained")["rules"]
+        shown = signal_dict(run, bars.iloc[:1201 + row], table.iloc[:1201 + row], decisions.iloc[row], [Version(bundle, Path("x"))], "trained")["rules"]
         assert {k: v["short"] for k, v in shown.items()} == {k.removeprefix("rule_"): bool(v) for k, v in decisions.iloc[row].items() if k.startswith("rule_")}
-    assert [shown[k]["asks_for"] for k in shown] == [r.text for r in rules_of(run).values()]
-    assert ("(short: below)" in shown["volume"]["asks_for"]) == (short_volume == "below")
+    assert [shown[k]["asks_for"] for k in shown] == [f"{r.what} {r.bounds()['short']}" for r in rules_of(run).values()]
+    assert shown["volume"]["asks_for"].endswith("< 1" if short_volume == "below" else "> 1") and shown["rsi"]["asks_for"] == "RSI > 35"
 
 
 def test_a_dropped_rule_stays_dropped():
     without = {k: v for k, v in RULES.items() if k != "volume"}
     assert rules_of(replace(RUN, short_volume="above"), without) == without and rules_of(RUN) == RULES
+    assert rules_of(replace(RUN, rules={"volume": False})) == without == rules_of(replace(RUN, rules={"volume": False, "macd": True}))
+
+
+def test_a_rule_and_its_bound_are_parameters_of_the_run():
+    bars = demo_market(1300, seed=6)
+    table = features(bars)
+    loud = pd.Series(np.where(np.arange(400) % 2, 3.0, -3.0), bars.index[-400:])
+    alone = lambda **rules: decide(loud, table, replace(RUN, rules={k: False for k in RULES if k not in rules} | rules))["signal"]
+    assert (alone(adx=30) == decide(loud, table, RUN, {"adx": replace(RULES["adx"], bound=30)})["signal"]).all()
+    rsi = table["rsi"].loc[loud.index]
+    assert (alone(rsi=60) == np.where(loud > 0, rsi < 60, -1 * (rsi > 40))).all()
+    assert (alone(volatility=0.5) == np.sign(loud).where(table["sigma"] / table["sigma"].rolling(720, min_periods=240).quantile(0.9) <= 0.5, 0)).all()
+    assert (alone() == np.sign(loud)).all()                              # no rule is left
+
+
+@pytest.mark.parametrize("rules,text", [
+    ({"rsy": False}, "unknown rule rsy; did you mean rsi?"), ({"adx": 101}, "rules adx is 101; pass a bound from 0 to 100, or false to drop it"),
+    ({"rsi": float("nan")}, "rules rsi is nan; pass a bound from 50 to 100"),
+    ({"macd": 0}, "rules macd is 0; pass false to drop it, its bound cannot be changed"),
+    ({"adx": "high"}, "rules is {'adx': 'high'}; pass a table such as rules: {macd: false, adx: 30}"), (["adx"], "rules is ['adx']; pass a table")])
+def test_nonsense_about_rules_is_one_sentence(rules, text, client_home):
+    with pytest.raises(InputError) as refused: check_decidable(RunConfig(rules=rules))
+    assert str(refused.value).startswith(text)
+    with pytest.raises(InputError): SignalGenerator(rules=rules)
 
 
 # -- which model ---------------------------------------------------------------------------------------------------------------------
@@ -85,7 +109,8 @@ def test_a_question_about_the_past_does_not_put_an_old_model_in_use(loopback, tm
     assert in_use(now) == live["model_info"]["version"]
     for hours in (120, 200):                                             # the training length of the model in use, and another
         past = generator(loopback, tmp_path, end=(loopback.now - 500 * HOUR).isoformat()).generate_signals(hours=hours)
-        assert past["model_info"]["version"] != live["model_info"]["version"] and "kept beside the model in use" in past["model_info"]["decision"]
+        assert past["model_info"]["version"] != live["model_info"]["version"]
+        assert ("kept beside the model in use" in past["model_info"]["decision"]) == (hours == 120)
         assert past["model_info"]["trained_until"] < past["bar_close_time"] < live["bar_close_time"]
         assert in_use(now) == live["model_info"]["version"]
     again = now.generate_signals(hours=120)
@@ -101,15 +126,63 @@ def test_a_day_later_the_model_is_continued_and_for_another_length_started_afres
     assert (first["warm_started"], second["warm_started"]) == (False, True)
     assert second["decision"] == "trained: training span ended 31 h ago, the threshold is 24 h"
     third = sg.generate_signals(hours=600)["model_info"]
-    assert third["decision"] == "trained: hours was 120, asked for is 600" and not third["warm_started"] and third["windows"] > 400
-    assert in_use(sg) == third["version"] and sg.generate_signals(hours=600)["model_info"]["decision"].startswith("reused")
+    assert third["decision"] == "trained: there was no model yet" and not third["warm_started"] and third["windows"] > 400
+    assert in_use(sg, 600) == third["version"] and sg.generate_signals(hours=600)["model_info"]["decision"].startswith("reused")
+    assert in_use(sg) == second["version"]
+
+
+def test_two_timeframes_keep_a_model_each(loopback, tmp_path):
+    "The design's own example: signals from 48 bars and from 240, in turn."
+    loopback.now -= 100 * HOUR
+    sg = generator(loopback, tmp_path)
+    ask = lambda: [sg.generate_signals(hours=48, retrain_threshold=6)["model_info"], sg.generate_signals(hours=240, retrain_threshold=24)["model_info"]]
+    first, again = ask(), ask()
+    assert [m["version"] for m in again] == [m["version"] for m in first] and all(m["decision"].startswith("reused") for m in again)
+    loopback.now += 7 * HOUR
+    later = ask()
+    assert [m["version"] == old["version"] for m, old in zip(later, first, strict=True)] == [False, True]      # only one of them is old enough
+    assert later[0]["warm_started"] and later[0]["challenge"]["against"] == first[0]["version"]
+    assert len(lines(tmp_path / "models")) == 2
+
+
+def test_a_named_line_is_not_made_for_something_else_on_the_way(loopback, tmp_path):
+    def mine(**settings):
+        run = replace(RUN, **settings)
+        return SignalGenerator("BTC/USD", exchange="coinbaseexchange", exchange_url=loopback.url, home=tmp_path, model="mine", config=run)
+
+    version = mine().generate_signals(hours=120)["model_info"]["version"]
+    for other, hours, what in (({}, 240, "hours was 120, asked for is 240"), ({"lookback": 24}, 120, "lookback was 12, asked for is 24"),
+                               ({"horizon": 3}, 120, "horizon was 1, asked for is 3")):
+        with pytest.raises(InputError, match=f"^the model line mine was made for another request: {what}; pass that, or another --model name$"):
+            mine(**other).generate_signals(hours=hours)
+    assert mine().generate_signals(hours=120)["model_info"]["version"] == version and len(version_folders("mine", tmp_path / "models")) == 1
+
+
+def test_a_model_with_other_features_is_neither_used_nor_continued(loopback, tmp_path, monkeypatch):
+    "As an earlier release may have trained it."
+    from cryptolstm import model
+    from cryptolstm.features import INPUTS
+    loopback.now -= 100 * HOUR
+    sg = generator(loopback, tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(model, "input_columns", lambda config: INPUTS[:10])
+        old = sg.generate_signals(hours=120)["model_info"]["version"]
+    loopback.now += 30 * HOUR
+    for threshold in (24, 0):
+        info = sg.generate_signals(hours=120, retrain_threshold=threshold)["model_info"]
+        assert info["version"] != old
+        if not threshold: continue
+        assert info["decision"] == "trained: features were 10 columns, asked for are 23 (the difference begins with atr_rel)"
+        assert not info["warm_started"]
+    bundle = load_bundle(tmp_path / "models" / sg.line_of(120) / old)
+    assert model.warm_start_refusal(bundle, bundle.config, pd.Timestamp.now("UTC"), pd.Timestamp.now("UTC")) == "the old model was trained on other features"
 
 
 def test_a_model_that_must_not_be_continued_is_started_afresh_and_the_signal_says_why(loopback, tmp_path):
     loopback.now -= 100 * HOUR
     sg = generator(loopback, tmp_path)
     version = sg.generate_signals(hours=120)["model_info"]["version"]
-    record = tmp_path / "models" / sg.line / version / "bundle.json"
+    record = tmp_path / "models" / sg.line_of(120) / version / "bundle.json"
     table = json.loads(record.read_text())
     record.write_text(json.dumps({k: v for k, v in table.items() if k not in ("hashes", "fitted_until")} | {"format": 1}))   # as an earlier version wrote it
     loopback.now += 30 * HOUR
@@ -136,11 +209,19 @@ def test_each_market_has_a_line_of_its_own_and_the_usual_exchange_the_short_name
     assert line_name("ETH/USD", "mine.keras", "simulated") == "mine"
 
 
+def test_each_request_has_a_line_of_its_own():
+    config = model_config(RunConfig())
+    requests = [(240, config), (48, config), (240, replace(config, lookback=24)), (240, replace(config, horizon=6)),
+                (240, replace(config, epochs=5)), (240, replace(config, seed=1))]
+    names = [line_name("ETH/USD", hours=h, config=c) for h, c in requests]
+    assert names[:4] == ["eth_usd_lstm_v2", "eth_usd_48h_lstm_v2", "eth_usd_lookback24_lstm_v2", "eth_usd_horizon6_lstm_v2"] and len(set(names)) == 6
+
+
 def test_the_demo_market_does_not_take_the_real_model_out_of_use(loopback, tmp_path):
     sg = generator(loopback, tmp_path)
     real = sg.generate_signals(hours=120)["model_info"]["version"]
     demo = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=RUN)
-    assert demo.line == "btc_usd_simulated_lstm_v2" != sg.line
+    assert demo.line_of(120).startswith("btc_usd_simulated_120h_lookback12_") and demo.line_of(120) != sg.line_of(120)
     demo.generate_signals(hours=120)
     assert in_use(sg) == real and in_use(demo) != real
 
@@ -176,7 +257,7 @@ def judged():
 def warnings_of(judged, run=RUN, **attrs):
     table, bundle, decision, bars = judged
     plenty = replace(bundle, training={**bundle.training, "underpowered": False})
-    return signal_dict(run, stamp(bars, "BTC/USD", "kraken", **attrs), table, decision, plenty, Path("x"), "trained")["warnings"]
+    return signal_dict(run, stamp(bars, "BTC/USD", "kraken", **attrs), table, decision, [Version(plenty, Path("x"))], "trained")["warnings"]
 
 
 @pytest.mark.parametrize("late,warned", [(0, False), (0.5, False), (3, False), (3.5, True), (4000, True)])
@@ -200,7 +281,8 @@ def test_short_stale_and_underpowered_are_warnings(judged):
     assert said == [stale, f"{short}; the training span or its warm-up is shorter than asked for"]
     table, bundle, decision, bars = judged
     weak = replace(bundle, training={**bundle.training, "underpowered": True, "windows": 100, "weights": 541_405})
-    assert signal_dict(RUN, bars, table, decision, weak, Path("x"), "")["warnings"] == ["the model is underpowered: 100 training windows for 541405 weights"]
+    said = signal_dict(RUN, bars, table, decision, [Version(weak, Path("x"))], "")["warnings"]
+    assert said == ["the model is underpowered: 100 training windows for 541405 weights"]
 
 
 def test_a_real_signal_carries_its_warnings_and_is_json(loopback, tmp_path):
@@ -215,5 +297,31 @@ def test_the_decided_bar_is_never_in_the_training_span(loopback, tmp_path):
         info = (signal := sg.generate_signals(hours=120))["model_info"]
         assert pd.Timestamp(info["trained_until"]) + HOUR < pd.Timestamp(signal["bar_close_time"])
         assert np.isfinite(signal["predicted_price"])
-    folder = tmp_path / "models" / sg.line / info["version"]
+    folder = tmp_path / "models" / sg.line_of(120) / info["version"]
     assert load_bundle(folder).hours == 120
+
+
+# -- the examples of the design ------------------------------------------------------------------------------------------------------
+
+def test_the_usage_examples_of_the_design_run_as_typed(loopback, client_home, monkeypatch):
+    "But for the name of the package, and for a small network and few retrainings, which come with `config`."
+    from cryptolstm import Backtester
+    monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", loopback.url)
+    small = RunConfig(network=TINY, lookback=12, train_hours=400, retrain_every=1080)
+
+    sg = SignalGenerator(ticker='ETH/USD', config=small)
+    backtester = Backtester(sg, hours=720, initial_balance=50000)
+
+    # Short-term signals
+    short_signals = sg.generate_signals(hours=48, retrain_threshold=6)
+
+    # Medium-term signals
+    medium_signals = sg.generate_signals(hours=240, retrain_threshold=24)
+
+    # Long-term backtest
+    long_backtest = backtester.run(hours=2160)  # 90 days
+
+    assert short_signals["model_info"]["hours"] == 48 and medium_signals["model_info"]["hours"] == 240
+    assert sg.generate_signals(hours=48, retrain_threshold=6)["model_info"]["version"] == short_signals["model_info"]["version"]
+    assert len(long_backtest["equity"]) == 2160 and long_backtest["initial_balance"] == 50_000 and len(long_backtest["folds"]) == 2
+    print(f"Total Return: {long_backtest['total_return']*100:.2f}%")

@@ -15,7 +15,7 @@ from cryptolstm import SignalGenerator
 from cryptolstm.cli import app
 from cryptolstm.core import HOUR, InputError, RunConfig, TrainingSpanError
 from cryptolstm.manifest import OPEN, split
-from cryptolstm.signal_page import ASKED, record_table, record_text, signal_box, signal_heading
+from cryptolstm.signal_page import ASKED, decision_figure, record_table, record_text, signal_box, signal_heading
 from cryptolstm.signals import past_decisions
 
 ROOT = Path(__file__).parents[1]
@@ -36,10 +36,34 @@ def decided(tmp_path_factory):
 def test_the_record_holds_bars_the_model_had_not_seen_and_no_other(decided):
     past, bars = decided.before(1000), decided.bars
     assert past.index[0] == pd.Timestamp(decided.model.trained_until) + HOUR and past.index[-1] == bars.index[-2] and len(past) == 29
-    assert decided.before(5).equals(past.iloc[-5:])
+    assert decided.before(5).equals(past.iloc[-5:]) and past["version"].unique().tolist() == [decided.history[0].folder.name]
     with pytest.raises(TrainingSpanError): decided.model.predict(decided.table, bars, start=bars.index.get_loc(past.index[0]) - 1)
-    newest = past_decisions(decided.model, decided.table.loc[:past.index[0]], bars.loc[:past.index[0]], decided.run, decided.exceed)
+    newest = past_decisions(decided.history, decided.table.loc[:past.index[0]], bars.loc[:past.index[0]], decided.run)
     assert not len(newest) and "There are none yet" in record_text(newest, decided.model.trained_until)
+
+
+def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_path):
+    "Each bar by the version that was the newest one then, with the probability of that version."
+    start = pd.Timestamp("2025-03-01", tz="UTC")
+    at = lambda hours: SignalGenerator(exchange="simulated", home=tmp_path, config=replace(RUN, end=(start + hours * HOUR).isoformat()))
+    for day in range(3): now = at(24 * day).decide_now(hours=120)
+    past, versions = now.before(48), [v.folder.name for v in now.history]
+    assert len(versions) == 3 and now.signal["model_info"]["version"] == versions[0]
+    assert len(past) == 48 and list(past["version"].unique()) == versions[1:][::-1]                    # the newest version was trained a moment ago
+    for version in now.history:
+        own = past.index[past["version"] == version.folder.name]
+        if not len(own): continue
+        version.model.check_out_of_sample(own)
+        said = version.model.predict(now.table, now.bars, start=now.bars.index.get_loc(own[0]))
+        assert (said.loc[own] == past.loc[own, "prediction"]).all()
+    page = record_table(now, 48).markup
+    assert "48 decisions by 2 versions of this model" in page and all(name.split(".")[0] in page for name in versions[1:])
+    assert now.signal["monitor"]["skill"]["versions"] == 2
+
+
+@pytest.mark.parametrize("entry,said", [("threshold", "is smaller than the market&#x27;s usual wobble"), ("cost", "does not pay the costs of a round trip")])
+def test_the_caption_of_the_fan_says_what_the_fan_is(decided, entry, said):
+    assert said in decision_figure(replace(decided, signal={**decided.signal, "entry": entry})).markup.replace("&#39;", "&#x27;").replace("'", "&#x27;")
 
 
 def test_what_came_is_what_the_bars_say_and_the_last_hours_are_not_known_yet(decided):

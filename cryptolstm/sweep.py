@@ -220,15 +220,15 @@ def best_point(
     score: str = "total_return",  # one of `SCORES`
 ) -> int:                         # row of the highest score among the points that traded; of the first point, where none did
     "Doing nothing beats most settings, and is none: an idle point is never the best of a surface."
-    scores = table[score].where(table["num_trades"] > 0)
-    return int(scores.idxmax()) if scores.notna().any() else 0
+    scores = table[score].where(table["num_trades"] > 0).to_numpy(float)
+    return int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
 
 def surface_summary(
     table: pd.DataFrame,        # from `sweep`
     held: float | None = None,  # total return of buy & hold on the same bars
 ) -> dict:                      # JSON-able; shares are of all points
     "Best, median and how many points stand above nothing and above holding."
-    returns, best = table["total_return"], table.loc[best_point(table)]
+    returns, best = table["total_return"], table.iloc[best_point(table)]
     share = lambda mask: float(mask.mean())
     number = lambda x: x if isinstance(x, str) else None if not np.isfinite(x) else float(x)
     return {"points": len(table), "best": {k: number(v) for k, v in best.items()}, "median_return": float(returns.median()), "worst_return": float(returns.min()),

@@ -258,7 +258,9 @@ def _among(a: dict | None) -> dict[str, str]:
 def uncertainty_table(
     results: dict,   # from `backtest`
 ) -> Piece:
-    "Bootstrap intervals of three figures."
+    "Bootstrap intervals of three figures; a sentence where no position was ever held."
+    if (results["equity"] == results["config"].initial_balance).all():
+        return Piece("<p>It held no position, so there is nothing to resample: return and drawdown are zero in every draw of these hours.</p>")
     t, forms = results["uncertainty"], {"sharpe_ratio": (".2f", "Sharpe ratio, annual"), "total_return": ("+.2%", "total return"), "max_drawdown": (".2%", "max drawdown")}
     rows = [(label, figure_text(t.loc[key, "seen"], form), f"{figure_text(t.loc[key, 'low'], form)} … {figure_text(t.loc[key, 'high'], form)}") for key, (form, label) in forms.items()]
     a = t.attrs

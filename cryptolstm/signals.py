@@ -595,6 +595,6 @@ class SignalGenerator:
     def _train(self, bars: pd.DataFrame, table: pd.DataFrame, hours: int, continued: Path | None) -> ModelRecord:
         "Train on the newest windows before the bar decided on, which is not in them."
         from cryptolstm.model import fit, load_bundle
-        rows = slice(max(len(bars) - 1 - hours - self.run.lookback - self.run.horizon, 0), len(bars) - 1)
+        rows = slice(max(len(bars) - hours - self.run.lookback - self.run.horizon, 0), len(bars) - 1)   # `hours` windows, each with its answer
         return fit(bars.iloc[rows], table.iloc[rows], self.config, warm_start=None if continued is None else load_bundle(continued), hours=hours,
                    label=f"training {self.run.ticker}" if self.progress else None)

@@ -1,6 +1,7 @@
 """What every test stands on: a home of its own, no exchange but the loop-back one, and the recorded candles where they are."""
 import importlib.util
 import os
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port: a client w
 os.environ["CRYPTOLSTM_HOME"] = tempfile.mkdtemp(prefix="cryptolstm-tests-")
 os.environ["CRYPTOLSTM_EXCHANGE_URL"] = CLOSED
 os.environ.pop("CRYPTOLSTM_EXCHANGE", None)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background with Ctrl-C ignored, and children inherit it
 
 
 @pytest.fixture(autouse=True)

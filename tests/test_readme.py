@@ -101,4 +101,9 @@ def test_what_the_readme_found_is_found_again(loopback, tmp_path, real_bars):
     found = TEXT[TEXT.index("**What it honestly found**"):TEXT.index("## Two commands")]
     assert f"**{result['verdict']['level']}**" in found
     hit = float(re.search(r"direction was right ([\d.]+) % of the time", found).group(1))
-    assert abs(100 * result["verdict"]["numbers"]["hit"] - hit) < 1.5   # other processors round differently, and training amplifies it
+    numbers = result["verdict"]["numbers"]
+    held = float(re.search(r"buy & hold returned (−?[\d.]+) %", found).group(1).replace("−", "-"))
+    seen = float(re.search(r"hit rates above ([\d.]+) %", found).group(1))
+    assert abs(100 * numbers["buy_and_hold_return"] - held) < 0.06 and abs(100 * numbers["min_detectable_hit"] - seen) < 0.06
+    assert ("it did not trade" in found) == (numbers["trades"] == 0)
+    assert abs(100 * numbers["hit"] - hit) < 1.5   # other processors round differently, and training amplifies it

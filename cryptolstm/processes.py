@@ -52,7 +52,9 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while True:
-            if (work := line.recv()) is not None: line.send(_do(*work))   # None = a wish to stop that came too late
+            if (work := line.recv()) is None: continue   # a wish to stop that came too late
+            line.send(("taken", None))
+            line.send(_do(*work))
     except (EOFError, OSError): return
 
 def _do(
@@ -85,6 +87,7 @@ class Workers:
     ):
         if isinstance(processes, bool) or not isinstance(processes, int) or not 1 <= processes <= 256: raise InputError(f"processes is {processes!r}; pass a whole number from 1 to 256")
         self.processes, self._lines = processes, {}   # the line to each child that lives
+        self._idle = set()                            # those that have finished work and taken no other since
 
     def __enter__(self) -> "Workers": return self
     def __exit__(self, *_) -> None: self.close()
@@ -121,7 +124,7 @@ class Workers:
                 while todo and not asked and len(busy) < self.processes:
                     k, arguments = todo.popleft()
                     busy[self._give((function, arguments), busy)] = k
-                for line in wait(list(busy), timeout=0.2): self._hear(line, busy, results, errors, said)
+                for line in wait(list(busy), timeout=0.2): self._hear(line, busy, todo, tasks, results, errors, said)
                 if len(pressed) > 1: self.close(0); raise KeyboardInterrupt
                 if (pressed or errors) and not asked:
                     asked = True
@@ -140,19 +143,25 @@ class Workers:
     def _bury(self, line: Connection) -> int:
         "Forget a child that has died; its exit code."
         child = self._lines.pop(line)
+        self._idle.discard(line)
         line.close(); child.join()
         return child.exitcode
 
-    def _hear(self, line: Connection, busy: dict, results: list, errors: list, said: Callable) -> None:
+    def _hear(self, line: Connection, busy: dict, todo: deque, tasks: Sequence, results: list, errors: list, said: Callable) -> None:
         "One message of one child."
         try: kind, what = line.recv()
         except (EOFError, OSError):
-            busy.pop(line)
+            k = busy.pop(line)
+            if line in self._idle:   # it was dying when the work was sent, and never took it
+                self._bury(line)
+                return todo.appendleft((k, tasks[k]))
             errors.append(OperationError(f"a process ended in the middle of its work with exit code {self._bury(line)}; is there enough memory, "
                                          "and does the script that started it have `if __name__ == \"__main__\":`?"))
             return
+        if kind == "taken": return self._idle.discard(line)
         if kind == "report": return said(what)
         k = busy.pop(line)
+        self._idle.add(line)
         if kind == "done": results[k] = what
         elif kind == "failed": errors.append(what)
 

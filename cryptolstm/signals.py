@@ -27,7 +27,7 @@ from .features import INDICATORS, WARMUP, features
 from .live_model import LiveModel
 from .model_record import MIN_CALIBRATION, ModelRecord, by_evidence, calibrate
 from .monitor import WINDOW, health, reference
-from .registry import (USUAL, Version, age_hours, calibration_pairs, challenge, differs, line_forecasts, line_history, line_lock, line_name, line_pairs, read_version,
+from .registry import (USUAL, Version, age_hours, calibration_pairs, challenge, current_version, differs, line_forecasts, line_history, line_lock, line_name, line_pairs, read_version,
                                  save_version, usable_version, use_version, validation_figures, validation_pairs, version_folders, youngest_try)
 from .settings import ModelConfig, model_config
 from .windows import label, predicted_price
@@ -588,7 +588,9 @@ class SignalGenerator:
         tried = {"decision": {"against": stored.folder.name, **challenge(bundle, stored.model, table, bars)}} if plan == "continue" else {}
         bundle, note = with_promises(bundle, asked.history(stored, bars, bundle.training["validation_windows"]) if plan == "continue" else [], table, bars)
         folder = save_version(bundle, asked.line, asked.root, use=False, note=note | tried)
-        if tried and not tried["decision"]["use"]: return stored, f"reused: {why}; version {folder.name} is kept as challenger, since {tried['decision']['reason']}", tried
+        if tried and not tried["decision"]["use"]:
+            if current_version(asked.line, asked.root) != stored.folder: return None, why, tried
+            return stored, f"reused: {why}; version {folder.name} is kept as challenger, since {tried['decision']['reason']}", tried
         if not past and not use_version(asked.line, folder, asked.root, instead_of=None if stored is None else stored.folder): return None, why, tried
         return read_version(folder, stored_model), f"trained: {why}", tried
 

@@ -311,7 +311,8 @@ def test_a_rollback_during_a_retraining_holds(loopback, tmp_path, monkeypatch):
     assert said["model_info"]["version"] == first == current_version(sg.line, root).name
     assert said["model_info"]["decision"].endswith("is kept beside it")
     assert said["warnings"][0] == "another version was put in use while this call trained one, which is kept beside it"
-    assert versions(sg.line, root)["state"].tolist() == ["in use", "kept", "aside"]
+    state = versions(sg.line, root)["state"].tolist()
+    assert state[:2] == ["in use", "kept"] and state[2] in ("aside", "challenger")   # the second word, if it also lost against the one it was compared with
 
 
 def test_a_version_takes_the_place_of_the_one_it_was_compared_with_and_of_no_other(line, trained):

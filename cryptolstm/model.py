@@ -157,7 +157,7 @@ class ModelBundle(ModelRecord):
         said = []
         for weights in self.members:
             net.set_weights(weights)
-            said.append(net.predict(padded, verbose=0)[:len(ends), 0])
+            said.append(np.concatenate([net.predict_on_batch(*padded[k])[:, 0] for k in range(len(padded))])[:len(ends)])
         return np.stack(said, axis=1)
 
 # %% ../nbs/05_model.ipynb #8d0b6f11

@@ -579,7 +579,7 @@ def execute_report(
     for name in values:
         if name not in known: raise unknown_name("parameter", name, known)
     with tempfile.TemporaryDirectory() as d:
-        try: return papermill.execute_notebook(str(source), str(Path(d) / "run.ipynb"), values, progress_bar=False, kernel_name="python3",
+        try: return papermill.execute_notebook(str(source), str(Path(d) / "run.ipynb"), values, progress_bar=False, kernel_name="python3", request_save_on_cell_execute=False,
                                                extra_arguments=["--IPKernelApp.log_level=CRITICAL"], stderr_file=sys.stderr if progress else None)
         except papermill.PapermillExecutionError as e: raise _cause(e) from e
 

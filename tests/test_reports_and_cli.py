@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import yaml
 from loopback import Loopback
 from papermill import inspect_notebook
 from typer.testing import CliRunner
@@ -60,7 +61,7 @@ def sentence(done: subprocess.CompletedProcess) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", done.stderr).split())
 
 
-def test_signal_prints_every_key_of_the_spec(loopback, tmp_path):
+def test_signal_prints_every_key_of_the_spec(loopback, typed, tmp_path):
     done = run("cryptolstm", "signal", "--ticker", "BTC/USD", "--hours", "240", "--json", "--exchange-url", loopback.url, *TINY, home=tmp_path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -69,13 +70,14 @@ def test_signal_prints_every_key_of_the_spec(loopback, tmp_path):
     assert {"path", "last_trained", "lookback_period"} <= set(said["model_info"])
     assert said["signal"] in (-1, 0, 1) and said["current_price"] > 1000 and said["data_source"]["simulated"] is False
     assert said["bar_close_time"].startswith("2025-04-30T23:00")
-    again = run("cryptolstm", "signal", "--ticker", "BTC/USD", "--exchange-url", loopback.url, *TINY, home=tmp_path)
+    again = typed("cryptolstm", "signal", "--ticker", "BTC/USD", "--exchange-url", loopback.url, *TINY)
     assert again.returncode == 0 and "reused" in again.stdout and "BTC/USD" in again.stdout
 
 
-def test_backtest_of_real_candles_gives_the_same_numbers_twice(loopback, tmp_path, real_bars):
+def test_backtest_of_real_candles_gives_the_same_numbers_twice(loopback, typed, tmp_path, real_bars):
+    "In a process of its own, and in this one, where other networks may have been trained before."
     command = ["cryptolstm", "backtest", "--ticker", "ETH/USD", "--hours", "240", "--exchange-url", loopback.url, "--json", *SMOKE]
-    first, second = (run(*command, home=tmp_path / str(k)) for k in (1, 2))
+    first, second = run(*command, home=tmp_path / "other"), typed(*command)
     assert first.returncode == second.returncode == 0, first.stderr
     a, b = json.loads(first.stdout), json.loads(second.stdout)
     assert a["data"]["sha256"] == b["data"]["sha256"] and not a["data"]["simulated"]
@@ -88,16 +90,18 @@ def test_backtest_of_real_candles_gives_the_same_numbers_twice(loopback, tmp_pat
     assert held == pytest.approx(tested["close"].iloc[-1] / (tested["open"].iloc[1] * 1.0002 * 1.001))
 
 
-ASKED = ["short_volume=above", "entry=cost", "fee=2e-3", "exit=opposite", "network.refit_epochs=1"]
+ASKED = {"short_volume": "above", "entry": "cost", "fee": 2e-3, "exit": "opposite"}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    "A report of recorded candles with settings of its own: the folder, the address of the exchange, the finished command and the page."
+    "`make report` of recorded candles with settings of its own: the folder, the address of the exchange, the finished command and the page."
     home = tmp_path_factory.mktemp("report")
-    asked = [part for setting in ASKED for part in ("--set", setting)]
     with Loopback() as exchange:
-        done = run("cryptolstm", "report", "ETH/USD", *SMOKE, *asked, "--exchange-url", exchange.url, "--out", str(home / "out"), home=home)
+        asked = {**yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text()), **ASKED, "exchange_url": exchange.url}
+        (home / "asked.yaml").write_text(yaml.safe_dump(asked))
+        outer = {"MAKELEVEL": "", "MAKEFLAGS": ""}   # the tests themselves are run by make
+        done = run("make", "report", f"PARAMS={home / 'asked.yaml'}", home=home, CRYPTOLSTM_REPORTS=str(home / "out"), **outer)
     assert done.returncode == 0, done.stderr
     return home, exchange.url, done, (home / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
 
@@ -105,8 +109,9 @@ def made(tmp_path_factory):
 def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
     real_bars("ETH/USD")
     home, url, done, page = made
-    path = Path(done.stdout.strip().splitlines()[-1])
-    assert path == home / "out" / "eth_usd" / "backtest.html" and path.with_suffix(".ipynb").is_file()
+    verdict, path = done.stdout.strip().splitlines()[-2:]
+    path = Path(path)
+    assert "Clark–West" in verdict and path == home / "out" / "eth_usd" / "backtest.html" and path.with_suffix(".ipynb").is_file()
     assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {url} and f'="{url}' not in page   # named, never linked
     outside = re.sub(r"<iframe.*?</iframe>", "", page, flags=re.S)
     assert re.findall(r"<script[^>]*>", outside) == ['<script type="application/json" id="manifest">']   # data; nothing runs
@@ -135,23 +140,13 @@ def test_the_gate_of_a_backtest_is_its_verdict(typed):
     assert json.loads(done.stdout)["verdict"]["level"] == "UNDERPOWERED" and done.returncode == GATE["UNDERPOWERED"] == 6
 
 
-def test_without_a_network_the_report_says_in_red_that_its_market_is_invented(tmp_path):
-    done = run("cryptolstm", "report", "ETH/USD", *SMOKE, "--out", str(tmp_path / "out"), home=tmp_path, CRYPTOLSTM_EXCHANGE_URL=CLOSED)
+def test_without_a_network_the_report_says_in_red_that_its_market_is_invented(typed, tmp_path):
+    done = typed("cryptolstm", "report", "ETH/USD", *SMOKE, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
     assert 'class="note alarm">SIMULATED MARKET' in page
     assert "SIMULATED MARKET" in done.stderr
     assert re.search(r"UNDERPOWERED|NO SKILL", page)
-
-
-def test_papermill_works_as_typed(tmp_path):
-    out = tmp_path / "out.ipynb"
-    net = "{units: [8], dropout: [0.1], recurrent_dropout: [0.1], dense: [8], epochs: 1, refit_epochs: 1}"
-    less = {"exchange": "simulated", "hours": "120", "train_hours": "300", "lookback": "12"}
-    shorter = [part for name, value in less.items() for part in ("-p", name, value)]
-    done = run("papermill", "nbs/backtest.ipynb", str(out), "-p", "ticker", "ETH/USD", *shorter, "-y", f"network: {net}", home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "SIMULATED MARKET" in out.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command, code, says", [
@@ -229,8 +224,8 @@ def test_settings_join_the_network_of_a_file(tmp_path, monkeypatch):
     assert report_parameters("ETH/USD", file)["network"]["epochs"] == 5
 
 
-def test_backtest_says_market_span_and_what_the_bars_lack(loopback, tmp_path):
-    done = run("cryptolstm", "backtest", "--exchange-url", loopback.url, *SMOKE, "--set", "train_hours=30000", home=tmp_path)
+def test_backtest_says_market_span_and_what_the_bars_lack(loopback, typed):
+    done = typed("cryptolstm", "backtest", "--exchange-url", loopback.url, *SMOKE, "--set", "train_hours=30000")
     assert done.returncode == 0, done.stderr
     said = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert f"coinbaseexchange at {loopback.url}" in said["market"] and "2 times" in said["trained"]
@@ -241,12 +236,12 @@ def test_backtest_says_market_span_and_what_the_bars_lack(loopback, tmp_path):
     assert max(map(len, done.stdout[:done.stdout.index("  market")].splitlines()[2:])) <= 80 and "bet against the last bar" in done.stdout
 
 
-def test_signal_says_why_and_from_which_market(loopback, tmp_path):
-    done = run("cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--set", "hours=500", home=tmp_path)
-    assert done.returncode == 2
-    done = run("cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--set", "threshold_scale=0", "--json", home=tmp_path)
+def test_signal_says_why_and_from_which_market(loopback, typed):
+    ask = ["cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--set"]
+    assert typed(*ask, "hours=500").returncode == 2
+    done = typed(*ask, "threshold_scale=0", "--json")
     assert json.loads(done.stdout)["model_info"]["windows"] < 240, "a parameter file's hours are bars of a backtest"
-    done = run("cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--set", "threshold_scale=0", home=tmp_path)
+    done = typed(*ask, "threshold_scale=0")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert re.match(r"ETH/USD  (HOLD|LONG|SHORT)$", lines[0]) and lines[1].split()[0] == "why" and "the forecast is beyond the threshold" in lines[1]
@@ -281,8 +276,8 @@ def test_a_page_states_the_settings_of_its_run(made):
     assert "<td>stop_atr</td>" in page and "<td>seed</td>" in page
 
 
-def test_a_report_of_an_unlisted_ticker_is_a_mistake_of_the_user(loopback, tmp_path):
-    done = run("cryptolstm", "report", "XYZ/USD", *SMOKE, "--exchange-url", loopback.url, "--out", str(tmp_path), home=tmp_path)
+def test_a_report_of_an_unlisted_ticker_is_a_mistake_of_the_user(loopback, typed, tmp_path):
+    done = typed("cryptolstm", "report", "XYZ/USD", *SMOKE, "--exchange-url", loopback.url, "--out", str(tmp_path))
     assert done.returncode == 2 and "does not list XYZ/USD" in sentence(done) and "notebook failed" not in done.stderr
     assert not list(tmp_path.glob("*/*.html"))
 
@@ -305,8 +300,8 @@ def test_a_page_states_the_rules_of_its_run(made):
     assert "volume / its 20-bar mean &gt; 1</td>" in page and f"coinbaseexchange at {url}" in page
 
 
-def test_an_unknown_ticker_is_named_and_a_near_one_offered(loopback, tmp_path):
-    done = run("cryptolstm", "backtest", "--ticker", "ETC/USD", "--exchange-url", loopback.url, home=tmp_path)
+def test_an_unknown_ticker_is_named_and_a_near_one_offered(loopback, typed):
+    done = typed("cryptolstm", "backtest", "--ticker", "ETC/USD", "--exchange-url", loopback.url)
     assert done.returncode == 2 and "ETC/USD" in sentence(done) and "ETH/USD" in sentence(done)
 
 

@@ -8,7 +8,7 @@ import jsonschema
 import pandas as pd
 import pytest
 from test_decide import SCHEMA
-from test_reports_and_cli import SMOKE, run
+from test_reports_and_cli import SMOKE
 from typer.testing import CliRunner
 
 from cryptolstm import SignalGenerator
@@ -107,10 +107,12 @@ def test_the_notebook_takes_what_a_signal_depends_on():
     assert {k: space[k] for k in ASKED} == defaults
 
 
-def test_the_page_of_a_signal(loopback, tmp_path):
-    ask = ["cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE]
-    done = run(*ask, "--report", "--json", home=tmp_path, CRYPTOLSTM_REPORTS=str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+def test_the_page_of_a_signal(loopback, tmp_path, monkeypatch):
+    ask = ["signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--json"]
+    monkeypatch.chdir(ROOT)
+    for name, value in (("CRYPTOLSTM_HOME", tmp_path), ("CRYPTOLSTM_REPORTS", tmp_path / "out")): monkeypatch.setenv(name, str(value))
+    done = CliRunner().invoke(app, [*ask, "--report"])
+    assert done.exit_code == 0, done.stderr
     signal, path = json.loads(done.stdout), tmp_path / "out" / "eth_usd" / "signal.html"
     jsonschema.Draft202012Validator(SCHEMA).validate(signal)
     page = path.read_text(encoding="utf-8")
@@ -120,7 +122,7 @@ def test_the_page_of_a_signal(loopback, tmp_path):
     assert "decide_now" not in page.split(OPEN)[0] and re.findall(r"<script[^>]*>", page) == ['<script type="application/json" id="manifest">']
     assert json.loads(page.split(OPEN)[1].split("</script>")[0])["signal"]["predicted_price"] == signal["predicted_price"]
     with pytest.raises(InputError, match="only the pages of backtests can be verified"): split(page)
-    again = run(*ask, "--json", home=tmp_path)
+    again = CliRunner().invoke(app, ask)
     assert json.loads(again.stdout)["predicted_price"] == signal["predicted_price"], "the page and the command show one decision"
     refused = CliRunner().invoke(app, ["verify", str(path)]).exception
     assert refused.exit_code == 2 and str(refused).startswith("this is the page of a signal")

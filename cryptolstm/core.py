@@ -147,7 +147,7 @@ def segment_ids(
     bars: pd.DataFrame,   # bars on the regular grid
 ) -> np.ndarray:          # (n,) int: 0, 1, 2 … for each stretch without a long gap, −1 on empty rows
     "Which unbroken stretch each bar belongs to; nothing that looks back may look across two of them."
-    full = bars["close"].notna().to_numpy()
+    full = ~np.isnan(bars["close"].to_numpy("float64"))
     starts = full & ~np.r_[False, full[:-1]]
     return np.where(full, np.cumsum(starts) - 1, -1)
 

@@ -126,8 +126,13 @@ class ModelRecord:
         bars: pd.DataFrame,    # the bars they were computed from
     ) -> float:                # as `predict`; NaN if the newest bar ends no window
         "The prediction for the newest bar, from its window alone. `TrainingSpanError` if the model has seen it."
-        window, seen = table.iloc[-self.config.lookback:], bars.iloc[-self.config.lookback:]
-        return float(self.predict(window, seen, start=len(window) - 1).iloc[0])
+        self.check_out_of_sample(table.index[-1:])
+        window = table.iloc[-self.config.lookback:]
+        if len(window) < self.config.lookback: return float("nan")
+        x = self.scaler.pick(window)
+        ends = window_ends(x, bars.iloc[-self.config.lookback:], self.config.lookback)
+        if not len(ends): return float("nan")
+        return float(self.as_predictions(self.outputs(self.scaler.scaled(x), ends).astype("float64"), window.iloc[-1:]).mean())
 
     def confidence(self, prediction: pd.Series) -> pd.Series:
         "Calibrated P(direction right) of each prediction, NaN if the model is not calibrated."

@@ -8,6 +8,7 @@ __all__ = ['QUIET', 'HAR_SPANS', 'target', 'predicted_price', 'volatility_target
 
 # %% ../nbs/04_windows.ipynb #a795fefd
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -105,12 +106,12 @@ def window_view(
 
 # %% ../nbs/04_windows.ipynb #6691b417
 def window_ends(
-    table: pd.DataFrame,   # feature columns; a row with any NaN is unusable
+    table,                 # (n, columns) features, as a table or an array; a row with any NaN is unusable
     bars: pd.DataFrame,    # the bars they belong to (marks gaps)
     lookback: int,         # rows in a window
 ) -> np.ndarray:           # row numbers at which a complete window ends, ascending
     "Rows that a prediction can be made for: `lookback` known rows within one stretch, and a real bar at the end."
-    known = np.isfinite(table.to_numpy("float64")).all(axis=1) & (segment_ids(bars) >= 0)
+    known = np.isfinite(np.asarray(table, "float64")).all(axis=1) & (segment_ids(bars) >= 0)
     run = np.convolve(known, np.ones(lookback, int))[: len(known)]
     real = ~bars["is_gap"].to_numpy(bool) if "is_gap" in bars else np.ones(len(bars), bool)
     return np.flatnonzero((run == lookback) & real)
@@ -161,10 +162,26 @@ class InputScaler:
         table: pd.DataFrame,  # a feature table that has the columns
     ) -> np.ndarray:          # (n, columns) float32; NaN stays NaN
         "Feature rows as the network sees them."
-        if missing := [c for c in self.columns if c not in table]:
-            raise InputError(f"the model needs the feature {missing[0]}, which the table lacks; use the features it was trained on")
-        x = np.clip(table[self.columns].to_numpy("float64"), self.lower, self.upper)
-        return ((x - self.center) / self.scale).astype("float32")
+        return self.scaled(self.pick(table))
+
+    def pick(self, table: pd.DataFrame) -> np.ndarray:
+        "The columns of a feature table, in the network's order: (n, columns) float64."
+        at = table.columns.get_indexer(self._names)
+        if (missing := at < 0).any():
+            raise InputError(f"the model needs the feature {self.columns[missing.argmax()]}, which the table lacks; use the features it was trained on")
+        whole = table.to_numpy()   # without a copy, or nearly so, where all columns are numbers
+        return (table.iloc[:, at].to_numpy() if whole.dtype == object else whole[:, at]).astype("float64", copy=False)
+
+    def scaled(self, x: np.ndarray) -> np.ndarray:
+        "Rows from `pick` as the network sees them: (n, columns) float32."
+        lower, upper, center, scale = self._limits
+        return ((np.clip(x, lower, upper) - center) / scale).astype("float32")
+
+    @cached_property
+    def _names(self) -> pd.Index: return pd.Index(self.columns)
+
+    @cached_property
+    def _limits(self) -> np.ndarray: return np.array([self.lower, self.upper, self.center, self.scale])
 
     def to_dict(self) -> dict: return asdict(self)
 

@@ -90,7 +90,10 @@ OTHERS = {"six hours ahead, sized by volatility": dict(horizon=6, sizing="volati
           "leverage, rents and lots": dict(sizing="fraction", size=3.0, max_leverage=3.0, borrow_rate=.01, lot=.01, stop_atr=None, short_volume="above")}
 
 
-@pytest.mark.parametrize("name", OTHERS)
+OFTEN = "by cost, either way out"   # the others nightly
+
+
+@pytest.mark.parametrize("name", [name if name == OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in OTHERS])
 def test_an_honest_run_passes_whatever_its_settings(name):
     bars = regular_grid(BARS.drop(BARS.index[[700, *range(900, 912)]]))
     proof = certificate(bars, run=replace(RUN, **OTHERS[name]), thorough=False)

@@ -71,6 +71,7 @@ def test_cells_partition_the_forecasts_and_are_corrected_together():
     assert row["p"] == pytest.approx(pesaran_timmermann(y[calm], f[calm]).p, rel=.2) and abs(row["n"] - calm.sum()) < 30
 
 
+@pytest.mark.slow
 def test_false_alarms_after_the_correction_are_rare():
     alarms = 0
     for seed in range(12):

@@ -48,7 +48,11 @@ def test_papermill_as_the_readme_types_it_writes_the_notebook(line, loopback, tm
     assert done.returncode == 0 and (tmp_path / "out.ipynb").is_file(), done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("line", sorted({*TABLE, *COMMANDS} - {c for c in COMMANDS if c.startswith("papermill ")}))
+HERE = sorted({*TABLE, *COMMANDS} - {c for c in COMMANDS if c.startswith("papermill ")})
+SIMILAR = [c for c in HERE if c.startswith("cryptolstm backtest") and c not in COMMANDS][1:]   # other numbers for the same options: nightly
+
+
+@pytest.mark.parametrize("line", [pytest.param(c, marks=pytest.mark.slow) if c in SIMILAR else c for c in HERE])
 def test_every_command_of_the_readme_runs(line, loopback, tmp_path, monkeypatch, capsys):
     "By the entry point of the command, in this process, which has the libraries already; also those that replace the first design's commands."
     monkeypatch.chdir(ROOT)

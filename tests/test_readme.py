@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from loopback import Loopback
 
 from cryptolstm.cli import main
 
@@ -90,17 +91,22 @@ def test_everything_the_readme_points_to_is_there():
     assert {f"nbs/{p.name}" for p in (ROOT / "nbs").glob("[0-9]*.ipynb")} <= targets
 
 
+FOUND = TEXT[TEXT.index("**What it honestly found**"):TEXT.index("## Two commands")]
+HITS = re.search(r"was right ([\d.]+) % of the time.*it is right ([\d.]+) % and ([\d.]+) % of the time", FOUND, re.S).groups()
+
+
 @pytest.mark.slow
-def test_what_the_readme_found_is_found_again(loopback, tmp_path, real_bars):
+@pytest.mark.parametrize("end, hit", zip(("2025-04-30T23:00Z", "2025-04-30T22:00Z", "2025-05-01T00:00Z"), HITS, strict=True))
+def test_what_the_readme_found_is_found_again(end, hit, tmp_path, real_bars):
     real_bars("ETH/USD")
-    done = run(["cryptolstm", "backtest", "--params", "params/eth_usd.yaml", "--end", "2025-04-30T23:00Z", "--json"], loopback.url, tmp_path)
+    with Loopback(now="2025-05-01 00:30") as exchange:
+        done = run(["cryptolstm", "backtest", "--params", "params/eth_usd.yaml", "--end", end, "--json"], exchange.url, tmp_path)
     result = json.loads(done.stdout)
-    found = TEXT[TEXT.index("**What it honestly found**"):TEXT.index("## Two commands")]
-    assert f"**{result['verdict']['level']}**" in found
-    hit = float(re.search(r"direction was right ([\d.]+) % of the time", found).group(1))
+    assert f"**{result['verdict']['level']}**" in FOUND
     numbers = result["verdict"]["numbers"]
-    held = float(re.search(r"buy & hold returned (−?[\d.]+) %", found).group(1).replace("−", "-"))
-    seen = float(re.search(r"hit rates above ([\d.]+) %", found).group(1))
+    assert ("it did not trade" in FOUND) == (numbers["trades"] == 0)
+    assert abs(100 * numbers["hit"] - float(hit)) < 5   # on another processor two runs differ as those of neighbouring hours do: a standard deviation of 2.6
+    if end != "2025-04-30T23:00Z": return
+    held = float(re.search(r"buy & hold returned (−?[\d.]+) %", FOUND)[1].replace("−", "-"))
+    seen = float(re.search(r"hit rates above ([\d.]+) %", FOUND)[1])
     assert abs(100 * numbers["buy_and_hold_return"] - held) < 0.06 and abs(100 * numbers["min_detectable_hit"] - seen) < 0.06
-    assert ("it did not trade" in found) == (numbers["trades"] == 0)
-    assert abs(100 * numbers["hit"] - hit) < 1.5   # other processors round differently, and training amplifies it

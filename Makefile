@@ -16,7 +16,7 @@ help:                ## this list
 report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/<ticker>.yaml)
 	@$(BIN)/cryptolstm report '$(TICKER)' $(if $(PARAMS),--params '$(PARAMS)')
 
-# On two cores, threads within the processes would only wait for one another (half the CPU time without), while more processes work
+# On two cores, threads within the processes would only wait for one another (half the CPU time without), while a third process works
 # where the others wait for kernels, clocks and sockets.
 test: export OMP_NUM_THREADS := 1
 test: export OPENBLAS_NUM_THREADS := 1
@@ -26,7 +26,7 @@ test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, no
 	@$(BIN)/python tests/check_generated.py
 	$(BIN)/ruff check nbs tests setup.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 bench: .venv/.dev    ## ours against the peers, in ratios; also writes reports/bench.json
 	@$(BIN)/python tests/bench.py $(BENCH)

@@ -318,10 +318,12 @@ def test_a_fetch_that_waited_goes_on_when_the_other_process_is_done(exchange, cl
 
 
 def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, client):
-    exchange.faults.append(lambda path, query, a: Answer(a.body, delay=0.6) if path == CANDLES else None)
+    def slow(path, query, a):   # the first two pages are saved, and there is time to strike before the next ones come
+        return Answer(a.body, delay=1.2 if exchange.count("candles") <= 2 else 4.5) if path == CANDLES else None
+    exchange.faults.append(slow)
     process = fetching(exchange.url, client.home)
     path = client.path(ETH)
-    for _ in range(600):
+    for _ in range(1500):
         if path.is_file():
             break
         time.sleep(0.02)

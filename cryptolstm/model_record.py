@@ -101,10 +101,18 @@ class ModelRecord:
         if not in_sample: self.check_out_of_sample(table.index[start:])
         seeds = list(member_seeds(self.config))[:self.training.get("members", 1)]
         out = pd.DataFrame(np.nan, index=table.index[start:], columns=seeds)
-        ends = window_ends(table[self.scaler.columns], bars, self.config.lookback)
-        ends = ends[ends >= start]
-        if len(ends): out.iloc[ends - start] = self.as_predictions(self.outputs(self.scaler.transform(table), ends).astype("float64"), table.iloc[ends])
+        ends, said = self._said(table, bars, start)
+        if len(ends): out.iloc[ends - start] = said
         return out
+
+    def _said(self, table: pd.DataFrame, bars: pd.DataFrame, start: int) -> tuple[np.ndarray, np.ndarray]:
+        "Rows from `start` at which a window ends, and what every member predicts there: (windows,), (windows, members)."
+        x = self.scaler.pick(table)
+        ends = window_ends(x, bars, self.config.lookback)
+        ends = ends[ends >= start]
+        if not len(ends): return ends, np.empty((0, 0))
+        rows = table if self.price_scale is None else table.iloc[ends]   # only a price asks for them
+        return ends, self.as_predictions(self.outputs(self.scaler.scaled(x), ends).astype("float64"), rows)
 
     def as_predictions(self, z: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
         "What the networks said in the units of `predict`; a price becomes the return it stands for."
@@ -127,12 +135,8 @@ class ModelRecord:
     ) -> float:                # as `predict`; NaN if the newest bar ends no window
         "The prediction for the newest bar, from its window alone. `TrainingSpanError` if the model has seen it."
         self.check_out_of_sample(table.index[-1:])
-        window = table.iloc[-self.config.lookback:]
-        if len(window) < self.config.lookback: return float("nan")
-        x = self.scaler.pick(window)
-        ends = window_ends(x, bars.iloc[-self.config.lookback:], self.config.lookback)
-        if not len(ends): return float("nan")
-        return float(self.as_predictions(self.outputs(self.scaler.scaled(x), ends).astype("float64"), window.iloc[-1:]).mean())
+        ends, said = self._said(table.iloc[-self.config.lookback:], bars.iloc[-self.config.lookback:], 0)
+        return float(said.mean()) if len(ends) else float("nan")
 
     def confidence(self, prediction: pd.Series) -> pd.Series:
         "Calibrated P(direction right) of each prediction, NaN if the model is not calibrated."

@@ -1,6 +1,8 @@
 """What every test stands on: a home of its own, no exchange but the loop-back one, and the recorded candles where they are."""
+import atexit
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -11,6 +13,7 @@ from loopback import Loopback, a_market, recorded
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port: a client without a server fails at once
 os.environ["CRYPTOLSTM_HOME"] = tempfile.mkdtemp(prefix="cryptolstm-tests-")
+atexit.register(shutil.rmtree, os.environ["CRYPTOLSTM_HOME"], ignore_errors=True)
 os.environ["CRYPTOLSTM_EXCHANGE_URL"] = CLOSED
 os.environ.pop("CRYPTOLSTM_EXCHANGE", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background with Ctrl-C ignored, and children inherit it

@@ -28,7 +28,7 @@ FIGURES = ("total_return", "max_drawdown", "sharpe_ratio", "num_trades", "win_ra
 @dataclass
 class Case:
     "One run on both sides."
-    library: str
+    package: str
     call: str                   # a function of tests/peers.py
     ours: dict                  # from `simulate` or `portfolio`
     arrays: dict                # what the peer reads
@@ -188,7 +188,7 @@ def all_cases():
 
 def ask(library, cases, folder):
     "{key: (equity, figures)} of a peer, all cases in one process; None where it is absent."
-    named = {str(i): (key, case) for i, (key, case) in enumerate(cases.items()) if case.library == library}
+    named = {str(i): (key, case) for i, (key, case) in enumerate(cases.items()) if case.package == library}
     np.savez(folder / "cases.npz", **{f"{i}|{k}": v for i, (_, case) in named.items() for k, v in case.arrays.items()})
     (folder / "cases.json").write_text(json.dumps({i: {"call": case.call, "settings": case.settings} for i, (_, case) in named.items()}))
     if ask_peer(f"oracle {library}", folder) is None: return None
@@ -284,8 +284,8 @@ if __name__ == "__main__":
         said = {lib: ask(lib, made, Path(d)) or {} for lib in ("vectorbt", "backtesting")}
     rows = {}
     for key, case in made.items():
-        got = said[case.library].get(key)
-        if got is None: print("absent:", case.library)
+        got = said[case.package].get(key)
+        if got is None: print("absent:", case.package)
         elif key[2] is not None: rows.setdefault(key[:2], []).append(furthest(case, got[0]))
         else: print(*key[:2], case.ours["equity"].round(4).tolist(), got[0].round(4).tolist(), sep=" | ")
     for (library, setup), far in rows.items(): print(f"| {library} | {setup} | {max(far):.1e} |")

@@ -33,6 +33,7 @@ from .windows import fit_scaler, label, pooled_split, target, window_ends, windo
 with quiet_stderr():
     import keras
     from keras import layers
+    if keras.backend.backend() == "tensorflow": import tensorflow as tf
     keras.ops.zeros(1)  # finds the devices, which is reported at length, too
 
 # %% ../nbs/05_model.ipynb #eb89b9da
@@ -56,7 +57,7 @@ def build_network(
 
 # %% ../nbs/05_model.ipynb #563cc69e
 class Batches(keras.utils.PyDataset):
-    "Mini-batches gathered from a window view, reshuffled each epoch from a seed (or in order, without one)."
+    "Mini-batches gathered from a window view, shuffled from a seed (or in order, without one)."
 
     def __init__(self,
         x: np.ndarray,          # (n, features) float32, scaled rows
@@ -69,16 +70,24 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         self.view, self.first, self.y, self.size = window_view(x, lookback), ends - lookback + 1, y, batch_size
         self.ends, self.rng = ends, None if seed is None else np.random.default_rng(seed)
-        self.on_epoch_end()
+        self.shuffle()
 
     def __len__(self): return -(-len(self.ends) // self.size)
 
-    def on_epoch_end(self): self.order = np.arange(len(self.ends)) if self.rng is None else self.rng.permutation(len(self.ends))
+    def shuffle(self): self.order = np.arange(len(self.ends)) if self.rng is None else self.rng.permutation(len(self.ends))
 
     def __getitem__(self, i):
         pick = self.order[i * self.size:(i + 1) * self.size]
         x = self.view[self.first[pick]]
         return (x,) if self.y is None else (x, self.y[self.ends[pick], None])
+
+    def feed(self):
+        "The same batches with their targets, as `fit` takes them."
+        if keras.backend.backend() != "tensorflow": return self
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        kinds = tf.TensorSpec((None, *self.view.shape[1:])), tf.TensorSpec((None, 1))
+        return tf.data.Dataset.from_generator(lambda: (self[k] for k in range(len(self))), output_signature=kinds).apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2).with_options(options)
 
 # %% ../nbs/05_model.ipynb #8ac0a7b3
 COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum",
@@ -99,7 +108,6 @@ def _compile(
     n_features: int,      # columns
 ) -> tuple[keras.Model, list]:   # and its optimiser's variables at the beginning
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
         tf.config.experimental.enable_op_determinism()
         keras.utils.set_random_seed(0)   # determinism asks for a seed before any random operation
     net = build_network(config, n_features)
@@ -279,10 +287,12 @@ class _Guard(keras.callbacks.EarlyStopping):
         if self.model.stop_training and self.stopped == "done": self.stopped = "patience"
 
 # %% ../nbs/05_model.ipynb #86fa2717
-class _Reseed(keras.callbacks.Callback):
-    "On PyTorch Keras draws dropout from that library's one generator, not from the layers' own, and a first training draws more than a second before it begins."
+class _Draws(keras.callbacks.Callback):
+    """Where the chance of a training begins. On PyTorch Keras draws dropout from that library's one generator, not from the layers' own, and a first training
+    draws more than a second before it begins. Each epoch has an order of its own, drawn when it begins, whoever looks at the batches before."""
 
-    def __init__(self, seed: int): super().__init__(); self.seed = seed
+    def __init__(self, batches: Batches, seed: int): super().__init__(); self.batches, self.seed = batches, seed
+    def on_epoch_begin(self, epoch, logs=None): self.batches.shuffle()
     def on_train_begin(self, logs=None):
         if keras.backend.backend() == "torch": keras.utils.set_random_seed(self.seed)
 
@@ -312,9 +322,10 @@ def _train(
     guard, bar = _Guard(config.patience, deadline), _EpochBar(epochs, label)
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_error", mode="min", patience=config.plateau_patience, factor=config.plateau_factor, min_lr=1e-5)
     size = min(config.batch_size, max(16, len(data.train) // 8))   # a step or two per epoch would leave a small training set unlearnt
+    batches = Batches(data.x, data.train, data.y, config.lookback, size, seed)
     try:
-        net.fit(Batches(data.x, data.train, data.y, config.lookback, size, seed), epochs=epochs, verbose=0, shuffle=False,  # `Batches` shuffles, from the seed
-                validation_data=Batches(data.x, data.val, data.y, config.lookback, config.predict_batch), callbacks=[_Reseed(seed), guard, plateau, bar])
+        net.fit(batches.feed(), epochs=epochs, verbose=0, shuffle=False, callbacks=[_Draws(batches, seed), guard, plateau, bar],   # `Batches` shuffles, from the seed
+                validation_data=Batches(data.x, data.val, data.y, config.lookback, config.predict_batch).feed())
     except KeyboardInterrupt:
         if guard.best_weights is None: raise
         guard.stopped = "interrupted"

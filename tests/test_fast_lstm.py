@@ -3,6 +3,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cryptolstm import fast_lstm
 from cryptolstm.fast_lstm import FastLSTM, can_hurry
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -120,3 +121,17 @@ def test_other_precisions_train(policy):
         history = network(FastLSTM).fit(np.ones((8, 12, 3)), np.ones((8, 1)), epochs=1, verbose=0).history
     finally: keras.config.set_dtype_policy(old)
     assert np.isfinite(history["loss"]).all()
+
+
+def test_two_halves_of_a_batch_are_the_whole_to_the_bit(monkeypatch):
+    "So a training gives the same weights on one core and on two, for the layers of the spec and for small ones; and no other layer is divided."
+    divided = lambda units: fast_lstm.parts(units) == 2
+    for units, inputs in ((256, 23), (128, 256), (64, 128), (16, 3), (12, 23)):
+        for batch in (64, 37, 2, 1):
+            said = []
+            for threads in ("1", "2"):
+                monkeypatch.setenv("TF_NUM_INTEROP_THREADS", threads)
+                assert divided(units) == (threads == "2" and units != 12)
+                _, ours, x = pair(units, (batch, 12, inputs), 1, recurrent_dropout=0.2, return_sequences=True, dtype="float32")
+                said.append([v.numpy() for v in outputs_and_gradients(ours, x, True)])
+            for whole, halved in zip(*said, strict=True): np.testing.assert_array_equal(whole, halved)

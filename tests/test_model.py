@@ -43,15 +43,15 @@ def same(a, b):
 
 @pytest.fixture
 def in_epoch(monkeypatch):
-    "`in_epoch(k, what)`: do something when the training windows of epoch k have been used (0 = before the first), before the epoch is judged."
+    "`in_epoch(k, what)`: do something when epoch k (1 = the first) begins."
     def arrange(number, what):
-        seen, original = [], model.Batches.on_epoch_end
+        seen, original = [], model.Batches.shuffle
 
-        def on_epoch_end(self):
-            if self.rng is not None: seen.append(self)          # the training batches: when made, when `fit` begins, then after each epoch
+        def shuffle(self):
+            if self.rng is not None: seen.append(self)          # the training batches: when made, then before each epoch
             original(self)
-            if self.rng is not None and len(seen) == number + 2: what(self)
-        monkeypatch.setattr(model.Batches, "on_epoch_end", on_epoch_end)
+            if self.rng is not None and len(seen) == number + 1: what(self)
+        monkeypatch.setattr(model.Batches, "shuffle", shuffle)
     return arrange
 
 
@@ -60,7 +60,7 @@ def poison(batches): batches.y = np.full_like(batches.y, np.nan)
 
 def test_a_loss_that_is_no_number_ends_training_with_the_last_good_weights(market, in_epoch):
     good = fit(*market, replace(CONFIG, epochs=2))
-    in_epoch(2, poison)
+    in_epoch(3, poison)
     bundle = fit(*market, CONFIG)
     assert bundle.training["stopped"] == "diverged in epoch 3" and bundle.training["epochs"] == 2
     assert same(bundle, good)                                                            # what two epochs had learnt, to the bit
@@ -68,7 +68,7 @@ def test_a_loss_that_is_no_number_ends_training_with_the_last_good_weights(marke
 
 
 def test_an_exploding_loss_ends_training_with_the_last_good_weights(market, in_epoch):
-    in_epoch(1, lambda batches: setattr(batches, "y", batches.y * np.float32(1e12)))
+    in_epoch(2, lambda batches: setattr(batches, "y", batches.y * np.float32(1e12)))
     assert fit(*market, CONFIG).training["stopped"] == "diverged in epoch 2"
 
 
@@ -88,7 +88,7 @@ def test_ctrl_c_keeps_the_best_weights_so_far(market, in_epoch):
 
 
 def test_ctrl_c_before_the_first_epoch_has_ended_is_ctrl_c(market, in_epoch):
-    in_epoch(0, lambda batches: os.kill(os.getpid(), signal.SIGINT))
+    in_epoch(1, lambda batches: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt): fit(*market, CONFIG)
 
 
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_a_walk_forward(market, in_epoch):
 
 def test_ctrl_c_in_a_fan_keeps_the_members_that_have_learnt_something(market, in_epoch):
     "Members 1 and 2 are trained, the third is interrupted in its first epoch."
-    in_epoch(2 * (2 + 2), lambda batches: os.kill(os.getpid(), signal.SIGINT))            # two members: made, begun and two epochs each
+    in_epoch(2 * (1 + 2) + 1, lambda batches: os.kill(os.getpid(), signal.SIGINT))        # two members: made, and two epochs each
     bundle = fit(*market, replace(CONFIG, seeds=(1, 2, 3), epochs=2))
     assert (len(bundle.members), bundle.training["members"], bundle.training["stopped"]) == (2, 2, "interrupted")
     assert list(bundle.predict_each(*market[::-1], in_sample=True).columns) == [1, 2]

@@ -144,10 +144,10 @@ def regular_grid(
 
 # %% ../nbs/00_core.ipynb #965e82d0
 def segment_ids(
-    bars: pd.DataFrame,   # bars on the regular grid
+    bars,                 # bars on the regular grid, as a table or as arrays by name
 ) -> np.ndarray:          # (n,) int: 0, 1, 2 … for each stretch without a long gap, −1 on empty rows
     "Which unbroken stretch each bar belongs to; nothing that looks back may look across two of them."
-    full = ~np.isnan(bars["close"].to_numpy("float64"))
+    full = ~np.isnan(np.asarray(bars["close"], "float64"))
     starts = full & ~np.r_[False, full[:-1]]
     return np.where(full, np.cumsum(starts) - 1, -1)
 

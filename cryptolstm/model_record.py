@@ -105,13 +105,13 @@ class ModelRecord:
         if len(ends): out.iloc[ends - start] = said
         return out
 
-    def _said(self, table: pd.DataFrame, bars: pd.DataFrame, start: int) -> tuple[np.ndarray, np.ndarray]:
-        "Rows from `start` at which a window ends, and what every member predicts there: (windows,), (windows, members)."
-        x = self.scaler.pick(table)
-        ends = window_ends(x, bars, self.config.lookback)
+    def _said(self, table: pd.DataFrame, bars: pd.DataFrame, start: int = 0, near: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        "Of the rows `near`, those from `start` at which a window ends, and what every member predicts there: (windows,), (windows, members)."
+        x = self.scaler.pick(table, near)
+        ends = window_ends(x, {k: bars[k].to_numpy()[near] for k in ("close", "is_gap") if k in bars}, self.config.lookback)   # arrays: a table that was cut must index its columns anew
         ends = ends[ends >= start]
         if not len(ends): return ends, np.empty((0, 0))
-        rows = table if self.price_scale is None else table.iloc[ends]   # only a price asks for them
+        rows = table if self.price_scale is None else table.iloc[near].iloc[ends]   # only a price asks for them
         return ends, self.as_predictions(self.outputs(self.scaler.scaled(x), ends).astype("float64"), rows)
 
     def as_predictions(self, z: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
@@ -135,7 +135,7 @@ class ModelRecord:
     ) -> float:                # as `predict`; NaN if the newest bar ends no window
         "The prediction for the newest bar, from its window alone. `TrainingSpanError` if the model has seen it."
         self.check_out_of_sample(table.index[-1:])
-        ends, said = self._said(table.iloc[-self.config.lookback:], bars.iloc[-self.config.lookback:], 0)
+        ends, said = self._said(table, bars, near=slice(-self.config.lookback, None))
         return float(said.mean()) if len(ends) else float("nan")
 
     def confidence(self, prediction: pd.Series) -> pd.Series:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['OPERATORS', 'COMPOSED', 'TOLERANCE', 'scale_and_shift', 'add_lstm', 'add_activation', 'add_dense', 'to_onnx',
-           'OnnxNetwork', 'write_onnx']
+           'threads', 'OnnxNetwork', 'write_onnx']
 
 # %% ../nbs/05b_onnx_model.ipynb #163cfe33
+import os
 from pathlib import Path
 
 import numpy as np
@@ -118,12 +119,18 @@ def to_onnx(
     return model
 
 # %% ../nbs/05b_onnx_model.ipynb #cb011500
+def threads() -> int:
+    "Two, or one if there is one core or `OMP_NUM_THREADS` says so."
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(asked) if asked.isdigit() and int(asked) else os.cpu_count() or 1, 2)
+
 class OnnxNetwork:
     "A network read from an ONNX file. `OperationError` if it cannot be read."
 
     def __init__(self, file: Path | str):
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads(), 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         try: self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as e:   # onnxruntime's own classes have no common base but Exception

@@ -107,14 +107,14 @@ def window_view(
 # %% ../nbs/04_windows.ipynb #6691b417
 def window_ends(
     table,                 # (n, columns) features, as a table or an array; a row with any NaN is unusable
-    bars: pd.DataFrame,    # the bars they belong to (marks gaps)
+    bars,                  # the bars they belong to (marks gaps), as a table or as arrays by name
     lookback: int,         # rows in a window
 ) -> np.ndarray:           # row numbers at which a complete window ends, ascending
     "Rows that a prediction can be made for: `lookback` known rows within one stretch, and a real bar at the end."
-    if not len(bars): return np.empty(0, int)
+    if not len(bars["close"]): return np.empty(0, int)
     known = np.isfinite(np.asarray(table, "float64")).all(axis=1) & (segment_ids(bars) >= 0)
     run = np.convolve(known, np.ones(lookback, int))[: len(known)]
-    real = ~bars["is_gap"].to_numpy(bool) if "is_gap" in bars else np.ones(len(bars), bool)
+    real = ~np.asarray(bars["is_gap"], bool) if "is_gap" in bars else True
     return np.flatnonzero((run == lookback) & real)
 
 # %% ../nbs/04_windows.ipynb #54311187
@@ -165,13 +165,13 @@ class InputScaler:
         "Feature rows as the network sees them."
         return self.scaled(self.pick(table))
 
-    def pick(self, table: pd.DataFrame) -> np.ndarray:
+    def pick(self, table: pd.DataFrame, rows: slice = slice(None)) -> np.ndarray:
         "The columns of a feature table, in the network's order: (n, columns) float64."
         at = table.columns.get_indexer(self._names)
         if (missing := at < 0).any():
             raise InputError(f"the model needs the feature {self.columns[missing.argmax()]}, which the table lacks; use the features it was trained on")
-        whole = table.to_numpy()   # fifteen times as fast for one window as choosing columns of a table; a column of text makes it objects
-        return (table.iloc[:, at].to_numpy() if whole.dtype == object else whole[:, at]).astype("float64", copy=False)
+        whole = table.iloc[rows].to_numpy()   # fifteen times as fast for one window as choosing columns of a table; a column of text makes it objects
+        return (table.iloc[rows, at].to_numpy() if whole.dtype == object else whole[:, at]).astype("float64", copy=False)
 
     def scaled(self, x: np.ndarray) -> np.ndarray:
         "Rows from `pick` as the network sees them: (n, columns) float32."

@@ -516,7 +516,8 @@ def run(names: list[str]) -> dict:
         known = {k: None if isinstance(v, float) and v != v else v for k, v in {**got, "ratio": ratio}.items()}   # a peer that is absent
         table[name] = {**known, "unit": unit, "goal": goal}
         mark = "" if goal is None or ratio != ratio else "  reached" if ratio >= goal else "  NOT REACHED"
-        print(f"{name:<26}{got['ours']:>14,.4g}{got['peer']:>14,.4g}  {unit:<14}{ratio:>7.2f}×{f'{goal:g}×' if goal else '':>7}  {got.get('note', '')}{mark}", flush=True)
+        aim = f"{goal:g}×" if goal else ""
+        print(f"{name:<26}{got['ours']:>14,.4g}{got['peer']:>14,.4g}  {unit:<14}{ratio:>7.2f}×{aim:>7}  {got.get('note', '')}{mark}", flush=True)
     return table
 
 

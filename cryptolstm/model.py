@@ -81,13 +81,17 @@ class Batches(keras.utils.PyDataset):
         x = self.view[self.first[pick]]
         return (x,) if self.y is None else (x, self.y[self.ends[pick], None])
 
+    def clear(self) -> None:
+        "Let go of windows and targets: TensorFlow keeps for ever what once fed it."
+        self.view = self.y = None
+
     def feed(self):
         "The same batches with their targets, as `fit` takes them."
         if keras.backend.backend() != "tensorflow": return self
         options = tf.data.Options()
         options.autotune.enabled = False
         kinds = tf.TensorSpec((None, *self.view.shape[1:])), tf.TensorSpec((None, 1))
-        return tf.data.Dataset.from_generator(lambda: (self[k] for k in range(len(self))), output_signature=kinds).apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2).with_options(options)
+        return tf.data.Dataset.from_generator(lambda: (self[k] for k in range(len(self)) if self.view is not None), output_signature=kinds).apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2).with_options(options)
 
 # %% ../nbs/05_model.ipynb #8ac0a7b3
 COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum",
@@ -322,14 +326,14 @@ def _train(
     guard, bar = _Guard(config.patience, deadline), _EpochBar(epochs, label)
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_error", mode="min", patience=config.plateau_patience, factor=config.plateau_factor, min_lr=1e-5)
     size = min(config.batch_size, max(16, len(data.train) // 8))   # a step or two per epoch would leave a small training set unlearnt
-    batches = Batches(data.x, data.train, data.y, config.lookback, size, seed)
+    batches, checks = Batches(data.x, data.train, data.y, config.lookback, size, seed), Batches(data.x, data.val, data.y, config.lookback, config.predict_batch)
     try:
         net.fit(batches.feed(), epochs=epochs, verbose=0, shuffle=False, callbacks=[_Draws(batches, seed), guard, plateau, bar],   # `Batches` shuffles, from the seed
-                validation_data=Batches(data.x, data.val, data.y, config.lookback, config.predict_batch).feed())
+                validation_data=checks.feed())
     except KeyboardInterrupt:
         if guard.best_weights is None: raise
         guard.stopped = "interrupted"
-    finally: bar.on_train_end()
+    finally: bar.on_train_end(); batches.clear(); checks.clear()
     if guard.best_weights is None: raise OperationError(f"training {guard.stopped}: the loss is not a number or beyond {ABSURD:g}; lower learning_rate or look for a wild bar")
     net.set_weights(guard.best_weights)
     return {"seed": seed, "stopped": guard.stopped, "epochs": len(guard.losses), "best_epoch": guard.best_epoch + 1, "val_loss": float(min(guard.losses))}

@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'HOUR', 'ENTRY_MODES', 'EXIT_MODES', 'SIZINGS', 'SHORT_VOLUMES', 'CryptolstmError', 'InputError',
            'OperationError', 'TrainingSpanError', 'unknown_name', 'as_utc', 'display_time', 'check_index', 'check_bars',
            'regular_grid', 'segment_ids', 'bars_hash', 'stamp', 'write_atomic', 'home', 'slug', 'check_ticker',
-           'quiet_stderr', 'RunConfig', 'as_number', 'check_run', 'run_config', 'read_params', 'run_from_namespace',
-           'config_hash', 'plain']
+           'quiet_stderr', 'cores', 'threads_asked', 'RunConfig', 'as_number', 'check_run', 'run_config', 'read_params',
+           'run_from_namespace', 'config_hash', 'plain']
 
 # %% ../nbs/00_core.ipynb #e95347ec
 import difflib, hashlib, json, math, os, re, sys, tempfile
@@ -221,6 +221,18 @@ def quiet_stderr() -> Iterator[None]:
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try: os.dup2(nowhere, 2); yield
     finally: os.dup2(saved, 2); os.close(saved); os.close(nowhere)
+
+# %% ../nbs/00_core.ipynb #963b280a
+def cores() -> int:
+    "Cores this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+def threads_asked(
+    variable: str,   # of the environment
+) -> int:            # 0 if it asks for none, or for nothing that is a number
+    "How many threads a variable such as `OMP_NUM_THREADS` asks for."
+    try: return max(int(os.environ.get(variable, "").split(",")[0]), 0)
+    except ValueError: return 0
 
 # %% ../nbs/00_core.ipynb #42d4d7e5
 ENTRY_MODES, EXIT_MODES = ("threshold", "probability", "cost"), ("neutral", "opposite")

@@ -8,7 +8,7 @@ __all__ = ['COMPILED', 'ERRORS', 'PASS', 'MIN_WINDOWS', 'ABSURD', 'build_network
            'train_seed', 'save_bundle', 'load_bundle']
 
 # %% ../nbs/05_model.ipynb #cf0f320f
-import hashlib, struct, time, zipfile, zlib
+import hashlib, struct, time, weakref, zipfile, zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -81,17 +81,17 @@ class Batches(keras.utils.PyDataset):
         x = self.view[self.first[pick]]
         return (x,) if self.y is None else (x, self.y[self.ends[pick], None])
 
-    def clear(self) -> None:
-        "Let go of windows and targets: TensorFlow keeps for ever what once fed it."
-        self.view = self.y = None
-
     def feed(self):
         "The same batches with their targets, as `fit` takes them."
         if keras.backend.backend() != "tensorflow": return self
         options = tf.data.Options()
         options.autotune.enabled = False
         kinds = tf.TensorSpec((None, *self.view.shape[1:])), tf.TensorSpec((None, 1))
-        return tf.data.Dataset.from_generator(lambda: (self[k] for k in range(len(self)) if self.view is not None), output_signature=kinds).apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2).with_options(options)
+        me = weakref.ref(self)   # TensorFlow keeps for ever what was called once
+        fed = tf.data.Dataset.from_generator(lambda: (me()[k] for k in range(len(me()))), output_signature=kinds)
+        fed = fed.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2).with_options(options)
+        fed.batches = self
+        return fed
 
 # %% ../nbs/05_model.ipynb #8ac0a7b3
 COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum",
@@ -333,7 +333,7 @@ def _train(
     except KeyboardInterrupt:
         if guard.best_weights is None: raise
         guard.stopped = "interrupted"
-    finally: bar.on_train_end(); batches.clear(); checks.clear()
+    finally: bar.on_train_end()
     if guard.best_weights is None: raise OperationError(f"training {guard.stopped}: the loss is not a number or beyond {ABSURD:g}; lower learning_rate or look for a wild bar")
     net.set_weights(guard.best_weights)
     return {"seed": seed, "stopped": guard.stopped, "epochs": len(guard.losses), "best_epoch": guard.best_epoch + 1, "val_loss": float(min(guard.losses))}

@@ -108,7 +108,7 @@ class ModelRecord:
     def _said(self, table: pd.DataFrame, bars: pd.DataFrame, start: int = 0, near: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         "Of the rows `near`, those from `start` at which a window ends, and what every member predicts there: (windows,), (windows, members)."
         x = self.scaler.pick(table, near)
-        ends = window_ends(x, {k: bars[k].to_numpy()[near] for k in ("close", "is_gap") if k in bars}, self.config.lookback)   # arrays: a table that was cut must index its columns anew
+        ends = window_ends(x, {k: bars[k].to_numpy(kind)[near] for k, kind in (("close", float), ("is_gap", bool)) if k in bars}, self.config.lookback)   # a table that is cut indexes its columns anew
         ends = ends[ends >= start]
         if not len(ends): return ends, np.empty((0, 0))
         rows = table if self.price_scale is None else table.iloc[near].iloc[ends]   # only a price asks for them

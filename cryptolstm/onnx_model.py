@@ -7,14 +7,13 @@ __all__ = ['OPERATORS', 'COMPOSED', 'TOLERANCE', 'scale_and_shift', 'add_lstm', 
            'threads', 'OnnxNetwork', 'write_onnx']
 
 # %% ../nbs/05b_onnx_model.ipynb #163cfe33
-import os
 from pathlib import Path
 
 import numpy as np
 import onnx, onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from .core import OperationError, write_atomic
+from .core import OperationError, cores, threads_asked, write_atomic
 
 # %% ../nbs/05b_onnx_model.ipynb #471bd3fa
 def scale_and_shift(
@@ -121,8 +120,7 @@ def to_onnx(
 # %% ../nbs/05b_onnx_model.ipynb #cb011500
 def threads() -> int:
     "Two, or one if there is one core or `OMP_NUM_THREADS` says so."
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(int(asked) if asked.isdigit() and int(asked) else os.cpu_count() or 1, 2)
+    return min(threads_asked("OMP_NUM_THREADS") or 2, cores(), 2)
 
 class OnnxNetwork:
     "A network read from an ONNX file. `OperationError` if it cannot be read."
@@ -130,7 +128,7 @@ class OnnxNetwork:
     def __init__(self, file: Path | str):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads(), 1
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")   # the second thread waits awake only while a prediction runs
         options.log_severity_level = 3
         try: self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as e:   # onnxruntime's own classes have no common base but Exception

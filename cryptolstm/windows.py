@@ -111,7 +111,7 @@ def window_ends(
     lookback: int,         # rows in a window
 ) -> np.ndarray:           # row numbers at which a complete window ends, ascending
     "Rows that a prediction can be made for: `lookback` known rows within one stretch, and a real bar at the end."
-    if not len(bars["close"]): return np.empty(0, int)
+    if not len(table) or not len(bars): return np.empty(0, int)
     known = np.isfinite(np.asarray(table, "float64")).all(axis=1) & (segment_ids(bars) >= 0)
     run = np.convolve(known, np.ones(lookback, int))[: len(known)]
     real = ~np.asarray(bars["is_gap"], bool) if "is_gap" in bars else True

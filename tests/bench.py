@@ -74,9 +74,16 @@ def spec_network(fast: bool):
     return net
 
 
+def as_shipped() -> None:
+    "TensorFlow begins to work, with the threads it takes by itself: nothing of ours changes them after that."
+    import tensorflow as tf
+    tf.zeros(1)
+
+
 @worker
 def fit_rate(kind: str, batch: str) -> float:
     "Sequences a second in `fit`, best of three epochs, tracing not counted. Keras is fed the windows as an array, ours as the package feeds it."
+    if kind == "keras": as_shipped()
     import numpy as np
     from cryptolstm.model import Batches
     rows, y = (v[:, 0] for v in some_windows(WINDOWS + LOOKBACK - 1))
@@ -143,6 +150,7 @@ def train_one_network():
 @worker
 def live(kind: str) -> float:
     "Predictions a second: `predict_one` from a year of features, checks and scaling included, against `model.predict` of a window that is ready."
+    if kind == "keras": as_shipped()
     from cryptolstm.features import INPUTS, features
     from cryptolstm.live_model import LiveModel
     from cryptolstm.onnx_model import OnnxNetwork, write_onnx
@@ -196,6 +204,7 @@ def walk_ours(epochs: str, refit_epochs: str) -> float:
 @worker
 def walk_naive(epochs: str, batch: str) -> float:
     "Bars a second the naive way, on the same windows: a new Keras model for each fold, one `predict` for each bar."
+    as_shipped()
     import keras
     import numpy as np
     from cryptolstm.features import features

@@ -1,9 +1,14 @@
 """The faster loop computes what the layer of Keras computes: outputs, gradients, training, files."""
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from cryptolstm import fast_lstm
+from cryptolstm.core import cores
 from cryptolstm.fast_lstm import FastLSTM, can_hurry
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -125,13 +130,26 @@ def test_other_precisions_train(policy):
 
 def test_two_halves_of_a_batch_are_the_whole_to_the_bit(monkeypatch):
     "So a training gives the same weights on one core and on two, for the layers of the spec and for small ones; and no other layer is divided."
-    divided = lambda units: fast_lstm.parts(units) == 2
-    for units, inputs in ((256, 23), (128, 256), (64, 128), (16, 3), (12, 23)):
-        for batch in (64, 37, 2, 1):
+    kinds = [(256, 23, "float32", 2), (128, 256, "float32", 2), (64, 128, "float32", 2), (16, 3, "float32", 2), (1024, 4, "float32", 2),
+             (12, 23, "float32", 1), (2048, 1, "float32", 1), (256, 23, "float16", 1), (16, 3, "float64", 1)]
+    for units, inputs, dtype, divided in kinds:
+        for batch in (64, 37, 3, 2, 1) if units < 1024 else (3, 2):
             said = []
-            for threads in ("1", "2"):
+            for threads, expected in (("1", 1), ("2", divided)):
                 monkeypatch.setenv("TF_NUM_INTEROP_THREADS", threads)
-                assert divided(units) == (threads == "2" and units != 12)
-                _, ours, x = pair(units, (batch, 12, inputs), 1, recurrent_dropout=0.2, return_sequences=True, dtype="float32")
+                assert fast_lstm.parts(units, tf.as_dtype(dtype)) == expected
+                _, ours, x = pair(units, (batch, 12, inputs), 1, recurrent_dropout=0.2, return_sequences=True, dtype=dtype)
                 said.append([v.numpy() for v in outputs_and_gradients(ours, x, True)])
             for whole, halved in zip(*said, strict=True): np.testing.assert_array_equal(whole, halved)
+
+
+@pytest.mark.parametrize("before, threads", [
+    ("", max(1, cores() // 2)),                                                          # nobody has chosen
+    ("tf.config.threading.set_intra_op_parallelism_threads(7)", 7),                       # somebody has
+    ("tf.zeros(1)", 0),                                                                  # too late: TensorFlow's own choice stays
+])
+def test_the_number_of_threads_is_changed_only_where_nobody_has_chosen(before, threads):
+    code = f"import tensorflow as tf\n{before}\nimport cryptolstm.fast_lstm\nprint('threads', tf.config.threading.get_intra_op_parallelism_threads())"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TF_NUM_")} | {"TF_NUM_INTEROP_THREADS": "2"}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert f"threads {threads}" in out.stdout, out.stderr

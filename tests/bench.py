@@ -82,8 +82,9 @@ def as_shipped() -> None:
 
 @worker
 def fit_rate(kind: str, batch: str) -> float:
-    """Sequences a second in `fit`, from the beginning of an epoch to its last batch, best of three, tracing not counted. Keras is fed the windows as an array, ours
-    as the package feeds it. (What Keras waits for tf.data's autotuner at the end of an epoch does not count: up to as long as the epoch, and not each time.)"""
+    """Sequences a second in `fit`, from the beginning of an epoch to its last batch, best of three, tracing not counted. Keras is fed the windows as an array,
+    ours as the package feeds it. (What Keras waits for tf.data's autotuner at the end of an epoch does not count: up to as long as the epoch, and not each
+    time.)"""
     if kind == "keras": as_shipped()
     import keras
     import numpy as np

@@ -1,10 +1,12 @@
 """Training: its end in every way it can end, its targets, several seeds, several tickers, no growth."""
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -53,6 +55,18 @@ def in_epoch(monkeypatch):
             if self.rng is not None and len(seen) == number + 1: what(self)
         monkeypatch.setattr(model.Batches, "shuffle", shuffle)
     return arrange
+
+
+def test_a_finished_training_leaves_none_of_its_windows_in_memory(market, monkeypatch):
+    made, original = [], model.Batches.__init__
+
+    def __init__(self, *given, **named):
+        original(self, *given, **named)
+        made.append(weakref.ref(self))
+    monkeypatch.setattr(model.Batches, "__init__", __init__)
+    fit(*market, replace(CONFIG, epochs=2))
+    gc.collect()
+    assert made and not [ref for ref in made if ref() is not None]
 
 
 def poison(batches): batches.y = np.full_like(batches.y, np.nan)

@@ -117,7 +117,7 @@ def _compile(
     net = build_network(config, n_features)
     optimizer = keras.optimizers.Adam(config.learning_rate, clipvalue=config.clipvalue)
     if config.precision == "mixed_float16": optimizer = keras.optimizers.LossScaleOptimizer(optimizer)   # without it small gradients would be zero
-    net.compile(optimizer, ERRORS[config.loss], metrics=[keras.metrics.MeanMetricWrapper(ERRORS[config.loss], name="error")], auto_scale_loss=False)
+    net.compile(optimizer, ERRORS[config.loss], auto_scale_loss=False)
     net.optimizer.build(net.trainable_variables)
     return net, [keras.ops.convert_to_numpy(v).copy() for v in net.optimizer.variables]
 
@@ -163,14 +163,17 @@ class ModelBundle(ModelRecord):
 
     def outputs(self, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
         "What the networks say about the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
-        net = _compiled(_exact(self.config), len(self.scaler.columns))
-        size = self.config.predict_batch
-        padded = Batches(x, np.r_[ends, np.full(-len(ends) % size, ends[-1])], None, self.config.lookback, size)
-        said = []
+        net, said = _compiled(_exact(self.config), len(self.scaler.columns)), []
         for weights in self.members:
             net.set_weights(weights)
-            said.append(np.concatenate([net.predict_on_batch(*padded[k])[:, 0] for k in range(len(padded))])[:len(ends)])
+            said.append(_said(net, x, ends, self.config))
         return np.stack(said, axis=1)
+
+def _said(net: keras.Model, x: np.ndarray, ends: np.ndarray, config: ModelConfig) -> np.ndarray:
+    "What a network says about these windows: (windows,)."
+    size = config.predict_batch
+    padded = Batches(x, np.r_[ends, np.full(-len(ends) % size, ends[-1])], None, config.lookback, size)
+    return np.concatenate([net.predict_on_batch(*padded[k])[:, 0] for k in range(len(padded))])[:len(ends)]
 
 # %% ../nbs/05_model.ipynb #8d0b6f11
 def training_pool(
@@ -290,6 +293,18 @@ class _Guard(keras.callbacks.EarlyStopping):
         if self.best_epoch == epoch: self.best_weights = weights_of(self.model)
         if self.model.stop_training and self.stopped == "done": self.stopped = "patience"
 
+# %% ../nbs/05_model.ipynb #f188145b
+class _Judge(keras.callbacks.Callback):
+    "Tells the callbacks after it how far off the network is on the windows kept aside (`val_error`)."
+
+    def __init__(self, config: ModelConfig, data: _Data): super().__init__(); self.config, self.data = config, data
+    def on_epoch_end(self, epoch, logs=None):
+        ends = self.data.val
+        logs["val_error"] = float(_error(self.config.loss, self.data.y[ends].astype("float64") - _said(self.model, self.data.x, ends, self.config)).mean())
+
+def _error(loss: str, e: np.ndarray) -> np.ndarray:
+    return {"huber": np.where(np.abs(e) <= 1, e**2 / 2, np.abs(e) - 0.5), "mse": e**2, "mae": np.abs(e)}[loss]
+
 # %% ../nbs/05_model.ipynb #86fa2717
 class _Draws(keras.callbacks.Callback):
     """Where the chance of a training begins. On PyTorch Keras draws dropout from that library's one generator, not from the layers' own, and a first training
@@ -326,10 +341,10 @@ def _train(
     guard, bar = _Guard(config.patience, deadline), _EpochBar(epochs, label)
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_error", mode="min", patience=config.plateau_patience, factor=config.plateau_factor, min_lr=1e-5)
     size = min(config.batch_size, max(16, len(data.train) // 8))   # a step or two per epoch would leave a small training set unlearnt
-    batches, checks = Batches(data.x, data.train, data.y, config.lookback, size, seed), Batches(data.x, data.val, data.y, config.lookback, config.predict_batch)
+    batches = Batches(data.x, data.train, data.y, config.lookback, size, seed)
     try:
-        net.fit(batches.feed(), epochs=epochs, verbose=0, shuffle=False, callbacks=[_Draws(batches, seed), guard, plateau, bar],   # `Batches` shuffles, from the seed
-                validation_data=checks.feed())
+        net.fit(batches.feed(), epochs=epochs, verbose=0, shuffle=False,   # `Batches` shuffles, from the seed
+                callbacks=[_Draws(batches, seed), _Judge(config, data), guard, plateau, bar])   # the judge first, whose verdict the next three read
     except KeyboardInterrupt:
         if guard.best_weights is None: raise
         guard.stopped = "interrupted"
@@ -452,9 +467,6 @@ def _val_losses(bundle: ModelBundle, data: _Data, z: np.ndarray) -> tuple[float,
     y, config = data.y[data.val].astype("float64"), bundle.config
     still = 0.0 if bundle.price_scale is None else (data.rows["close"].to_numpy()[data.val] - bundle.price_scale["center"]) / bundle.price_scale["scale"]
     return tuple(float(np.mean(_error(config.loss, y - v))) for v in (z.mean(axis=1), still))
-
-def _error(loss: str, e: np.ndarray) -> np.ndarray:
-    return {"huber": np.where(np.abs(e) <= 1, e**2 / 2, np.abs(e) - 0.5), "mse": e**2, "mae": np.abs(e)}[loss]
 
 # %% ../nbs/05_model.ipynb #1017d74b
 def _spans(parts: list, config: ModelConfig, old: ModelBundle | None) -> dict:

@@ -35,5 +35,6 @@ class LiveModel(ModelRecord):
 
     def outputs(self, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
         "What the networks say about the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
-        windows = window_view(x, self.config.lookback)[ends - self.config.lookback + 1]
-        return np.stack([network.predict(windows) for network in self.networks], axis=1)
+        view, first, size = window_view(x, self.config.lookback), ends - self.config.lookback + 1, self.config.predict_batch
+        parts = [first[k:k + size] for k in range(0, len(first), size)]   # all windows at once would be copied, and 26,000 take gigabytes
+        return np.stack([np.concatenate([network.predict(view[part]) for part in parts]) for network in self.networks], axis=1)

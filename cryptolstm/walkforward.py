@@ -21,7 +21,7 @@ from .model import ModelBundle, fit
 from .model_record import calibrate
 from .processes import Workers, processes_asked
 from .registry import calibration_pairs, validation_pairs
-from .settings import model_config
+from .settings import member_seeds, model_config
 from .signals import exceedance, exceedance_curve
 from .windows import har_forecast, label
 
@@ -102,7 +102,8 @@ def walk_forward(
 ) -> WalkForward:
     "Retrain along the tested span and predict each of its bars out of sample."
     processes = processes_asked() if processes is None else processes
-    with nullcontext() if processes is None else Workers(processes) as workers: return _walk_forward(bars, run, progress, workers, label_bars)
+    many = len(member_seeds(model_config(run))) > 1   # one training is faster on all cores than in a child on one
+    with nullcontext() if processes is None else Workers(processes) as workers: return _walk_forward(bars, run, progress, workers if many else None, label_bars)
 
 def _walk_forward(bars: pd.DataFrame, run: RunConfig, progress: bool, workers: Workers | None, label_bars: Callable | None) -> WalkForward:
     bars, config = check_bars(bars), model_config(run)

@@ -154,6 +154,30 @@ def train_one_network():
 
 
 @worker
+def windows_fed(kind: str) -> float:
+    "Shuffled windows a second, in batches of 256 from 30 years of hourly bars, one epoch; nothing is trained."
+    import keras
+    import numpy as np
+    from cryptolstm.features import INPUTS
+    from cryptolstm.model import Batches
+    rng, n = np.random.default_rng(0), 262_800
+    x, y = rng.normal(size=(n, len(INPUTS))).astype("float32"), rng.normal(size=n).astype("float32")
+    if kind == "ours": fed = Batches(x, np.arange(LOOKBACK - 1, n), y, LOOKBACK, 256, seed=0).feed()
+    else: fed = keras.utils.timeseries_dataset_from_array(x, y[LOOKBACK - 1:], LOOKBACK, batch_size=256, shuffle=True, seed=0)
+    began = time.perf_counter()
+    windows = sum(len(targets) for _, targets in fed)
+    assert windows == n - LOOKBACK + 1
+    return windows / (time.perf_counter() - began)
+
+
+@bench(None, "windows/s")
+def feeding():
+    result = median_of([(number(start("windows_fed", "ours")), number(start("windows_fed", "keras"))) for _ in range(3)])
+    seconds = [262_741 / result[side] for side in ("ours", "peer")]
+    return {**result, "note": f"an epoch of 262,800 bars in {seconds[0]:.1f} s; peer: timeseries_dataset_from_array, {seconds[1]:.1f} s"}
+
+
+@worker
 def live(kind: str) -> float:
     "Predictions a second: `predict_one` from a year of features, checks and scaling included, against `model.predict` of a window that is ready."
     if kind == "keras": as_shipped()

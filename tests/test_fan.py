@@ -64,6 +64,28 @@ def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(mark
     assert fit(*market, replace(CONFIG, seeds=(3,)), workers=workers).training["stopped"] == "done"
 
 
+def test_the_time_limit_counts_from_the_beginning_for_all_processes(market, monkeypatch):
+    "Three seeds, two processes: the first two have half of the time, whatever their processes need to start; the third has the other half."
+    tasks = []
+
+    class Told:
+        processes = 2
+        def run(self, function, given, said):
+            tasks.extend(given)
+            return [function(*task) for task in given]
+    before = time.monotonic()
+    bundle = fit(*market, replace(CONFIG, seeds=(1, 2, 3), max_train_seconds=1000.0), workers=Told())
+    ends = [task[-1] for task in tasks]
+    assert ends[0] == ends[1] == ends[2] - 500 and 0 <= ends[0] - 500 - before <= time.monotonic() - before
+    assert bundle.training["members"] == 3 and not [r for r in bundle.training["by_member"] if r["stopped"] != "done"]
+
+
+def test_a_single_seed_trains_here_on_all_cores(market, monkeypatch):
+    monkeypatch.setattr(Workers, "_start", lambda self: pytest.fail("a process was started"))
+    run = RunConfig(hours=48, train_hours=400, retrain_every=48, lookback=12, network=TINY)
+    assert walk_forward(demo_market(bars_needed(run), seed=1), run, processes=2).predictions["prediction"].notna().all()
+
+
 def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers):
     wild = replace(CONFIG, seeds=(1, 2, 3), learning_rate=1e6)
     sentence = "^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"

@@ -2,6 +2,7 @@
 import gc
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -202,6 +203,41 @@ def test_one_prediction_looks_at_one_window(market, monkeypatch):
     assert np.isnan(bundle.predict_one(table, holed)) and np.isnan(bundle.predict_one(table.iloc[-11:], bars.iloc[-11:]))
 
 
+@pytest.mark.parametrize("changes", [{}, {"loss": "mse"}, {"loss": "mae", "predict_batch": 50}, {"predict_batch": 1000}, {"precision": "mixed_bfloat16"}],
+                         ids=str)
+def test_the_validation_loss_is_that_of_the_weights_that_are_kept(market, changes):
+    "Reckoned again with the layers of Keras, from windows cut by hand; 259 of them, in six batches, in two, or in one that is not full."
+    bars, table = market
+    bundle = fit(bars, table, replace(CONFIG, **changes))
+    (part,) = training_parts(bars, table, bundle.config)
+    plain = build_network(replace(bundle.config, precision="float32"), len(bundle.scaler.columns), fast=False)
+    plain.set_weights(bundle.weights)
+    x = bundle.scaler.transform(table)
+    e = part.y[part.val] - plain.predict(np.stack([x[k - 11:k + 1] for k in part.val]), verbose=0)[:, 0]
+    loss = {"huber": np.where(np.abs(e) < 1, e**2 / 2, np.abs(e) - 0.5), "mse": e**2, "mae": np.abs(e)}[bundle.config.loss].mean()
+    assert abs(bundle.training["val_loss"] / loss - 1) < 1e-6
+
+
+def test_a_training_leaves_the_callers_random_numbers_alone(market, tmp_path):
+    "NumPy's and Python's generators go on as if nobody had trained, stored and loaded in between, the first time and later."
+    def draws(between):
+        random.seed(1); np.random.seed(1)
+        between()
+        return random.random(), np.random.random()
+    expected = draws(lambda: None)
+    model._compile.cache_clear(); model._fresh.cache_clear()
+    for _ in range(2): assert draws(lambda: load_bundle(save_bundle(fit(*market, replace(CONFIG, epochs=1, seed=9)), tmp_path))) == expected
+
+
+def test_what_went_on_from_an_unrepeatable_training_is_not_repeatable(market):
+    bars, table = market
+    cut, whole = (fit(bars.iloc[:1200], table.iloc[:1200], replace(CONFIG, max_train_seconds=s)) for s in (1e-3, 1e6))
+    later = fit(bars.iloc[24:1224], table.iloc[24:1224], whole.config, warm_start=replace(cut, config=whole.config))
+    assert later.training["warm_started"] and later.training["stopped"] == "done" and later.training["determinism"].startswith("none: it went on")
+    later = fit(bars.iloc[24:1224], table.iloc[24:1224], whole.config, warm_start=whole)
+    assert later.training["warm_started"] and later.training["determinism"] == whole.training["determinism"]
+
+
 # -- what a training is given ----------------------------------------------------------------------------------------------------------
 
 def naive(frame): return frame.set_axis(frame.index.tz_localize(None))
@@ -221,6 +257,8 @@ WRONG = {  # what is passed for (bars, table, config), and the sentence
                                "^the features of A/USD have other rows"),
     "an index without a zone": (lambda b, t: (naive(b), naive(t), CONFIG), "UTC"),
     "a table without a feature": (lambda b, t: (b, t.drop(columns="rsi"), CONFIG), "lack the column rsi"),
+    "too few bars of two tickers": (lambda b, t: ({k: (b.iloc[:220], t.iloc[:220]) for k in ("A/USD", "B/USD")}, None, replace(CONFIG, horizon=72)),
+                                    "^440 bars of 2 tickers .* give [0-9]+ complete windows, too few to leave 10 for training .*; pass more bars of each$"),
     "a horizon of 200": (lambda b, t: (b, t, replace(CONFIG, horizon=200)), "^network horizon is 200; pass a whole number from 1 to 72$")}
 
 
@@ -408,8 +446,8 @@ from cryptolstm.core import RunConfig
 from cryptolstm.features import features
 from cryptolstm.model import fit, model_config
 from cryptolstm.simulate import demo_market
-tickers = [(bars := demo_market(1500 + 400 * k, seed=k), features(bars)) for k in range(5)]
-config = model_config(RunConfig(lookback=12, network={"units": [16, 8], "dropout": [0.1, 0.1], "recurrent_dropout": [0.1, 0.1], "dense": [8], "epochs": 2}))
+tickers = [(bars := demo_market(3000 + 400 * k, seed=k), features(bars)) for k in range(5)]
+config = model_config(RunConfig(lookback=60, network={"units": [16, 8], "dropout": [0.1, 0.1], "recurrent_dropout": [0.1, 0.1], "dense": [8], "epochs": 2}))
 peaks = []
 for k in range(10):
     fit(*tickers[4 - k % 5], replace(config, seed=k)); gc.collect()
@@ -420,6 +458,7 @@ print(peaks[9] / peaks[1])
 
 @pytest.mark.slow
 def test_ten_trainings_one_after_another_do_not_grow():
-    "Five tickers of different lengths, twice, the longest first: the peak of the tenth against that of the second."
+    """Five tickers of different lengths, twice, the longest first: the peak of the tenth against that of the second.
+    If windows were kept, 20 MB a training, it would fail."""
     out = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
     assert float(out.split()[-1]) <= 1.1

@@ -94,6 +94,21 @@ class Batches(keras.utils.PyDataset):
         fed.batches = self
         return fed
 
+# %% ../nbs/05_model.ipynb #6018b030
+@contextmanager
+def _chance(seed: int) -> Iterator[None]:
+    "What is drawn in the block begins at `seed`; the generators of Python and NumPy, which are the caller's, go on afterwards as if nothing had been drawn."
+    kept = random.getstate(), np.random.get_state()
+    keras.utils.set_random_seed(seed)
+    try: yield
+    finally: random.setstate(kept[0]); np.random.set_state(kept[1])
+
+# %% ../nbs/05_model.ipynb #057327c5
+def _says(net: keras.Model) -> Callable:
+    "Keras' `predict_on_batch` on TensorFlow is traced again for a second size of batch; this is traced once for all sizes."
+    if keras.backend.backend() != "tensorflow": return net.predict_on_batch
+    return tf.function(lambda x: net(x, training=False), input_signature=[tf.TensorSpec((None, *net.input_shape[1:]))], autograph=False)
+
 # %% ../nbs/05_model.ipynb #8ac0a7b3
 COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum",
             "precision", "loss", "clipvalue")
@@ -127,19 +142,6 @@ def _compile(
     net.compile(optimizer, ERRORS[config.loss], auto_scale_loss=False)
     net.optimizer.build(net.trainable_variables)
     return _Ready(net, [keras.ops.convert_to_numpy(v).copy() for v in net.optimizer.variables], _says(net))
-
-def _says(net: keras.Model) -> Callable:
-    "Keras' `predict_on_batch` on TensorFlow is traced again for a second size of batch; this is traced once for all sizes."
-    if keras.backend.backend() != "tensorflow": return net.predict_on_batch
-    return tf.function(lambda x: net(x, training=False), input_signature=[tf.TensorSpec((None, *net.input_shape[1:]))], autograph=False)
-
-@contextmanager
-def _chance(seed: int) -> Iterator[None]:
-    "What is drawn in the block begins at `seed`; the generators of Python and NumPy, which are the caller's, go on afterwards as if nothing had been drawn."
-    kept = random.getstate(), np.random.get_state()
-    keras.utils.set_random_seed(seed)
-    try: yield
-    finally: random.setstate(kept[0]); np.random.set_state(kept[1])
 
 # %% ../nbs/05_model.ipynb #6f280a57
 @lru_cache(maxsize=16)

@@ -64,7 +64,7 @@ def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(mark
     assert fit(*market, replace(CONFIG, seeds=(3,)), workers=workers).training["stopped"] == "done"
 
 
-def test_the_time_limit_counts_from_the_beginning_for_all_processes(market, monkeypatch):
+def test_the_time_limit_counts_from_the_beginning_for_all_processes(market):
     "Three seeds, two processes: the first two have half of the time, whatever their processes need to start; the third has the other half."
     tasks = []
 
@@ -76,7 +76,7 @@ def test_the_time_limit_counts_from_the_beginning_for_all_processes(market, monk
     before = time.monotonic()
     bundle = fit(*market, replace(CONFIG, seeds=(1, 2, 3), max_train_seconds=1000.0), workers=Told())
     ends = [task[-1] for task in tasks]
-    assert ends[0] == ends[1] == ends[2] - 500 and 0 <= ends[0] - 500 - before <= time.monotonic() - before
+    assert ends[0] == ends[1] and abs(ends[2] - ends[0] - 500) < 1e-6 and -1e-6 <= ends[0] - 500 - before <= time.monotonic() - before
     assert bundle.training["members"] == 3 and not [r for r in bundle.training["by_member"] if r["stopped"] != "done"]
 
 

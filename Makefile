@@ -5,28 +5,36 @@ PARAMS ?=
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
+MODEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,model fast_lstm threads fan onnx_model walkforward manifest signal_generator certificate))
+
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab bench clean
+.PHONY: help report test test-model lab bench clean
 
 help:                ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t12
 
 report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/<ticker>.yaml)
 	@$(BIN)/cryptolstm report '$(TICKER)' $(if $(PARAMS),--params '$(PARAMS)')
 
 # On two cores, threads within the processes would only wait for one another (half the CPU time without), while a third process works
-# where the others wait for kernels, clocks and sockets.
-test: export OMP_NUM_THREADS := 1
-test: export OPENBLAS_NUM_THREADS := 1
-test: export TF_NUM_INTRAOP_THREADS := 1
-test: export TF_NUM_INTEROP_THREADS := 1
+# where the others wait for kernels, clocks and sockets. Results do not depend on these numbers (tests/test_threads.py).
+test test-model: export OMP_NUM_THREADS := 1
+test test-model: export OPENBLAS_NUM_THREADS := 1
+test test-model: export TF_NUM_INTEROP_THREADS := 1
 test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
+	@$(BIN)/python tests/kernels.py
 	@$(BIN)/python tests/check_generated.py
 	$(BIN)/ruff check nbs tests setup.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3
 	$(BIN)/python -m pytest -n 3 --dist loadfile
+
+# Restrict the kernels to see another kind of CPU: TF_ENABLE_ONEDNN_OPTS=0, ONEDNN_MAX_CPU_ISA=AVX2, OPENBLAS_CORETYPE=Haswell ...
+test-model: .venv/.dev  ## notebooks and tests of the model only
+	@$(BIN)/python tests/kernels.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3 --file_re '^(04|05|06|08)'
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(MODEL_TESTS)
 
 bench: .venv/.dev    ## ours against the peers, in ratios; also writes reports/bench.json
 	@$(BIN)/python tests/bench.py $(BENCH)

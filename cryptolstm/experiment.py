@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from .backtester import order_settings, simulate
 from .calibration import calibration_figures, reliability
-from .core import HOUR, InputError, RunConfig, as_utc, bars_hash, plain, run_config
+from .core import HOUR, OTHER_KIND, InputError, RunConfig, as_utc, bars_hash, cpu_kind, plain, run_config
 from .data import market_bars
 from .features import INPUTS, WARMUP
 from .forecasts import keep_forecasts
@@ -293,6 +294,7 @@ def run_line(
 def stages() -> Stages: return Stages(run_line, decide, trade)   # as they stand here now, for the certificate
 
 # %% ../nbs/11a_experiment.ipynb #593d5cc2
+@threadpool_limits.wrap(limits=1)   # of BLAS, whose sums would depend on the number of threads
 def backtest(
     bars: pd.DataFrame,       # history and tested span, from `market_bars`; the last `run.hours` are tested
     run: RunConfig,           # everything else
@@ -337,11 +339,12 @@ def trial_of(result: dict, skill: pd.DataFrame, run: RunConfig, data: dict, inde
 # %% ../nbs/11a_experiment.ipynb #52d8b27e
 def determinism(
     folds: pd.DataFrame,   # of a `WalkForward`
-) -> dict:                 # JSON-able: class ("bit-equal", "not enforced" or "none"), said, backend
+) -> dict:                 # JSON-able: class ("bit-equal", "not enforced" or "none"), said, backend, cpu, and other_cpu, the relative difference to expect on another kind
     "How far a repetition gives the same numbers: the weakest word of any fold."
     import keras
     said = repeatable(folds)
-    return {"class": next(c for c in ("bit-equal", "not enforced", "none") if said.startswith(c)), "said": said, "backend": keras.backend.backend()}
+    kind = next(c for c in ("bit-equal", "not enforced", "none") if said.startswith(c))
+    return {"class": kind, "said": said, "backend": keras.backend.backend(), "cpu": cpu_kind(), "other_cpu": OTHER_KIND}
 
 def summary(
     results: dict,   # from `backtest`

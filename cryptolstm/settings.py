@@ -43,6 +43,7 @@ class ModelConfig:
     plateau_patience: int = 5                   # epochs without one before the learning rate is reduced
     plateau_factor: float = 0.5                 # what it is then multiplied by
     min_learning_rate: float = 1e-5             # but never below this
+    parts: int = 2                              # of a batch, computed side by side whatever the number of cores; another number rounds in another way
     batch_size: int = 256                       # windows in a training step at most; a small training set is cut into at least 8 steps
     predict_batch: int = 256                    # windows in a prediction step of Keras, always filled up: what is said of a bar does not depend on the others
     val_fraction: float = 0.2                   # newest share of the windows, for validation
@@ -55,8 +56,8 @@ RANGES = {  # setting: smallest and largest number; the text of the error is mad
     "lookback": (2, 1000), "horizon": (1, 72), "seed": (0, 2**31 - 1), "seeds": (0, 2**31 - 1), "units": (1, 4096), "dense": (1, 4096), "dropout": (0, 0.99),
     "recurrent_dropout": (0, 0.99), "dense_dropout": (0, 0.99), "l2": (0, 1), "bn_momentum": (0, 0.9999), "learning_rate": (1e-9, 1e6), "min_learning_rate": (0, 1e6), "clipvalue": (1e-9, 1e9),
     "epochs": (1, 1_000_000), "refit_epochs": (1, 1_000_000), "patience": (1, 1_000_000), "plateau_patience": (1, 1_000_000), "plateau_factor": (0, 0.9999),
-    "batch_size": (1, 100_000), "predict_batch": (1, 100_000), "val_fraction": (0.01, 0.9), "max_train_seconds": (1e-6, 1e9)}
-WHOLE = ("lookback", "horizon", "seed", "seeds", "units", "dense", "epochs", "refit_epochs", "patience", "plateau_patience", "batch_size", "predict_batch")
+    "parts": (1, 64), "batch_size": (1, 100_000), "predict_batch": (1, 100_000), "val_fraction": (0.01, 0.9), "max_train_seconds": (1e-6, 1e9)}
+WHOLE = ("lookback", "horizon", "seed", "seeds", "units", "dense", "epochs", "refit_epochs", "patience", "plateau_patience", "parts", "batch_size", "predict_batch")
 SEQUENCES = ("units", "dropout", "recurrent_dropout", "dense", "seeds")   # one value per layer, or per member
 NAMES = {"target": TARGETS, "loss": LOSSES, "activation": ACTIVATIONS, "precision": PRECISIONS}
 

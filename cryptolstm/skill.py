@@ -21,6 +21,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tsa.stattools import diebold_mariano_test
+from threadpoolctl import threadpool_limits
 
 from .core import HOUR, InputError, unknown_name
 
@@ -241,8 +242,9 @@ def fold_forecasts(
         rows = rows[known[rows] & y.notna().to_numpy()[rows]]
         asked = np.arange(a, b)[known[a:b]]
         if len(rows) < FEWEST_ROWS or not len(asked): continue
-        learner = make().fit(x.to_numpy()[rows], y.to_numpy()[rows])
-        out.loc[x.index[asked]] = learner.predict(x.to_numpy()[asked])
+        learner = make()
+        with threadpool_limits(1):   # sums shared by threads depend on their number
+            out.loc[x.index[asked]] = learner.fit(x.to_numpy()[rows], y.to_numpy()[rows]).predict(x.to_numpy()[asked])
     return out
 
 # %% ../nbs/11_skill.ipynb #b2d9379e

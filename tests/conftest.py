@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from kernels import kernels
 from loopback import Loopback, a_market, recorded
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port: a client without a server fails at once
@@ -17,6 +18,12 @@ atexit.register(shutil.rmtree, os.environ["CRYPTOLSTM_HOME"], ignore_errors=True
 os.environ["CRYPTOLSTM_EXCHANGE_URL"] = CLOSED
 os.environ.pop("CRYPTOLSTM_EXCHANGE", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background with Ctrl-C ignored, and children inherit it
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Failures name the kind of CPU they happened on."
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        for name, said in kernels().items(): terminalreporter.write_line(f"{name}: {said}")
 
 
 @pytest.fixture(autouse=True)

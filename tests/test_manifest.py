@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cryptolstm.core import InputError, RunConfig, bars_hash, regular_grid
+from cryptolstm.core import OTHER_KIND, InputError, RunConfig, bars_hash, cpu_kind, regular_grid
 from cryptolstm.experiment import backtest, data_notes, summary
 from cryptolstm.leakage import certificate
 from cryptolstm.ledger import Standing
-from cryptolstm.manifest import TABLES, _canonical, _sha, agree, compare_results, embed, make_manifest, split, standing_note, verify
+from cryptolstm.manifest import (SAME, TABLES, _canonical, _sha, agree, compare_results, compare_tables, embed, make_manifest, split, standing_note, tolerance,
+                                 verify)
 from cryptolstm.reports import run_report
 from cryptolstm.simulate import demo_market
 from cryptolstm.skill import LEVELS
@@ -55,8 +56,25 @@ def test_a_fresh_page_is_verified_in_full(page, stored_home):
     manifest = split(page.read_text(encoding="utf-8"))[1]
     assert manifest["baseline_returns"]["buy & hold"] != 0 and manifest["certificate"]["passed"] and manifest["search"]["trial"] == 1
     assert manifest["versions"]["cryptolstm"] and not manifest["data"]["simulated"] and "" not in manifest["baseline_returns"]
-    assert manifest["determinism"] == {"class": "bit-equal", "said": manifest["determinism"]["said"], "backend": "tensorflow"}
+    said = manifest["determinism"]["said"]
+    assert manifest["determinism"] == {"class": "bit-equal", "said": said, "backend": "tensorflow", "cpu": cpu_kind(), "other_cpu": OTHER_KIND}
+    assert said.endswith("the same kind of CPU and library versions, whatever the number of threads")
     assert len(result["notes"]) == 1 and result["notes"][0].endswith("pictures were not compared")
+
+
+def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_home, tmp_path):
+    "Both kinds are named. A larger difference is one, and on the same kind any."
+    text, manifest = split(page.read_text(encoding="utf-8"))
+    old = manifest["baseline_returns"]
+    near, far = ({**old, "buy & hold": old["buy & hold"] * (1 + share)} for share in (OTHER_KIND / 2, OTHER_KIND * 2))
+    made = rehashed(text, manifest, baseline_returns=near, determinism={**manifest["determinism"], "cpu": "another CPU"})
+    (tmp_path / "backtest.html").write_text(made, encoding="utf-8")
+    result = verify(tmp_path / "backtest.html", home=stored_home)
+    assert result["ok"], wrong(result)
+    assert any("another CPU" in note and cpu_kind() in note for note in result["notes"])
+    assert "1 of them within 0.1%" in next(f["said"] for f in result["findings"] if f["what"] == "baseline_returns")
+    assert [compare_tables("", old, new, rel)["ok"] for new, rel in ((near, OTHER_KIND), (far, OTHER_KIND), (near, SAME))] == [True, False, False]
+    assert [tolerance(m) for m in (split(made)[1], manifest, {})] == [OTHER_KIND, SAME, SAME]
 
 
 def rehashed(page: str, manifest: dict, **changes) -> str:

@@ -23,6 +23,8 @@ report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/
 test test-model: export OMP_NUM_THREADS := 1
 test test-model: export OPENBLAS_NUM_THREADS := 1
 test test-model: export TF_NUM_INTEROP_THREADS := 1
+# Numba keeps what notebooks compile in one folder for all checkouts of a user, found by the text of a cell alone.
+test test-model lab: export NUMBA_CACHE_DIR := $(CURDIR)/.venv/numba
 test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
 	@$(BIN)/python tests/kernels.py
 	@$(BIN)/python tests/check_generated.py

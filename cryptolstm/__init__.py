@@ -5,7 +5,11 @@ import os as _os
 
 _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up chatter is not our message
 
-_PUBLIC = {"CryptoMarketDataClient": "data", "SignalGenerator": "signals", "Backtester": "experiment"}
+_PUBLIC = {
+    "CryptoMarketDataClient": "data.client",
+    "SignalGenerator": "strategy.signal",
+    "Backtester": "research.backtest",
+}
 __all__ = list(_PUBLIC)
 
 

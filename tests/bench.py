@@ -59,7 +59,7 @@ WINDOWS, LOOKBACK = 1024, 60
 
 def some_windows(n: int):
     import numpy as np
-    from cryptolstm.features import INPUTS
+    from cryptolstm.features.indicators import INPUTS
     rng = np.random.default_rng(0)
     return rng.normal(size=(n, LOOKBACK, len(INPUTS))).astype("float32"), rng.normal(size=(n, 1)).astype("float32")
 
@@ -67,8 +67,9 @@ def some_windows(n: int):
 def spec_network(fast: bool):
     "The network of the spec, compiled; with the layer of Keras or with ours."
     import keras
-    from cryptolstm.features import INPUTS
-    from cryptolstm.model import ModelConfig, build_network
+    from cryptolstm.features.indicators import INPUTS
+    from cryptolstm.model.settings import ModelConfig
+    from cryptolstm.model.network import build_network
     net = build_network(ModelConfig(), len(INPUTS), fast=fast)
     net.compile(optimizer=keras.optimizers.Adam(5e-4, clipvalue=0.5), loss="huber")
     return net
@@ -88,7 +89,7 @@ def fit_rate(kind: str, batch: str) -> float:
     if kind == "keras": as_shipped()
     import keras
     import numpy as np
-    from cryptolstm.model import Batches
+    from cryptolstm.model.network import Batches
 
     class Clock(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None): self.began = time.perf_counter()
@@ -157,8 +158,8 @@ def windows_fed(kind: str) -> float:
     "Shuffled windows a second, in batches of 256 from 30 years of hourly bars, one epoch; nothing is trained."
     import keras
     import numpy as np
-    from cryptolstm.features import INPUTS
-    from cryptolstm.model import Batches
+    from cryptolstm.features.indicators import INPUTS
+    from cryptolstm.model.network import Batches
     rng, n = np.random.default_rng(0), 262_800
     x, y = rng.normal(size=(n, len(INPUTS))).astype("float32"), rng.normal(size=n).astype("float32")
     if kind == "ours": fed = Batches(x, np.arange(LOOKBACK - 1, n), y, LOOKBACK, 256, seed=0).feed()
@@ -180,12 +181,12 @@ def feeding():
 def live(kind: str) -> float:
     "Predictions a second: `predict_one` from a year of features, checks and scaling included, against `model.predict` of a window that is ready."
     if kind == "keras": as_shipped()
-    from cryptolstm.features import INPUTS, features
-    from cryptolstm.live_model import LiveModel
-    from cryptolstm.onnx_model import OnnxNetwork, write_onnx
-    from cryptolstm.settings import ModelConfig
-    from cryptolstm.simulate import demo_market
-    from cryptolstm.windows import fit_scaler
+    from cryptolstm.data.demo import demo_market
+    from cryptolstm.features.indicators import INPUTS, features
+    from cryptolstm.features.windows import fit_scaler
+    from cryptolstm.model.settings import ModelConfig
+    from cryptolstm.model.onnx_model import OnnxNetwork, write_onnx
+    from cryptolstm.model.live_model import LiveModel
     net, (x, _) = spec_network(False), some_windows(1)
     with tempfile.TemporaryDirectory() as d:
         write_onnx(net, Path(d) / "model.onnx")
@@ -213,9 +214,9 @@ TESTED, TRAINED = 720, 720   # bars of the walk-forward benches; a training long
 
 def walk_case(epochs: str, refit_epochs: str):
     "Bars of the demo market and the run: 720 bars tested, a new training each week."
-    from cryptolstm.core import RunConfig
-    from cryptolstm.simulate import demo_market
-    from cryptolstm.walkforward import bars_needed
+    from cryptolstm.core.config import RunConfig
+    from cryptolstm.data.demo import demo_market
+    from cryptolstm.research.walkforward import bars_needed
     run = RunConfig(hours=TESTED, train_hours=TRAINED, retrain_every=168, lookback=LOOKBACK, network={"epochs": int(epochs), "refit_epochs": int(refit_epochs)})
     return demo_market(bars_needed(run), seed=1), run
 
@@ -223,7 +224,7 @@ def walk_case(epochs: str, refit_epochs: str):
 @worker
 def walk_ours(epochs: str, refit_epochs: str) -> float:
     "Bars a second of `walk_forward`, compiling and features included, imports not."
-    from cryptolstm.walkforward import walk_forward
+    from cryptolstm.research.walkforward import walk_forward
     bars, run = walk_case(epochs, refit_epochs)
     began = time.perf_counter()
     assert walk_forward(bars, run).predictions["prediction"].notna().all()
@@ -236,11 +237,12 @@ def walk_naive(epochs: str, batch: str) -> float:
     as_shipped()
     import keras
     import numpy as np
-    from cryptolstm.features import features
-    from cryptolstm.model import Batches, build_network, training_data, training_parts
-    from cryptolstm.settings import input_columns, model_config
-    from cryptolstm.walkforward import schedule
-    from cryptolstm.windows import window_view
+    from cryptolstm.features.indicators import features
+    from cryptolstm.features.windows import window_view
+    from cryptolstm.model.settings import input_columns, model_config
+    from cryptolstm.model.network import Batches, build_network
+    from cryptolstm.model.training import training_data, training_parts
+    from cryptolstm.research.walkforward import schedule
     bars, run = walk_case(epochs, epochs)
     began, said = time.perf_counter(), []
     config, table = model_config(run), features(bars)
@@ -292,7 +294,7 @@ YEARS3 = 26_280   # hourly bars of three years
 @worker
 def serve(delay: str) -> float:
     "A loop-back exchange with three years of one ticker, each page after `delay` seconds; runs until its stdin closes."
-    from cryptolstm.simulate import demo_market
+    from cryptolstm.data.demo import demo_market
     from loopback import Loopback
     with Loopback({"ETH/USD": demo_market(YEARS3, end="2025-02-01", ticker="ETH/USD")}, now="2025-02-01") as server:
         def later(path, query, answer):
@@ -309,7 +311,7 @@ def bare_pages(url: str) -> float:
     import http.client
     from concurrent.futures import ThreadPoolExecutor
 
-    from cryptolstm.data import LINES
+    from cryptolstm.data.fetch import LINES
     iso = lambda s: time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(s))
     last = 1_738_368_000
     jobs = [(max(stop - 300 * 3600, last - YEARS3 * 3600), stop) for stop in range(last, last - YEARS3 * 3600, -300 * 3600)]
@@ -325,7 +327,7 @@ def bare_pages(url: str) -> float:
 
 def our_pages(url: str, limited: bool = False, hours: int = YEARS3) -> float:
     "Pages a second of our client into an empty store; the bars are checked. Without `limited` its rate limit is off."
-    from cryptolstm.data import CryptoMarketDataClient
+    from cryptolstm.data.client import CryptoMarketDataClient
     with tempfile.TemporaryDirectory() as home:
         client = CryptoMarketDataClient("coinbaseexchange", url, home=Path(home))
         client.exchange.enableRateLimit = limited
@@ -363,7 +365,7 @@ def fetch_at_0_ms(): return fetch(0.0)
 @bench(0.95, "requests/s")
 def fetch_within_the_rate_limit():
     "Against the rate that ccxt allows for the exchange: what we spend on a page must not be seen behind it."
-    from cryptolstm.exchanges import connect
+    from cryptolstm.data.exchange import connect
     server = start("serve", 0.050)
     try:
         url = server.stdout.readline().strip()
@@ -376,8 +378,8 @@ def fetch_within_the_rate_limit():
 @bench(1.0, "opens/s")
 def open_three_years():
     "Against the 20 ms that were allowed."
-    from cryptolstm.simulate import demo_market
-    from cryptolstm.store import BarStore, bar_path, hour_number, read_store, write_store
+    from cryptolstm.data.store import BarStore, bar_path, hour_number, read_store, write_store
+    from cryptolstm.data.demo import demo_market
     with tempfile.TemporaryDirectory() as d:
         bars = demo_market(YEARS3, end="2025-02-01")
         first, path, rates = hour_number(bars.index[0]), bar_path(Path(d), "coinbaseexchange", "BTC/USD"), []
@@ -463,18 +465,18 @@ class KernelAlone:
     def __init__(self, **settings): self.settings, self.ready = settings, None
 
     def __call__(self, bars, signal, move):
-        import cryptolstm.backtester as b
+        from cryptolstm.execution import orders, simulate as simulate_module
         if self.ready is None:
-            run = b.simulate(bars.iloc[:30], signal[:30], **self.settings)["settings"]
-            data = b._arrays(bars, signal, None, None, run)
-            self.ready = bars, run, data, b._room(len(data.close))
+            run = simulate_module.simulate(bars.iloc[:30], signal[:30], **self.settings)["settings"]
+            data = orders._arrays(bars, signal, None, None, run)
+            self.ready = bars, run, data, simulate_module._room(len(data.close))
         bars, run, data, room = self.ready
-        return bars, run, data, b._by_kernel(data, run, room)
+        return bars, run, data, simulate_module._by_kernel(data, run, room)
 
     def result(self, walked):
-        import cryptolstm.backtester as b
+        from cryptolstm.execution import simulate as simulate_module
         bars, run, data, found = walked
-        return b._result(bars, run, data, *found)
+        return simulate_module._result(bars, run, data, *found)
 
 
 @bench(100, "bars/s")
@@ -487,15 +489,15 @@ def kernel_vs_vectorbt():
 @bench(100, "bars/s")
 def simulate_vs_vectorbt():
     "With all checks and tables, against the same."
-    from cryptolstm.backtester import simulate
+    from cryptolstm.execution.simulate import simulate
     return against("kernel", 262_800, lambda bars, signal, move: simulate(bars, signal, fee=FEE), whole_run, "checks and tables included")
 
 
 @bench(20, "bars/s")
 def metrics_vs_vectorbt():
     "With all figures, against `stats`."
-    from cryptolstm.backtester import simulate
-    from cryptolstm.metrics import figures
+    from cryptolstm.stats.performance import figures
+    from cryptolstm.execution.simulate import simulate
     ours = lambda bars, signal, move: (result := simulate(bars, signal, fee=FEE), figures(result))[0]
     return against("metrics", 262_800, ours, whole_run, "checks, tables and figures against `stats`")
 
@@ -513,7 +515,7 @@ def kernel_vs_backtesting_py():
 @bench(1000, "bars/s")
 def simulate_vs_backtesting_py():
     "The same with checks and tables."
-    from cryptolstm.backtester import simulate
+    from cryptolstm.execution.simulate import simulate
     ours = lambda bars, signal, move: simulate(bars, signal, **COINS)
     return against("backtesting", 8_760, ours, lambda r: {"equity": r["equity"]}, "checks and tables included")
 
@@ -522,7 +524,7 @@ def simulate_vs_backtesting_py():
 def sweep_vs_vectorbt():
     "1000 thresholds on a year."
     import numpy as np
-    from cryptolstm.sweep import sweep
+    from cryptolstm.execution.sweep import sweep
     scales = np.linspace(0, 2, 1000)
     ours = lambda bars, signal, move: sweep(bars, signal, {"threshold_scale": scales}, move=move, threshold=np.ones(len(bars)), fee=FEE)
     answer = lambda t: {"returns": t["total_return"], "trades": t["num_trades"], "fees": t["total_fees"]}
@@ -566,7 +568,7 @@ def main() -> None:
         return
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     table = run(sys.argv[1:])
-    from cryptolstm.core import write_atomic
+    from cryptolstm.core.files import write_atomic
     print(write_atomic(ROOT / "reports" / "bench.json", json.dumps(table, indent=1)))
 
 

@@ -79,7 +79,7 @@ def reference():
 @pytest.fixture
 def exchange(monkeypatch):
     "A small exchange that lists ETH/USD alone; 1000 closed bars, clock at the full hour. Whoever asks it tries again quickly."
-    from cryptolstm import exchanges
+    from cryptolstm.data import exchange as exchanges
 
     monkeypatch.setattr(exchanges, "PAUSE", 0.02)
     with Loopback({"ETH/USD": a_market()}, now="2025-02-01") as server:
@@ -89,7 +89,7 @@ def exchange(monkeypatch):
 @pytest.fixture
 def client(exchange, client_home):
     "A client of that exchange, without the pauses between requests."
-    from cryptolstm.data import CryptoMarketDataClient
+    from cryptolstm.data.client import CryptoMarketDataClient
 
     made = CryptoMarketDataClient("coinbaseexchange", exchange.url)
     assert made.exchange.enableRateLimit

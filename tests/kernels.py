@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import scipy.linalg  # noqa: F401  loads an OpenBLAS of its own
-from cryptolstm.core import cores, cpu_kind
+from cryptolstm.core.machine import cores, cpu_kind
 from threadpoolctl import threadpool_info
 
 PRODUCT = "import tensorflow as tf; tf.matmul(tf.ones([64, 64]), tf.ones([64, 64]))"

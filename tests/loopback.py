@@ -26,8 +26,8 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pandas as pd
 
-from cryptolstm.core import COLUMNS, HOUR, as_utc
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.bars import COLUMNS, HOUR, as_utc
+from cryptolstm.data.demo import demo_market
 
 ROOT = Path(__file__).resolve().parents[1]
 TICKERS = (ROOT / "tickers.txt").read_text(encoding="utf-8").split()

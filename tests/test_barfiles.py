@@ -15,14 +15,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from loopback import TICKERS, Loopback, a_market, same
 
-from cryptolstm import store as bar_store
-from cryptolstm.barfiles import read_bars
-from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash
-from cryptolstm.data import CryptoMarketDataClient, market_bars
-from cryptolstm.exchanges import ExchangeUnreachable, market_name
-from cryptolstm.import_export import export_bars, import_bars, report_text
-from cryptolstm.quality import quality_report
-from cryptolstm.store import bar_path, hour_number, missing_spans, read_store
+from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.core.bars import COLUMNS, HOUR, bars_hash
+from cryptolstm.data import store
+from cryptolstm.data.store import bar_path, hour_number, missing_spans, read_store
+from cryptolstm.data.exchange import ExchangeUnreachable, market_name
+from cryptolstm.data.quality import quality_report
+from cryptolstm.data.barfiles import read_bars
+from cryptolstm.data.transfer import export_bars, import_bars, report_text
+from cryptolstm.data.client import CryptoMarketDataClient, market_bars
 
 BTC = "BTC/USD"
 TRUE_GAPS = [("2021-08-13T02:00Z", 4), ("2021-09-29T07:00Z", 2), ("2023-03-24T13:00Z", 1)]  # Binance stood still in these hours
@@ -532,7 +533,7 @@ def test_imported_bars_that_nobody_can_be_asked_about_are_served_with_their_hole
 
 
 def test_an_import_waits_for_the_process_that_has_the_store(tmp_path, monkeypatch):
-    monkeypatch.setattr(bar_store, "LOCK_WAIT", 0.05)
+    monkeypatch.setattr(store, "LOCK_WAIT", 0.05)
     path = bar_path(tmp_path, "somewhere", BTC)
     path.parent.mkdir(parents=True)
     with FileLock(path.with_name(f".{path.name}.lock")), pytest.raises(OperationError, match="another process is changing"):

@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptolstm.core import OperationError, RunConfig, TrainingSpanError
-from cryptolstm.features import features
-from cryptolstm.live_model import LiveModel
-from cryptolstm.model import fit, load_bundle, model_config, save_bundle
-from cryptolstm.registry import current_version, differs, save_version
-from cryptolstm.simulate import demo_market
-from cryptolstm.windows import window_view
+from cryptolstm.core.errors import OperationError, TrainingSpanError
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market
+from cryptolstm.features.indicators import features
+from cryptolstm.features.windows import window_view
+from cryptolstm.model.settings import model_config
+from cryptolstm.model.bundle import load_bundle, save_bundle
+from cryptolstm.model.training import fit
+from cryptolstm.model.live_model import LiveModel
+from cryptolstm.model.registry import current_version, save_version
+from cryptolstm.model.challenge import differs
 
 TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 2}
 
@@ -30,7 +34,8 @@ def trained():
 def test_another_process_predicts_the_same(trained, tmp_path):
     bundle, bars, table = trained
     save_bundle(bundle, tmp_path / "m")
-    code = ("import sys; from cryptolstm.model import load_bundle; from cryptolstm.features import features; from cryptolstm.simulate import demo_market\n"
+    code = ("import sys; from cryptolstm.model.bundle import load_bundle; from cryptolstm.features.indicators import features; "
+            "from cryptolstm.data.demo import demo_market\n"
             "b = demo_market(1400, seed=4); p = load_bundle(sys.argv[1]).predict(features(b), b, start=1300)\nprint(','.join(repr(float(x)) for x in p))")
     out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True).stdout
     theirs = np.array([float(x) for x in out.strip().splitlines()[-1].split(",")])
@@ -174,7 +179,7 @@ def test_a_version_that_dies_half_way_is_never_in_use(trained, tmp_path, monkeyp
         (folder := __import__("pathlib").Path(folder)).joinpath("model.keras").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cryptolstm.model.save_bundle", dies)
+    monkeypatch.setattr("cryptolstm.model.bundle.save_bundle", dies)
     with pytest.raises(OperationError, match="No space left"):
         save_version(trained[0], "line", tmp_path)
     assert current_version("line", tmp_path) == first

@@ -3,12 +3,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptolstm.core import RunConfig
-from cryptolstm.features import INPUTS, WARMUP, features
-from cryptolstm.leakage import check_future, check_start, check_truncation, leak_certificate
-from cryptolstm.model import fit, model_config
-from cryptolstm.signals import decide
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market
+from cryptolstm.features.indicators import INPUTS, WARMUP, features
+from cryptolstm.model.settings import model_config
+from cryptolstm.model.training import fit
+from cryptolstm.proof.leaks import check_future, check_start, check_truncation, leak_certificate
+from cryptolstm.strategy.decide import decide
 
 LOOKBACK = 12
 TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 2}

@@ -7,15 +7,19 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cryptolstm import experiment, model, signals, walkforward
-from cryptolstm.core import InputError, RunConfig, regular_grid
-from cryptolstm.experiment import backtest
-from cryptolstm.features import INPUTS, features
-from cryptolstm.leakage import certificate, check_labels
-from cryptolstm.proof_commands import proof_app
-from cryptolstm.simulate import demo_market, planted_market
-from cryptolstm.walkforward import bars_needed
-from cryptolstm.windows import fit_scaler
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market, planted_market
+from cryptolstm.features.indicators import INPUTS, features
+from cryptolstm.features.windows import fit_scaler
+from cryptolstm.model import training
+from cryptolstm.strategy import rules
+from cryptolstm.research import replay, walkforward
+from cryptolstm.research.walkforward import bars_needed
+from cryptolstm.research.certificate import certificate, check_labels
+from cryptolstm.research.backtest import backtest
+from cryptolstm.cli.proof import proof_app
 
 SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}
 RUN = RunConfig(ticker="ETH/USD", hours=240, train_hours=250, retrain_every=240, lookback=12, exchange="simulated", threshold_scale=0, network=SMALL)
@@ -33,38 +37,38 @@ def early_feature(m): wrap(m, walkforward, "features", lambda real, b: real(b).a
 def all_features_early(m): wrap(m, walkforward, "features", lambda real, b: real(b).shift(-1))
 def scaler_of_the_whole_table(m):
     "As `InputScaler` fitted before the split: `fit` gets only the past, so the whole table comes in by the side."
-    wrap(m, model, "fit_scaler", lambda real, table, **how: real(features(BARS)[table.columns], **how))
+    wrap(m, training, "fit_scaler", lambda real, table, **how: real(features(BARS)[table.columns], **how))
 def scaler_swapped_after_training(m): wrap(m, walkforward, "fit", lambda real, *a, **k: replace(real(*a, **k), scaler=fit_scaler(features(BARS)[INPUTS])))
 def label_of_the_bar_itself(m):
     now = lambda real, kind, bars, sigma, horizon=1: np.log(bars["close"]).diff() / sigma
-    for module in (model, walkforward): wrap(m, module, "label", now)
+    for module in (training, walkforward): wrap(m, module, "label", now)
 def decision_knows_the_next_move(m):
     def early(real, prediction, table, run, *a, **k):
         move = np.sign(table["close"].shift(-1) - table["close"]).loc[prediction.index].fillna(0).astype(int)
         return real(prediction, table, run, *a, **k).assign(signal=move)
-    wrap(m, experiment, "decide", early)
+    wrap(m, replay, "decide", early)
 def decision_read_from_a_file(m):
     "What no change of the bars can show, for it does not come through them."
     move = np.sign(BARS["close"].shift(-1) - BARS["close"]).fillna(0).astype(int)
-    wrap(m, experiment, "decide", lambda real, p, *a, **k: real(p, *a, **k).assign(signal=move.reindex(p.index)))
-def late_signals(m): wrap(m, experiment, "decide", lambda real, *a, **k: real(*a, **k).assign(signal=lambda d: d["signal"].shift(-1, fill_value=0)))
+    wrap(m, replay, "decide", lambda real, p, *a, **k: real(p, *a, **k).assign(signal=move.reindex(p.index)))
+def late_signals(m): wrap(m, replay, "decide", lambda real, *a, **k: real(*a, **k).assign(signal=lambda d: d["signal"].shift(-1, fill_value=0)))
 def rule_that_peeks(m):
-    rule = signals.RULES["rsi"]
-    m.setitem(signals.RULES, "rsi", replace(rule, value=lambda t: t["rsi"].shift(-1)))
+    rule = rules.RULES["rsi"]
+    m.setitem(rules.RULES, "rsi", replace(rule, value=lambda t: t["rsi"].shift(-1)))
 def threshold_from_the_whole_sample(m):
     def full(real, prediction, *a, **k):
         d = real(prediction, *a, **k)
         return d.assign(signal=d["signal"].where(prediction.abs() > prediction.abs().quantile(.5), 0))
-    wrap(m, experiment, "decide", full)
+    wrap(m, replay, "decide", full)
 def filled_before_it_was_decided(m):
     "The order of a bar is filled at that bar's own open."
-    wrap(m, experiment, "simulate", lambda real, bars, signal, **k: real(bars, pd.Series(signal).shift(-1, fill_value=0), **k))
+    wrap(m, replay, "simulate", lambda real, bars, signal, **k: real(bars, pd.Series(signal).shift(-1, fill_value=0), **k))
 def filled_at_the_open_before(m):
     "In the right bar, at the price of the one before."
     def early(real, bars, signal, **k):
         o = bars["open"].shift(1).fillna(bars["open"])
         return real(bars.assign(open=o, high=np.maximum(bars["high"], o), low=np.minimum(bars["low"], o)), signal, **k)
-    wrap(m, experiment, "simulate", early)
+    wrap(m, replay, "simulate", early)
 
 
 PLANTS = {early_feature: "rsi", all_features_early: "close", scaler_of_the_whole_table: "training: scaler", scaler_swapped_after_training: "training: scaler",

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cryptolstm import backtester, compare, experiment
-from cryptolstm.backtester import order_settings
-from cryptolstm.cli import app
-from cryptolstm.compare import block_bootstrap, compare_models
-from cryptolstm.core import HOUR, InputError, RunConfig
-from cryptolstm.features import features
-from cryptolstm.model import fit
-from cryptolstm.registry import line_name, save_version
-from cryptolstm.settings import model_config
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import HOUR
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market
+from cryptolstm.features.indicators import features
+from cryptolstm.execution import simulate
+from cryptolstm.execution.simulate import order_settings
+from cryptolstm.model.settings import model_config
+from cryptolstm.model.training import fit
+from cryptolstm.model.registry import line_name, save_version
+from cryptolstm.research import compare, replay
+from cryptolstm.research.compare import block_bootstrap, compare_models
+from cryptolstm.cli.main import app
 
 TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
 RUN = RunConfig(lookback=12, network=TINY)
@@ -32,21 +35,21 @@ def two():
 
 
 def test_whoever_trades_a_run_trades_every_setting_of_it(two, monkeypatch):
-    "The settings are those `simulate` knows, so one that is added there is traded by all; the leak certificate drives `experiment.trade` itself."
+    "The settings are those `simulate` knows, so one that is added there is traded by all; the leak certificate drives `replay.trade` itself."
     (a, b), bars = two
     table, given = features(bars), []
     assert {k for k, v in order_settings(ALL).items() if v == getattr(RunConfig(), k)} == set() and len(order_settings(ALL)) == 20
 
     def spy(*args, **settings):
         given.append({k: v for k, v in settings.items() if k not in ("atr", "sigma")})
-        return backtester.simulate(*args, **settings)
+        return simulate.simulate(*args, **settings)
 
-    for module in (compare, experiment): monkeypatch.setattr(module, "simulate", spy)
+    for module in (compare, replay): monkeypatch.setattr(module, "simulate", spy)
     compare_models(a, b, bars, ALL)
-    experiment.trade(bars, np.zeros(len(bars)), ALL, table["atr"], table["sigma"])
+    replay.trade(bars, np.zeros(len(bars)), ALL, table["atr"], table["sigma"])
     assert len(given) == 3 and all(g == order_settings(ALL) for g in given)
-    experiment.trade(bars, np.zeros(len(bars)), ALL)
-    assert given[-1] == {k: order_settings(ALL)[k] for k in experiment.COSTS}
+    replay.trade(bars, np.zeros(len(bars)), ALL)
+    assert given[-1] == {k: order_settings(ALL)[k] for k in replay.COSTS}
 
 
 def test_models_are_asked_about_the_bars_and_the_question_they_were_made_for(two):

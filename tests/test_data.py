@@ -19,12 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import DEMO_END, TICKERS, Answer, Loopback, a_market, candles_of, same
 
-from cryptolstm import data, exchanges, store
-from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, display_time
-from cryptolstm.data import CryptoMarketDataClient, market_bars
-from cryptolstm.exchanges import ExchangeUnreachable, market_name
-from cryptolstm.simulate import demo_market
-from cryptolstm.store import bar_path, read_store
+from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.core.bars import COLUMNS, HOUR, display_time
+from cryptolstm.data import client as client_module, exchange as exchanges, fetch, store
+from cryptolstm.data.store import bar_path, read_store
+from cryptolstm.data.exchange import ExchangeUnreachable, market_name
+from cryptolstm.data.demo import demo_market
+from cryptolstm.data.client import CryptoMarketDataClient, market_bars
 
 CLOSED = "http://127.0.0.1:9"
 ETH, CANDLES = "ETH/USD", "/products/ETH-USD/candles"
@@ -172,7 +173,7 @@ def test_only_missing_hours_are_asked_for(exchange, client):
     exchange.forget()
     client.get_historical_bars(ETH, 24 * 6, end="2025-01-26")
     spans = sorted((q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES)
-    assert data.WATCH > 20 and spans == [("2025-01-19T04", "2025-01-24T03"), ("2025-01-24T04", "2025-01-25T23")]  # and the 20 stored before
+    assert fetch.WATCH > 20 and spans == [("2025-01-19T04", "2025-01-24T03"), ("2025-01-24T04", "2025-01-25T23")]  # and the 20 stored before
     same(client.get_historical_bars(ETH, 24 * 6, end="2025-01-26"), exchange.candles(ETH).loc["2025-01-20":"2025-01-25"])
 
 
@@ -275,7 +276,7 @@ def test_a_bar_published_late_is_waited_for(client_home):
 def fetching(url: str, home, hours: int = 1000) -> subprocess.Popen:
     "Another process that fetches into the same store."
     code = f"""
-        from cryptolstm.data import CryptoMarketDataClient
+        from cryptolstm.data.client import CryptoMarketDataClient
         print(len(CryptoMarketDataClient(exchange_url={url!r}).get_historical_bars({ETH!r}, {hours})))
     """
     env = {**os.environ, "CRYPTOLSTM_HOME": str(home)}
@@ -293,7 +294,7 @@ def test_two_processes_do_not_fetch_twice(exchange, client_home):
 def test_waiting_for_another_process_is_said_and_ends_with_one_ctrl_c(exchange, client):
     path = client.path(ETH)
     path.parent.mkdir(parents=True)
-    code = f"from cryptolstm.data import fetch_many\nfetch_many([{ETH!r}, 'ETH/USD'], 500, exchange_url={exchange.url!r}, progress=True)"
+    code = f"from cryptolstm.data.client import fetch_many\nfetch_many([{ETH!r}, 'ETH/USD'], 500, exchange_url={exchange.url!r}, progress=True)"
     env = {**os.environ, "CRYPTOLSTM_HOME": str(client.home)}
     with FileLock(path.with_name(f".{path.name}.lock")):
         process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE)
@@ -342,7 +343,7 @@ def test_the_candle_in_progress_is_left_out_to_the_millisecond():
     hour = store.hour_number("2025-01-01T05:00Z")
     row = [[hour * store.HOUR_MS, 10, 12, 9, 11, 5]]
     for ms, n in ((0, 0), (store.HOUR_MS - 1, 0), (store.HOUR_MS, 1)):
-        assert len(data.clean_candles(row, (hour, hour + 1), hour * store.HOUR_MS + ms)[0]) == n
+        assert len(fetch.clean_candles(row, (hour, hour + 1), hour * store.HOUR_MS + ms)[0]) == n
 
 
 # -- which market a report gets ----------------------------------------------------------------------------------------
@@ -530,7 +531,7 @@ def test_a_stored_bar_that_one_answer_lacks_is_kept(client_home):
 @given(missing=st.integers(1, 2000), behind=st.integers(0, 400), limit=st.integers(30, 400))
 def test_the_newest_stored_bars_are_asked_for_again_with_at_most_one_more_request(missing, behind, limit):
     held = store.BarStore(covered=[(5000 - behind, 5000)] if behind else [])
-    jobs, back = data.page_jobs(held, (5000, 5000 + missing), limit, False), min(behind, data.WATCH)
+    jobs, back = fetch.page_jobs(held, (5000, 5000 + missing), limit, False), min(behind, fetch.WATCH)
     asked = sorted(h for j in jobs for h in range(j.start - j.watch, j.stop))
     assert asked == list(range(5000 - back, 5000 + missing))  # each hour once, the known ones before them too
     assert all(0 < j.stop - j.start + j.watch <= limit for j in jobs) and jobs == sorted(jobs, reverse=True)
@@ -541,7 +542,7 @@ def test_the_newest_stored_bars_are_asked_for_again_with_at_most_one_more_reques
 def test_corrections_of_the_newest_bars_are_noticed_however_many_bars_are_missing(client_home, missing):
     whole, corrected = a_market(), a_market()
     first = len(whole) - missing
-    revised = whole.index[[first - 1, first - 3, first - data.WATCH]]
+    revised = whole.index[[first - 1, first - 3, first - fetch.WATCH]]
     corrected.loc[revised, "volume"] += 1.0
     with Loopback({ETH: whole}, now=whole.index[first - 1] + HOUR) as exchange:
         CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
@@ -551,7 +552,7 @@ def test_corrections_of_the_newest_bars_are_noticed_however_many_bars_are_missin
         bars = client.get_historical_bars(ETH, missing + 50)
         same(bars, corrected.iloc[-missing - 50:])
         assert sorted(r["time"] for r in bars.attrs["revised"]) == sorted(t.isoformat() for t in revised)
-        assert exchange.count("candles") == -(-(missing + data.WATCH) // 300)
+        assert exchange.count("candles") == -(-(missing + fetch.WATCH) // 300)
 
 
 # -- ccxt's candles, read as a table -----------------------------------------------------------------------------------
@@ -572,7 +573,7 @@ def test_candles_read_as_a_table_are_those_of_ccxt(name, texts, rows, late):
 
 @functools.cache
 def connected(name: str):
-    return data.connect(name), getattr(ccxt, name)()
+    return client_module.connect(name), getattr(ccxt, name)()
 
 
 # -- several tickers ---------------------------------------------------------------------------------------------------
@@ -581,14 +582,14 @@ def connected(name: str):
 @pytest.fixture
 def no_pauses(monkeypatch):
     "Clients without the exchange's rate limit."
-    connect = data.connect
+    connect = client_module.connect
 
     def quick(*args):
         made = connect(*args)
         made.enableRateLimit = False
         return made
 
-    monkeypatch.setattr(data, "connect", quick)
+    monkeypatch.setattr(client_module, "connect", quick)
 
 
 def test_several_tickers_are_fetched_and_one_that_fails_stops_no_other(client_home, no_pauses, monkeypatch):
@@ -597,7 +598,7 @@ def test_several_tickers_are_fetched_and_one_that_fails_stops_no_other(client_ho
     bad, unknown = TICKERS[2], "NOSUCH/USD"
     with Loopback(frames, now="2025-02-01") as exchange:
         exchange.faults.append(lambda path, query, a: Answer(b"", 503) if bad.replace("/", "-") in path else None)
-        told = data.fetch_many([*frames, unknown, TICKERS[0].lower()], 600, exchange_url=exchange.url)
+        told = client_module.fetch_many([*frames, unknown, TICKERS[0].lower()], 600, exchange_url=exchange.url)
         assert list(told) == [*frames, unknown]
         good = [t for t in frames if t != bad]
         assert all(told[t]["ok"] and told[t]["bars"] == 600 and told[t]["gaps"] == 0 and told[t]["source"] == "exchange" for t in good)
@@ -631,25 +632,25 @@ def test_several_tickers_overlap_in_time(client_home, no_pauses):
     frames = {t: a_market(400, ticker=t) for t in TICKERS[:4]}
     with Loopback(frames, now="2025-02-01") as exchange:
         most = under_way(exchange)
-        assert all(r["ok"] for r in data.fetch_many(frames, 300, exchange_url=exchange.url, workers=4).values())
+        assert all(r["ok"] for r in client_module.fetch_many(frames, 300, exchange_url=exchange.url, workers=4).values())
         assert most[0] >= 3
         most[0] = 0
-        data.fetch_many(frames, 400, exchange_url=exchange.url, workers=1)
+        client_module.fetch_many(frames, 400, exchange_url=exchange.url, workers=1)
         assert most[0] == 1
 
 
 def test_the_next_page_is_on_its_way_while_one_is_read(exchange, client):
     most = under_way(exchange)
     same(client.get_historical_bars(ETH, 1000), exchange.candles(ETH))
-    assert most[0] == data.LINES == 2 and exchange.count("candles") == 4
+    assert most[0] == fetch.LINES == 2 and exchange.count("candles") == 4
 
 
 def test_several_tickers_share_one_rate_limit(client_home):
     frames, came = {t: a_market(100, ticker=t) for t in TICKERS[:4]}, []
     with Loopback(frames, now="2025-02-01") as exchange:
         exchange.faults.append(lambda *_: came.append(time.monotonic()))
-        assert all(r["ok"] for r in data.fetch_many(frames, 50, exchange_url=exchange.url, workers=4).values())
-    pause = data.connect("coinbaseexchange").rateLimit / 1000
+        assert all(r["ok"] for r in client_module.fetch_many(frames, 50, exchange_url=exchange.url, workers=4).values())
+    pause = client_module.connect("coinbaseexchange").rateLimit / 1000
     assert len(came) == 7 and came[-1] - came[0] > 0.8 * 6 * pause and pause >= 0.05   # together: one arrival may be late by itself
 
 
@@ -666,7 +667,7 @@ def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_h
 
     with Loopback(frames, now="2025-02-01") as exchange:
         exchange.faults.append(fault)
-        told_all = data.fetch_many(frames, 1500, exchange_url=exchange.url, workers=2)
+        told_all = client_module.fetch_many(frames, 1500, exchange_url=exchange.url, workers=2)
     assert all(r["ok"] and r["bars"] == 1500 for r in told_all.values())
     quiet = [t - told[0] for t in came if 0.2 < t - told[0] < 0.95]   # what was under way may still arrive
     assert not quiet and len(came) == 11
@@ -674,17 +675,17 @@ def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_h
 
 def test_nobody_there_fails_for_every_ticker(client_home, monkeypatch):
     monkeypatch.setattr(exchanges, "PAUSE", 0.02)
-    told = data.fetch_many(["ETH/USD", "BTC/USD"], 10, exchange_url=CLOSED)
+    told = client_module.fetch_many(["ETH/USD", "BTC/USD"], 10, exchange_url=CLOSED)
     assert all("cannot be reached" in r["error"] and f"the newest 10 bars of {t}" in r["error"] and r["exit_code"] == 1 for t, r in told.items())
     with pytest.raises(InputError, match="pass BASE/QUOTE"):
-        data.fetch_many(["ETH/USD", "dogs"], 10)
+        client_module.fetch_many(["ETH/USD", "dogs"], 10)
 
 
 def test_progress_shows_the_time_that_is_left(client_home, no_pauses, capsys):
     frames = {t: a_market(400, ticker=t) for t in TICKERS[:2]}
     with Loopback(frames, now="2025-02-01") as exchange:
         exchange.faults.append(lambda path, query, a: Answer(a.body, delay=0.15))
-        data.fetch_many(frames, 400, exchange_url=exchange.url, workers=1, progress=True)
+        client_module.fetch_many(frames, 400, exchange_url=exchange.url, workers=1, progress=True)
     shown = capsys.readouterr().err
     assert "bars of 2 tickers" in shown and re.search(r"\d/800 \[\d\d:\d\d<\d\d:\d\d", shown)
 

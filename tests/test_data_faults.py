@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from loopback import FAULTS, SILENCES, TICKERS, Answer, Loopback, a_market, bad_luck, same
 
-from cryptolstm import data, exchanges, store
-from cryptolstm.core import InputError, OperationError, bars_hash
-from cryptolstm.data import CryptoMarketDataClient, market_bars
-from cryptolstm.exchanges import ExchangeUnreachable, NotListed
-from cryptolstm.import_export import export_bars
-from cryptolstm.simulate import demo_market
-from cryptolstm.store import load_store, read_store
+from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.core.bars import bars_hash
+from cryptolstm.data import client as client_module, exchange as exchanges, fetch, store
+from cryptolstm.data.store import load_store, read_store
+from cryptolstm.data.exchange import ExchangeUnreachable, NotListed
+from cryptolstm.data.demo import demo_market
+from cryptolstm.data.transfer import export_bars
+from cryptolstm.data.client import CryptoMarketDataClient, market_bars
 
 CLOSED = "http://127.0.0.1:9"
 ETH, CANDLES = "ETH/USD", "/products/ETH-USD/candles"
@@ -78,7 +79,7 @@ def test_one_ticker_with_an_absurd_time_leaves_the_others_alone(client_home, mon
     frames = {t: a_market(50, ticker=t) for t in TICKERS[:4]}
     with Loopback(frames, now="2025-02-01") as exchange:
         exchange.faults.append(lambda path, query, a: Answer([[1e18, *a.body[0][1:]], *a.body[1:]]) if TICKERS[2].replace("/", "-") in path else None)
-        told = data.fetch_many(frames, 50, exchange_url=exchange.url)
+        told = client_module.fetch_many(frames, 50, exchange_url=exchange.url)
     assert [r["ok"] for r in told.values()] == [True, True, False, True]
     assert "its answer cannot be understood" in told[TICKERS[2]]["error"] and told[TICKERS[2]]["exit_code"] == 1
 
@@ -362,14 +363,14 @@ def test_an_empty_page_inside_a_span_is_asked_for_again(exchange, client):
     empty = []
 
     def twice(path, query, answer):
-        if path == CANDLES and query["start"] < "2025-01-20" < query["end"] and len(empty) < data.LOOKS - 1:
+        if path == CANDLES and query["start"] < "2025-01-20" < query["end"] and len(empty) < fetch.LOOKS - 1:
             empty.append(query)
             return Answer([])
 
     exchange.faults.append(twice)
     bars = client.get_historical_bars(ETH, 900)
     same(bars, exchange.candles(ETH).iloc[-900:])
-    assert len(empty) == data.LOOKS - 1 and not bars["is_gap"].any()
+    assert len(empty) == fetch.LOOKS - 1 and not bars["is_gap"].any()
 
 
 def test_a_page_shorter_than_asked_is_completed(exchange, client):
@@ -590,10 +591,10 @@ def test_thirteen_tickers_and_two_years_under_random_faults_end_with_exactly_the
 
 FORKS = """
 import os, sys
-from cryptolstm import data, exchanges
+from cryptolstm.data import client as client_module, exchange as exchanges, fetch
 url, home = sys.argv[1:]
-data.CHECKPOINT, data.page_limit = 0.0, lambda exchange: 20  # a page is small, and each is saved
-client = data.CryptoMarketDataClient(exchange_url=url, home=home)
+fetch.CHECKPOINT, fetch.page_limit = 0.0, lambda exchange: 20  # a page is small, and each is saved
+client = client_module.CryptoMarketDataClient(exchange_url=url, home=home)
 client.exchange.enableRateLimit = False
 client.exchange.load_markets()
 for line in sys.stdin:

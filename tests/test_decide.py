@@ -12,12 +12,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cryptolstm import SignalGenerator
-from cryptolstm.core import ENTRY_MODES, InputError, RunConfig
-from cryptolstm.features import features
-from cryptolstm.model_record import calibrate, confidence
-from cryptolstm.signals import RULES, Rule, decide, entry_threshold, exceedance, exceedance_curve, rule_answers, rules_of, why
-from cryptolstm.simulate import demo_market, planted_market, planted_state
-from cryptolstm.windows import target
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.config import ENTRY_MODES, RunConfig
+from cryptolstm.data.demo import demo_market, planted_market, planted_state
+from cryptolstm.features.indicators import features
+from cryptolstm.features.targets import target
+from cryptolstm.stats.calibration import calibrate, confidence
+from cryptolstm.strategy.threshold import entry_threshold, exceedance, exceedance_curve
+from cryptolstm.strategy.rules import RULES, Rule, rules_of
+from cryptolstm.strategy.decide import decide
+from cryptolstm.strategy.answer import rule_answers, why
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "signal.schema.json").read_text())
 TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
@@ -209,9 +213,9 @@ def test_the_probability_does_not_depend_on_the_unit_of_the_price(knower):
 
 def confidence_of_a_network(bars, seed=0, n=None, val_fraction=0.5):
     "A small network's confidence in its forecasts after row `n` (default: of the last third), and whether it was right."
-    from cryptolstm.model import fit
-    from cryptolstm.settings import ModelConfig
-    from cryptolstm.registry import forecast_pairs
+    from cryptolstm.model.settings import ModelConfig
+    from cryptolstm.model.training import fit
+    from cryptolstm.model.challenge import forecast_pairs
     table, n = features(bars), n or len(bars) * 2 // 3
     config = ModelConfig(lookback=12, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8,), epochs=8, learning_rate=3e-3,
                          val_fraction=val_fraction, seed=seed)

@@ -9,11 +9,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cryptolstm.backtester import (COUNTS, MAX_WAIT, REASONS, _Arrays, _arrays, _by_kernel, _by_reference, _check_settings, _wilder, entry_share, simulate,
-                                   simulate_reference, wilder_atr)
-from cryptolstm.core import InputError, RunConfig, regular_grid
-from cryptolstm.experiment import DETAILS, FIGURES, HOLD, REVERSAL, figure_rows
-from cryptolstm.metrics import figures, performance
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.config import RunConfig
+from cryptolstm.stats.performance import figures
+from cryptolstm.execution.kernel import COUNTS, MAX_WAIT, REASONS
+from cryptolstm.execution.orders import _Arrays, _arrays, _check_settings, _wilder, entry_share, wilder_atr
+from cryptolstm.execution.simulate import _by_kernel, simulate
+from cryptolstm.execution.reference import _by_reference, simulate_reference
+from cryptolstm.research.baselines import HOLD, REVERSAL, performance
+from cryptolstm.report.figures import DETAILS, FIGURES, figure_rows
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "coinbase" / "ETH_USD_1h.parquet"
 START = 100_000.0

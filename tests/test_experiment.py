@@ -8,17 +8,21 @@ import pytest
 from scipy.stats import spearmanr
 
 from cryptolstm import Backtester, SignalGenerator
-from cryptolstm.backtester import simulate
-from cryptolstm.core import InputError, RunConfig
-from cryptolstm.experiment import (HOLD, LSTM_ALONE, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY, backtest, data_notes, learner_exceedance,
-                                   learner_forecasts, run_backtest, search_of, summary, trade)
-from cryptolstm.features import features
-from cryptolstm.ledger import ALONE, Ledger, Trial
-from cryptolstm.reports import banner, data_table, entry_text, search_table
-from cryptolstm.signals import decide
-from cryptolstm.simulate import demo_market
-from cryptolstm.skill import last_bar_reversal, skill_row
-from cryptolstm.walkforward import bars_needed, walk_forward
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market
+from cryptolstm.features.indicators import features
+from cryptolstm.stats.skill import skill_row
+from cryptolstm.execution.simulate import simulate
+from cryptolstm.proof.trials import ALONE, Ledger, Trial
+from cryptolstm.proof.provenance import data_notes
+from cryptolstm.strategy.decide import decide
+from cryptolstm.research.walkforward import bars_needed, walk_forward
+from cryptolstm.research.replay import trade
+from cryptolstm.research.baselines import (HOLD, LSTM_ALONE, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY,
+                                           last_bar_reversal, learner_exceedance, learner_forecasts)
+from cryptolstm.research.backtest import backtest, run_backtest, search_of, summary
+from cryptolstm.report.backtest_page import banner, data_table, entry_text, search_table
 
 SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}
 RUN = RunConfig(ticker="ETH/USD", hours=240, train_hours=400, retrain_every=240, lookback=12, exchange="simulated", threshold_scale=0, network=SMALL)

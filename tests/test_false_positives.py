@@ -6,14 +6,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cryptolstm.core import RunConfig
-from cryptolstm.experiment import backtest
-from cryptolstm.features import INPUTS, features
-from cryptolstm.signals import decide
-from cryptolstm.simulate import demo_market, planted_market, planted_state
-from cryptolstm.skill import LEARNERS, LUCKY, SIGNIFICANCE, fold_forecasts, information_coefficient, level_key, skill_row
-from cryptolstm.walkforward import bars_needed
-from cryptolstm.windows import target
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market, planted_market, planted_state
+from cryptolstm.features.indicators import INPUTS, features
+from cryptolstm.features.targets import target
+from cryptolstm.stats.skill import SIGNIFICANCE, information_coefficient, skill_row
+from cryptolstm.stats.learners import LEARNERS, fold_forecasts
+from cryptolstm.proof.verdict import LUCKY, level_key
+from cryptolstm.strategy.decide import decide
+from cryptolstm.research.walkforward import bars_needed
+from cryptolstm.research.backtest import backtest
 
 SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 5, "refit_epochs": 2, "batch_size": 64, "learning_rate": 2e-3}
 FREE = RunConfig(exchange="simulated", hours=720, train_hours=1500, retrain_every=360, lookback=12,

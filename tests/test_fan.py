@@ -9,14 +9,16 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from cryptolstm import model
-from cryptolstm.core import OperationError, RunConfig, read_params, run_config
-from cryptolstm.data import CryptoMarketDataClient
-from cryptolstm.features import features
-from cryptolstm.model import ModelConfig, fit, model_config
-from cryptolstm.processes import Workers
-from cryptolstm.simulate import demo_market
-from cryptolstm.walkforward import bars_needed, walk_forward
+from cryptolstm.core.errors import OperationError
+from cryptolstm.core.config import RunConfig, read_params, run_config
+from cryptolstm.data.demo import demo_market
+from cryptolstm.data.client import CryptoMarketDataClient
+from cryptolstm.features.indicators import features
+from cryptolstm.scale.processes import Workers
+from cryptolstm.model import training
+from cryptolstm.model.settings import ModelConfig, model_config
+from cryptolstm.model.training import fit
+from cryptolstm.research.walkforward import bars_needed, walk_forward
 from loopback import ROOT, Loopback
 
 TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 2, "refit_epochs": 1, "batch_size": 64}
@@ -51,13 +53,13 @@ def test_seeds_trained_side_by_side_are_those_trained_one_after_another(market, 
 
 
 def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(market, workers, monkeypatch):
-    seen, step = [], model._step
+    seen, step = [], training._step
 
     def pressed_after_three_epochs(bar, error):
         seen.append(error)
         if len(seen) == 3: os.kill(os.getpid(), signal.SIGINT)
         step(bar, error)
-    monkeypatch.setattr(model, "_step", pressed_after_three_epochs)
+    monkeypatch.setattr(training, "_step", pressed_after_three_epochs)
     bundle = fit(*market, replace(CONFIG, seeds=(3,), epochs=100_000, patience=100_000), workers=workers)
     assert bundle.training["stopped"] == "interrupted" and bundle.training["epochs"] >= 3 and bundle.training["determinism"].startswith("none")
     assert same(bundle, fit(*market, replace(CONFIG, seed=3, epochs=bundle.training["best_epoch"])))
@@ -105,7 +107,7 @@ def test_an_idle_process_that_dies_is_replaced_before_it_is_given_work():
 LIFE = """
 import os, sys, time
 from pathlib import Path
-from cryptolstm.processes import Workers
+from cryptolstm.scale.processes import Workers
 def work(k):
     if k < 2: Path(sys.argv[1], str(os.getpid())).touch()
     time.sleep(2.0)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cryptolstm.fast_lstm import FastLSTM, can_hurry
+from cryptolstm.model.fast_lstm import FastLSTM, can_hurry
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -149,7 +149,7 @@ def test_the_parts_do_not_depend_on_one_another():
     ("tf.zeros(1)", 0, False),                                              # too late: TensorFlow's own choice stays
 ])
 def test_each_operation_has_one_thread_unless_somebody_has_chosen(before, threads, fixed):
-    code = "\n".join(["import tensorflow as tf", before, "from cryptolstm.fast_lstm import threads_fixed",
+    code = "\n".join(["import tensorflow as tf", before, "from cryptolstm.model.fast_lstm import threads_fixed",
                       "print('threads', tf.config.threading.get_intra_op_parallelism_threads(), threads_fixed())"])
     env = {k: v for k, v in os.environ.items() if not k.startswith("TF_NUM_")}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

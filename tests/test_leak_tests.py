@@ -8,21 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptolstm.core import InputError, check_bars, regular_grid
-from cryptolstm.leakage import (
-    MUTANTS,
-    altered_futures,
-    certificate,
-    check_future,
-    check_labels,
-    check_repeat,
-    check_start,
-    check_truncation,
-    default_cuts,
-    leak_certificate,
-    same_bits,
-)
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import check_bars, regular_grid
+from cryptolstm.data.demo import demo_market
+from cryptolstm.proof.leaks import (MUTANTS, altered_futures, check_future, check_repeat, check_start,
+                                    check_truncation, default_cuts, leak_certificate, same_bits)
+from cryptolstm.research.certificate import certificate, check_labels
 
 REAL = Path(__file__).parents[2] / "shared/data/binance/BTC_USDT_1h.parquet"
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptolstm.core import OperationError
-from cryptolstm.ledger import ALONE, FixedLedger, Ledger, Standing, Trial, market_of
+from cryptolstm.core.errors import OperationError
+from cryptolstm.proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_of
 
 DAY = 24
 CONTEXT = multiprocessing.get_context("spawn")
@@ -71,7 +71,7 @@ def test_a_writer_waits_for_another_and_then_says_what_is_wrong(tmp_path, monkey
     book.enter(trial())
     other = sqlite3.connect(book.path, isolation_level=None)
     other.execute("begin immediate")
-    monkeypatch.setattr("cryptolstm.ledger.BUSY_SECONDS", .1)
+    monkeypatch.setattr("cryptolstm.proof.trials.BUSY_SECONDS", .1)
     with pytest.raises(OperationError, match="locked.*; move the file away or free it"): book.enter(trial(fee=.002))
     other.execute("rollback")
     assert book.enter(trial(fee=.002)).number == 2

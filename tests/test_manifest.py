@@ -8,17 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from cryptolstm.core import OTHER_KIND, InputError, RunConfig, bars_hash, cpu_kind, regular_grid
-from cryptolstm.experiment import backtest, data_notes, summary
-from cryptolstm.leakage import certificate
-from cryptolstm.ledger import Standing
-from cryptolstm.manifest import (SAME, TABLES, _canonical, _sha, agree, compare_results, compare_tables, embed, make_manifest, split, standing_note, tolerance,
-                                 verify)
-from cryptolstm.reports import run_report
-from cryptolstm.simulate import demo_market
-from cryptolstm.skill import LEVELS
-from cryptolstm.store import BarStore, bar_path, hour_number, read_store, write_store
-from cryptolstm.walkforward import bars_needed
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.machine import OTHER_KIND, cpu_kind
+from cryptolstm.core.bars import bars_hash, regular_grid
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.store import BarStore, bar_path, hour_number, read_store, write_store
+from cryptolstm.data.demo import demo_market
+from cryptolstm.proof.trials import Standing
+from cryptolstm.proof.verdict import LEVELS
+from cryptolstm.proof.provenance import data_notes
+from cryptolstm.research.walkforward import bars_needed
+from cryptolstm.research.certificate import certificate
+from cryptolstm.research.backtest import backtest, summary
+from cryptolstm.report.manifest import TABLES, _canonical, _sha, embed, make_manifest, split
+from cryptolstm.report.render import run_report
+from cryptolstm.report.verify import (SAME, agree, compare_results, compare_tables, standing_note, tolerance,
+                                      verify)
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -180,7 +185,7 @@ def test_a_leak_makes_the_verdict_and_says_where(monkeypatch):
     run = RunConfig(exchange="simulated", **{**WISH, "hours": 96})
     bars = regular_grid(demo_market(bars_needed(run), seed=1))
     early = lambda b: b[["close"]].assign(peek=b["close"].shift(-1))
-    monkeypatch.setattr("cryptolstm.experiment.certificate", lambda bars, **how: certificate(bars, features=early))
+    monkeypatch.setattr("cryptolstm.research.backtest.certificate", lambda bars, **how: certificate(bars, features=early))
     made = backtest(bars, run, certify=True)
     assert made["verdict"].level == "LEAK" and "the leak certificate failed at peek" in made["verdict"].sentence
     assert summary(made)["certificate"]["passed"] is False

@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from cryptolstm.backtester import simulate
-from cryptolstm.core import InputError, regular_grid
-from cryptolstm.metrics import daily_returns, excursions, figures, hourly_returns, max_drawdown, monthly_table, performance, sharpe, sharpe_se, win_rate
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.stats.performance import (daily_returns, excursions, figures, hourly_returns, max_drawdown,
+                                          monthly_table, sharpe, sharpe_se, win_rate)
+from cryptolstm.execution.simulate import simulate
+from cryptolstm.research.baselines import performance
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "coinbase" / "ETH_USD_1h.parquet"
 

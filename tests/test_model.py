@@ -16,16 +16,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptolstm import model
-from cryptolstm.core import InputError, OperationError, RunConfig
-from cryptolstm.features import features
-from cryptolstm.live_model import LiveModel
-from cryptolstm.model import ModelConfig, build_network, fit, load_bundle, model_config, save_bundle, training_data, training_parts
-from cryptolstm.settings import LITERAL, RANGES, SEQUENCES, WHOLE, check_network, check_setting
-from cryptolstm.signals import SignalGenerator, decide
-from cryptolstm.simulate import demo_market, planted_market
-from cryptolstm.walkforward import walk_forward
-from cryptolstm.windows import har_forecast, target, volatility_target
+from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market, planted_market
+from cryptolstm.features.indicators import features
+from cryptolstm.features.targets import target, volatility_target
+from cryptolstm.model import network, training
+from cryptolstm.model.settings import (LITERAL, RANGES, SEQUENCES, WHOLE, ModelConfig, check_network,
+                                       check_setting, model_config)
+from cryptolstm.model.volatility import har_forecast
+from cryptolstm.model.network import build_network
+from cryptolstm.model.bundle import load_bundle, save_bundle
+from cryptolstm.model.training import fit, training_data, training_parts
+from cryptolstm.model.live_model import LiveModel
+from cryptolstm.strategy.decide import decide
+from cryptolstm.strategy.signal import SignalGenerator
+from cryptolstm.research.walkforward import walk_forward
 
 TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 4, "refit_epochs": 1, "batch_size": 64}
 CONFIG = model_config(RunConfig(lookback=12, network=TINY))
@@ -48,23 +54,23 @@ def same(a, b):
 def in_epoch(monkeypatch):
     "`in_epoch(k, what)`: do something when epoch k (1 = the first) begins."
     def arrange(number, what):
-        seen, original = [], model.Batches.shuffle
+        seen, original = [], network.Batches.shuffle
 
         def shuffle(self):
             if self.rng is not None: seen.append(self)          # the training batches: when made, then before each epoch
             original(self)
             if self.rng is not None and len(seen) == number + 1: what(self)
-        monkeypatch.setattr(model.Batches, "shuffle", shuffle)
+        monkeypatch.setattr(network.Batches, "shuffle", shuffle)
     return arrange
 
 
 def test_a_finished_training_leaves_none_of_its_windows_in_memory(market, monkeypatch):
-    made, original = [], model.Batches.__init__
+    made, original = [], network.Batches.__init__
 
     def __init__(self, *given, **named):
         original(self, *given, **named)
         made.append(weakref.ref(self))
-    monkeypatch.setattr(model.Batches, "__init__", __init__)
+    monkeypatch.setattr(network.Batches, "__init__", __init__)
     fit(*market, replace(CONFIG, epochs=2))
     gc.collect()
     assert made and not [ref for ref in made if ref() is not None]
@@ -119,7 +125,7 @@ def test_ctrl_c_in_a_fan_keeps_the_members_that_have_learnt_something(market, in
     bundle = fit(*market, replace(CONFIG, seeds=(1, 2, 3), epochs=2))
     assert (len(bundle.members), bundle.training["members"], bundle.training["stopped"]) == (2, 2, "interrupted")
     assert list(bundle.predict_each(*market[::-1], in_sample=True).columns) == [1, 2]
-    assert "interrupted" in model.warm_start_refusal(bundle, bundle.config, market[0].index[-1], market[0].index[-1])
+    assert "interrupted" in training.warm_start_refusal(bundle, bundle.config, market[0].index[-1], market[0].index[-1])
 
 
 def test_a_time_limit_ends_training_cleanly(market):
@@ -181,8 +187,8 @@ def test_the_limits_of_every_setting_train_and_can_be_written_down(market, end):
 
 
 def test_the_size_of_a_prediction_batch_is_a_setting_that_moves_no_prediction_beyond_rounding(market, monkeypatch):
-    sizes, original = [], model.Batches.__getitem__
-    monkeypatch.setattr(model.Batches, "__getitem__", lambda self, i: sizes.append(len(original(self, i)[0])) or original(self, i))
+    sizes, original = [], network.Batches.__getitem__
+    monkeypatch.setattr(network.Batches, "__getitem__", lambda self, i: sizes.append(len(original(self, i)[0])) or original(self, i))
     said = []
     for size in (64, 500):
         bundle = fit(*market, replace(CONFIG, epochs=1, predict_batch=size))
@@ -225,7 +231,7 @@ def test_a_training_leaves_the_callers_random_numbers_alone(market, tmp_path):
         between()
         return random.random(), np.random.random()
     expected = draws(lambda: None)
-    model._compile.cache_clear(); model._fresh.cache_clear()
+    network._compile.cache_clear(); network._fresh.cache_clear()
     for _ in range(2): assert draws(lambda: load_bundle(save_bundle(fit(*market, replace(CONFIG, epochs=1, seed=9)), tmp_path))) == expected
 
 
@@ -432,7 +438,7 @@ def test_mixed_precision_trains_repeats_itself_and_is_stored_for_onnxruntime(mar
 def test_a_precision_set_for_all_of_keras_does_not_reach_the_network(market):
     import keras
     expected, old = fit(*market, replace(CONFIG, epochs=1)), keras.config.dtype_policy()
-    model._compile.cache_clear()
+    network._compile.cache_clear()
     try:
         keras.config.set_dtype_policy("mixed_float16")
         assert same(expected, fit(*market, replace(CONFIG, epochs=1)))
@@ -442,10 +448,10 @@ def test_a_precision_set_for_all_of_keras_does_not_reach_the_network(market):
 GROWTH = """
 import gc, resource, sys
 from dataclasses import replace
-from cryptolstm.core import RunConfig
-from cryptolstm.features import features
-from cryptolstm.model import fit, model_config
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.config import RunConfig
+from cryptolstm.features.indicators import features
+from cryptolstm.model.training import fit; from cryptolstm.model.settings import model_config
+from cryptolstm.data.demo import demo_market
 tickers = [(bars := demo_market(3000 + 400 * k, seed=k), features(bars)) for k in range(5)]
 config = model_config(RunConfig(lookback=60, network={"units": [16, 8], "dropout": [0.1, 0.1], "recurrent_dropout": [0.1, 0.1], "dense": [8], "epochs": 2}))
 peaks = []

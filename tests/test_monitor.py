@@ -6,13 +6,16 @@ import pandas as pd
 import pytest
 
 from cryptolstm import SignalGenerator
-from cryptolstm.core import HOUR, RunConfig
-from cryptolstm.features import INPUTS, features
-from cryptolstm.model import fit
-from cryptolstm.monitor import MIN_REFERENCE, WINDOW, class_edges, class_shares, drift, health, live_skill, psi, reference
-from cryptolstm.registry import Version, validation_figures, validation_pairs, version_folders
-from cryptolstm.settings import ModelConfig
-from cryptolstm.simulate import demo_market, planted_market
+from cryptolstm.core.bars import HOUR
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market, planted_market
+from cryptolstm.features.indicators import INPUTS, features
+from cryptolstm.model.settings import ModelConfig
+from cryptolstm.model.training import fit
+from cryptolstm.model.registry import Version, version_folders
+from cryptolstm.model.challenge import validation_figures, validation_pairs
+from cryptolstm.model.drift import (MIN_REFERENCE, WINDOW, class_edges, class_shares, drift, health,
+                                    live_skill, psi, reference)
 
 TRAIN, START = 4320, 100
 SMALL = ModelConfig(lookback=12, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8,), epochs=10, learning_rate=3e-3)
@@ -160,12 +163,12 @@ def test_honest_models_do_not_break_their_promise(seeds):
 
 
 def test_the_alarm_reaches_the_signal(tmp_path, monkeypatch):
-    from cryptolstm import signals
+    from cryptolstm.strategy import signal
     run = RunConfig(lookback=12, network={"units": [4], "dropout": [0], "recurrent_dropout": [0], "dense": [4], "epochs": 1})
     sg = SignalGenerator(exchange="simulated", home=tmp_path, config=run)
     quiet = sg.generate_signals(hours=2500)
     assert not any("drifted" in w for w in quiet["warnings"]) and quiet["monitor"]["drifted"] == []
-    whole = signals.market_bars
+    whole = signal.market_bars
 
     def other_volume(*args, **more):
         bars = whole(*args, **more)
@@ -173,7 +176,7 @@ def test_the_alarm_reaches_the_signal(tmp_path, monkeypatch):
         changed.attrs = bars.attrs
         return changed
 
-    monkeypatch.setattr(signals, "market_bars", other_volume)
+    monkeypatch.setattr(signal, "market_bars", other_volume)
     loud = sg.generate_signals(hours=2500)
     assert loud["model_info"]["decision"].startswith("reused") and "volume_ratio" in loud["monitor"]["drifted"]
     assert any(w.startswith("the market has left what the model was trained on: ") for w in loud["warnings"])

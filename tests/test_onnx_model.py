@@ -11,15 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptolstm import model
-from cryptolstm.core import OperationError, RunConfig, TrainingSpanError
-from cryptolstm.features import features
-from cryptolstm.live_model import LiveModel
-from cryptolstm.model import ModelConfig, build_network, fit, load_bundle, model_config, save_bundle
-from cryptolstm.onnx_model import OnnxNetwork, write_onnx
-from cryptolstm.settings import ACTIVATIONS
-from cryptolstm.signals import SignalGenerator, stored_model
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.errors import OperationError, TrainingSpanError
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market
+from cryptolstm.features.indicators import features
+from cryptolstm.model import bundle as model
+from cryptolstm.model.settings import ACTIVATIONS, ModelConfig, model_config
+from cryptolstm.model.network import build_network
+from cryptolstm.model.onnx_model import OnnxNetwork, write_onnx
+from cryptolstm.model.bundle import load_bundle, save_bundle
+from cryptolstm.model.training import fit
+from cryptolstm.model.live_model import LiveModel
+from cryptolstm.strategy.upkeep import stored_model
+from cryptolstm.strategy.signal import SignalGenerator
 
 TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 2, "refit_epochs": 1}
 RUN = RunConfig(lookback=12, network=TINY)
@@ -147,7 +151,7 @@ def test_the_file_uses_the_lstm_operator_of_onnx(market, tmp_path):
 REUSED = """
 import json, sys
 from cryptolstm import SignalGenerator
-from cryptolstm.core import RunConfig
+from cryptolstm.core.config import RunConfig
 signal = SignalGenerator(exchange="simulated", home=sys.argv[1], config=RunConfig(lookback=12, network=json.loads(sys.argv[2]))).generate_signals(hours=120)
 heavy = sorted({m.split(".")[0] for m in sys.modules} & {"tensorflow", "keras", "jax", "torch", "sklearn"})
 print(json.dumps([signal["model_info"]["decision"], signal["predicted_price"], heavy]))

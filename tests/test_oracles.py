@@ -1,7 +1,7 @@
 """Two backtesters that other people wrote get the same bars and the same orders, and must arrive at the same equity, bar by bar.
 
 vectorbt and backtesting.py run under the interpreter that CRYPTOLSTM_PEERS names (`python -m venv peers; peers/bin/pip install vectorbt backtesting`), since
-their pins may clash with ours; without them these tests are skipped. `python tests/test_oracles.py` prints the table of nbs/09c_oracles.ipynb.
+their pins may clash with ours; without them these tests are skipped. `python tests/test_oracles.py` prints the table of nbs/execution/07_oracles.ipynb.
 """
 import json
 import subprocess
@@ -14,9 +14,10 @@ import pytest
 from bench import PEERS, ask_peer
 from test_execution import market, random_bars
 
-from cryptolstm.backtester import simulate, wilder_atr
-from cryptolstm.metrics import figures
-from cryptolstm.portfolio import portfolio
+from cryptolstm.stats.performance import figures
+from cryptolstm.execution.orders import wilder_atr
+from cryptolstm.execution.simulate import simulate
+from cryptolstm.execution.portfolio import portfolio
 
 REL = 1e-9        # of equity, at every bar
 SEEDS = range(5)

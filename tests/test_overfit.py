@@ -12,20 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from cryptolstm.core import InputError
-from cryptolstm.metrics import sharpe, sharpe_se
-from cryptolstm.overfit import (
-    adjust,
-    best_of,
-    block_length,
-    deflated_sharpe,
-    expected_maximum,
-    minimum_track_record,
-    pbo,
-    probabilistic_sharpe,
-    sharpe_sample,
-    spa_test,
-)
+from cryptolstm.core.errors import InputError
+from cryptolstm.stats.performance import sharpe, sharpe_se
+from cryptolstm.stats.overfit import (adjust, best_of, block_length, deflated_sharpe, expected_maximum,
+                                      minimum_track_record, pbo, probabilistic_sharpe, sharpe_sample,
+                                      spa_test)
 
 
 def fat(n: int, seed: int, mean: float = 0.0) -> np.ndarray:

@@ -9,32 +9,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cryptolstm import cli
-from cryptolstm.core import InputError, RunConfig, regular_grid
-from cryptolstm.experiment import backtest, summary
-from cryptolstm.features import features
-from cryptolstm.ledger import Ledger
-from cryptolstm.overfit import best_of
-from cryptolstm.placebo import (
-    KINDS,
-    LABELS,
-    MARKET,
-    ORDER,
-    backtest_with_placebo,
-    block_order,
-    dealt_labels,
-    placebo,
-    placebo_figures,
-    placebo_market,
-    placebo_seeds,
-    placebo_sentence,
-    ranked,
-    reordered_market,
-    whole_moves,
-)
-from cryptolstm.simulate import demo_market, planted_market, planted_state
-from cryptolstm.walkforward import walk_forward
-from cryptolstm.windows import target
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market, planted_market, planted_state
+from cryptolstm.features.indicators import features
+from cryptolstm.features.targets import target
+from cryptolstm.stats.overfit import best_of
+from cryptolstm.proof.trials import Ledger
+from cryptolstm.research.walkforward import walk_forward
+from cryptolstm.research.backtest import backtest, summary
+from cryptolstm.research.placebo import (KINDS, LABELS, MARKET, ORDER, backtest_with_placebo, block_order,
+                                         dealt_labels, placebo, placebo_figures, placebo_market,
+                                         placebo_seeds, placebo_sentence, ranked, reordered_market,
+                                         whole_moves)
+from cryptolstm.cli.main import main
 
 SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}
 RUN = RunConfig(ticker="ETH/USD", hours=120, train_hours=400, retrain_every=60, lookback=12, exchange="simulated", threshold_scale=0, network=SMALL)
@@ -159,37 +148,37 @@ def test_a_run_with_placebo_is_ranked_and_enters_one_trial(printed):
 
 @pytest.mark.slow
 def test_the_command_prints_where_its_result_stands(tmp_path):
-    done = CliRunner().invoke(cli.app, [*ASKED, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
+    done = CliRunner().invoke(main.app, [*ASKED, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
     assert done.exit_code == 0 and "Placebo runs: direction right" in done.stdout
 
 
 @pytest.mark.parametrize("odd, says", [(["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")])
 def test_a_nonsensical_placebo_is_refused_before_anything_is_run(odd, says):
-    refused = CliRunner().invoke(cli.app, [*ASKED, *odd])
+    refused = CliRunner().invoke(main.app, [*ASKED, *odd])
     assert isinstance(refused.exception, InputError) and says in str(refused.exception)
-    assert CliRunner().invoke(cli.app, [*ASKED, "--placebo", "1.5"]).exit_code == 2
+    assert CliRunner().invoke(main.app, [*ASKED, "--placebo", "1.5"]).exit_code == 2
 
 
 def test_what_backtests_print_is_compared_across_tickers(printed, tmp_path):
     found, files = printed[0], []
     for ticker in ("ETH/USD", "BTC/USD", "SOL/USD"):
         (file := tmp_path / f"{ticker[:3]}.json").write_text(json.dumps({**found, "ticker": ticker})); files.append(str(file))
-    done = CliRunner().invoke(cli.app, ["compare-tickers", *files, "--json"])
+    done = CliRunner().invoke(main.app, ["compare-tickers", *files, "--json"])
     table = json.loads(done.stdout)
     assert table["tickers"] == 3 and table["zero_skill"] == best_of(3, 96) and [r["ticker"] for r in table["rows"]] == ["ETH/USD", "BTC/USD", "SOL/USD"]
     skill = found["skill"]["LSTM"]
     p = max(skill["cw_p"], skill["pt_p"])
     assert all(r["p"] == pytest.approx(p) and r["p_holm"] == pytest.approx(min(3 * p, 1)) and r["p_bh"] == pytest.approx(p) for r in table["rows"])
-    assert "Of 3 tickers" in CliRunner().invoke(cli.app, ["compare-tickers", *files]).stdout
+    assert "Of 3 tickers" in CliRunner().invoke(main.app, ["compare-tickers", *files]).stdout
     (broken := tmp_path / "broken.json").write_text("{")
     for wrong, says in ((str(broken), "is not JSON"), (str(tmp_path / "none.json"), "there is no file"), (files[0], "comes twice")):
-        assert says in str(CliRunner().invoke(cli.app, ["compare-tickers", *files, wrong]).exception)
+        assert says in str(CliRunner().invoke(main.app, ["compare-tickers", *files, wrong]).exception)
 
 
 @pytest.mark.slow
 def test_a_report_shows_where_its_result_stands(tmp_path, monkeypatch):
-    from cryptolstm.manifest import split
-    from cryptolstm.reports import run_report
+    from cryptolstm.report.manifest import split
+    from cryptolstm.report.render import run_report
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
     run = {"exchange": "simulated", "hours": 96, "train_hours": 300, "lookback": 12, "retrain_every": 240, "network": {**SMALL, "seeds": [0, 1]}}
     done = run_report("ETH/USD", None, run, out=tmp_path, placebo=3)

@@ -6,9 +6,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_execution import market, random_bars
 
-from cryptolstm.backtester import simulate
-from cryptolstm.core import InputError, regular_grid
-from cryptolstm.portfolio import portfolio, portfolio_reference
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.execution.simulate import simulate
+from cryptolstm.execution.portfolio import portfolio, portfolio_reference
 
 START = 100_000.0
 

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from loopback import ROOT, Answer, Loopback, recorded, same
 from typer.testing import CliRunner
 
-from cryptolstm import exchanges
-from cryptolstm.core import COLUMNS, HOUR, InputError, OperationError, bars_hash, check_bars, regular_grid, stamp
-from cryptolstm.data import CryptoMarketDataClient, market_bars
-from cryptolstm.data_commands import data_app, read_tickers
-from cryptolstm.exchanges import ExchangeUnreachable
-from cryptolstm.quality import CHECKS, compare, moves, quality_report, report_rows
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.core.bars import COLUMNS, HOUR, bars_hash, check_bars, regular_grid, stamp
+from cryptolstm.data import exchange as exchanges
+from cryptolstm.data.exchange import ExchangeUnreachable
+from cryptolstm.data.demo import demo_market
+from cryptolstm.data.quality import CHECKS, compare, moves, quality_report, report_rows
+from cryptolstm.data.client import CryptoMarketDataClient, market_bars
+from cryptolstm.cli.data import data_app, read_tickers
 
 ETH, CANDLES = "ETH/USD", "/products/ETH-USD/candles"
 PRICES = ["open", "high", "low", "close"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from loopback import Loopback
 
-from cryptolstm.cli import main
+from cryptolstm.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -88,7 +88,14 @@ def test_everything_the_readme_points_to_is_there():
     assert "@@" not in TEXT
     targets = set(re.findall(r"\]\(([^)#]+)\)", TEXT))
     for target in targets: assert (ROOT / target).is_file(), target
-    assert {f"nbs/{p.name}" for p in (ROOT / "nbs").glob("[0-9]*.ipynb")} <= targets
+    assert "nbs/index.ipynb" in targets
+
+
+def test_the_course_leads_through_every_notebook_once():
+    nbs = ROOT / "nbs"
+    cells = json.loads((nbs / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    links = re.findall(r"\]\(([^)#]+)\)", "\n".join("".join(c["source"]) for c in cells))
+    assert sorted(links) == sorted(str(p.relative_to(nbs)) for p in nbs.rglob("*.ipynb") if p.name != "index.ipynb" and ".ipynb_checkpoints" not in p.parts)
 
 
 FOUND = TEXT[TEXT.index("**What it honestly found**"):TEXT.index("## Two commands")]

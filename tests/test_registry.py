@@ -11,16 +11,20 @@ import pytest
 from typer.testing import CliRunner
 
 from cryptolstm import SignalGenerator
-from cryptolstm.cli import app
-from cryptolstm.compare import compare_models
-from cryptolstm.core import HOUR, InputError, OperationError, RunConfig, TrainingSpanError
-from cryptolstm.features import features
-from cryptolstm.live_model import LiveModel
-from cryptolstm.model import fit, load_bundle
-from cryptolstm.registry import (challenge, current_version, line_lock, paired_test, prune, read_note, rollback, save_version, usable_version, use_version,
-                                 version_folders, versions, was_used)
-from cryptolstm.settings import model_config
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.errors import InputError, OperationError, TrainingSpanError
+from cryptolstm.core.bars import HOUR
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market
+from cryptolstm.features.indicators import features
+from cryptolstm.model.settings import model_config
+from cryptolstm.model.bundle import load_bundle
+from cryptolstm.model.training import fit
+from cryptolstm.model.live_model import LiveModel
+from cryptolstm.model.registry import (current_version, line_lock, prune, read_note, rollback, save_version,
+                                       usable_version, use_version, version_folders, versions, was_used)
+from cryptolstm.model.challenge import challenge, paired_test
+from cryptolstm.research.compare import compare_models
+from cryptolstm.cli.main import app
 
 TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
 RUN = RunConfig(lookback=12, network=TINY)
@@ -142,7 +146,7 @@ def test_the_commands_answer_in_json_and_with_exit_codes(line, monkeypatch):
 SAVER = """
 import sys, time
 from pathlib import Path
-from cryptolstm import model, registry
+from cryptolstm.model import bundle as model, registry
 bundle = model.load_bundle(sys.argv[1])
 write = model.write_record
 def slow(*args, **more): print("half", flush=True); time.sleep(60)
@@ -178,7 +182,7 @@ def test_two_processes_that_save_into_one_line_lose_nothing(line):
 TRAINER = """
 import json, sys
 from cryptolstm import SignalGenerator
-from cryptolstm.core import RunConfig
+from cryptolstm.core.config import RunConfig
 run = RunConfig(lookback=12, network=json.loads(sys.argv[2]))
 print(json.dumps(SignalGenerator(exchange="simulated", home=sys.argv[1], config=run).generate_signals(hours=120)["model_info"]))
 """

@@ -16,14 +16,15 @@ from loopback import Loopback
 from papermill import inspect_notebook
 from typer.testing import CliRunner
 
-from cryptolstm.cli import app, main
-from cryptolstm.core import _RANGES, InputError, RunConfig, run_config, run_from_namespace
-from cryptolstm.experiment import DETAILS, FIGURES, MONTHS
-from cryptolstm.features import INDICATORS
-from cryptolstm.manifest import split
-from cryptolstm.reports import Report, report_parameters
-from cryptolstm.skill import GATE
-from cryptolstm.terminal import build_run
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.config import _RANGES, RunConfig, run_config, run_from_namespace
+from cryptolstm.features.indicators import INDICATORS
+from cryptolstm.proof.verdict import GATE
+from cryptolstm.report.figures import DETAILS, FIGURES, MONTHS
+from cryptolstm.report.manifest import split
+from cryptolstm.report.render import Report, report_parameters
+from cryptolstm.cli.terminal import build_run
+from cryptolstm.cli.main import app, main
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -130,7 +131,7 @@ def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
 @pytest.mark.parametrize("level, code", [*GATE.items(), ("PROFITABLE, NOT SIGNIFICANT AFTER 37 TRIALS", 3)])
 def test_the_gate_of_a_report_is_its_verdict(level, code, typed, monkeypatch, tmp_path):
     found = Report(tmp_path / "x.html", tmp_path / "x.ipynb", {"verdict": {"level": level, "sentence": "said"}, "data": {}})
-    monkeypatch.setattr("cryptolstm.reports.run_report", lambda *a, **k: found)
+    monkeypatch.setattr("cryptolstm.report.render.run_report", lambda *a, **k: found)
     for command in (["report", "ETH/USD"], ["report", "ETH/USD", "--json"], ["backtest", "--ticker", "ETH/USD", "--report", "--json"]):
         assert typed("cryptolstm", *command, "--gate").returncode == code and typed("cryptolstm", *command).returncode == 0
 

@@ -8,12 +8,20 @@ import pandas as pd
 import pytest
 
 from cryptolstm import SignalGenerator
-from cryptolstm.core import HOUR, InputError, RunConfig, stamp
-from cryptolstm.features import features
-from cryptolstm.model import fit, load_bundle, model_config
-from cryptolstm.registry import Version, current_version, differs, line_name, lines, version_folders
-from cryptolstm.signals import RULES, check_decidable, decide, lag_warning, model_plan, rules_of, signal_dict
-from cryptolstm.simulate import demo_market
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import HOUR, stamp
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market
+from cryptolstm.features.indicators import features
+from cryptolstm.model.settings import model_config
+from cryptolstm.model.bundle import load_bundle
+from cryptolstm.model.training import fit
+from cryptolstm.model.registry import Version, current_version, line_name, lines, version_folders
+from cryptolstm.model.challenge import differs
+from cryptolstm.strategy.rules import RULES, rules_of
+from cryptolstm.strategy.decide import check_decidable, decide
+from cryptolstm.strategy.upkeep import model_plan
+from cryptolstm.strategy.answer import lag_warning, signal_dict
 
 TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 2, "refit_epochs": 1}
 RUN = RunConfig(lookback=12, network=TINY)
@@ -160,12 +168,12 @@ def test_a_named_line_is_not_made_for_something_else_on_the_way(loopback, tmp_pa
 
 def test_a_model_with_other_features_is_neither_used_nor_continued(loopback, tmp_path, monkeypatch):
     "As an earlier release may have trained it."
-    from cryptolstm import model
-    from cryptolstm.features import INPUTS
+    from cryptolstm.features.indicators import INPUTS
+    from cryptolstm.model import training
     loopback.now -= 100 * HOUR
     sg = generator(loopback, tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(model, "input_columns", lambda config: INPUTS[:10])
+        m.setattr(training, "input_columns", lambda config: INPUTS[:10])
         old = sg.generate_signals(hours=120)["model_info"]["version"]
     loopback.now += 30 * HOUR
     for threshold in (24, 0):
@@ -175,7 +183,7 @@ def test_a_model_with_other_features_is_neither_used_nor_continued(loopback, tmp
         assert info["decision"] == "trained: features were 10 columns, asked for are 23 (the difference begins with atr_rel)"
         assert not info["warm_started"]
     bundle = load_bundle(tmp_path / "models" / sg.line_of(120) / old)
-    assert model.warm_start_refusal(bundle, bundle.config, pd.Timestamp.now("UTC"), pd.Timestamp.now("UTC")) == "the old model was trained on other features"
+    assert training.warm_start_refusal(bundle, bundle.config, pd.Timestamp.now("UTC"), pd.Timestamp.now("UTC")) == "the old model was trained on other features"
 
 
 def test_a_model_that_must_not_be_continued_is_started_afresh_and_the_signal_says_why(loopback, tmp_path):

@@ -12,11 +12,14 @@ from test_reports_and_cli import SMOKE
 from typer.testing import CliRunner
 
 from cryptolstm import SignalGenerator
-from cryptolstm.cli import app
-from cryptolstm.core import HOUR, InputError, RunConfig, TrainingSpanError
-from cryptolstm.manifest import OPEN, split
-from cryptolstm.signal_page import ASKED, decision_figure, record_table, record_text, signal_box, signal_heading
-from cryptolstm.signals import past_decisions
+from cryptolstm.core.errors import InputError, TrainingSpanError
+from cryptolstm.core.bars import HOUR
+from cryptolstm.core.config import RunConfig
+from cryptolstm.strategy.signal import past_decisions
+from cryptolstm.report.manifest import OPEN, split
+from cryptolstm.report.signal_page import (ASKED, decision_figure, record_table, record_text, signal_box,
+                                           signal_heading)
+from cryptolstm.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.diagnostic import acorr_ljungbox
 
-from cryptolstm.core import HOUR, InputError, bars_hash, check_bars
-from cryptolstm.simulate import START_PRICES, demo_market, facts, planted_market, planted_state
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import HOUR, bars_hash, check_bars
+from cryptolstm.data.demo import START_PRICES, demo_market, facts, planted_market, planted_state
 
 SEEDS = range(12)
 

@@ -13,32 +13,15 @@ from scipy import stats
 from statsmodels.stats.sandwich_covariance import cov_hac
 from statsmodels.tsa.stattools import diebold_mariano_test
 
-from cryptolstm.core import InputError, regular_grid
-from cryptolstm.simulate import demo_market, planted_market, planted_state
-from cryptolstm.skill import (
-    GATE,
-    LEVELS,
-    LUCKY,
-    Verdict,
-    break_even_hit,
-    clark_west,
-    diebold_mariano,
-    hac_lags,
-    hac_variance,
-    hit_rate,
-    information_coefficient,
-    last_bar_reversal,
-    level_key,
-    mase,
-    min_detectable_hit,
-    momentum,
-    pairs,
-    percent,
-    pesaran_timmermann,
-    r2_oos,
-    skill_table,
-    verdict,
-)
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.text import percent
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.data.demo import demo_market, planted_market, planted_state
+from cryptolstm.stats.skill import (break_even_hit, clark_west, diebold_mariano, hac_lags, hac_variance,
+                                    hit_rate, information_coefficient, mase, min_detectable_hit, pairs,
+                                    pesaran_timmermann, r2_oos, skill_table)
+from cryptolstm.proof.verdict import GATE, LEVELS, LUCKY, Verdict, level_key, verdict
+from cryptolstm.research.baselines import last_bar_reversal, momentum
 
 NAN = math.nan
 
@@ -108,8 +91,8 @@ def test_pesaran_timmermann_by_hand():
 # ---------------------------------------------------------------- published values
 def test_clark_west_of_the_published_example(monkeypatch):
     "Twenty errors of a small and a larger model; P. Söderlind's values, which HypothesisTests.jl is tested with, use no lags."
-    monkeypatch.setattr("cryptolstm.skill.LEAST", 2)
-    monkeypatch.setattr("cryptolstm.skill.hac_lags", lambda n, horizon=1: 0)
+    monkeypatch.setattr("cryptolstm.stats.skill.LEAST", 2)
+    monkeypatch.setattr("cryptolstm.stats.skill.hac_lags", lambda n, horizon=1: 0)
     small = np.array([9.78432, 12.73500, 8.67224, 2.62740, 5.60947, 7.57809, 4.53774, 2.51084, .49290, 3.48394, 9.46152, 9.41220, 2.36289, .34495, 3.33599,
                       5.31357, 4.28219, -3.74471, -5.73575, -3.71781])
     large = np.array([2.82053, 4.39754, -1.78647, -4.30662, 3.69526, 3.37259, -1.09002, -.50984, -.78973, 3.89077, 7.52849, 2.82373, -3.95838, -.13606, 4.54444,
@@ -120,8 +103,8 @@ def test_clark_west_of_the_published_example(monkeypatch):
 @pytest.mark.parametrize("loss, better", [("squared", .5565), ("absolute", .3909)])
 def test_diebold_mariano_of_the_published_example(loss, better, monkeypatch):
     "Errors of exponential smoothing and ARIMA on R's WWWusage, the example of `dm.test` in R's forecast, without lags; p of the second being better."
-    monkeypatch.setattr("cryptolstm.skill.LEAST", 2)
-    monkeypatch.setattr("cryptolstm.skill.diebold_mariano_test", partial(diebold_mariano_test, lags=0))
+    monkeypatch.setattr("cryptolstm.stats.skill.LEAST", 2)
+    monkeypatch.setattr("cryptolstm.stats.skill.diebold_mariano_test", partial(diebold_mariano_test, lags=0))
     smooth = np.array([.002241270, -.000661906, -1.200002613, -4.000218178, 3.799373533, 3.401005111, -1.199692125, -.800490048, -1.200048999, 3.399847229,
                        7.000708948, 2.200989241, -4.800165569, -1.201043375, 3.400167556, 3.000709085, .400267950, -6.800169207, -2.401259050, 1.200112198])
     arima = np.array([.1209998, 8.0622269, -.9189429, -1.7952436, 5.3431277, 2.0459823, -.6073261, .5516816, -.7633238, 4.1229472, 5.8785333, 1.2828331,

@@ -12,19 +12,23 @@ from hypothesis import strategies as st
 from test_execution import random_bars
 from typer.testing import CliRunner
 
-from cryptolstm.backtester import simulate
-from cryptolstm.cli import app
-from cryptolstm.core import InputError, RunConfig, regular_grid
-from cryptolstm.experiment import trade
-from cryptolstm.features import features
-from cryptolstm.ledger import Ledger, Standing
-from cryptolstm.metrics import figures, hourly_returns
-from cryptolstm.overfit import deflated_sharpe, pbo, probabilistic_sharpe, sharpe_sample
-from cryptolstm.signals import decide
-from cryptolstm.simulate import demo_market
-from cryptolstm.plots import SIMULATED
-from cryptolstm.surface import judge_surface, point_runs, surface_plot, surface_trials
-from cryptolstm.sweep import AXES, SCORES, axis_values, best_point, check_grid, parse_grid, surface_summary, sweep, sweep_forecasts, sweep_run
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market
+from cryptolstm.features.indicators import features
+from cryptolstm.stats.performance import figures, hourly_returns
+from cryptolstm.stats.overfit import deflated_sharpe, pbo, probabilistic_sharpe, sharpe_sample
+from cryptolstm.execution.simulate import simulate
+from cryptolstm.execution.sweep import (AXES, SCORES, axis_values, best_point, check_grid, parse_grid,
+                                        surface_summary, sweep)
+from cryptolstm.proof.trials import Ledger, Standing
+from cryptolstm.strategy.decide import decide
+from cryptolstm.research.replay import trade
+from cryptolstm.research.sweeps import judge_surface, point_runs, surface_trials, sweep_forecasts, sweep_run
+from cryptolstm.report.plots import SIMULATED
+from cryptolstm.report.surface_page import surface_plot
+from cryptolstm.cli.main import app
 
 
 def assert_point(row, result):
@@ -233,7 +237,7 @@ def test_forecasts_are_trained_once_for_all_grids_of_the_same_bars_and_settings(
     first = cli("--grid", "stop_atr=none,1", "--set", "threshold_scale=0").stdout
     files = list((client_home / "forecasts").iterdir())
     assert "trained now, and kept" in first and len(files) == 1
-    monkeypatch.setattr("cryptolstm.forecasts.walk_forward", None)                                       # whoever trains again, fails
+    monkeypatch.setattr("cryptolstm.research.forecasts.walk_forward", None)                                       # whoever trains again, fails
     again = json.loads(cli("--grid", "stop_atr=none,1", "--set", "threshold_scale=0", "--set", "fee=0.002", "--json").stdout)
     assert again["reused"] and again["points"][0]["stop_atr"] is None and list((client_home / "forecasts").iterdir()) == files
     assert "nothing was trained" in cli("--grid", "exit=neutral,opposite", "--set", "threshold_scale=0").stdout
@@ -242,7 +246,7 @@ def test_forecasts_are_trained_once_for_all_grids_of_the_same_bars_and_settings(
 
 def test_what_a_grid_reads_from_disk_is_what_a_backtest_forecast(client_home, monkeypatch):
     one = json.loads(cli("--set", "stop_atr=3", "--set", "threshold_scale=0", "--json").stdout)
-    monkeypatch.setattr("cryptolstm.forecasts.walk_forward", None)
+    monkeypatch.setattr("cryptolstm.research.forecasts.walk_forward", None)
     found = json.loads(cli("--grid", "stop_atr=1,3", "--set", "threshold_scale=0", "--json").stdout)
     assert found["reused"] and found["points"][1]["total_return"] == pytest.approx(one["total_return"])
     assert found["points"][1]["num_trades"] == one["num_trades"] > 0
@@ -261,7 +265,7 @@ def test_a_file_that_cannot_be_written_costs_no_download_and_no_result(client_ho
         with pytest.raises(InputError, match=says): cli("--trades", path)
     assert not client_home.exists()
     def full(*_): raise OSError(28, "No space left on device", "t.csv")
-    monkeypatch.setattr("cryptolstm.trade_log.write_atomic", full)
+    monkeypatch.setattr("cryptolstm.execution.trade_log.write_atomic", full)
     done = CliRunner().invoke(app, [*SMOKE, "--trades", str(tmp_path / "t.csv")])
     assert "total return" in done.stdout and isinstance(done.exception, OSError)
 

@@ -10,10 +10,10 @@ RUN = """
 import json, os, sys
 cores, parts = int(sys.argv[1]), int(sys.argv[2])
 if cores and hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-from cryptolstm.core import RunConfig
-from cryptolstm.experiment import backtest, summary
-from cryptolstm.simulate import demo_market
-from cryptolstm.walkforward import bars_needed
+from cryptolstm.core.config import RunConfig
+from cryptolstm.research.backtest import backtest, summary
+from cryptolstm.data.demo import demo_market
+from cryptolstm.research.walkforward import bars_needed
 run = RunConfig(hours=72, train_hours=150, retrain_every=48, network={"epochs": 1, "refit_epochs": 1, "parts": parts})
 results = backtest(demo_market(bars_needed(run), seed=4), run)
 print(json.dumps([summary(results), results["predictions"]["prediction"].tolist()], sort_keys=True, default=str))

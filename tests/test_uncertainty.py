@@ -6,15 +6,16 @@ from arch.bootstrap import StationaryBootstrap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptolstm.backtester import simulate
-from cryptolstm.core import RunConfig
-from cryptolstm.features import INPUTS, features
-from cryptolstm.metrics import hourly_returns, max_drawdown, sharpe
-from cryptolstm.overfit import adjust, block_length
-from cryptolstm.simulate import demo_market, planted_market, planted_state
-from cryptolstm.skill import LEARNERS, fold_forecasts, hit_rate, pesaran_timmermann
-from cryptolstm.uncertainty import bootstrap, equal_parts, skill_by, skill_cells, three_figures
-from cryptolstm.windows import target
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market, planted_market, planted_state
+from cryptolstm.features.indicators import INPUTS, features
+from cryptolstm.features.targets import target
+from cryptolstm.stats.skill import equal_parts, hit_rate, pesaran_timmermann
+from cryptolstm.stats.learners import LEARNERS, fold_forecasts
+from cryptolstm.stats.performance import hourly_returns, max_drawdown, sharpe
+from cryptolstm.stats.overfit import adjust, block_length
+from cryptolstm.stats.bootstrap import bootstrap, skill_by, skill_cells, three_figures
+from cryptolstm.execution.simulate import simulate
 
 
 def run_of(returns: np.ndarray) -> dict:

@@ -5,15 +5,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptolstm.experiment import backtest
-from cryptolstm.core import RunConfig, TrainingSpanError, regular_grid
-from cryptolstm.model import fit, model_config
-from cryptolstm.features import INPUTS, features
-from cryptolstm.registry import validation_pairs
-from cryptolstm.signals import RULES, decide, exceedance, exceedance_curve
-from cryptolstm.simulate import demo_market, planted_market
-from cryptolstm.walkforward import bars_needed, schedule, volatility_errors, walk_forward
-from cryptolstm.windows import har_forecast, purged_split, target, window_ends
+from cryptolstm.core.errors import TrainingSpanError
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.config import RunConfig
+from cryptolstm.data.demo import demo_market, planted_market
+from cryptolstm.features.indicators import INPUTS, features
+from cryptolstm.features.targets import target
+from cryptolstm.features.windows import purged_split, window_ends
+from cryptolstm.model.settings import model_config
+from cryptolstm.model.volatility import har_forecast, volatility_errors
+from cryptolstm.model.training import fit
+from cryptolstm.model.challenge import validation_pairs
+from cryptolstm.strategy.threshold import exceedance, exceedance_curve
+from cryptolstm.strategy.rules import RULES
+from cryptolstm.strategy.decide import decide
+from cryptolstm.research.walkforward import bars_needed, schedule, walk_forward
+from cryptolstm.research.backtest import backtest
 
 TINY = {"units": [16], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 6, "refit_epochs": 2, "batch_size": 64}
 RUN = RunConfig(hours=720, train_hours=1500, retrain_every=360, lookback=12, network=TINY)

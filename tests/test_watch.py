@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 from loopback import Answer
 
-from cryptolstm import exchanges
-from cryptolstm import prices as prices_module
-from cryptolstm.core import InputError, OperationError
-from cryptolstm.prices import watch_prices
+from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.data import exchange as exchanges, prices as prices_module
+from cryptolstm.data.prices import watch_prices
 
 ETH = "ETH/USD"
 

@@ -1,61 +1,116 @@
-"""The README is true: every command in it runs, and the numbers it reports are re-derived."""
+"""README and docs are true: every command runs, every link leads somewhere, every number is re-derived."""
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 from loopback import Loopback
 
-from cryptolstm.cli.main import main
+from cryptolstm.cli.main import app, main
+from cryptolstm.core.config import RunConfig
+from cryptolstm.model.settings import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines() if line.strip()]
-TABLE = [c for row in re.findall(r"^\| `.*?\|(.*)\|$", TEXT, re.M) for c in re.findall(r"`(cryptolstm [^`]+)`", row)]
+PAGES = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8")
+         for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README, COMMANDS_PAGE = PAGES["README.md"], PAGES["docs/commands.md"]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    "The code blocks of a page in one language."
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def typed_lines(text: str) -> list[str]:
+    "The lines of a page's bash blocks."
+    return [line for block in blocks(text, "bash") for line in block.splitlines() if line.strip()]
+
+
+def without_blocks(text: str) -> str: return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+
+
+def last_column(text: str) -> list[str]:
+    "The `cryptolstm …` commands in the last column of a page's tables."
+    rows = re.findall(r"^\| `.*?\|(.*)\|$", text, re.M)
+    return [command for row in rows for command in re.findall(r"`(cryptolstm [^`]+)`", row)]
+
+
+def first_column(text: str) -> dict[str, str]:
+    "The `cryptolstm …` commands in the first column of a page's tables, with the text beside each."
+    return dict(re.findall(r"^\| `(cryptolstm [^`]+)` \|(.*)\|$", text, re.M))
+
+
+BLOCKS = [line for text in PAGES.values() for line in typed_lines(text)]
 COMMANDS = sorted({c.removeprefix(".venv/bin/") for c in BLOCKS if not c.startswith("make ")})
-SMOKE = ["--params", "params/smoke.yaml", "--set", "train_hours=300", "--set", "retrain_every=5000"]  # the same command, a tiny network
-PAPERMILL = "-p train_hours 300 -p retrain_every 5000 -p lookback 12".split()
-NETWORK = "network: {units: [8], dropout: [0.1], recurrent_dropout: [0.1], dense: [8], epochs: 1, refit_epochs: 1}"
+SUCCESSORS = last_column(PAGES["docs/first_design.md"])
+SMALL_RUN = ["--params", "params/smoke.yaml", "--set", "train_hours=300", "--set", "retrain_every=5000"]
+SMALL_NOTEBOOK = "-p train_hours 300 -p retrain_every 5000 -p lookback 12".split()
+SMALL_NETWORK = ("network: {units: [8], dropout: [0.1], recurrent_dropout: [0.1], dense: [8], "
+                 "epochs: 1, refit_epochs: 1}")
 
 
 def run(command: list[str], exchange_url: str, home: Path, **env: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "CRYPTOLSTM_HOME": str(home), "CRYPTOLSTM_EXCHANGE_URL": exchange_url, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **env}
-    for name in ("MAKELEVEL", "MAKEFLAGS"): environment.pop(name, None)  # the tests themselves are run by make
+    places = {"CRYPTOLSTM_HOME": str(home), "CRYPTOLSTM_EXCHANGE_URL": exchange_url}
+    environment = {**os.environ, **places, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **env}
+    for name in ("MAKELEVEL", "MAKEFLAGS"): environment.pop(name, None)  # tests are run by make
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
-def test_the_readme_names_both_make_targets_and_many_commands():
-    assert [c for c in BLOCKS if c.startswith("make ")] == ["make report", "make test"]   # the first is run in test_reports_and_cli
-    assert len(COMMANDS) >= 6 and len(TABLE) >= 9 and {c.split()[0] for c in COMMANDS} == {"cryptolstm", "papermill"}
+# ---- the shape of the README -----------------------------------------------------------------------------
 
+def test_the_readme_has_at_most_700_words_outside_code_blocks():
+    assert len(without_blocks(README).split()) <= 700
+
+
+def test_the_readme_names_both_make_targets_and_docs_name_many_commands():
+    assert typed_lines(README) == ["make report", "make test"]   # the first is run in test_reports_and_cli
+    assert len(COMMANDS) >= 6 and {c.split()[0] for c in COMMANDS} == {"cryptolstm", "papermill"}
+    assert len(SUCCESSORS) >= 9
+
+
+def test_make_test_is_what_ci_runs():
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")
+    command = ["make", "-n", "test"]
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(step in plan for step in ("check_generated", "ruff", "nbdev_test", "pytest"))
+
+
+# ---- commands --------------------------------------------------------------------------------------------
 
 def smaller(line: str, folder: Path) -> list[str]:
     "The words of a command with a tiny network added."
     words = shlex.split(line)
-    if words[0] == "papermill": words[2:3] = [str(folder / "out.ipynb")]; words += [*PAPERMILL, "-y", NETWORK]
+    if words[0] == "papermill":
+        words[2:3] = [str(folder / "out.ipynb")]
+        words += [*SMALL_NOTEBOOK, "-y", SMALL_NETWORK]
     elif words[1] == "signal": words += ["--params", "params/smoke.yaml"]
-    elif words[1] == "backtest": words += SMOKE
+    elif words[1] == "backtest": words += SMALL_RUN
     return words
 
 
 @pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("papermill ")])
-def test_papermill_as_the_readme_types_it_writes_the_notebook(line, loopback, tmp_path):
+def test_papermill_as_the_docs_type_it_writes_the_notebook(line, loopback, tmp_path):
     done = run(smaller(line, tmp_path), loopback.url, tmp_path)
     assert done.returncode == 0 and (tmp_path / "out.ipynb").is_file(), done.stderr[-2000:]
 
 
-HERE = sorted({*TABLE, *COMMANDS} - {c for c in COMMANDS if c.startswith("papermill ")})
-SIMILAR = [c for c in HERE if c.startswith("cryptolstm backtest") and c not in COMMANDS][1:]   # other numbers for the same options: nightly
+HERE = sorted({*SUCCESSORS, *COMMANDS} - {c for c in COMMANDS if c.startswith("papermill ")})
+BACKTESTS = [c for c in HERE if c.startswith("cryptolstm backtest") and c not in COMMANDS]
+NIGHTLY = BACKTESTS[1:]   # other numbers for the same options
+LINES = [pytest.param(c, marks=pytest.mark.slow) if c in NIGHTLY else c for c in HERE]
 
 
-@pytest.mark.parametrize("line", [pytest.param(c, marks=pytest.mark.slow) if c in SIMILAR else c for c in HERE])
-def test_every_command_of_the_readme_runs(line, loopback, tmp_path, monkeypatch, capsys):
-    "By the entry point of the command, in this process, which has the libraries already; also those that replace the first design's commands."
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_of_the_docs_runs(line, loopback, tmp_path, monkeypatch, capsys):
+    "By the entry point, in this process, which has the libraries; also what replaces the first design."
     monkeypatch.chdir(ROOT)
     places = {"HOME": tmp_path, "EXCHANGE_URL": loopback.url, "REPORTS": tmp_path / "reports"}
     for name, value in places.items(): monkeypatch.setenv(f"CRYPTOLSTM_{name}", str(value))
@@ -65,55 +120,149 @@ def test_every_command_of_the_readme_runs(line, loopback, tmp_path, monkeypatch,
     assert end.value.code == 0 and out.strip(), err[-2000:]
 
 
-def test_the_readme_says_what_writes_the_page_and_what_papermill_prints():
-    assert "The page is written by `make report`, `cryptolstm report` and `cryptolstm backtest --report`" in TEXT
-    assert "beneath a Python traceback of its" in TEXT   # shown by test_a_misspelt_papermill_parameter_does_not_run_the_default_ticker
+def command_of(words: list[str]):
+    "The command that words on a command line lead to, down through its groups."
+    command, words = typer.main.get_command(app), list(words)
+    while hasattr(command, "commands"):
+        word = words.pop(0)
+        assert word in command.commands, f"there is no command {word}"
+        command = command.commands[word]
+    return command
 
 
-def test_make_test_is_what_ci_runs():
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")
-    plan = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert all(step in plan for step in ("check_generated", "ruff", "nbdev_test", "pytest"))
+INLINE = sorted({c for text in PAGES.values() for c in re.findall(r"`cryptolstm ([a-z][^`]*)`", text)})
 
 
-def test_the_python_example_runs(loopback, tmp_path):
-    small = "lookback=12, train_hours=300, network=dict(units=[8], dropout=[0.1], recurrent_dropout=[0.1], dense=[8], epochs=1, refit_epochs=1))"
-    code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1).replace("lookback=60)", small)
-    assert small in code
-    done = run([sys.executable, "-c", code], loopback.url, tmp_path)
+@pytest.mark.parametrize("line", INLINE)
+def test_every_command_and_option_named_in_a_sentence_exists(line):
+    words = shlex.split(line)
+    known = {option for parameter in command_of(words).params for option in parameter.opts}
+    assert {w for w in words if w.startswith("--")} <= known
+
+
+def test_the_command_table_of_the_readme_names_every_command():
+    table = first_column(README)
+    groups = typer.main.get_command(app).commands
+    assert {c.split()[1] for c in table} == set(groups)
+    for line, text in table.items():
+        if "also" not in text: continue
+        group, named = line.split()[1:3]
+        assert {named, *re.findall(r"`(\w+)`", text)} == set(groups[group].commands)
+
+
+def test_commands_of_the_readme_that_need_no_file_are_among_those_that_run():
+    free = [c for c in first_column(README) if c.split()[1] in ("signal", "backtest", "data")]
+    assert len(free) == 3 and set(free) <= set(HERE)
+
+
+def test_every_make_target_named_in_a_sentence_exists():
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = {name for text in PAGES.values() for name in re.findall(r"`make ([a-z-]+)", text)}
+    assert {"report", "test", "bench"} <= named <= targets
+
+
+def test_the_docs_say_what_writes_the_page_and_what_papermill_prints():
+    writers = "`make report`, `cryptolstm report` and `cryptolstm backtest --report`"
+    assert f"The page is written by {writers}" in COMMANDS_PAGE
+    # shown by test_a_misspelt_papermill_parameter_does_not_run_the_default_ticker
+    assert "beneath a Python traceback\nof its own" in COMMANDS_PAGE
+
+
+# ---- Python ----------------------------------------------------------------------------------------------
+
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+
+
+def test_the_python_example_prints_what_the_readme_shows(tmp_path):
+    "The words exactly; figures to within two, because another kind of CPU rounds differently."
+    (code,), (shown,) = blocks(README, "python"), blocks(README, "text")
+    assert len(code.splitlines()) == 6
+    done = run([sys.executable, "-c", code], "http://127.0.0.1:9", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert NUMBER.sub("#", done.stdout) == NUMBER.sub("#", shown)
+    printed, expected = ([float(n) for n in NUMBER.findall(text)] for text in (done.stdout, shown))
+    assert printed == pytest.approx(expected, abs=2)
 
 
-def test_everything_the_readme_points_to_is_there():
-    assert "@@" not in TEXT
-    targets = set(re.findall(r"\]\(([^)#]+)\)", TEXT))
-    for target in targets: assert (ROOT / target).is_file(), target
-    assert "nbs/index.ipynb" in targets
+# ---- links -----------------------------------------------------------------------------------------------
+
+def links(page: str) -> set[tuple[str, str]]:
+    "Targets of a page's relative links, as path from the checkout and anchor."
+    targets = {t for t in re.findall(r"\]\(([^)\s]+)\)", without_blocks(PAGES[page])) if "://" not in t}
+    folder = (ROOT / page).parent
+
+    def from_root(path: str) -> str:
+        return (folder / path).resolve().relative_to(ROOT).as_posix() if path else page
+
+    return {(from_root(path), anchor) for path, _, anchor in (t.partition("#") for t in targets)}
+
+
+def anchors(text: str) -> set[str]:
+    "The anchors GitHub gives to a page's headings."
+    return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    assert "@@" not in PAGES[page]
+    for path, anchor in links(page):
+        assert (ROOT / path).is_file(), path
+        assert not anchor or anchor in anchors(PAGES[path]), f"{path}#{anchor}"
+
+
+def test_the_readme_leads_to_every_page_of_the_docs_and_to_no_module_notebook():
+    targets = {path for path, _ in links("README.md")}
+    assert set(PAGES) - {"README.md"} <= targets
+    notebooks = {path for page in PAGES for path, _ in links(page) if path.endswith(".ipynb")}
+    assert notebooks == {"nbs/index.ipynb", "nbs/backtest.ipynb", "nbs/signal.ipynb"}
 
 
 def test_the_course_leads_through_every_notebook_once():
     nbs = ROOT / "nbs"
     cells = json.loads((nbs / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     links = re.findall(r"\]\(([^)#]+)\)", "\n".join("".join(c["source"]) for c in cells))
-    assert sorted(links) == sorted(str(p.relative_to(nbs)) for p in nbs.rglob("*.ipynb") if p.name != "index.ipynb" and ".ipynb_checkpoints" not in p.parts)
+    notebooks = [p.relative_to(nbs) for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    assert sorted(links) == sorted(str(p) for p in notebooks if p.name != "index.ipynb")
 
 
-FOUND = TEXT[TEXT.index("**What it honestly found**"):TEXT.index("## Two commands")]
-HITS = re.search(r"was right ([\d.]+) % of the time.*it is right ([\d.]+) % and ([\d.]+) % of the time", FOUND, re.S).groups()
+# ---- settings --------------------------------------------------------------------------------------------
+
+RUN_SETTINGS, NETWORK_SETTINGS = PAGES["docs/settings.md"].split("\n## Network\n")
+OF_THE_RUN = {"lookback", "horizon", "seed"}   # fields of ModelConfig that are taken from the run
+
+
+@pytest.mark.parametrize("text, declared, left_out", [
+    (RUN_SETTINGS, RunConfig(), set()), (NETWORK_SETTINGS, ModelConfig(), OF_THE_RUN)])
+def test_the_docs_list_every_setting_with_its_default(text, declared, left_out):
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", text, re.M)
+    listed = {name: yaml.safe_load(default) for name, default in rows}
+    defaults = {f.name: getattr(declared, f.name) for f in fields(declared) if f.name not in left_out}
+    assert len(rows) == len(listed)
+    assert listed == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+
+
+# ---- the result of a real run ----------------------------------------------------------------------------
+
+FOUND = README[README.index("**Result of a real run**"):README.index("## Two commands")]
+HIT_RATES = re.compile(r"was right ([\d.]+) % of the time.*has hit rates of ([\d.]+) % and ([\d.]+) %", re.S)
+HITS = HIT_RATES.search(FOUND).groups()
+ENDS = ("2025-04-30T23:00Z", "2025-04-30T22:00Z", "2025-05-01T00:00Z")   # the box, an hour earlier, later
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end, hit", zip(("2025-04-30T23:00Z", "2025-04-30T22:00Z", "2025-05-01T00:00Z"), HITS, strict=True))
+@pytest.mark.parametrize("end, hit", zip(ENDS, HITS, strict=True))
 def test_what_the_readme_found_is_found_again(end, hit, tmp_path, real_bars):
     real_bars("ETH/USD")
-    with Loopback(now="2025-05-01 00:30") as exchange:
-        done = run(["cryptolstm", "backtest", "--params", "params/eth_usd.yaml", "--end", end, "--json"], exchange.url, tmp_path)
+    command = ["cryptolstm", "backtest", "--params", "params/eth_usd.yaml", "--end", end, "--json"]
+    with Loopback(now="2025-05-01 00:30") as exchange: done = run(command, exchange.url, tmp_path)
     result = json.loads(done.stdout)
     assert f"**{result['verdict']['level']}**" in FOUND
     numbers = result["verdict"]["numbers"]
     assert ("it did not trade" in FOUND) == (numbers["trades"] == 0)
-    assert abs(100 * numbers["hit"] - float(hit)) < 5   # on another processor two runs differ as those of neighbouring hours do: a standard deviation of 2.6
-    if end != "2025-04-30T23:00Z": return
+    # on another processor two runs differ as those of neighbouring hours do: a standard deviation of 2.6
+    assert abs(100 * numbers["hit"] - float(hit)) < 5
+    if end != ENDS[0]: return
     held = float(re.search(r"buy & hold returned (−?[\d.]+) %", FOUND)[1].replace("−", "-"))
     seen = float(re.search(r"hit rates above ([\d.]+) %", FOUND)[1])
-    assert abs(100 * numbers["buy_and_hold_return"] - held) < 0.06 and abs(100 * numbers["min_detectable_hit"] - seen) < 0.06
+    assert abs(100 * numbers["buy_and_hold_return"] - held) < 0.06
+    assert abs(100 * numbers["min_detectable_hit"] - seen) < 0.06

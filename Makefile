@@ -23,8 +23,6 @@ report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/
 test test-model: export OMP_NUM_THREADS := 1
 test test-model: export OPENBLAS_NUM_THREADS := 1
 test test-model: export TF_NUM_INTEROP_THREADS := 1
-# Numba keeps what notebooks compile in one folder for all checkouts of a user, found by the text of a cell alone.
-test test-model lab: export NUMBA_CACHE_DIR := $(CURDIR)/.venv/numba
 test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
 	@$(BIN)/python tests/kernels.py
 	@$(BIN)/python tests/check_generated.py
@@ -35,7 +33,7 @@ test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, no
 # Restrict the kernels to see another kind of CPU: TF_ENABLE_ONEDNN_OPTS=0, ONEDNN_MAX_CPU_ISA=AVX2, OPENBLAS_CORETYPE=Haswell ...
 test-model: .venv/.dev  ## notebooks and tests of the model only
 	@$(BIN)/python tests/kernels.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3 --file_re '^(04|05|06|08)'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3 --path nbs/model
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(MODEL_TESTS)
 
 bench: .venv/.dev    ## ours against the peers, in ratios; also writes reports/bench.json

@@ -177,4 +177,4 @@ def test_a_fan_of_three_walks_forward_on_real_bars_within_its_time(real_bars, tm
     took = time.monotonic() - began
     with capsys.disabled(): print(f"\na fan of 3 seeds, {run.hours} bars of {run.ticker}, {walk.folds['epochs'].tolist()} epochs: {took:.0f} s")
     assert len(walk.predictions) == 720 and walk.predictions[["prediction", "spread"]].notna().all().all() and walk.predictions["spread"].gt(0).all()
-    assert walk.folds["members"].eq(3).all() and took < 1200
+    assert walk.folds["members"].eq(3).all() and walk.folds["single_threaded"].all() and took < 1200

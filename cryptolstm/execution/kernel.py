@@ -4,20 +4,39 @@
 
 # %% auto #0
 __all__ = ['TAKE_PROFIT', 'TRAILING', 'TIME', 'STOP', 'GAP_STOP', 'MAX_WAIT', 'REASONS', 'SIGNAL', 'REVERSE', 'LIQUIDATION',
-           'OPEN', 'COUNTS', 'BOTH', 'WITH_TRAILING', 'TOO_SMALL', 'CUT', 'BEYOND', 'TRADE', 'compiled', 'nearer',
-           'touched', 'order_size', 'Terms', 'terms']
+           'OPEN', 'COUNTS', 'BOTH', 'WITH_TRAILING', 'TOO_SMALL', 'CUT', 'BEYOND', 'TRADE', 'machine_code_folder',
+           'compiled', 'nearer', 'touched', 'order_size', 'Terms', 'terms']
 
 # %% ../../nbs/execution/00_kernel.ipynb #e115db87
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+import platformdirs
+from numba import config, njit
+
+import cryptolstm
+from ..core.files import code_hash
 
 # %% ../../nbs/execution/00_kernel.ipynb #190849af
-def compiled(function):
-    "`njit` that keeps the machine code on disk, or only in memory where no folder can be written."
-    try: return njit(cache=True)(function)
-    except RuntimeError: return njit(function)   # numba: "cannot cache function …: no locator available"
+@lru_cache
+def machine_code_folder() -> Path:
+    "Where machine code is kept: a folder for each state of this package's source."
+    cache = Path(config.CACHE_DIR or platformdirs.user_cache_dir("cryptolstm", appauthor=False)) / "numba"
+    return cache / code_hash(Path(cryptolstm.__file__).parent / "execution")[:16]
+
+def compiled(
+    function=None,   # of numbers and arrays; None = a decorator with options
+    **options,       # of `njit`
+):
+    "`njit` that keeps the machine code on disk, or only in memory where no folder can be written, and in notebooks."
+    if function is None: return partial(compiled, **options)
+    if not Path(function.__code__.co_filename).is_file(): return njit(**options)(function)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(machine_code_folder())
+    try: return njit(cache=True, **options)(function)
+    except RuntimeError: return njit(**options)(function)   # numba: "cannot cache function …: no locator available"
+    finally: config.CACHE_DIR = before
 
 # %% ../../nbs/execution/00_kernel.ipynb #f757cc87
 @compiled

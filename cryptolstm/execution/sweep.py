@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AXES', 'WORDS', 'TOGETHER', 'MAX_POINTS', 'MAX_RETURNS', 'SCORES', 'DEFAULTS', 'axis_values', 'parse_grid',
-           'check_grid', 'parallel', 'sweep', 'best_point', 'surface_summary']
+           'check_grid', 'sweep', 'best_point', 'surface_summary']
 
 # %% ../../nbs/execution/06_sweep.ipynb #bfb827e7
 import inspect, itertools
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 
 from ..core.errors import InputError, unknown_name
 from ..core.config import EXIT_MODES, SIZINGS
-from .kernel import OPEN, TRADE, Terms, _walk, terms
+from .kernel import OPEN, TRADE, Terms, _walk, compiled, terms
 from .orders import (_aligned, _arrays, _check_number, _check_settings, _first,
                                          entry_share, measured_sigma)
 from .simulate import simulate
@@ -82,12 +82,7 @@ def check_grid(
 # %% ../../nbs/execution/06_sweep.ipynb #0d7041e4
 SCORES = ("total_return", "sharpe_ratio", "max_drawdown", "num_trades", "closed_trades", "win_rate", "exposure", "total_fees")
 
-def parallel(function):
-    "`njit` over all cores that keeps the machine code on disk, or only in memory where no folder can be written."
-    try: return njit(cache=True, parallel=True)(function)
-    except RuntimeError: return njit(parallel=True)(function)
-
-@njit(cache=True, fastmath={"reassoc"})   # sums in any order: a few at a time
+@compiled(fastmath={"reassoc"})   # sums in any order: a few at a time
 def _moments(equity, cash, returns):
     "Write the return of each hour. Returns their mean and standard deviation (ddof 1; 0 for a single hour)."
     n = len(equity)
@@ -100,7 +95,7 @@ def _moments(equity, cash, returns):
     for t in range(n): squares += (returns[t] - total / n) ** 2
     return total / n, np.sqrt(squares / (n - 1)) if n > 1 else 0.0
 
-@njit(cache=True)
+@compiled
 def _score(equity, position, trades, cash, returns, out):
     "Write `returns` (one per hour) and the `SCORES` of one walk."
     mean, spread = _moments(equity, cash, returns)
@@ -121,7 +116,7 @@ def _score(equity, position, trades, cash, returns, out):
     out[5] = wins / closed if closed else np.nan
 
 # %% ../../nbs/execution/06_sweep.ipynb #93d021c2
-@parallel
+@compiled(parallel=True)
 def _sweep(open_, high, low, close, volume, real, signal, shares, atr, absent, move, threshold, cash, points, scores, returns, blocks):
     "One walk per row of `points` (threshold scale, row of `shares`, then the fields of `Terms`), a block of neighbours after another."
     for b in prange(blocks):

@@ -261,7 +261,7 @@ def fit(
     bundle = ModelBundle(config=config, scaler=scaler, members=members, calibration={}, training={}, hours=hours, price_scale=price_scale,
                          **_spans(parts, config, old), **origin)
     z = bundle.outputs(data.x, data.val)
-    training = _training_record(bundle, parts, data, records, z, old) | {"warm_started": old is not None, "warm_start_refused": refused}
+    training = _training_record(bundle, parts, data, records, z, old) | {"single_threaded": workers is not None, "warm_started": old is not None, "warm_start_refused": refused}
     said, rows = bundle.as_predictions(z.astype("float64"), data.rows.iloc[data.val]).mean(axis=1), data.rows.iloc[data.val]
     return replace(bundle, training=training, calibration=calibrate(said if config.target != "volatility" else np.full(len(said), np.nan), rows["realised"].to_numpy(), config.horizon))
 

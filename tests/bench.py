@@ -1,9 +1,10 @@
-"""`make bench`: ours against the peer, in one run on one machine. Ratios mean something; absolute times on a shared machine do not.
+"""`make bench`: ours against the peer, in one run on one machine.
 
-Each bench measures both sides in turn, several rounds, and reports the median of the rounds' ratios. Work that depends on threads or on a fresh
-TensorFlow runs in a process of its own (`python tests/bench.py --worker NAME ARGUMENTS…` prints one number). `python tests/bench.py train live` runs
-some of them only.
-"""
+Ratios mean something; absolute times on a shared machine do not.
+
+Each bench measures both sides in turn, several rounds, and reports the median of the rounds' ratios. Work
+that depends on threads or on a fresh TensorFlow runs in a process of its own (`python tests/bench.py
+--worker NAME ARGUMENTS…` prints one number). `python tests/bench.py train live` runs some of them only."""
 import json
 import os
 import statistics
@@ -18,7 +19,8 @@ BENCHES, WORKERS = {}, {}
 
 
 def bench(goal: float | None, unit: str):
-    "Register a bench: a function without arguments giving {ours, peer, note}; the ratio is ours/peer for rates and peer/ours for times."
+    """Register a bench: a function without arguments giving {ours, peer, note}; the ratio is ours/peer for
+    rates and peer/ours for times."""
     def register(function):
         BENCHES[function.__name__] = (function, goal, unit)
         return function
@@ -33,10 +35,25 @@ def worker(function):
 
 def start(name: str, *arguments, threads: int | None = None) -> subprocess.Popen:
     "A worker process; `threads` limits TensorFlow and BLAS."
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    if threads: env |= {k: str(threads) for k in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OPENBLAS_NUM_THREADS")}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    if threads:
+        env |= {
+            k: str(threads)
+            for k in (
+                "OMP_NUM_THREADS",
+                "TF_NUM_INTRAOP_THREADS",
+                "TF_NUM_INTEROP_THREADS",
+                "OPENBLAS_NUM_THREADS",
+            )
+        }
     pipes = {k: subprocess.PIPE for k in ("stdin", "stdout", "stderr")}
-    return subprocess.Popen([sys.executable, __file__, "--worker", name, *map(str, arguments)], text=True, env=env, **pipes)
+    return subprocess.Popen(
+        [sys.executable, __file__, "--worker", name, *map(str, arguments)], text=True, env=env, **pipes
+    )
 
 
 def number(process: subprocess.Popen) -> float:
@@ -49,10 +66,15 @@ def number(process: subprocess.Popen) -> float:
 def median_of(rounds: list[tuple[float, float]]) -> dict:
     "Medians of (ours, peer), and of their ratios round by round."
     ours, peer = zip(*rounds, strict=True)
-    return {"ours": statistics.median(ours), "peer": statistics.median(peer), "ratios": [a / b for a, b in rounds]}
+    return {
+        "ours": statistics.median(ours),
+        "peer": statistics.median(peer),
+        "ratios": [a / b for a, b in rounds],
+    }
 
 
-# ---- the network -------------------------------------------------------------------------------------------------------------------------
+# ---- the network
+# --------------------------------------------------------------------------------------------------
 
 WINDOWS, LOOKBACK = 1024, 60
 
@@ -61,7 +83,9 @@ def some_windows(n: int):
     import numpy as np
     from cryptolstm.features.indicators import INPUTS
     rng = np.random.default_rng(0)
-    return rng.normal(size=(n, LOOKBACK, len(INPUTS))).astype("float32"), rng.normal(size=(n, 1)).astype("float32")
+    return rng.normal(size=(n, LOOKBACK, len(INPUTS))).astype("float32"), rng.normal(size=(n, 1)).astype(
+        "float32"
+    )
 
 
 def spec_network(fast: bool):
@@ -83,8 +107,9 @@ def as_shipped() -> None:
 
 @worker
 def fit_rate(kind: str, batch: str) -> float:
-    """Sequences a second in `fit`, from the beginning of an epoch to its last batch, best of three, tracing not counted. Keras is fed the windows as an array,
-    ours as the package feeds it. (What Keras waits for tf.data's autotuner at the end of an epoch does not count: up to as long as the epoch, and not each
+    """Sequences a second in `fit`, from the beginning of an epoch to its last batch, best of three, tracing
+    not counted. Keras is fed the windows as an array, ours as the package feeds it. (What Keras waits for
+    tf.data's autotuner at the end of an epoch does not count: up to as long as the epoch, and not each
     time.)"""
     if kind == "keras": as_shipped()
     import keras
@@ -96,10 +121,14 @@ def fit_rate(kind: str, batch: str) -> float:
         def on_train_batch_end(self, batch, logs=None): self.ended = time.perf_counter()
     rows, y = (v[:, 0] for v in some_windows(WINDOWS + LOOKBACK - 1))
     ends = np.arange(LOOKBACK - 1, len(rows))
-    feed = Batches(rows, ends, y, LOOKBACK, int(batch)).feed() if kind == "ours" else Batches(rows, ends, y, LOOKBACK, WINDOWS)[0]
+    feed = (
+        Batches(rows, ends, y, LOOKBACK, int(batch)).feed()
+        if kind == "ours"
+        else Batches(rows, ends, y, LOOKBACK, WINDOWS)[0]
+    )
     net, clock, best = spec_network(kind == "ours"), Clock(), 0.0
     for k in range(4):
-        if kind == "ours": net.fit(feed, epochs=1, verbose=0, callbacks=[clock])
+        if kind == "ours":net.fit(feed, epochs=1, verbose=0, callbacks=[clock])
         else: net.fit(*feed, batch_size=int(batch), epochs=1, verbose=0, callbacks=[clock])
         if k: best = max(best, WINDOWS / (clock.ended - clock.began))
     return best
@@ -107,7 +136,8 @@ def fit_rate(kind: str, batch: str) -> float:
 
 @worker
 def gemm_peak() -> float:
-    "Floating-point operations a second of a large matrix product, the best of five seconds: on a shared machine one second may be half as fast."
+    """Floating-point operations a second of a large matrix product, the best of five seconds: on a shared
+    machine one second may be half as fast."""
     import tensorflow as tf
     a = tf.random.normal((2048, 2048))
     rates, end = [], time.perf_counter() + 5
@@ -117,18 +147,21 @@ def gemm_peak() -> float:
     return max(rates)
 
 
-FLOPS, FORWARD = 186.3e6, 62.7e6   # floating-point operations of one sequence, products only: forward and backward, and forward alone
+# floating-point operations of one sequence, products only: forward and backward, and forward alone
+FLOPS, FORWARD = 186.3e6, 62.7e6
 
 
 def shares(result: dict, flops: float) -> str:
-    "Both sides as a share of what this machine's cores reach together in one large matrix product; `flops` per unit of the rates."
+    """Both sides as a share of what this machine's cores reach together in one large matrix product; `flops`
+    per unit of the rates."""
     peak = number(start("gemm_peak"))
     ours, peer = (result[side] * flops / peak for side in ("ours", "peer"))
     return f"{ours:.1%} of the matrix-product peak ({peak / 1e9:.0f} GFLOP/s), peer {peer:.1%}"
 
 
 def train(batch: int) -> dict:
-    "All cores on each side: Keras as it is shipped in one process, ours in one single-threaded process a core."
+    """All cores on each side: Keras as it is shipped in one process, ours in one single-threaded process a
+    core."""
     cores, rounds = os.cpu_count() or 1, []
     for _ in range(3):
         peer = number(start("fit_rate", "keras", batch))
@@ -149,13 +182,16 @@ def train_batch_256(): return train(256)
 @bench(None, "sequences/s")
 def train_one_network():
     "One training on all cores, ours against Keras as it is shipped."
-    result = median_of([(number(start("fit_rate", "ours", 64)), number(start("fit_rate", "keras", 64))) for _ in range(3)])
+    result = median_of(
+        [(number(start("fit_rate", "ours", 64)), number(start("fit_rate", "keras", 64))) for _ in range(3)]
+    )
     return {**result, "note": f"one process each, all cores, batches of 64; {shares(result, FLOPS)}"}
 
 
 @worker
 def windows_fed(kind: str) -> float:
-    "Shuffled windows a second, in batches of 256 from 30 years of hourly bars, one epoch; nothing is trained."
+    """Shuffled windows a second, in batches of 256 from 30 years of hourly bars, one epoch; nothing is
+    trained."""
     import keras
     import numpy as np
     from cryptolstm.features.indicators import INPUTS
@@ -163,7 +199,8 @@ def windows_fed(kind: str) -> float:
     rng, n = np.random.default_rng(0), 262_800
     x, y = rng.normal(size=(n, len(INPUTS))).astype("float32"), rng.normal(size=n).astype("float32")
     if kind == "ours": fed = Batches(x, np.arange(LOOKBACK - 1, n), y, LOOKBACK, 256, seed=0).feed()
-    else: fed = keras.utils.timeseries_dataset_from_array(x, y[LOOKBACK - 1:], LOOKBACK, batch_size=256, shuffle=True, seed=0)
+    else:
+        fed = keras.utils.timeseries_dataset_from_array(x, y[LOOKBACK - 1:], LOOKBACK, batch_size=256, shuffle=True, seed=0)
     began = time.perf_counter()
     windows = sum(len(targets) for _, targets in fed)
     assert windows == n - LOOKBACK + 1
@@ -172,14 +209,23 @@ def windows_fed(kind: str) -> float:
 
 @bench(None, "windows/s")
 def feeding():
-    result = median_of([(number(start("windows_fed", "ours")), number(start("windows_fed", "keras"))) for _ in range(3)])
+    result = median_of(
+        [(number(start("windows_fed", "ours")), number(start("windows_fed", "keras"))) for _ in range(3)]
+    )
     seconds = [262_741 / result[side] for side in ("ours", "peer")]
-    return {**result, "note": f"an epoch of 262,800 bars in {seconds[0]:.1f} s; peer: timeseries_dataset_from_array, {seconds[1]:.1f} s"}
+    return {
+        **result,
+        "note": (
+            f"an epoch of 262,800 bars in {seconds[0]:.1f} s; peer: timeseries_dataset_from_array,"
+            f" {seconds[1]:.1f} s"
+        ),
+    }
 
 
 @worker
 def live(kind: str) -> float:
-    "Predictions a second: `predict_one` from a year of features, checks and scaling included, against `model.predict` of a window that is ready."
+    """Predictions a second: `predict_one` from a year of features, checks and scaling included, against
+    `model.predict` of a window that is ready."""
     if kind == "keras": as_shipped()
     from cryptolstm.data.demo import demo_market
     from cryptolstm.features.indicators import INPUTS, features
@@ -193,10 +239,20 @@ def live(kind: str) -> float:
         network = OnnxNetwork(Path(d) / "model.onnx")
     bars = demo_market(8760, seed=1)
     table = features(bars)
-    model = LiveModel(config=ModelConfig(), scaler=fit_scaler(table[INPUTS].iloc[100:5000]), networks=(network,), calibration={}, training={},
-                      trained_from=bars.index[100].isoformat(), trained_until=bars.index[5000].isoformat(), data_hash="")
-    if kind == "ours": predict, times = (lambda: model.predict_one(table, bars)), 300
-    else: predict, times = (lambda: net.predict(x, verbose=0)), 20
+    model = LiveModel(
+        config=ModelConfig(),
+        scaler=fit_scaler(table[INPUTS].iloc[100:5000]),
+        networks=(network,),
+        calibration={},
+        training={},
+        trained_from=bars.index[100].isoformat(),
+        trained_until=bars.index[5000].isoformat(),
+        data_hash="",
+    )
+    if kind == "ours":
+        predict, times = (lambda: model.predict_one(table, bars)), 300
+    else:
+        predict, times = (lambda: net.predict(x, verbose=0)), 20
     for _ in range(3): predict()
     began = time.perf_counter()
     for _ in range(times): predict()
@@ -206,10 +262,17 @@ def live(kind: str) -> float:
 @bench(50.0, "predictions/s")
 def one_live_prediction():
     result = median_of([(number(start("live", "ours")), number(start("live", "keras"))) for _ in range(3)])
-    return {**result, "note": f"`predict_one` of the newest of 8760 bars; peer: model.predict of a window that is ready; {shares(result, FORWARD)}"}
+    return {
+        **result,
+        "note": (
+            "`predict_one` of the newest of 8760 bars; peer: model.predict of a window that is ready;"
+            f" {shares(result, FORWARD)}"
+        ),
+    }
 
 
-TESTED, TRAINED = 720, 720   # bars of the walk-forward benches; a training longer than a month would hide all but its own speed
+# bars of the walk-forward benches; a training longer than a month would hide all but its own speed
+TESTED, TRAINED = 720, 720
 
 
 def walk_case(epochs: str, refit_epochs: str):
@@ -217,7 +280,13 @@ def walk_case(epochs: str, refit_epochs: str):
     from cryptolstm.core.config import RunConfig
     from cryptolstm.data.demo import demo_market
     from cryptolstm.research.walkforward import bars_needed
-    run = RunConfig(hours=TESTED, train_hours=TRAINED, retrain_every=168, lookback=LOOKBACK, network={"epochs": int(epochs), "refit_epochs": int(refit_epochs)})
+    run = RunConfig(
+        hours=TESTED,
+        train_hours=TRAINED,
+        retrain_every=168,
+        lookback=LOOKBACK,
+        network={"epochs": int(epochs), "refit_epochs": int(refit_epochs)},
+    )
     return demo_market(bars_needed(run), seed=1), run
 
 
@@ -233,7 +302,8 @@ def walk_ours(epochs: str, refit_epochs: str) -> float:
 
 @worker
 def walk_naive(epochs: str, batch: str) -> float:
-    "Bars a second the naive way, on the same windows: a new Keras model for each fold, one `predict` for each bar."
+    """Bars a second the naive way, on the same windows: a new Keras model for each fold, one `predict` for
+    each bar."""
     as_shipped()
     import keras
     import numpy as np
@@ -249,29 +319,46 @@ def walk_naive(epochs: str, batch: str) -> float:
     for fold in schedule(len(bars), run):
         past = slice(fold.train_start, fold.test_start)
         data, scaler, _ = training_data(training_parts(bars.iloc[past], table.iloc[past], config), config)
-        (x, y), (vx, vy) = (Batches(data.x, ends, data.y, config.lookback, len(ends))[0] for ends in (data.train, data.val))
+        (x, y), (vx, vy) = (
+            Batches(data.x, ends, data.y, config.lookback, len(ends))[0] for ends in (data.train, data.val)
+        )
         net = build_network(config, len(input_columns(config)), fast=False)
-        net.compile(optimizer=keras.optimizers.Adam(config.learning_rate, clipvalue=config.clipvalue), loss="huber")
-        size = int(batch) or min(config.batch_size, max(16, len(x) // 8))                     # 0 = the one ours takes
+        net.compile(
+            optimizer=keras.optimizers.Adam(config.learning_rate, clipvalue=config.clipvalue), loss="huber"
+        )
+        # 0 = the one ours takes
+        size = int(batch) or min(config.batch_size, max(16, len(x) // 8))
         net.fit(x, y, batch_size=size, epochs=config.epochs, validation_data=(vx, vy), verbose=0)
         windows = window_view(scaler.transform(table), config.lookback)
-        for row in range(fold.test_start, fold.test_end): said.append(net.predict(windows[row - config.lookback + 1][None], verbose=0)[0, 0])
+        for row in range(fold.test_start, fold.test_end):
+            said.append(net.predict(windows[row - config.lookback + 1][None], verbose=0)[0, 0])
     assert len(said) == TESTED and np.isfinite(said).all()
     return TESTED / (time.perf_counter() - began)
 
 
 def walk(epochs: int, refit_epochs: int, batch: int) -> dict:
     "Three rounds of each, in turn: some minutes."
-    result = median_of([(number(start("walk_ours", epochs, refit_epochs)), number(start("walk_naive", epochs, batch))) for _ in range(3)])
+    result = median_of(
+        [
+            (number(start("walk_ours", epochs, refit_epochs)), number(start("walk_naive", epochs, batch)))
+            for _ in range(3)
+        ]
+    )
     windows, folds = TRAINED - 2, -(-TESTED // 168)
     passes = epochs + (folds - 1) * refit_epochs, folds * epochs
-    work = [(p * windows * (0.8 * FLOPS + 0.2 * FORWARD) + TESTED * FORWARD) / TESTED for p in passes]   # operations per tested bar
+    # operations per tested bar
+    work = [(p * windows * (0.8 * FLOPS + 0.2 * FORWARD) + TESTED * FORWARD) / TESTED for p in passes]
     peak = number(start("gemm_peak"))
     ours, peer = (result[side] * w / peak for side, w in zip(("ours", "peer"), work, strict=True))
     seconds = [TESTED / result[side] for side in ("ours", "peer")]
-    return {**result, "note": f"{seconds[0]:.0f} s against {seconds[1]:.0f} s; {folds} trainings on {TRAINED} bars, {passes[0]} epochs against {passes[1]}, "
-                              f"{f'batches of {batch} there' if batch else 'equal batches'}; "
-                              f"{ours:.1%} of the matrix-product peak ({peak / 1e9:.0f} GFLOP/s), peer {peer:.1%}"}
+    return {
+        **result,
+        "note": (
+            f"{seconds[0]:.0f} s against {seconds[1]:.0f} s; {folds} trainings on {TRAINED} bars, {passes[0]}"
+            f" epochs against {passes[1]}, {f'batches of {batch} there' if batch else 'equal batches'};"
+            f" {ours:.1%} of the matrix-product peak ({peak / 1e9:.0f} GFLOP/s), peer {peer:.1%}"
+        ),
+    }
 
 
 @bench(20.0, "bars/s")
@@ -282,24 +369,31 @@ def walk_forward_same_epochs():
 
 @bench(20.0, "bars/s")
 def walk_forward_as_used():
-    "The same as each is used: ours goes on from the last weights for a tenth of the epochs, the naive way begins anew with Keras' own batches of 32."
+    """The same as each is used: ours goes on from the last weights for a tenth of the epochs, the naive way
+    begins anew with Keras' own batches of 32."""
     return walk(10, 1, 32)
 
 
-# ---- market data -------------------------------------------------------------------------------------------------------------------------
+# ---- market data
+# --------------------------------------------------------------------------------------------------
 
 YEARS3 = 26_280   # hourly bars of three years
 
 
 @worker
 def serve(delay: str) -> float:
-    "A loop-back exchange with three years of one ticker, each page after `delay` seconds; runs until its stdin closes."
+    """A loop-back exchange with three years of one ticker, each page after `delay` seconds; runs until its
+    stdin closes."""
     from cryptolstm.data.demo import demo_market
     from loopback import Loopback
-    with Loopback({"ETH/USD": demo_market(YEARS3, end="2025-02-01", ticker="ETH/USD")}, now="2025-02-01") as server:
+    with Loopback(
+        {"ETH/USD": demo_market(YEARS3, end="2025-02-01", ticker="ETH/USD")}, now="2025-02-01"
+    ) as server:
+
         def later(path, query, answer):
             if "candles" in path: answer.delay = float(delay)
             return answer
+
         if float(delay): server.faults.append(later)
         print(server.url, flush=True)
         sys.stdin.read()
@@ -307,18 +401,24 @@ def serve(delay: str) -> float:
 
 
 def bare_pages(url: str) -> float:
-    "Pages a second of the server itself: plain requests, as many at the same time as our client makes, answers thrown away."
+    """Pages a second of the server itself: plain requests, as many at the same time as our client makes,
+    answers thrown away."""
     import http.client
     from concurrent.futures import ThreadPoolExecutor
 
     from cryptolstm.data.fetch import LINES
     iso = lambda s: time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(s))
     last = 1_738_368_000
-    jobs = [(max(stop - 300 * 3600, last - YEARS3 * 3600), stop) for stop in range(last, last - YEARS3 * 3600, -300 * 3600)]
+    jobs = [
+        (max(stop - 300 * 3600, last - YEARS3 * 3600), stop)
+        for stop in range(last, last - YEARS3 * 3600, -300 * 3600)
+    ]
     def line(k: int) -> None:
         connection = http.client.HTTPConnection(url.split("//")[1])
         for start, stop in jobs[k::LINES]:
-            connection.request("GET", f"/products/ETH-USD/candles?granularity=3600&start={iso(start)}&end={iso(stop - 3600)}")
+            connection.request(
+                "GET", f"/products/ETH-USD/candles?granularity=3600&start={iso(start)}&end={iso(stop - 3600)}"
+            )
             connection.getresponse().read()
     began = time.perf_counter()
     with ThreadPoolExecutor(LINES) as pool: list(pool.map(line, range(LINES)))
@@ -326,7 +426,9 @@ def bare_pages(url: str) -> float:
 
 
 def our_pages(url: str, limited: bool = False, hours: int = YEARS3) -> float:
-    "Pages a second of our client into an empty store; the bars are checked. Without `limited` its rate limit is off."
+    """Pages a second of our client into an empty store; the bars are checked.
+
+    Without `limited` its rate limit is off."""
     from cryptolstm.data.client import CryptoMarketDataClient
     with tempfile.TemporaryDirectory() as home:
         client = CryptoMarketDataClient("coinbaseexchange", url, home=Path(home))
@@ -345,9 +447,15 @@ def fetch(delay: float) -> dict:
     try:
         url = server.stdout.readline().strip()
         bare_pages(url)
-        return {**median_of([(our_pages(url), bare_pages(url)) for _ in range(5)]),
-                "note": f"88 pages, two requests at a time on both sides; the server answers after {1000 * delay:g} ms"}
-    finally: server.communicate("")
+        return {
+            **median_of([(our_pages(url), bare_pages(url)) for _ in range(5)]),
+            "note": (
+                "88 pages, two requests at a time on both sides; the server answers after"
+                f" {1000 * delay:g} ms"
+            ),
+        }
+    finally:
+        server.communicate("")
 
 
 @bench(0.95, "pages/s")
@@ -370,9 +478,14 @@ def fetch_within_the_rate_limit():
     try:
         url = server.stdout.readline().strip()
         allowed = 1000 / connect("coinbaseexchange").rateLimit
-        rounds = [(our_pages(url, True, 60 * 300) * 61 / 60, allowed) for _ in range(3)]   # 60 pages and the time
-        return {**median_of(rounds), "note": f"60 pages; {allowed:g} requests a second are allowed, the server answers after 50 ms"}
-    finally: server.communicate("")
+        # 60 pages and the time
+        rounds = [(our_pages(url, True, 60 * 300) * 61 / 60, allowed) for _ in range(3)]
+        return {
+            **median_of(rounds),
+            "note": f"60 pages; {allowed:g} requests a second are allowed, the server answers after 50 ms",
+        }
+    finally:
+        server.communicate("")
 
 
 @bench(1.0, "opens/s")
@@ -388,17 +501,27 @@ def open_three_years():
             began = time.perf_counter()
             assert len(read_store(path).bars) == YEARS3
             rates.append((1 / (time.perf_counter() - began), 50.0))
-    return {**median_of(rates[2:]), "note": f"{1000 / statistics.median(r for r, _ in rates[2:]):.1f} ms, hash checked; peer: the 20 ms allowed"}
+    return {
+        **median_of(rates[2:]),
+        "note": (
+            f"{1000 / statistics.median(r for r, _ in rates[2:]):.1f} ms, hash checked; peer: the 20 ms"
+            " allowed"
+        ),
+    }
 
 
-# ---- the backtester ----------------------------------------------------------------------------------------------------------------------
+# ---- the backtester
+# --------------------------------------------------------------------------------------------------
 
-PEERS = os.environ.get("CRYPTOLSTM_PEERS") or sys.executable   # an interpreter that has vectorbt and backtesting.py, whose pins may clash with ours
+# an interpreter that has vectorbt and backtesting.py, whose pins may clash with ours
+PEERS = os.environ.get("CRYPTOLSTM_PEERS") or sys.executable
 
 
 def ask_peer(kind: str, folder: str | Path) -> str | None:
     "What `tests/peers.py` printed under that interpreter; None where the peer is not installed there."
-    done = subprocess.run([PEERS, str(ROOT / "tests" / "peers.py"), kind, str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        [PEERS, str(ROOT / "tests" / "peers.py"), kind, str(folder)], capture_output=True, text=True
+    )
     if done.returncode == 3: return None
     if done.returncode: raise RuntimeError(f"peer failed: {done.stderr[-2000:]}")
     return done.stdout
@@ -417,15 +540,24 @@ def trading_case(n: int, folder: str):
     g = np.random.default_rng(0)
     close = 100 * np.exp(np.cumsum(0.003 * g.standard_normal(n)))
     open_ = np.r_[100, close[:-1]] * np.exp(0.0003 * g.standard_normal(n))
-    rows = {"open": open_, "high": np.maximum(open_, close) * 1.001, "low": np.minimum(open_, close) * 0.999, "close": close, "volume": np.full(n, 1e9)}
-    signal, move = np.repeat(g.integers(-1, 2, n // 24 + 1), 24)[:n], np.repeat(g.exponential(1, n // 24 + 1), 24)[:n]
-    signal[0] = 0                                          # backtesting.py asks its strategy from the second bar on
+    rows = {
+        "open": open_,
+        "high": np.maximum(open_, close) * 1.001,
+        "low": np.minimum(open_, close) * 0.999,
+        "close": close,
+        "volume": np.full(n, 1e9),
+    }
+    signal = np.repeat(g.integers(-1, 2, n // 24 + 1), 24)[:n]
+    move = np.repeat(g.exponential(1, n // 24 + 1), 24)[:n]
+    # backtesting.py asks its strategy from the second bar on
+    signal[0] = 0
     np.savez(Path(folder) / "case.npz", signal=signal, move=move, scales=np.linspace(0, 2, 1000), **rows)
     return pd.DataFrame(rows, pd.date_range("2000-01-01", periods=n, freq="h", tz="UTC")), signal, move
 
 
 def timed(function, rounds: int = 5):
-    "Result, and the fewest seconds of a few calls after a first one: what else runs on the machine can only add to them."
+    """Result, and the fewest seconds of a few calls after a first one: what else runs on the machine can only
+    add to them."""
     function()
     seconds = []
     for _ in range(rounds):
@@ -439,7 +571,8 @@ FEE, START = 0.0002, 100_000.0
 
 
 def against(kind: str, n: int, ours, answer, note: str) -> dict:
-    "Ours against a peer on the same bars: every number of `answer` is the peer's to 1e-9 first, then both are timed, in turn."
+    """Ours against a peer on the same bars: every number of `answer` is the peer's to 1e-9 first, then both
+    are timed, in turn."""
     import numpy as np
     with tempfile.TemporaryDirectory() as folder:
         case, rounds = trading_case(n, folder), []
@@ -447,7 +580,10 @@ def against(kind: str, n: int, ours, answer, note: str) -> dict:
             out, seconds = timed(lambda: ours(*case))
             peer = peer_answer(kind, folder)
             if peer is None: return {**median_of([(n / seconds, float("nan"))]), "note": "peer absent"}
-            for name, values in answer(out).items(): np.testing.assert_allclose(values, peer[name], rtol=1e-9, atol=1e-9, err_msg=f"{kind}: {name}")
+            for name, values in answer(out).items():
+                np.testing.assert_allclose(
+                    values, peer[name], rtol=1e-9, atol=1e-9, err_msg=f"{kind}: {name}"
+                )
             rounds.append((n / seconds, n / float(peer["seconds"])))
     ms = [1000 * n / statistics.median(r) for r in zip(*rounds, strict=True)]
     return {**median_of(rounds), "note": f"{ms[0]:.3g} ms against {ms[1]:.3g} ms; {note}"}
@@ -455,8 +591,12 @@ def against(kind: str, n: int, ours, answer, note: str) -> dict:
 
 def whole_run(result: dict) -> dict:
     "What a run shares with vectorbt: equity at every bar, return, trades, fees."
-    return {"equity": result["equity"].to_numpy(), "returns": [result["final_balance"] / START - 1], "trades": [len(result["trades"])],
-            "fees": [result["total_fees"]]}
+    return {
+        "equity": result["equity"].to_numpy(),
+        "returns": [result["final_balance"] / START - 1],
+        "trades": [len(result["trades"])],
+        "fees": [result["total_fees"]],
+    }
 
 
 class KernelAlone:
@@ -483,14 +623,26 @@ class KernelAlone:
 def kernel_vs_vectorbt():
     "The walk alone against `from_signals` and its equity, 30 years."
     kernel = KernelAlone(fee=FEE)
-    return against("kernel", 262_800, kernel, lambda out: whole_run(kernel.result(out)), "the walk alone, arrays laid out before")
+    return against(
+        "kernel",
+        262_800,
+        kernel,
+        lambda out: whole_run(kernel.result(out)),
+        "the walk alone, arrays laid out before",
+    )
 
 
 @bench(100, "bars/s")
 def simulate_vs_vectorbt():
     "With all checks and tables, against the same."
     from cryptolstm.execution.simulate import simulate
-    return against("kernel", 262_800, lambda bars, signal, move: simulate(bars, signal, fee=FEE), whole_run, "checks and tables included")
+    return against(
+        "kernel",
+        262_800,
+        lambda bars, signal, move: simulate(bars, signal, fee=FEE),
+        whole_run,
+        "checks and tables included",
+    )
 
 
 @bench(20, "bars/s")
@@ -509,7 +661,9 @@ COINS = dict(initial_balance=1e9, fee=0.0, sizing="fraction", size=0.999, lot=1.
 def kernel_vs_backtesting_py():
     "One year, 99.9 % of equity in whole coins."
     kernel = KernelAlone(**COINS)
-    return against("backtesting", 8_760, kernel, lambda out: {"equity": kernel.result(out)["equity"]}, "the walk alone")
+    return against(
+        "backtesting", 8_760, kernel, lambda out: {"equity": kernel.result(out)["equity"]}, "the walk alone"
+    )
 
 
 @bench(1000, "bars/s")
@@ -517,7 +671,9 @@ def simulate_vs_backtesting_py():
     "The same with checks and tables."
     from cryptolstm.execution.simulate import simulate
     ours = lambda bars, signal, move: simulate(bars, signal, **COINS)
-    return against("backtesting", 8_760, ours, lambda r: {"equity": r["equity"]}, "checks and tables included")
+    return against(
+        "backtesting", 8_760, ours, lambda r: {"equity": r["equity"]}, "checks and tables included"
+    )
 
 
 @bench(100, "bars/s")
@@ -526,7 +682,9 @@ def sweep_vs_vectorbt():
     import numpy as np
     from cryptolstm.execution.sweep import sweep
     scales = np.linspace(0, 2, 1000)
-    ours = lambda bars, signal, move: sweep(bars, signal, {"threshold_scale": scales}, move=move, threshold=np.ones(len(bars)), fee=FEE)
+    ours = lambda bars, signal, move: sweep(
+        bars, signal, {"threshold_scale": scales}, move=move, threshold=np.ones(len(bars)), fee=FEE
+    )
     answer = lambda t: {"returns": t["total_return"], "trades": t["num_trades"], "fees": t["total_fees"]}
     return against("sweep", 8_760, ours, answer, "1000 × 8760, all scores against total returns")
 
@@ -539,10 +697,16 @@ def kernel_vs_reading():
     (_, _, data, _), walk = timed(lambda: kernel(*case), 9)
     n = len(data.close)
     _, read = timed(lambda: [a.sum() for a in data[:9]], 9)
-    return {"ours": 1e9 * walk / n, "peer": 1e9 * read / n, "ratios": [read / walk], "note": "walk against one sum over each input array"}
+    return {
+        "ours": 1e9 * walk / n,
+        "peer": 1e9 * read / n,
+        "ratios": [read / walk],
+        "note": "walk against one sum over each input array",
+    }
 
 
-# ---- the table ---------------------------------------------------------------------------------------------------------------------------
+# ---- the table
+# --------------------------------------------------------------------------------------------------
 
 def run(names: list[str]) -> dict:
     "{name: {ours, peer, unit, ratio, goal, note}}, printed line by line as it is measured."
@@ -554,11 +718,18 @@ def run(names: list[str]) -> dict:
         function, goal, unit = BENCHES[name]
         got = function()
         ratio = statistics.median(got.pop("ratios"))
-        known = {k: None if isinstance(v, float) and v != v else v for k, v in {**got, "ratio": ratio}.items()}   # a peer that is absent
+        # a peer that is absent
+        known = {
+            k: None if isinstance(v, float) and v != v else v for k, v in {**got, "ratio": ratio}.items()
+        }
         table[name] = {**known, "unit": unit, "goal": goal}
         mark = "" if goal is None or ratio != ratio else "  reached" if ratio >= goal else "  NOT REACHED"
         aim = f"{goal:g}×" if goal else ""
-        print(f"{name:<26}{got['ours']:>14,.4g}{got['peer']:>14,.4g}  {unit:<14}{ratio:>7.2f}×{aim:>7}  {got.get('note', '')}{mark}", flush=True)
+        print(
+            f"{name:<26}{got['ours']:>14,.4g}{got['peer']:>14,.4g}  {unit:<14}{ratio:>7.2f}×{aim:>7} "
+            f" {got.get('note', '')}{mark}",
+            flush=True,
+        )
     return table
 
 

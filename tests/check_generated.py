@@ -1,9 +1,8 @@
 """Fails if the notebooks are not clean or the package is not what they export.
 
-`nbdev_test` passes on a stale package, and a notebook full of execution counts makes every diff unreadable; only doing both steps and
-looking for a difference catches it. The difference is taken against copies, not against git, so it also works with uncommitted work
-and changes nothing.
-"""
+`nbdev_test` passes on a stale package, and a notebook full of execution counts makes every diff
+unreadable; only doing both steps and looking for a difference catches it. The difference is taken against
+copies, not against git, so it also works with uncommitted work and changes nothing."""
 import filecmp
 import os
 import shutil
@@ -21,14 +20,22 @@ def copy(to: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.nbi", "*.nbc")
     for name in KEEP:
         source = ROOT / name
-        shutil.copytree(source, to / name, ignore=ignore) if source.is_dir() else shutil.copy(source, to / name)
+        (
+            shutil.copytree(source, to / name, ignore=ignore)
+            if source.is_dir()
+            else shutil.copy(source, to / name)
+        )
 
 
 def changed(folder: Path, part: str) -> list[str]:
     "Files under `part` that differ between the repository and the copy, or exist on one side only."
     names = {str(p.relative_to(base)) for base in (ROOT, folder) for p in (base / part).rglob("*")
              if p.is_file() and "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
-    same = lambda n: (ROOT / n).is_file() and (folder / n).is_file() and filecmp.cmp(ROOT / n, folder / n, shallow=False)
+    same = (
+        lambda n: (ROOT / n).is_file()
+        and (folder / n).is_file()
+        and filecmp.cmp(ROOT / n, folder / n, shallow=False)
+    )
     return sorted(n for n in names if not same(n))
 
 
@@ -39,10 +46,18 @@ def main() -> int:
         folder.mkdir()
         copy(folder)
         env = {**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}"}
-        for command, part, cure in (("nbdev_clean", "nbs", "run nbdev_clean"), ("nbdev_export", "cryptolstm", "edit the notebooks, then run nbdev_export")):
-            subprocess.run([str(bin_dir / command)], cwd=folder, check=True, env=env, stdout=subprocess.DEVNULL)
+        for command, part, cure in (
+            ("nbdev_clean", "nbs", "run nbdev_clean"),
+            ("nbdev_export", "cryptolstm", "edit the notebooks, then run nbdev_export"),
+        ):
+            subprocess.run(
+                [str(bin_dir / command)], cwd=folder, check=True, env=env, stdout=subprocess.DEVNULL
+            )
             if names := changed(folder, part):
-                print(f"{command} would change {', '.join(names)}; {cure} and commit the result", file=sys.stderr)
+                print(
+                    f"{command} would change {', '.join(names)}; {cure} and commit the result",
+                    file=sys.stderr,
+                )
                 return 1
     print("notebooks are clean and the package is what they export")
     return 0

@@ -1,4 +1,5 @@
-"""What every test stands on: a home of its own, no exchange but the loop-back one, and the recorded candles where they are."""
+"""What every test stands on: a home of its own, no exchange but the loop-back one, and the recorded candles
+where they are."""
 import atexit
 import importlib.util
 import os
@@ -17,7 +18,8 @@ os.environ["CRYPTOLSTM_HOME"] = tempfile.mkdtemp(prefix="cryptolstm-tests-")
 atexit.register(shutil.rmtree, os.environ["CRYPTOLSTM_HOME"], ignore_errors=True)
 os.environ["CRYPTOLSTM_EXCHANGE_URL"] = CLOSED
 os.environ.pop("CRYPTOLSTM_EXCHANGE", None)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background with Ctrl-C ignored, and children inherit it
+# a shell starts what it puts in the background with Ctrl-C ignored, and children inherit it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -32,7 +34,11 @@ def no_real_exchange(monkeypatch):
     connect = socket.socket.connect
 
     def guarded(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        ):
             raise ConnectionRefusedError(f"tests may not connect to {address[0]}")
         return connect(self, address)
 
@@ -78,7 +84,9 @@ def reference():
 
 @pytest.fixture
 def exchange(monkeypatch):
-    "A small exchange that lists ETH/USD alone; 1000 closed bars, clock at the full hour. Whoever asks it tries again quickly."
+    """A small exchange that lists ETH/USD alone; 1000 closed bars, clock at the full hour.
+
+    Whoever asks it tries again quickly."""
     from cryptolstm.data import exchange as exchanges
 
     monkeypatch.setattr(exchanges, "PAUSE", 0.02)

@@ -1,7 +1,7 @@
 """Prints the kind of CPU, and which kernels the numerical libraries choose on it.
 
-The last bits of a product depend on both, so a test that fails on one machine only is understood from these lines.
-"""
+The last bits of a product depend on both, so a test that fails on one machine only is understood from
+these lines."""
 import os
 import subprocess
 import sys
@@ -17,16 +17,24 @@ PRODUCT = "import tensorflow as tf; tf.matmul(tf.ones([64, 64]), tf.ones([64, 64
 def onednn() -> str:
     "What TensorFlow multiplies with."
     env = {**os.environ, "ONEDNN_VERBOSE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    lines = subprocess.run([sys.executable, "-c", PRODUCT], env=env, capture_output=True, text=True).stdout.splitlines()
-    return next((line.rpartition("isa:")[2] for line in lines if "cpu,isa:" in line), "not used for this product (Eigen is)")
+    lines = subprocess.run(
+        [sys.executable, "-c", PRODUCT], env=env, capture_output=True, text=True
+    ).stdout.splitlines()
+    return next(
+        (line.rpartition("isa:")[2] for line in lines if "cpu,isa:" in line),
+        "not used for this product (Eigen is)",
+    )
 
 
 def kernels() -> dict[str, str]:
     "Library and instruction set; without oneDNN, which takes seconds to ask."
     simd = np.show_config(mode="dicts")["SIMD Extensions"]
     blas = {i["version"]: i["architecture"] for i in threadpool_info() if i.get("internal_api") == "openblas"}
-    return {"CPU": f"{cpu_kind()}; {cores()} cores", "NumPy": ", ".join([*simd.get("baseline", ()), *simd.get("found", ())]),
-            **{f"OpenBLAS {version}": str(architecture) for version, architecture in blas.items()}}
+    return {
+        "CPU": f"{cpu_kind()}; {cores()} cores",
+        "NumPy": ", ".join([*simd.get("baseline", ()), *simd.get("found", ())]),
+        **{f"OpenBLAS {version}": str(architecture) for version, architecture in blas.items()},
+    }
 
 
 if __name__ == "__main__":

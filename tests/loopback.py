@@ -1,8 +1,8 @@
-"""A loop-back exchange: a local HTTP server that speaks Coinbase Exchange's public API, and Kraken's, and serves candles we know exactly.
+"""A loop-back exchange: a local HTTP server that speaks Coinbase Exchange's public API, and Kraken's, and
+serves candles we know exactly.
 
-The real ccxt code talks to it in every test of the data client. As a program:
-`python tests/loopback.py --port 8765 --now 2025-04-30T23:30Z`.
-"""
+The real ccxt code talks to it in every test of the data client. As a program: `python tests/loopback.py
+--port 8765 --now 2025-04-30T23:30Z`."""
 import argparse
 import base64
 import contextlib
@@ -65,8 +65,10 @@ def same(got: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 @dataclass
 class Answer:
-    """What is sent back. `send` < the body's length cuts the connection there, as a broken line does; with `reset` it is reset instead of
-    closed; `delay` is in seconds, and so is `drip`, between one byte and the next."""
+    """What is sent back.
+
+    `send` < the body's length cuts the connection there, as a broken line does; with `reset` it is reset
+    instead of closed; `delay` is in seconds, and so is `drip`, between one byte and the next."""
     body: object = b""
     status: int = 200
     headers: dict = field(default_factory=lambda: {"Content-Type": "application/json"})
@@ -84,9 +86,12 @@ def refuse(status: int, message: str) -> Answer:
 
 
 HTML = {"Content-Type": "text/html"}
-FAULTS: dict[str, Callable[[Answer], Answer]] = {  # answers that are recognisably none: trying again is all that helps
+# answers that are recognisably none: trying again is all that helps
+FAULTS: dict[str, Callable[[Answer], Answer]] = {
     "429": lambda a: refuse(429, "Public rate limit exceeded"),
-    "429 with Retry-After": lambda a: Answer({"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": "1"}),
+    "429 with Retry-After": lambda a: Answer(
+        {"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": "1"}
+    ),
     "5xx": lambda a: Answer(b"<html><h1>Service Unavailable</h1></html>", 503, HTML),
     "500 with JSON": lambda a: refuse(500, "Internal server error"),
     "HTML instead of JSON": lambda a: Answer(b"<html>please log in</html>", 200, HTML),
@@ -96,7 +101,8 @@ FAULTS: dict[str, Callable[[Answer], Answer]] = {  # answers that are recognisab
     "empty body": lambda a: Answer(b"", 404),
     "JSON of another kind": lambda a: Answer({"data": []}),
 }
-SILENCES: dict[str, Callable[[list], list]] = {  # answers in perfect order that lack bars: not to be told from a market without trades
+# answers in perfect order that lack bars: not to be told from a market without trades
+SILENCES: dict[str, Callable[[list], list]] = {
     "empty page": lambda rows: [],
     "short page": lambda rows: rows[: len(rows) // 2],
     "short page, the older half": lambda rows: rows[len(rows) // 2:],
@@ -115,13 +121,17 @@ _PAGES = {  # a whole page of candles, newest first
     **{k: lambda rows, rng, f=f: f(rows) for k, f in SILENCES.items()},
     "duplicated": lambda rows, rng: rows + rng.sample(rows, min(3, len(rows))),
     "unordered": lambda rows, rng: rng.sample(rows, len(rows)),
-    "overlapping": lambda rows, rng: [[rows[0][0] + 10**9, *rows[0][1:]], *rows, [rows[-1][0] - 3600 * 500, *rows[-1][1:]]],
+    "overlapping": lambda rows, rng: [
+        [rows[0][0] + 10**9, *rows[0][1:]],
+        *rows,
+        [rows[-1][0] - 3600 * 500, *rows[-1][1:]],
+    ],
 }
 
 
 def bad_luck(share: float, seed: int) -> Callable:
-    """A fault for `Loopback.faults`: that share of the answers is spoilt at random, in every way above, each independent of the others.
-    `told` counts them by kind."""
+    """A fault for `Loopback.faults`: that share of the answers is spoilt at random, in every way above, each
+    independent of the others. `told` counts them by kind."""
     rng, told = random.Random(seed), Counter()
     kinds = [k for k in FAULTS if "Retry-After" not in k] + list(_CELLS) + list(_PAGES)
 
@@ -129,7 +139,11 @@ def bad_luck(share: float, seed: int) -> Callable:
         told["answers"] += 1
         if rng.random() >= share:
             return None
-        rows = answer.body if path.endswith("/candles") and isinstance(answer.body, list) and answer.body else None
+        rows = (
+            answer.body
+            if path.endswith("/candles") and isinstance(answer.body, list) and answer.body
+            else None
+        )
         kind = rng.choice(kinds if rows else list(FAULTS)[2:])
         told[kind] += 1
         if kind in _CELLS:
@@ -142,21 +156,30 @@ def bad_luck(share: float, seed: int) -> Callable:
 
 
 class Loopback:
-    """The exchange. A context manager with settable `now`, `requests` (how often each path was asked) and `faults`.
+    """The exchange.
 
-    A fault is a function (path, query, answer) -> Answer or None; each in the list sees every request with the answer it would get,
-    and may replace it. `frames` are the candles by ticker; a ticker with rows missing has gaps. Without `frames`: the 13 of tickers.txt.
-    With `memory` it gives that many newest candles whatever span is asked for, as Kraken does. Tickers in `delisted` stay in the list of
-    products, as Coinbase's do: without a price, and, where `refuses` is set, without candles.
-    """
+    A context manager with settable `now`, `requests` (how often each path was asked) and `faults`.
 
-    def __init__(self, frames: dict[str, pd.DataFrame] | None = None, now=None, port: int = 0, memory: int | None = None):
+    A fault is a function (path, query, answer) -> Answer or None; each in the list sees every request with
+    the answer it would get, and may replace it. `frames` are the candles by ticker; a ticker with rows
+    missing has gaps. Without `frames`: the 13 of tickers.txt. With `memory` it gives that many newest
+    candles whatever span is asked for, as Kraken does. Tickers in `delisted` stay in the list of products,
+    as Coinbase's do: without a price, and, where `refuses` is set, without candles."""
+
+    def __init__(
+        self,
+        frames: dict[str, pd.DataFrame] | None = None,
+        now=None,
+        port: int = 0,
+        memory: int | None = None,
+    ):
         self.memory, self.stopped = memory, False
         self.delisted: set[str] = set()
         self.refuses = False
         self.feeds: list[dict] = []  # subscriptions to the websocket
         self.tick, self.cut_after, self.sent = 0.02, 0, 0
-        self.quiet: float | None = None  # seconds: the websocket tells one price, then nothing, and is closed after that time
+        # seconds: the websocket tells one price, then nothing, and is closed after that time
+        self.quiet: float | None = None
         self.refuse_feeds = 0  # so many times a websocket is not opened
         self.frozen = False  # the websocket neither speaks nor answers, and no new one is opened
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
@@ -165,13 +188,19 @@ class Loopback:
         self.faults: list[Callable[[str, dict, Answer], Answer | None]] = []
         self._lock = threading.Lock()
         self._tables: dict[str, dict] = {}
-        self.now = as_utc(now) if now is not None else self.candles(next(iter(self._frames))).index[-1] + HOUR / 2
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"exchange": self}))
+        self.now = (
+            as_utc(now) if now is not None else self.candles(next(iter(self._frames))).index[-1] + HOUR / 2
+        )
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", port), type("Handler", (_Handler,), {"exchange": self})
+        )
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "Loopback":
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -204,7 +233,8 @@ class Loopback:
         "How many requests had `part` in their path."
         return sum(n for path, n in self.requests.items() if part in path)
 
-    # -- what it answers -------------------------------------------------------------------------------------------
+    # -- what it answers
+    # -------------------------------------------------------------------------------------------
 
     def answer(self, path: str, query: dict[str, str]) -> Answer:
         with self._lock:
@@ -223,8 +253,20 @@ class Loopback:
             return Answer({"iso": self._iso(self.now), "epoch": self.now.timestamp()})
         if path == "/currencies":
             names = sorted({c for t in self._frames for c in t.split("/")})
-            return Answer([{"id": n, "name": n, "min_size": "0.00000001", "status": "online", "max_precision": "0.00000001",
-                            "details": {"type": "fiat" if n == "USD" else "crypto"}, "supported_networks": []} for n in names])
+            return Answer(
+                [
+                    {
+                        "id": n,
+                        "name": n,
+                        "min_size": "0.00000001",
+                        "status": "online",
+                        "max_precision": "0.00000001",
+                        "details": {"type": "fiat" if n == "USD" else "crypto"},
+                        "supported_networks": [],
+                    }
+                    for n in names
+                ]
+            )
         if path == "/products":
             return Answer([self._product(t) for t in self._frames])
         if len(parts) in (2, 3) and parts[0] == "products":
@@ -241,20 +283,42 @@ class Loopback:
         return refuse(404, "NotFound")
 
     def _kraken(self, what: str, query: dict[str, str]) -> dict:
-        "The same market as Kraken tells it: everything inside a `result`, candles by the pair's id, the newest 720 whatever is asked for."
+        """The same market as Kraken tells it: everything inside a `result`, candles by the pair's id, the
+        newest 720 whatever is asked for."""
         ids = {t.replace("/", ""): t for t in self._frames}
         if what == "Time":
             return {"unixtime": int(self.now.timestamp())}
         if what == "Assets":
-            return {n: {"altname": n, "decimals": 10, "status": "enabled"} for t in self._frames for n in t.split("/")}
+            return {
+                n: {"altname": n, "decimals": 10, "status": "enabled"}
+                for t in self._frames
+                for n in t.split("/")
+            }
         if what == "AssetPairs":
-            return {i: {"altname": i, "wsname": t, "base": t.split("/")[0], "quote": t.split("/")[1], "pair_decimals": 5, "lot_decimals": 8,
-                        "status": "delisted" if t in self.delisted else "online"} for i, t in ids.items()}
+            return {
+                i: {
+                    "altname": i,
+                    "wsname": t,
+                    "base": t.split("/")[0],
+                    "quote": t.split("/")[1],
+                    "pair_decimals": 5,
+                    "lot_decimals": 8,
+                    "status": "delisted" if t in self.delisted else "online",
+                }
+                for i, t in ids.items()
+            }
         if what != "OHLC" or query.get("interval") != "60":
             return {}
         running, since = int(self.now.timestamp() // 3600 * 3600), int(query.get("since", 0))
-        rows = [(t, self._row(ids[query["pair"]], t)) for t in range(running - 719 * 3600, running + 1, 3600) if t > since]
-        told = [[t, *(repr(x) for x in (o, h, l, c, c, v)), 7] for t, (o, h, l, c, v) in ((t, r) for t, r in rows if r is not None)]
+        rows = [
+            (t, self._row(ids[query["pair"]], t))
+            for t in range(running - 719 * 3600, running + 1, 3600)
+            if t > since
+        ]
+        told = [
+            [t, *(repr(x) for x in (o, h, l, c, c, v)), 7]
+            for t, (o, h, l, c, v) in ((t, r) for t, r in rows if r is not None)
+        ]
         return {query["pair"]: told, "last": running - 3600}
 
     @staticmethod
@@ -264,10 +328,22 @@ class Loopback:
     def _product(self, ticker: str) -> dict:
         base, quote = ticker.split("/")
         gone = ticker in self.delisted
-        return {"id": f"{base}-{quote}", "base_currency": base, "quote_currency": quote, "quote_increment": "0.00001",
-                "base_increment": "0.00000001", "display_name": ticker, "min_market_funds": "1", "margin_enabled": False,
-                "post_only": False, "limit_only": False, "cancel_only": False, "trading_disabled": gone, "status": "delisted" if gone else "online",
-                "status_message": ""}
+        return {
+            "id": f"{base}-{quote}",
+            "base_currency": base,
+            "quote_currency": quote,
+            "quote_increment": "0.00001",
+            "base_increment": "0.00000001",
+            "display_name": ticker,
+            "min_market_funds": "1",
+            "margin_enabled": False,
+            "post_only": False,
+            "limit_only": False,
+            "cancel_only": False,
+            "trading_disabled": gone,
+            "status": "delisted" if gone else "online",
+            "status_message": "",
+        }
 
     def _table(self, ticker: str) -> dict[int, list[float]]:
         "Open time in seconds -> [open, high, low, close, volume]; made once."
@@ -294,15 +370,27 @@ class Loopback:
             return refuse(400, "Unsupported granularity")
         running = int(self.now.timestamp() // 3600 * 3600)
         if self.memory is not None:
-            newest = [(t, row) for t in range(running, running - self.memory * 3600, -3600) if (row := self._row(ticker, t)) is not None]
+            newest = [
+                (t, row)
+                for t in range(running, running - self.memory * 3600, -3600)
+                if (row := self._row(ticker, t)) is not None
+            ]
             return Answer([[t, l, h, o, c, v] for t, (o, h, l, c, v) in newest])
         try:
             stop = int(pd.Timestamp(query["end"]).timestamp()) if "end" in query else running
-            start = int(pd.Timestamp(query["start"]).timestamp()) if "start" in query else stop - (PAGE - 1) * 3600
+            start = (
+                int(pd.Timestamp(query["start"]).timestamp())
+                if "start" in query
+                else stop - (PAGE - 1) * 3600
+            )
         except ValueError:
             return refuse(400, "invalid start or end")
         if (stop - start) // 3600 + 1 > PAGE:
-            return refuse(400, f"granularity too small for the requested time range. Count of aggregations requested exceeds {PAGE}")
+            return refuse(
+                400,
+                "granularity too small for the requested time range. Count of aggregations requested exceeds"
+                f" {PAGE}",
+            )
         hours = range(-(-start // 3600) * 3600, min(stop, running) + 1, 3600)
         rows = [(t, row) for t in reversed(hours) if (row := self._row(ticker, t)) is not None]
         return Answer([[t, l, h, o, c, v] for t, (o, h, l, c, v) in rows])
@@ -310,22 +398,43 @@ class Loopback:
     def _day(self, ticker: str) -> list[list[float]]:
         "The candles of the last 24 hours, oldest first, the running one included."
         running = int(self.now.timestamp() // 3600 * 3600)
-        return [row for t in range(running - 23 * 3600, running + 1, 3600) if (row := self._row(ticker, t)) is not None]
+        return [
+            row
+            for t in range(running - 23 * 3600, running + 1, 3600)
+            if (row := self._row(ticker, t)) is not None
+        ]
 
     def _ticker(self, ticker: str, query: dict[str, str]) -> Answer:
         day = self._day(ticker)
         if not day:
             return refuse(404, "NotFound")
         last = day[-1][3]
-        return Answer({"trade_id": 1, "price": repr(last), "size": "0.1", "bid": repr(last * 0.9999), "ask": repr(last * 1.0001),
-                       "volume": repr(sum(r[4] for r in day)), "time": self._iso(self.now)})
+        return Answer(
+            {
+                "trade_id": 1,
+                "price": repr(last),
+                "size": "0.1",
+                "bid": repr(last * 0.9999),
+                "ask": repr(last * 1.0001),
+                "volume": repr(sum(r[4] for r in day)),
+                "time": self._iso(self.now),
+            }
+        )
 
     def _stats(self, ticker: str, query: dict[str, str]) -> Answer:
         day = self._day(ticker)
         if not day:
             return refuse(404, "NotFound")
-        return Answer({"open": repr(day[0][0]), "high": repr(max(r[1] for r in day)), "low": repr(min(r[2] for r in day)),
-                       "last": repr(day[-1][3]), "volume": repr(sum(r[4] for r in day)), "volume_30day": "0"})
+        return Answer(
+            {
+                "open": repr(day[0][0]),
+                "high": repr(max(r[1] for r in day)),
+                "low": repr(min(r[2] for r in day)),
+                "last": repr(day[-1][3]),
+                "volume": repr(sum(r[4] for r in day)),
+                "volume_30day": "0",
+            }
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -363,16 +472,23 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _feed(self) -> None:
-        "The ticker channel of Coinbase's websocket: a price every `tick` seconds; `cut_after` messages the line breaks, once."
+        """The ticker channel of Coinbase's websocket: a price every `tick` seconds; `cut_after` messages the
+        line breaks, once."""
         self.close_connection, exchange = True, self.exchange
         while exchange.frozen and not exchange.stopped:
             time.sleep(0.02)
         if exchange.refuse_feeds:
             exchange.refuse_feeds -= 1
             return
-        accept = hashlib.sha1((self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+        accept = hashlib.sha1(
+            (self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()
+        ).digest()
         self.send_response(101)
-        for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", base64.b64encode(accept).decode())):
+        for name, value in (
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Accept", base64.b64encode(accept).decode()),
+        ):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.flush()
@@ -389,8 +505,18 @@ class _Handler(BaseHTTPRequestHandler):
             for product in asked["product_ids"] if until is None else ():
                 ticker = product.replace("-", "/")
                 now, day = exchange._ticker(ticker, {}).body, exchange._stats(ticker, {}).body
-                said = json.dumps({"type": "ticker", "product_id": product, "price": now["price"], "open_24h": day["open"], "volume_24h": now["volume"],
-                                   "best_bid": now["bid"], "best_ask": now["ask"], "time": now["time"]}).encode()
+                said = json.dumps(
+                    {
+                        "type": "ticker",
+                        "product_id": product,
+                        "price": now["price"],
+                        "open_24h": day["open"],
+                        "volume_24h": now["volume"],
+                        "best_bid": now["bid"],
+                        "best_ask": now["ask"],
+                        "time": now["time"],
+                    }
+                ).encode()
                 try:
                     self.wfile.write(bytes([0x81, 126]) + len(said).to_bytes(2) + said)
                     self.wfile.flush()
@@ -433,7 +559,9 @@ class _Handler(BaseHTTPRequestHandler):
 def main() -> None:
     parser = argparse.ArgumentParser(description="A local exchange that serves known candles.")
     parser.add_argument("--port", type=int, default=8765)
-    parser.add_argument("--now", help="the exchange's clock, ISO 8601; without it, half an hour into the last candle")
+    parser.add_argument(
+        "--now", help="the exchange's clock, ISO 8601; without it, half an hour into the last candle"
+    )
     args = parser.parse_args()
     with Loopback(now=args.now, port=args.port) as exchange:
         sys.stdout.write(f"{exchange.url} now {exchange.now.isoformat()}\n")

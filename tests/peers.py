@@ -1,10 +1,13 @@
-"""What the peers make of the same bars and orders. It runs under the interpreter that CRYPTOLSTM_PEERS names, whose pins may clash with ours, and
-imports nothing of ours: `python tests/peers.py KIND FOLDER`. It ends with 3 where the peer is not installed.
+"""What the peers make of the same bars and orders.
 
-`kernel`, `metrics`, `sweep` and `backtesting` read FOLDER/case.npz and write FOLDER/answer.npz: seconds, and what proves that both sides did the same
-(see bench.py). `oracle vectorbt` and `oracle backtesting` read FOLDER/cases.json and FOLDER/cases.npz and write FOLDER/KIND.npz, one equity curve a case (see
-test_oracles.py). Bars get an index without a zone: pandas makes an object of every hour of one that has it, and that is not what is timed.
-"""
+It runs under the interpreter that CRYPTOLSTM_PEERS names, whose pins may clash with ours, and imports
+nothing of ours: `python tests/peers.py KIND FOLDER`. It ends with 3 where the peer is not installed.
+
+`kernel`, `metrics`, `sweep` and `backtesting` read FOLDER/case.npz and write FOLDER/answer.npz: seconds,
+and what proves that both sides did the same (see bench.py). `oracle vectorbt` and `oracle backtesting`
+read FOLDER/cases.json and FOLDER/cases.npz and write FOLDER/KIND.npz, one equity curve a case (see
+test_oracles.py). Bars get an index without a zone: pandas makes an object of every hour of one that has
+it, and that is not what is timed."""
 import json
 import sys
 import time
@@ -25,10 +28,14 @@ hours = lambda n: pd.date_range("2000-01-01", periods=n, freq="h")
 next_open = lambda signal: np.r_[0, signal[:-1]]            # decided at the close, filled at the next open
 
 
-def frame(bars): return pd.DataFrame({k.title(): bars[k] for k in ("open", "high", "low", "close")}, hours(len(bars["close"])))
+def frame(bars):
+    return pd.DataFrame(
+        {k.title(): bars[k] for k in ("open", "high", "low", "close")}, hours(len(bars["close"]))
+    )
 
 
-# ---- oracles -------------------------------------------------------------------------------------------------------------------------------
+# ---- oracles
+# --------------------------------------------------------------------------------------------------
 
 def from_signals(bars, settings):
     "Equity of vectorbt, orders at the open, stops and targets at their price and slipped."
@@ -36,19 +43,51 @@ def from_signals(bars, settings):
     side = pd.Series(next_open(bars["signal"]), hours(len(bars["signal"])))
     stops = {k: series[k] for k in ("sl_stop", "tp_stop") if k in series}
     more = {"slippage": series["slippage"]} if "slippage" in series else {}
-    p = vbt.Portfolio.from_signals(series["close"], entries=side == 1, exits=side == 0, short_entries=side == -1, short_exits=side == 0, price=series["open"],
-                                   open=series["open"], high=series["high"], low=series["low"], upon_opposite_entry="reverse", stop_entry_price="fillprice",
-                                   stop_exit_price="stopmarket", upon_stop_exit="close", freq="h", **stops, **more, **settings)
-    figures = {"total_return": p.total_return(), "max_drawdown": p.max_drawdown(), "sharpe_ratio": p.sharpe_ratio(year_freq="365 days"),
-               "num_trades": p.trades.count(), "win_rate": p.trades.closed.win_rate(), "total_fees": p.orders.fees.sum()}
+    p = vbt.Portfolio.from_signals(
+        series["close"],
+        entries=side == 1,
+        exits=side == 0,
+        short_entries=side == -1,
+        short_exits=side == 0,
+        price=series["open"],
+        open=series["open"],
+        high=series["high"],
+        low=series["low"],
+        upon_opposite_entry="reverse",
+        stop_entry_price="fillprice",
+        stop_exit_price="stopmarket",
+        upon_stop_exit="close",
+        freq="h",
+        **stops,
+        **more,
+        **settings,
+    )
+    figures = {
+        "total_return": p.total_return(),
+        "max_drawdown": p.max_drawdown(),
+        "sharpe_ratio": p.sharpe_ratio(year_freq="365 days"),
+        "num_trades": p.trades.count(),
+        "win_rate": p.trades.closed.win_rate(),
+        "total_fees": p.orders.fees.sum(),
+    }
     return p.value().to_numpy(), np.array([float(v) for v in figures.values()])
 
 
 def from_orders(bars, settings):
-    "Equity of vectorbt's group of columns that share their cash; `target` is a share of equity, NaN where nothing is ordered."
+    """Equity of vectorbt's group of columns that share their cash; `target` is a share of equity, NaN where
+    nothing is ordered."""
     column = lambda name: pd.DataFrame(bars[name], hours(len(bars[name])))
-    p = vbt.Portfolio.from_orders(column("close"), size=column("target"), size_type="targetpercent", price=column("open"), group_by=True, cash_sharing=True,
-                                  call_seq="auto", freq="h", **settings)
+    p = vbt.Portfolio.from_orders(
+        column("close"),
+        size=column("target"),
+        size_type="targetpercent",
+        price=column("open"),
+        group_by=True,
+        cash_sharing=True,
+        call_seq="auto",
+        freq="h",
+        **settings,
+    )
     return p.value().to_numpy(), np.array([float(p.orders.count())])
 
 
@@ -61,7 +100,8 @@ def by_strategy(bars, settings):
 
         def next(self):
             t = len(self.data) - 1
-            side, held = bars["signal"][t], 1 if self.position.is_long else -1 if self.position.is_short else 0
+            side = bars["signal"][t]
+            held = 1 if self.position.is_long else -1 if self.position.is_short else 0
             if side == held or t + 1 == len(bars["signal"]): return
             self.position.close()
             orders = {k: bars[k][t + 1] for k in ("sl", "tp") if k in bars}
@@ -82,7 +122,8 @@ def oracle():
     np.savez(folder / f"{kind.replace(' ', '_')}.npz", **out)
 
 
-# ---- speed ---------------------------------------------------------------------------------------------------------------------------------
+# ---- speed
+# --------------------------------------------------------------------------------------------------
 
 ROUNDS = 5
 
@@ -109,11 +150,28 @@ def timed_signals(data):
     series = lambda x: pd.Series(x, hours(len(x)))
     close, open_, side = series(data["close"]), series(data["open"]), next_open(data["signal"])
     common = dict(price=open_, fees=0.0002, init_cash=1e5, upon_opposite_entry="reverse", freq="h")
-    go = lambda s: vbt.Portfolio.from_signals(close, entries=s == 1, exits=s == 0, short_entries=s == -1, short_exits=s == 0, **common)
-    figures = lambda p: {"returns": np.atleast_1d(p.total_return()), "trades": np.atleast_1d(p.trades.count()), "fees": np.atleast_1d(p.orders.fees.sum())}
-    if kind == "kernel": return lambda: (p := go(series(side)), p.value())[0], lambda p: {"equity": p.value().to_numpy(), **figures(p)}
-    if kind == "metrics": return lambda: (p := go(series(side)), p.stats())[0], lambda p: {"equity": p.value().to_numpy(), **figures(p)}
-    chosen = np.r_[np.zeros((1, data["scales"].size)), (data["move"][:-1, None] > data["scales"]).astype(float)] > 0
+    go = lambda s: vbt.Portfolio.from_signals(
+        close, entries=s == 1, exits=s == 0, short_entries=s == -1, short_exits=s == 0, **common
+    )
+    figures = lambda p: {
+        "returns": np.atleast_1d(p.total_return()),
+        "trades": np.atleast_1d(p.trades.count()),
+        "fees": np.atleast_1d(p.orders.fees.sum()),
+    }
+    if kind == "kernel":
+        return lambda: (p := go(series(side)), p.value())[0], lambda p: {
+            "equity": p.value().to_numpy(),
+            **figures(p),
+        }
+    if kind == "metrics":
+        return lambda: (p := go(series(side)), p.stats())[0], lambda p: {
+            "equity": p.value().to_numpy(),
+            **figures(p),
+        }
+    chosen = (
+        np.r_[np.zeros((1, data["scales"].size)), (data["move"][:-1, None] > data["scales"]).astype(float)]
+        > 0
+    )
     wide = pd.DataFrame(np.where(chosen, side[:, None], 0), close.index)
     scored = lambda wide: (p := go(wide), p.total_return())[0]
     scored(wide.iloc[:, :2])                               # compile for tables, too

@@ -1,4 +1,5 @@
-"""Bars from files as people have them: detected, refused by row, stored with their origin, and written back without a digit changed."""
+"""Bars from files as people have them: detected, refused by row, stored with their origin, and written back
+without a digit changed."""
 import gzip
 import hashlib
 import io
@@ -26,9 +27,15 @@ from cryptolstm.data.transfer import export_bars, import_bars, report_text
 from cryptolstm.data.client import CryptoMarketDataClient, market_bars
 
 BTC = "BTC/USD"
-TRUE_GAPS = [("2021-08-13T02:00Z", 4), ("2021-09-29T07:00Z", 2), ("2023-03-24T13:00Z", 1)]  # Binance stood still in these hours
+# Binance stood still in these hours
+TRUE_GAPS = [("2021-08-13T02:00Z", 4), ("2021-09-29T07:00Z", 2), ("2023-03-24T13:00Z", 1)]
 HEAD = "date,open,high,low,close,volume\n"
-GOOD = ["2025-01-01 00:00,10,12,9,11,5", "2025-01-01 01:00,11,12,10,12,6", "2025-01-01 02:00,12,13,11,12,7", "2025-01-01 03:00,12,13,11,12,7"]
+GOOD = [
+    "2025-01-01 00:00,10,12,9,11,5",
+    "2025-01-01 01:00,11,12,10,12,6",
+    "2025-01-01 02:00,12,13,11,12,7",
+    "2025-01-01 03:00,12,13,11,12,7",
+]
 
 
 def written(folder, name: str, content: str | bytes):
@@ -43,7 +50,8 @@ def exactly(got: pd.DataFrame, expected: pd.DataFrame) -> None:
     assert got.index.name == "timestamp" and list(got.columns) == COLUMNS and (got.dtypes == "float64").all()
 
 
-# -- every format, there and back ----------------------------------------------------------------------------------------
+# -- every format, there and back
+# ----------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -54,8 +62,19 @@ def some_bars(draw) -> pd.DataFrame:
     price = st.floats(1e-9, 1e9, allow_nan=False)
     prices = np.sort(np.array(draw(st.lists(st.tuples(*[price] * 4), min_size=n, max_size=n))), axis=1)
     volume = draw(st.lists(st.floats(0, 1e12), min_size=n, max_size=n))
-    index = pd.DatetimeIndex(pd.to_datetime(3600 * (first + np.arange(n)), unit="s", utc=True), name="timestamp").as_unit("us")
-    bars = pd.DataFrame({"open": prices[:, 1], "high": prices[:, 3], "low": prices[:, 0], "close": prices[:, 2], "volume": volume}, index=index)
+    index = pd.DatetimeIndex(
+        pd.to_datetime(3600 * (first + np.arange(n)), unit="s", utc=True), name="timestamp"
+    ).as_unit("us")
+    bars = pd.DataFrame(
+        {
+            "open": prices[:, 1],
+            "high": prices[:, 3],
+            "low": prices[:, 0],
+            "close": prices[:, 2],
+            "volume": volume,
+        },
+        index=index,
+    )
     holes = draw(st.lists(st.integers(1, n - 2), max_size=n // 4, unique=True))
     return bars.drop(bars.index[holes]) if holes else bars
 
@@ -76,18 +95,40 @@ def as_csv(bars, times=None, head=HEAD, end="\n"):
 
 def as_cdd(bars):
     units = [1, 1000]
-    lines = [f"{t * units[i % 2]},{when},BTC/USD,{c},{1.5 * i}" for i, (t, when, c) in
-             enumerate(zip(seconds(bars), bars.index.strftime("%Y-%m-%d %H:%M:%S"), cells(bars), strict=True))]
-    return "\r\n".join(["https://www.CryptoDataDownload.com", "unix,date,symbol,open,high,low,close,Volume BTC,Volume USD", *lines[::-1]]).encode()
+    lines = [
+        f"{t * units[i % 2]},{when},BTC/USD,{c},{1.5 * i}"
+        for i, (t, when, c) in enumerate(
+            zip(seconds(bars), bars.index.strftime("%Y-%m-%d %H:%M:%S"), cells(bars), strict=True)
+        )
+    ]
+    return "\r\n".join(
+        [
+            "https://www.CryptoDataDownload.com",
+            "unix,date,symbol,open,high,low,close,Volume BTC,Volume USD",
+            *lines[::-1],
+        ]
+    ).encode()
 
 
 def as_old_cdd(bars):
-    lines = [f"{when},BTCUSD,{c},9" for when, c in zip(bars.index.strftime("%Y-%m-%d %I-%p"), cells(bars), strict=True)]
-    return "\n".join(["https://www.CryptoDataDownload.com", "Date,Symbol,Open,High,Low,Close,Volume BTC,Volume USD", *lines[::-1]]).encode()
+    lines = [
+        f"{when},BTCUSD,{c},9"
+        for when, c in zip(bars.index.strftime("%Y-%m-%d %I-%p"), cells(bars), strict=True)
+    ]
+    return "\n".join(
+        [
+            "https://www.CryptoDataDownload.com",
+            "Date,Symbol,Open,High,Low,Close,Volume BTC,Volume USD",
+            *lines[::-1],
+        ]
+    ).encode()
 
 
 def as_klines(bars, unit=1000, head=""):
-    lines = [f"{t},{c},{t + 3600 * unit - 1},1.0,5,1.0,1.0,0" for t, c in zip(seconds(bars, unit), cells(bars), strict=True)]
+    lines = [
+        f"{t},{c},{t + 3600 * unit - 1},1.0,5,1.0,1.0,0"
+        for t, c in zip(seconds(bars, unit), cells(bars), strict=True)
+    ]
     return (head + "\n".join(lines)).encode()
 
 
@@ -112,15 +153,21 @@ KLINE_HEAD = "open_time,open,high,low,close,volume,close_time,quote_volume,count
 FORMATS = {  # what the report says → how such a file is made
     "CSV: ISO 8601 text": as_csv,
     "CSV: ISO 8601 text with a zone": lambda b: as_csv(b, b.index.strftime("%Y-%m-%dT%H:%M:%SZ")),
-    "CSV: ISO 8601 text, another zone": lambda b: as_csv(b, [t.isoformat() for t in b.index.tz_convert("Asia/Kolkata")]),
+    "CSV: ISO 8601 text, another zone": lambda b: as_csv(
+        b, [t.isoformat() for t in b.index.tz_convert("Asia/Kolkata")]
+    ),
     "CSV: s": lambda b: as_csv(b, seconds(b), "Timestamp,Open,High,Low,Close,Volume\n"),
     "CSV: s as floats": lambda b: as_csv(b, [f"{t}.0" for t in seconds(b)]),
     "CSV: µs": lambda b: as_csv(b, seconds(b, 10**6), end="\r\n"),
     "CSV: ns": lambda b: as_csv(b, seconds(b, 10**9)),
     "CSV: of pandas, its index without a name": lambda b: b.rename_axis(None).to_csv().encode(),
     "CSV: of pandas, twice": lambda b: dated(b).to_csv().encode(),
-    "CSV: date and time apart": lambda b: as_csv(b, b.index.strftime("%Y-%m-%d,%H:%M:%S"), "Date,Time,Open,High,Low,Close,Volume\n"),
-    "CSV: date and time apart, as MetaTrader": lambda b: as_csv(b, b.index.strftime("%Y.%m.%d,%H:%M"), "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n"),
+    "CSV: date and time apart": lambda b: as_csv(
+        b, b.index.strftime("%Y-%m-%d,%H:%M:%S"), "Date,Time,Open,High,Low,Close,Volume\n"
+    ),
+    "CSV: date and time apart, as MetaTrader": lambda b: as_csv(
+        b, b.index.strftime("%Y.%m.%d,%H:%M"), "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n"
+    ),
     "CSV: by semicolons, with a mark": lambda b: b"\xef\xbb\xbf" + as_csv(b).replace(b",", b";"),
     "CSV in gzip": lambda b: gzip.compress(as_csv(b)),
     "CSV without header": lambda b: as_csv(b, seconds(b), ""),
@@ -130,13 +177,27 @@ FORMATS = {  # what the report says → how such a file is made
     "Binance Vision klines: µs": lambda b: as_klines(b, 10**6),
     "Binance Vision klines: header": lambda b: as_klines(b, 1000, KLINE_HEAD),
     "Binance Vision klines in zip": lambda b: as_zip(as_klines(b)),
-    "freqtrade JSON": lambda b: json.dumps([[t, *r] for t, r in zip(seconds(b, 1000), b[COLUMNS].to_numpy().tolist(), strict=True)]).encode(),
-    "JSON records": lambda b: json.dumps([{"time": t, **r} for t, r in zip(seconds(b), b[COLUMNS].to_dict("records"), strict=True)]).encode(),
+    "freqtrade JSON": (
+        lambda b: json.dumps(
+            [[t, *r] for t, r in zip(seconds(b, 1000), b[COLUMNS].to_numpy().tolist(), strict=True)]
+        ).encode()
+    ),
+    "JSON records": (
+        lambda b: json.dumps(
+            [{"time": t, **r} for t, r in zip(seconds(b), b[COLUMNS].to_dict("records"), strict=True)]
+        ).encode()
+    ),
     "freqtrade Feather": lambda b: as_file(dated(b), "feather"),
     "Parquet": lambda b: as_file(b, "parquet"),
-    "Parquet: no zone, ms": lambda b: as_file(dated(b.set_axis(b.index.tz_localize(None).as_unit("ms"))), "parquet"),
-    "Parquet: date and time apart": lambda b: as_file(b.assign(date=b.index.date, time=b.index.time).reset_index(drop=True), "parquet"),
-    "Parquet: numbers as text": lambda b: as_file(dated(b).assign(**{c: b[c].map(repr).to_numpy() for c in COLUMNS}), "parquet"),
+    "Parquet: no zone, ms": lambda b: as_file(
+        dated(b.set_axis(b.index.tz_localize(None).as_unit("ms"))), "parquet"
+    ),
+    "Parquet: date and time apart": lambda b: as_file(
+        b.assign(date=b.index.date, time=b.index.time).reset_index(drop=True), "parquet"
+    ),
+    "Parquet: numbers as text": lambda b: as_file(
+        dated(b).assign(**{c: b[c].map(repr).to_numpy() for c in COLUMNS}), "parquet"
+    ),
 }
 
 
@@ -147,8 +208,14 @@ def test_every_format_gives_the_same_bars_back_in_any_order(name, bars, seed, tm
     for frame in (bars, bars.sample(frac=1, random_state=seed)):
         got, notes = read_bars(written(tmp_path, "some.file", FORMATS[name](frame)), BTC)
         exactly(got, bars)
-        assert notes["format"] == name.split(":")[0] and notes["rows"] == notes["bars"] == len(bars) and notes["skipped"] == 0
-        assert sum(n for _, n in notes["gaps"]) == hour_number(bars.index[-1]) - hour_number(bars.index[0]) + 1 - len(bars)
+        assert (
+            notes["format"] == name.split(":")[0]
+            and notes["rows"] == notes["bars"] == len(bars)
+            and notes["skipped"] == 0
+        )
+        assert sum(n for _, n in notes["gaps"]) == hour_number(bars.index[-1]) - hour_number(
+            bars.index[0]
+        ) + 1 - len(bars)
     assert notes["order"] == "unordered" or len(bars) < 12
 
 
@@ -156,20 +223,30 @@ def test_every_format_gives_the_same_bars_back_in_any_order(name, bars, seed, tm
 @given(bars=some_bars(), suffix=st.sampled_from(["csv", "parquet"]))
 def test_import_and_export_change_no_bit(bars, suffix, tmp_path):
     report = import_bars(written(tmp_path, "in.csv", as_csv(bars)), BTC, "somewhere", tmp_path, replace=True)
-    out = export_bars(BTC, "somewhere", tmp_path / f"out.{suffix}", tmp_path, start=report.first, end=pd.Timestamp(report.last) + HOUR)
+    out = export_bars(
+        BTC,
+        "somewhere",
+        tmp_path / f"out.{suffix}",
+        tmp_path,
+        start=report.first,
+        end=pd.Timestamp(report.last) + HOUR,
+    )
     got, _ = read_bars(out, BTC)
     exactly(got.loc[got.index.isin(bars.index)], bars)
     (tmp_path / "bars" / "somewhere" / "BTC_USD_1h.parquet").unlink()
 
 
 @pytest.mark.parametrize("ticker", [t.replace("/USD", "/USDT") for t in TICKERS])
-def test_real_binance_files_keep_their_three_true_gaps_and_every_bit(ticker, real_bars, client_home, tmp_path, monkeypatch):
+def test_real_binance_files_keep_their_three_true_gaps_and_every_bit(
+    ticker, real_bars, client_home, tmp_path, monkeypatch
+):
     monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
     expected = real_bars(ticker, "binance")
     report = import_bars(written(tmp_path, "given.parquet", as_file(expected, "parquet")), ticker, "binance")
     assert report.gaps == TRUE_GAPS and (report.new, report.bars) == (len(expected), 17513)
     hours = 17513 + 7
-    served = market_bars(ticker, hours, end="2023-07-01", exchange="binance")  # asks nobody: no test can reach Binance
+    # asks nobody: no test can reach Binance
+    served = market_bars(ticker, hours, end="2023-07-01", exchange="binance")
     assert served.attrs["source"] == "store" and len(served) == hours
     exactly(served.loc[~served["is_gap"], COLUMNS], expected)
     holes = pd.DatetimeIndex([pd.Timestamp(t) + k * HOUR for t, n in TRUE_GAPS for k in range(n)])
@@ -184,13 +261,15 @@ def test_real_binance_files_keep_their_three_true_gaps_and_every_bit(ticker, rea
 
 def test_real_klines_as_binance_gives_them_equal_the_recorded_bars(real_bars, tmp_path):
     expected = real_bars("ETH/USDT", "binance")
-    content = as_zip(as_klines(expected.iloc[:9000]) + b"\n" + as_klines(expected.iloc[9000:], 10**6))  # ms, then µs as since 2025
+    # ms, then µs as since 2025
+    content = as_zip(as_klines(expected.iloc[:9000]) + b"\n" + as_klines(expected.iloc[9000:], 10**6))
     got, notes = read_bars(written(tmp_path, "ETHUSDT-1h.zip", content), "ETH/USDT")
     exactly(got, expected)
     assert notes["times"] == "ms and µs" and notes["format"] == "Binance Vision klines in zip"
 
 
-# -- shorter bars --------------------------------------------------------------------------------------------------------
+# -- shorter bars
+# --------------------------------------------------------------------------------------------------
 
 
 def minutes(n=6 * 60, step=1, start="2020-02-29 22:00", seed=0) -> pd.DataFrame:
@@ -198,13 +277,25 @@ def minutes(n=6 * 60, step=1, start="2020-02-29 22:00", seed=0) -> pd.DataFrame:
     close = 9000 + np.cumsum(rng.normal(size=n)).round(2)
     opened = np.r_[9000.0, close[:-1]]
     index = pd.date_range(start, periods=n, freq=f"{step}min", tz="UTC", name="timestamp")
-    return pd.DataFrame({"open": opened, "high": np.maximum(opened, close) + 1, "low": np.minimum(opened, close) - 1, "close": close,
-                         "volume": rng.integers(0, 1024, n) / 64}, index=index)
+    return pd.DataFrame(
+        {
+            "open": opened,
+            "high": np.maximum(opened, close) + 1,
+            "low": np.minimum(opened, close) - 1,
+            "close": close,
+            "volume": rng.integers(0, 1024, n) / 64,
+        },
+        index=index,
+    )
 
 
 def by_hand(bars):
     "The same with pandas; volumes are sixty-fourths, so their sums are exact in any order."
-    return bars.resample("h").agg({"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"}).dropna()
+    return (
+        bars.resample("h")
+        .agg({"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"})
+        .dropna()
+    )
 
 
 @pytest.mark.parametrize("step", [1, 5, 15, 30])
@@ -223,12 +314,18 @@ def test_kaggle_minutes_without_a_trade_are_no_fault(tmp_path):
     quiet[[0, 7, 65]], quiet[120:180] = True, True
     frame = bars.assign(currency=bars["volume"] * bars["close"], weighted=bars["close"])
     frame[quiet] = np.nan
-    frame = frame.set_axis(["Open", "High", "Low", "Close", "Volume_(BTC)", "Volume_(Currency)", "Weighted_Price"], axis=1)
+    frame = frame.set_axis(
+        ["Open", "High", "Low", "Close", "Volume_(BTC)", "Volume_(Currency)", "Weighted_Price"], axis=1
+    )
     frame.insert(0, "Timestamp", frame.index.as_unit("s").asi8)
     file = written(tmp_path, "bitstamp.csv", frame.to_csv(index=False, na_rep="NaN"))
     got, notes = read_bars(file, BTC)
     same(got, by_hand(bars[~quiet]).query("volume > 0"))
-    assert notes["format"] == "Kaggle Bitstamp CSV" and (notes["empty"], notes["untraded"], notes["partial"]) == (63, 1, 0)
+    assert notes["format"] == "Kaggle Bitstamp CSV" and (
+        notes["empty"],
+        notes["untraded"],
+        notes["partial"],
+    ) == (63, 1, 0)
     assert notes["gaps"] == [("2020-03-01T00:00Z", 1)]
 
 
@@ -247,7 +344,8 @@ def test_bars_longer_than_an_hour_are_refused(hours, tmp_path):
         read_bars(written(tmp_path, "long.csv", as_csv(minutes(20).set_axis(index))))
 
 
-# -- what is refused, and where ------------------------------------------------------------------------------------------
+# -- what is refused, and where
+# ------------------------------------------------------------------------------------------
 
 FAULTS = {  # the line that takes the place of line 4 of the file → the reason
     "2025-01-01 02:00,twelve,13,11,12,7": "row 4 has 'twelve' as open where a number belongs",
@@ -264,10 +362,16 @@ FAULTS = {  # the line that takes the place of line 4 of the file → the reason
     "2025-01-01 02:00,12,13,11,12,-7": "row 4 has a negative volume",
     "2025-01-01 02:30,12,13,11,12,7": "row 4 opens at 2025-01-01 02:30 UTC, off the hour",
     "2025-01-01 02:00:00.001,12,13,11,12,7": "row 4 opens at",
-    "2025-01-01 01:00,12,13,11,12,7": "row 3 gives other values than row 4 for 2025-01-01 01:00 UTC, and 1 more row cannot",
+    "2025-01-01 01:00,12,13,11,12,7": (
+        "row 3 gives other values than row 4 for 2025-01-01 01:00 UTC, and 1 more row cannot"
+    ),
     "yesterday,12,13,11,12,7": "row 4 has 'yesterday' where a time belongs",
-    "1999-01-01 02:00,12,13,11,12,7": "row 4 opens at 1999-01-01 02:00 UTC, which is before 2009 or still to come",
-    "2999-01-01 02:00,12,13,11,12,7": "row 4 opens at 2999-01-01 02:00 UTC, which is before 2009 or still to come",
+    "1999-01-01 02:00,12,13,11,12,7": (
+        "row 4 opens at 1999-01-01 02:00 UTC, which is before 2009 or still to come"
+    ),
+    "2999-01-01 02:00,12,13,11,12,7": (
+        "row 4 opens at 2999-01-01 02:00 UTC, which is before 2009 or still to come"
+    ),
     "2025-01-01 02:00,12,13": "row 4 has 3 fields instead of 6",
     "date,open,high,low,close,volume": "row 4 has 'date' where a time belongs",
 }
@@ -278,7 +382,11 @@ def test_a_bad_row_refuses_the_whole_file_and_is_named(line, tmp_path):
     text = HEAD + "\n".join([*GOOD[:2], line, GOOD[3]]) + "\n"
     with pytest.raises(InputError) as e:
         import_bars(written(tmp_path, "bad.csv", text), BTC, "somewhere", tmp_path)
-    assert FAULTS[line] in str(e.value) and "nothing was imported" in str(e.value) and str(e.value).count("\n") == 0
+    assert (
+        FAULTS[line] in str(e.value)
+        and "nothing was imported" in str(e.value)
+        and str(e.value).count("\n") == 0
+    )
     assert not bar_path(tmp_path, "somewhere", BTC).exists()
 
 
@@ -287,18 +395,33 @@ def test_bad_rows_can_be_left_out_and_are_reported(line, tmp_path):
     text = HEAD + "\n".join([*GOOD[:2], line, GOOD[3]]) + "\n"
     report = import_bars(written(tmp_path, "bad.csv", text), BTC, "somewhere", tmp_path, skip_bad=True)
     twice = "01:00,12" in line  # two rows contradict each other: neither is believed
-    assert report.skipped == 1 + twice and list(report.bad) == ["3", "4"][not twice:] and report.bars == 3 - twice
+    assert (
+        report.skipped == 1 + twice
+        and list(report.bad) == ["3", "4"][not twice :]
+        and report.bars == 3 - twice
+    )
     assert "bad row" in report_text(report) and json.loads(json.dumps(asdict(report)))["bars"] == report.bars
 
 
 def test_rows_are_counted_as_an_editor_shows_them(tmp_path):
     "The lines above the header, the header, empty lines and Windows line ends count."
-    lines = ["https://www.CryptoDataDownload.com", "", "unix,date,symbol,open,high,low,close,Volume BTC,Volume USD", "",
-             "1735689600,x,BTC/USD,10,12,9,11,5,9", "", "", "1735693200,x,BTC/USD,10,12,9,11,5,9", "1735696800,x,BTC/USD,10,8,9,11,5,9", ""]
+    lines = [
+        "https://www.CryptoDataDownload.com",
+        "",
+        "unix,date,symbol,open,high,low,close,Volume BTC,Volume USD",
+        "",
+        "1735689600,x,BTC/USD,10,12,9,11,5,9",
+        "",
+        "",
+        "1735693200,x,BTC/USD,10,12,9,11,5,9",
+        "1735696800,x,BTC/USD,10,8,9,11,5,9",
+        "",
+    ]
     for end in ("\n", "\r\n"):
         with pytest.raises(InputError, match="row 9 has a high below its low"):
             read_bars(written(tmp_path, "x.csv", end.join(lines)), BTC)
-        with pytest.raises(InputError, match="row 9 has a high below its low, and 1 more"):  # rows that come after a torn one count alike
+        # rows that come after a torn one count alike
+        with pytest.raises(InputError, match="row 9 has a high below its low, and 1 more"):
             read_bars(written(tmp_path, "x.csv", end.join([*lines[:9], "1735700400,x", *lines[9:]])), BTC)
 
 
@@ -307,30 +430,54 @@ def test_rows_of_parquet_and_json_are_counted_from_the_first_bar(tmp_path):
     bars.attrs = {}
     bad = bars.assign(low=[*bars["low"][:3], 0.0, bars["low"].iloc[4]])
     for content in (as_file(bad, "parquet"), as_file(dated(bad), "feather"), FORMATS["freqtrade JSON"](bad)):
-        with pytest.raises(InputError, match="row 4 has a price that is not positive.*the first bar is row 1"):
+        with pytest.raises(
+            InputError, match="row 4 has a price that is not positive.*the first bar is row 1"
+        ):
             read_bars(written(tmp_path, "x", content))
 
 
 def test_identical_rows_are_dropped_and_counted(tmp_path):
-    got, notes = read_bars(written(tmp_path, "x.csv", HEAD + "\n".join([GOOD[0], GOOD[1], GOOD[1], GOOD[0], GOOD[2], GOOD[1]])))
+    got, notes = read_bars(
+        written(tmp_path, "x.csv", HEAD + "\n".join([GOOD[0], GOOD[1], GOOD[1], GOOD[0], GOOD[2], GOOD[1]]))
+    )
     assert len(got) == 3 and notes["repeated"] == 3 and notes["skipped"] == 0
 
 
 NOT_BARS = {
-    "<!DOCTYPE html><html><body>404</body></html>": "is a web page", "": "is empty", "\n \n": "is empty", HEAD: "no bars",
+    "<!DOCTYPE html><html><body>404</body></html>": "is a web page",
+    "": "is empty",
+    "\n \n": "is empty",
+    HEAD: "no bars",
     "nothing here\nto see\n": "no table of bars",
-    "date,open,high,low,volume,x\n2025-01-01,1,1,1,1,1\n": "no column for close; found date, open, high, low, volume, x",
-    "date,open,high,low,close\n2025-01-01,1,1,1,1\n": "no column for volume; found date, open, high, low, close",
+    "date,open,high,low,volume,x\n2025-01-01,1,1,1,1,1\n": (
+        "no column for close; found date, open, high, low, volume, x"
+    ),
+    "date,open,high,low,close\n2025-01-01,1,1,1,1\n": (
+        "no column for volume; found date, open, high, low, close"
+    ),
     "price,open,high,low,close,volume\n1,1,1,1,1,1\n": "no column for time",
-    ",open,high,low,close,volume\n0,1,1,1,1,1\n1,1,1,1,1,1\n": "row 2 opens at 1970-01-01 00:00 UTC, which is before 2009",
-    "date,time,open,high,low,close,volume\n2025-01-01,noon,1,1,1,1,1\n2025-01-02,noon,1,1,1,1,1\n":
-        "has its times in two columns, date and time, and '2025-01-01 noon' is none; write them into one column as 2025-01-31 13:00",
+    ",open,high,low,close,volume\n0,1,1,1,1,1\n1,1,1,1,1,1\n": (
+        "row 2 opens at 1970-01-01 00:00 UTC, which is before 2009"
+    ),
+    "date,time,open,high,low,close,volume\n2025-01-01,noon,1,1,1,1,1\n2025-01-02,noon,1,1,1,1,1\n": (
+        "has its times in two columns, date and time, and '2025-01-01 noon' is none; write them into one"
+        " column as 2025-01-31 13:00"
+    ),
     "unix,open,high,low,close,Volume USD\n1735689600,1,1,1,1,1\n": "none of them the volume in BTC",
-    "date,symbol,open,high,low,close,volume\n2025-01-01,ETHUSD,1,1,1,1,1\n": "holds bars of ETHUSD, not of BTC/USD",
-    "[]": "JSON without a list of bars", '{"Response": "Error"}': "JSON without a list of bars", "[1, 2": "is not JSON", '["a", "b"]': "row 1 is no bar",
+    "date,symbol,open,high,low,close,volume\n2025-01-01,ETHUSD,1,1,1,1,1\n": (
+        "holds bars of ETHUSD, not of BTC/USD"
+    ),
+    "[]": "JSON without a list of bars",
+    '{"Response": "Error"}': "JSON without a list of bars",
+    "[1, 2": "is not JSON",
+    '["a", "b"]': "row 1 is no bar",
     '[{"a": 1}]': "no column for time and open",
-    "1735689600000,1,2,1,2,5,6,7\n": "8 columns without a header", "PAR1 and no more": "damaged Parquet", "ARROW1 and no more": "damaged Feather",
-    "\x1f\x8bno gzip": "cannot be unpacked", "PK\x03\x04no zip": "cannot be unpacked", "\x89PNG\r\n\x1a\n\x00\x00": "neither text nor",
+    "1735689600000,1,2,1,2,5,6,7\n": "8 columns without a header",
+    "PAR1 and no more": "damaged Parquet",
+    "ARROW1 and no more": "damaged Feather",
+    "\x1f\x8bno gzip": "cannot be unpacked",
+    "PK\x03\x04no zip": "cannot be unpacked",
+    "\x89PNG\r\n\x1a\n\x00\x00": "neither text nor",
 }
 
 
@@ -371,7 +518,8 @@ def test_a_damaged_file_gives_bars_or_one_sentence(name, cut, noise, at, tmp_pat
             assert "\n" not in str(e)
 
 
-# -- times ---------------------------------------------------------------------------------------------------------------
+# -- times
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("day", ["2025-03-09", "2025-11-02"])
@@ -399,7 +547,9 @@ def test_day_and_month_are_told_apart_by_what_follows_what(tmp_path):
 
 def test_day_and_month_that_could_be_swapped_are_refused(tmp_path):
     with pytest.raises(InputError, match="day and month cannot be told apart"):
-        read_bars(written(tmp_path, "x.csv", HEAD + "01/02/2025 00:00,1,1,1,1,1\n01/02/2025 01:00,1,1,1,1,1\n"))
+        read_bars(
+            written(tmp_path, "x.csv", HEAD + "01/02/2025 00:00,1,1,1,1,1\n01/02/2025 01:00,1,1,1,1,1\n")
+        )
 
 
 def test_the_bar_in_progress_when_the_file_was_written_is_left_out(tmp_path):
@@ -411,7 +561,8 @@ def test_the_bar_in_progress_when_the_file_was_written_is_left_out(tmp_path):
     assert len(read_bars(file)[0]) == 4
 
 
-# -- the store -----------------------------------------------------------------------------------------------------------
+# -- the store
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_stored_bar_is_not_overwritten_by_a_file_that_differs(tmp_path):
@@ -421,16 +572,26 @@ def test_a_stored_bar_is_not_overwritten_by_a_file_that_differs(tmp_path):
     other = bars.iloc[10:].copy()
     other.iloc[5:7, 4] += 1.0
     file = written(tmp_path, "b.csv", as_csv(other))
-    with pytest.raises(InputError, match="^2 bars of b.csv differ from stored ones, the first at 2025-01-31 09:00: volume is .* pass replace") as e:
+    with pytest.raises(
+        InputError,
+        match=(
+            "^2 bars of b.csv differ from stored ones, the first at 2025-01-31 09:00: volume is .* pass"
+            " replace"
+        ),
+    ) as e:
         import_bars(file, BTC, "somewhere", tmp_path)
-    assert repr(float(bars["volume"].iloc[15])) in str(e.value) and repr(float(other["volume"].iloc[5])) in str(e.value)
+    assert repr(float(bars["volume"].iloc[15])) in str(e.value) and repr(
+        float(other["volume"].iloc[5])
+    ) in str(e.value)
     after = read_store(bar_path(tmp_path, "somewhere", BTC))
     assert bars_hash(after.bars) == bars_hash(before.bars) and after.origin == before.origin
     report = import_bars(file, BTC, "somewhere", tmp_path, replace=True)
     assert (report.new, report.same, report.replaced) == (0, 18, 2)
     stored = read_store(bar_path(tmp_path, "somewhere", BTC))
     exactly(stored.bars, pd.concat([bars.iloc[:10], other]))
-    assert [e["file"] for e in stored.origin["imports"]] == ["a.csv", "b.csv"] and len(stored.origin["revised"]) == 2
+    assert [e["file"] for e in stored.origin["imports"]] == ["a.csv", "b.csv"] and len(
+        stored.origin["revised"]
+    ) == 2
 
 
 def test_the_origin_of_imported_bars_is_kept(tmp_path):
@@ -439,7 +600,11 @@ def test_the_origin_of_imported_bars_is_kept(tmp_path):
         report = import_bars(written(tmp_path, "a.csv", content), BTC, "somewhere", tmp_path)
     entry, = read_store(bar_path(tmp_path, "somewhere", BTC)).origin["imports"]
     assert entry["sha256"] == report.sha256 == hashlib.sha256(content).hexdigest()
-    assert entry["format"] == "CSV" and entry["bars"] == report.same == 30 and pd.Timestamp(entry["imported_at"]).tzinfo is not None
+    assert (
+        entry["format"] == "CSV"
+        and entry["bars"] == report.same == 30
+        and pd.Timestamp(entry["imported_at"]).tzinfo is not None
+    )
 
 
 def test_months_imported_one_by_one_leave_what_lies_between_unknown(tmp_path):
@@ -447,7 +612,10 @@ def test_months_imported_one_by_one_leave_what_lies_between_unknown(tmp_path):
     for k in (0, 60):
         import_bars(written(tmp_path, "m.csv", as_csv(bars.iloc[k:k + 30])), BTC, "somewhere", tmp_path)
     first = hour_number(bars.index[0])
-    assert read_store(bar_path(tmp_path, "somewhere", BTC)).covered == [(first, first + 30), (first + 60, first + 90)]
+    assert read_store(bar_path(tmp_path, "somewhere", BTC)).covered == [
+        (first, first + 30),
+        (first + 60, first + 90),
+    ]
 
 
 def holed_file(folder, bars):
@@ -461,22 +629,37 @@ def test_holes_of_a_file_are_gaps_and_nobody_is_asked_for_them(client, exchange,
 
 
 def test_open_holes_of_a_file_are_asked_for_and_filled(client, exchange, client_home, tmp_path):
-    import_bars(holed_file(tmp_path, a_market()), "ETH/USD", market_name("coinbaseexchange", exchange.url), gaps="open")
+    import_bars(
+        holed_file(tmp_path, a_market()),
+        "ETH/USD",
+        market_name("coinbaseexchange", exchange.url),
+        gaps="open",
+    )
     bars = client.get_historical_bars("ETH/USD", 1000, end="2025-02-01")
     same(bars, a_market())
     assert not bars["is_gap"].any() and exchange.count("candles") == 2
 
 
 def test_open_holes_of_an_exchange_out_of_reach_are_said_and_not_made_up(client_home, tmp_path):
-    import_bars(holed_file(tmp_path, a_market()), BTC, market_name("bitstamp", os.environ["CRYPTOLSTM_EXCHANGE_URL"]), gaps="open")
+    import_bars(
+        holed_file(tmp_path, a_market()),
+        BTC,
+        market_name("bitstamp", os.environ["CRYPTOLSTM_EXCHANGE_URL"]),
+        gaps="open",
+    )
     with pytest.raises(ExchangeUnreachable, match="bitstamp cannot be reached"):
         market_bars(BTC, 1000, end="2025-02-01", exchange="bitstamp")
-    assert len(market_bars(BTC, 299, end="2025-02-01", exchange="bitstamp")) == 299  # beyond the last hole nothing is missing
+    # beyond the last hole nothing is missing
+    assert len(market_bars(BTC, 299, end="2025-02-01", exchange="bitstamp")) == 299
 
 
 def test_a_later_fetch_goes_on_where_the_file_ends(client_home, tmp_path):
     with Loopback({"ETH/USD": a_market()}, now="2025-02-01") as exchange:
-        import_bars(written(tmp_path, "old.csv", as_csv(a_market().iloc[:900])), "ETH/USD", market_name("coinbaseexchange", exchange.url))
+        import_bars(
+            written(tmp_path, "old.csv", as_csv(a_market().iloc[:900])),
+            "ETH/USD",
+            market_name("coinbaseexchange", exchange.url),
+        )
         bars = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars("ETH/USD", 1000)
     same(bars, a_market())
     assert not bars["is_gap"].any() and exchange.count("candles") <= 2
@@ -491,43 +674,75 @@ def spoilt(folder, bars, *lines):
 
 def test_rows_left_out_are_no_gaps_and_are_asked_for(client, exchange, client_home, tmp_path):
     bars = a_market()
-    bad = spoilt(tmp_path, bars, *((k, f"{bars.index[k]:%Y-%m-%d %H:%M:%S},12,10,11,12,7") for k in (300, 500, 501)))
+    bad = spoilt(
+        tmp_path, bars, *((k, f"{bars.index[k]:%Y-%m-%d %H:%M:%S},12,10,11,12,7") for k in (300, 500, 501))
+    )
     import_bars(bad, "ETH/USD", market_name("coinbaseexchange", exchange.url), skip_bad=True)
     path = bar_path(client_home, client.market, "ETH/USD")
     held = read_store(path)
-    assert sorted(h for a, b in missing_spans((hour_number(bars.index[0]), hour_number(bars.index[-1]) + 1), held.covered) for h in range(a, b)) == [
-        hour_number(bars.index[k]) for k in (300, 500, 501)]
+    assert sorted(
+        h
+        for a, b in missing_spans((hour_number(bars.index[0]), hour_number(bars.index[-1]) + 1), held.covered)
+        for h in range(a, b)
+    ) == [hour_number(bars.index[k]) for k in (300, 500, 501)]
     exchange.stop()
-    offline = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars("ETH/USD", 1000, end="2025-02-01")
-    assert offline.attrs["dropped"] == {"high below low": 3} and offline.attrs["unconfirmed"].startswith("3 hours")
+    offline = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars(
+        "ETH/USD", 1000, end="2025-02-01"
+    )
+    assert offline.attrs["dropped"] == {"high below low": 3} and offline.attrs["unconfirmed"].startswith(
+        "3 hours"
+    )
     assert offline["is_gap"].to_numpy().nonzero()[0].tolist() == [300, 500, 501]
     with Loopback({"ETH/USD": bars}, now="2025-02-01", port=exchange.port):
-        whole = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars("ETH/USD", 1000, end="2025-02-01")
+        whole = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars(
+            "ETH/USD", 1000, end="2025-02-01"
+        )
     same(whole, bars)
     assert not {"dropped", "unconfirmed"} & set(whole.attrs)
 
 
 def test_a_row_without_a_time_may_have_been_any_of_the_hours_that_are_missing(client_home, tmp_path):
     bars = a_market(50)
-    import_bars(spoilt(tmp_path, bars.drop(bars.index[40]), (20, "yesterday,12,13,11,12,7")), BTC, "kraken", skip_bad=True)
+    import_bars(
+        spoilt(tmp_path, bars.drop(bars.index[40]), (20, "yesterday,12,13,11,12,7")),
+        BTC,
+        "kraken",
+        skip_bad=True,
+    )
     held = read_store(bar_path(client_home, "kraken", BTC))
     first = hour_number(bars.index[0])
     assert held.covered == [(first, first + 20), (first + 21, first + 40), (first + 41, first + 50)]
-    assert [tuple(s[:2]) for s in held.origin["suspected"]] == [(first + 20, first + 21), (first + 40, first + 41)]
+    assert [tuple(s[:2]) for s in held.origin["suspected"]] == [
+        (first + 20, first + 21),
+        (first + 40, first + 41),
+    ]
 
 
 def test_more_rows_are_left_out_than_are_named(client_home, tmp_path):
     bars = a_market(3000)
-    import_bars(spoilt(tmp_path, bars, *((k, f"{bars.index[k]:%Y-%m-%d %H:%M:%S},12,10,11,12,7") for k in range(100, 2600))), BTC, "kraken", skip_bad=True)
+    import_bars(
+        spoilt(
+            tmp_path,
+            bars,
+            *((k, f"{bars.index[k]:%Y-%m-%d %H:%M:%S},12,10,11,12,7") for k in range(100, 2600)),
+        ),
+        BTC,
+        "kraken",
+        skip_bad=True,
+    )
     assert sum(b - a for a, b in read_store(bar_path(client_home, "kraken", BTC)).covered) == 500
 
 
-def test_imported_bars_that_nobody_can_be_asked_about_are_served_with_their_holes(client_home, tmp_path, monkeypatch):
+def test_imported_bars_that_nobody_can_be_asked_about_are_served_with_their_holes(
+    client_home, tmp_path, monkeypatch
+):
     monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
     bars = a_market(50)
     import_bars(spoilt(tmp_path, bars, (20, "yesterday,12,13,11,12,7")), BTC, "mine", skip_bad=True)
     got = market_bars(BTC, 50, exchange="mine")
-    assert got["is_gap"].to_numpy().nonzero()[0].tolist() == [20] and got.attrs["unconfirmed"].startswith("1 hour")
+    assert got["is_gap"].to_numpy().nonzero()[0].tolist() == [20] and got.attrs["unconfirmed"].startswith(
+        "1 hour"
+    )
     import_bars(holed_file(tmp_path, a_market()), BTC, "yours", gaps="open")
     assert market_bars(BTC, 1000, exchange="yours")["is_gap"].sum() == 3
 
@@ -536,7 +751,9 @@ def test_an_import_waits_for_the_process_that_has_the_store(tmp_path, monkeypatc
     monkeypatch.setattr(store, "LOCK_WAIT", 0.05)
     path = bar_path(tmp_path, "somewhere", BTC)
     path.parent.mkdir(parents=True)
-    with FileLock(path.with_name(f".{path.name}.lock")), pytest.raises(OperationError, match="another process is changing"):
+    with FileLock(path.with_name(f".{path.name}.lock")), pytest.raises(
+        OperationError, match="another process is changing"
+    ):
         import_bars(written(tmp_path, "a.csv", as_csv(a_market(30))), BTC, "somewhere", tmp_path)
     assert not path.exists()
 
@@ -547,15 +764,22 @@ def test_a_name_that_is_no_exchange_is_refused(exchange, tmp_path):
         import_bars(written(tmp_path, "a.csv", as_csv(a_market(9))), BTC, exchange, tmp_path)
 
 
-# -- export --------------------------------------------------------------------------------------------------------------
+# -- export
+# --------------------------------------------------------------------------------------------------
 
 
 def test_an_export_is_plain_and_cut_where_asked(tmp_path):
     bars = a_market(30)
     import_bars(written(tmp_path, "a.csv", as_csv(bars)), BTC, "somewhere", tmp_path)
-    out = export_bars(BTC, "somewhere", tmp_path / "out.csv", tmp_path, start=bars.index[3], end=bars.index[9])
+    out = export_bars(
+        BTC, "somewhere", tmp_path / "out.csv", tmp_path, start=bars.index[3], end=bars.index[9]
+    )
     lines = out.read_text().splitlines()
-    assert lines[0] == "timestamp,open,high,low,close,volume" and len(lines) == 1 + 6 and lines[1].startswith(f"{bars.index[3]:%Y-%m-%dT%H:%M:%SZ},")
+    assert (
+        lines[0] == "timestamp,open,high,low,close,volume"
+        and len(lines) == 1 + 6
+        and lines[1].startswith(f"{bars.index[3]:%Y-%m-%dT%H:%M:%SZ},")
+    )
     frame = pd.read_parquet(export_bars(BTC, "somewhere", tmp_path / "out.parquet", tmp_path))
     exactly(frame, bars)
 
@@ -574,7 +798,8 @@ def test_an_export_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert old.read_text() == "old" and not (tmp_path / "out.xlsx").exists()
 
 
-# -- what a file says of itself --------------------------------------------------------------------------------------------
+# -- what a file says of itself
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["parquet", "feather"])
@@ -582,8 +807,14 @@ def test_an_export_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_simulated_bars_in_a_file_do_not_become_a_market(tmp_path, kind, market):
     bars = a_market(50, ticker=BTC)
     assert bars.attrs["simulated"]
-    bars.to_parquet(tmp_path / "sim.parquet") if kind == "parquet" else dated(bars).to_feather(tmp_path / "sim.feather")
-    with pytest.raises(InputError, match=rf"sim\.{kind} says that its bars are simulated; pass bars of a real market"):
+    (
+        bars.to_parquet(tmp_path / "sim.parquet")
+        if kind == "parquet"
+        else dated(bars).to_feather(tmp_path / "sim.feather")
+    )
+    with pytest.raises(
+        InputError, match=rf"sim\.{kind} says that its bars are simulated; pass bars of a real market"
+    ):
         import_bars(tmp_path / f"sim.{kind}", BTC, market, tmp_path / "home")
     assert not (tmp_path / "home").exists()
 
@@ -609,5 +840,7 @@ def test_files_of_odd_shapes_are_refused_in_one_sentence(tmp_path):
     bars = a_market(5)
     bars.attrs = {}
     bars.assign(open=[{"x": 1.0}] * 5).to_parquet(tmp_path / "struct.parquet")
-    with pytest.raises(InputError, match="struct.parquet: column open holds struct<x: double>, not one value a row"):
+    with pytest.raises(
+        InputError, match="struct.parquet: column open holds struct<x: double>, not one value a row"
+    ):
         read_bars(tmp_path / "struct.parquet")

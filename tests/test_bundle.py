@@ -28,16 +28,25 @@ TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8]
 def trained():
     bars = demo_market(1400, seed=4)
     table = features(bars)
-    return fit(bars.iloc[:1300], table.iloc[:1300], model_config(RunConfig(lookback=12, network=TINY))), bars, table
+    return (
+        fit(bars.iloc[:1300], table.iloc[:1300], model_config(RunConfig(lookback=12, network=TINY))),
+        bars,
+        table,
+    )
 
 
 def test_another_process_predicts_the_same(trained, tmp_path):
     bundle, bars, table = trained
     save_bundle(bundle, tmp_path / "m")
-    code = ("import sys; from cryptolstm.model.bundle import load_bundle; from cryptolstm.features.indicators import features; "
-            "from cryptolstm.data.demo import demo_market\n"
-            "b = demo_market(1400, seed=4); p = load_bundle(sys.argv[1]).predict(features(b), b, start=1300)\nprint(','.join(repr(float(x)) for x in p))")
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys; from cryptolstm.model.bundle import load_bundle; from cryptolstm.features.indicators"
+        " import features; from cryptolstm.data.demo import demo_market\nb = demo_market(1400, seed=4); p ="
+        " load_bundle(sys.argv[1]).predict(features(b), b, start=1300)\nprint(','.join(repr(float(x)) for x"
+        " in p))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True
+    ).stdout
     theirs = np.array([float(x) for x in out.strip().splitlines()[-1].split(",")])
     np.testing.assert_allclose(theirs, bundle.predict(table, bars, start=1300).to_numpy(), rtol=0, atol=1e-6)
 
@@ -46,7 +55,10 @@ def test_one_bar_alone_predicts_as_it_does_among_hundreds(trained):
     bundle, bars, table = trained
     many = bundle.predict(table, bars, start=900, in_sample=True)
     for row in (900, 1111, 1399):
-        assert bundle.predict(table.iloc[:row + 1], bars.iloc[:row + 1], start=row, in_sample=True).iloc[0] == many.iloc[row - 900]
+        assert (
+            bundle.predict(table.iloc[: row + 1], bars.iloc[: row + 1], start=row, in_sample=True).iloc[0]
+            == many.iloc[row - 900]
+        )
 
 
 def test_predict_itself_refuses_bars_of_the_training_span(trained):
@@ -55,7 +67,8 @@ def test_predict_itself_refuses_bars_of_the_training_span(trained):
     for start in (0, 700, 1299):
         with pytest.raises(TrainingSpanError, match="training span .* evaluate on bars after it"):
             bundle.predict(table, bars, start=start)
-    assert len(bundle.predict(table, bars, start=1300)) == 100           # its windows reach back into the span, its bars do not
+    # its windows reach back into the span, its bars do not
+    assert len(bundle.predict(table, bars, start=1300)) == 100
     assert len(bundle.predict(table, bars, start=700, in_sample=True)) == 700
     assert bundle.predict(table, bars, start=len(bars)).empty            # no bar wanted, none refused
 
@@ -64,22 +77,32 @@ def test_the_bundle_is_json_keras_and_onnx_only(trained, tmp_path):
     save_bundle(trained[0], tmp_path / "m")
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["bundle.json", "model.keras", "model.onnx"]
     table = json.loads((tmp_path / "m" / "bundle.json").read_text())
-    assert set(table["hashes"]) == {"bundle.json", "model.keras", "model.onnx"} and 0 <= table["onnx"]["difference"] <= 1e-6
-    assert {"config", "scaler", "trained_from", "trained_until", "data_hash"} <= set(table) and table["config"]["seed"] == 0
+    assert (
+        set(table["hashes"]) == {"bundle.json", "model.keras", "model.onnx"}
+        and 0 <= table["onnx"]["difference"] <= 1e-6
+    )
+    assert {"config", "scaler", "trained_from", "trained_until", "data_hash"} <= set(table) and table[
+        "config"
+    ]["seed"] == 0
 
 
 def test_the_keras_file_opens_where_this_package_is_not(trained, tmp_path):
-    "The layers in it are those of Keras, in a process that imports nothing of ours; the numbers are those of the bundle."
+    """The layers in it are those of Keras, in a process that imports nothing of ours; the numbers are those
+    of the bundle."""
     bundle, bars, table = trained
     save_bundle(bundle, tmp_path / "m")
-    windows = window_view(bundle.scaler.transform(table), bundle.config.lookback)[1300 - bundle.config.lookback + 1:]
+    windows = window_view(bundle.scaler.transform(table), bundle.config.lookback)[
+        1300 - bundle.config.lookback + 1 :
+    ]
     np.save(tmp_path / "windows.npy", windows)
     code = ("import sys, numpy as np, keras\nnet = keras.models.load_model(sys.argv[1], safe_mode=True)\n"
             "assert not any(m.startswith('cryptolstm') for m in sys.modules)\n"
             "np.save(sys.argv[3], net.predict(np.load(sys.argv[2]), verbose=0)[:, 0])")
     files = [str(tmp_path / name) for name in ("m/model.keras", "windows.npy", "out.npy")]
     subprocess.run([sys.executable, "-I", "-c", code, *files], check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), bundle.predict(table, bars, start=1300), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out.npy"), bundle.predict(table, bars, start=1300), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.onnx", "bundle.json"])
@@ -97,9 +120,14 @@ SENTENCE = "^the model in .* cannot be read .*; remove the folder to train anew$
 
 
 def flips(whole: bytes):
-    "The archive with eight bytes flipped, in the middle, at random places and all along its directory; length and name stay."
-    for at in [len(whole) // 2, *random.Random(0).sample(range(200, len(whole) - 8), 10), *range(len(whole) - 250, len(whole) - 30, 20)]:
-        yield whole[:at] + bytes(b ^ 0xFF for b in whole[at:at + 8]) + whole[at + 8:]
+    """The archive with eight bytes flipped, in the middle, at random places and all along its directory;
+    length and name stay."""
+    for at in [
+        len(whole) // 2,
+        *random.Random(0).sample(range(200, len(whole) - 8), 10),
+        *range(len(whole) - 250, len(whole) - 30, 20),
+    ]:
+        yield whole[:at] + bytes(b ^ 0xFF for b in whole[at : at + 8]) + whole[at + 8 :]
 
 
 def test_flipped_bytes_in_the_middle_of_the_network_are_one_sentence(trained, tmp_path):
@@ -119,9 +147,12 @@ def test_without_hashes_flipped_bytes_are_one_sentence_or_harmless(trained, tmp_
     whole, refused = (folder / "model.keras").read_bytes(), 0
     for damaged in flips(whole):
         (folder / "model.keras").write_bytes(damaged)
-        try: same = all((a == b).all() for a, b in zip(load_bundle(folder).weights, trained[0].weights, strict=True))
+        try:
+            same = all((a == b).all() for a, b in zip(load_bundle(folder).weights, trained[0].weights, strict=True))
         except OperationError as e: refused += bool(re.match(SENTENCE, str(e)))
-        else: assert same                                                # a time stamp, or a part that is not read
+        else:
+            # a time stamp, or a part that is not read
+            assert same
     assert refused >= 11
 
 
@@ -138,7 +169,8 @@ def as_format_1(folder):
     "The record as it was before it held hashes, the training length and the end of the training rows."
     table = json.loads((folder / "bundle.json").read_text())
     for name in ("hashes", "hours", "fitted_until", "price_scale", "onnx"): del table[name]
-    for name in ("seeds", "target", "activation", "loss", "plateau_factor", "max_train_seconds"): del table["config"][name]
+    for name in ("seeds", "target", "activation", "loss", "plateau_factor", "max_train_seconds"):
+        del table["config"][name]
     for name in ("members", "by_member", "stopped"): del table["training"][name]
     (folder / "model.onnx").unlink()
     (folder / "bundle.json").write_text(json.dumps(table | {"format": 1}))
@@ -149,11 +181,20 @@ def test_a_model_of_an_earlier_version_predicts_but_is_not_continued(trained, tm
     folder = save_bundle(bundle, tmp_path / "m")
     as_format_1(folder)
     old = load_bundle(folder)
-    pd.testing.assert_series_equal(old.predict(table, bars, start=1300), bundle.predict(table, bars, start=1300))
-    assert LiveModel.load(folder) is None                                 # it had no ONNX file: Keras predicts
-    assert differs(old, bundle.config, "BTC/USD", "simulated", hours=240) == "hours was not said, asked for is 240"
+    pd.testing.assert_series_equal(
+        old.predict(table, bars, start=1300), bundle.predict(table, bars, start=1300)
+    )
+    # it had no ONNX file: Keras predicts
+    assert LiveModel.load(folder) is None
+    assert (
+        differs(old, bundle.config, "BTC/USD", "simulated", hours=240)
+        == "hours was not said, asked for is 240"
+    )
     again = fit(bars.iloc[100:1400], table.iloc[100:1400], bundle.config, warm_start=old).training
-    assert not again["warm_started"] and "does not say where its training rows end" in again["warm_start_refused"]
+    assert (
+        not again["warm_started"]
+        and "does not say where its training rows end" in again["warm_start_refused"]
+    )
 
 
 def test_a_later_format_is_one_sentence(trained, tmp_path):

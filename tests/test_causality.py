@@ -1,4 +1,5 @@
-"""Nothing uses the future: features, scaled windows, predictions and decisions of a truncated or altered history equal those of the full one."""
+"""Nothing uses the future: features, scaled windows, predictions and decisions of a truncated or altered
+history equal those of the full one."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,8 +70,11 @@ def test_predictions_of_a_trained_model_survive_truncation_and_altered_futures(b
 
 @pytest.mark.parametrize("leak", ["bfill", "full-sample scale", "tomorrow"])
 def test_a_leak_planted_into_our_features_is_caught(leak):
-    mutants = {"bfill": lambda b: features(b).bfill(), "full-sample scale": lambda b: features(b)[INPUTS] / features(b)[INPUTS].std(),
-               "tomorrow": lambda b: features(b).assign(rsi=lambda t: t["rsi"].shift(-1))}
+    mutants = {
+        "bfill": lambda b: features(b).bfill(),
+        "full-sample scale": lambda b: features(b)[INPUTS] / features(b)[INPUTS].std(),
+        "tomorrow": lambda b: features(b).assign(rsi=lambda t: t["rsi"].shift(-1)),
+    }
     certificate = leak_certificate(mutants[leak], demo_market(1300, seed=5), cuts=[8, 700], warmup=None)
     assert not certificate["passed"] and certificate["offending"]
 

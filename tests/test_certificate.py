@@ -1,4 +1,5 @@
-"The certificate of a run drives the run's own functions: a leak planted in any of them makes the verdict LEAK, and an honest run is never called one."
+"""The certificate of a run drives the run's own functions: a leak planted in any of them makes the verdict
+LEAK, and an honest run is never called one."""
 import sys
 from dataclasses import replace
 
@@ -21,8 +22,24 @@ from cryptolstm.research.certificate import certificate, check_labels
 from cryptolstm.research.backtest import backtest
 from cryptolstm.cli.proof import proof_app
 
-SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}
-RUN = RunConfig(ticker="ETH/USD", hours=240, train_hours=250, retrain_every=240, lookback=12, exchange="simulated", threshold_scale=0, network=SMALL)
+SMALL = {
+    "units": [8],
+    "dropout": [0.1],
+    "recurrent_dropout": [0.1],
+    "dense": [8],
+    "epochs": 1,
+    "refit_epochs": 1,
+}
+RUN = RunConfig(
+    ticker="ETH/USD",
+    hours=240,
+    train_hours=250,
+    retrain_every=240,
+    lookback=12,
+    exchange="simulated",
+    threshold_scale=0,
+    network=SMALL,
+)
 BARS = regular_grid(demo_market(bars_needed(RUN), seed=1, ticker="ETH/USD"))
 
 
@@ -33,12 +50,26 @@ def wrap(monkeypatch, module, name, change):
 
 
 # ---------------------------------------------------------------- planted leaks
-def early_feature(m): wrap(m, walkforward, "features", lambda real, b: real(b).assign(rsi=lambda t: t["rsi"].shift(-1)))
+def early_feature(m):
+    wrap(m, walkforward, "features", lambda real, b: real(b).assign(rsi=lambda t: t["rsi"].shift(-1)))
+
+
 def all_features_early(m): wrap(m, walkforward, "features", lambda real, b: real(b).shift(-1))
 def scaler_of_the_whole_table(m):
-    "As `InputScaler` fitted before the split: `fit` gets only the past, so the whole table comes in by the side."
+    """As `InputScaler` fitted before the split: `fit` gets only the past, so the whole table comes in by the
+    side."""
     wrap(m, training, "fit_scaler", lambda real, table, **how: real(features(BARS)[table.columns], **how))
-def scaler_swapped_after_training(m): wrap(m, walkforward, "fit", lambda real, *a, **k: replace(real(*a, **k), scaler=fit_scaler(features(BARS)[INPUTS])))
+
+
+def scaler_swapped_after_training(m):
+    wrap(
+        m,
+        walkforward,
+        "fit",
+        lambda real, *a, **k: replace(real(*a, **k), scaler=fit_scaler(features(BARS)[INPUTS])),
+    )
+
+
 def label_of_the_bar_itself(m):
     now = lambda real, kind, bars, sigma, horizon=1: np.log(bars["close"]).diff() / sigma
     for module in (training, walkforward): wrap(m, module, "label", now)
@@ -51,7 +82,17 @@ def decision_read_from_a_file(m):
     "What no change of the bars can show, for it does not come through them."
     move = np.sign(BARS["close"].shift(-1) - BARS["close"]).fillna(0).astype(int)
     wrap(m, replay, "decide", lambda real, p, *a, **k: real(p, *a, **k).assign(signal=move.reindex(p.index)))
-def late_signals(m): wrap(m, replay, "decide", lambda real, *a, **k: real(*a, **k).assign(signal=lambda d: d["signal"].shift(-1, fill_value=0)))
+
+
+def late_signals(m):
+    wrap(
+        m,
+        replay,
+        "decide",
+        lambda real, *a, **k: real(*a, **k).assign(signal=lambda d: d["signal"].shift(-1, fill_value=0)),
+    )
+
+
 def rule_that_peeks(m):
     rule = rules.RULES["rsi"]
     m.setitem(rules.RULES, "rsi", replace(rule, value=lambda t: t["rsi"].shift(-1)))
@@ -62,19 +103,36 @@ def threshold_from_the_whole_sample(m):
     wrap(m, replay, "decide", full)
 def filled_before_it_was_decided(m):
     "The order of a bar is filled at that bar's own open."
-    wrap(m, replay, "simulate", lambda real, bars, signal, **k: real(bars, pd.Series(signal).shift(-1, fill_value=0), **k))
+    wrap(
+        m,
+        replay,
+        "simulate",
+        lambda real, bars, signal, **k: real(bars, pd.Series(signal).shift(-1, fill_value=0), **k),
+    )
 def filled_at_the_open_before(m):
     "In the right bar, at the price of the one before."
     def early(real, bars, signal, **k):
         o = bars["open"].shift(1).fillna(bars["open"])
-        return real(bars.assign(open=o, high=np.maximum(bars["high"], o), low=np.minimum(bars["low"], o)), signal, **k)
+        return real(
+            bars.assign(open=o, high=np.maximum(bars["high"], o), low=np.minimum(bars["low"], o)), signal, **k
+        )
     wrap(m, replay, "simulate", early)
 
 
-PLANTS = {early_feature: "rsi", all_features_early: "close", scaler_of_the_whole_table: "training: scaler", scaler_swapped_after_training: "training: scaler",
-          label_of_the_bar_itself: "label", decision_knows_the_next_move: "decision: signal", decision_read_from_a_file: "signals",
-          late_signals: "decision: signal", rule_that_peeks: "decision: rule_rsi", threshold_from_the_whole_sample: "decision: signal",
-          filled_before_it_was_decided: "order: position", filled_at_the_open_before: "order: fills"}
+PLANTS = {
+    early_feature: "rsi",
+    all_features_early: "close",
+    scaler_of_the_whole_table: "training: scaler",
+    scaler_swapped_after_training: "training: scaler",
+    label_of_the_bar_itself: "label",
+    decision_knows_the_next_move: "decision: signal",
+    decision_read_from_a_file: "signals",
+    late_signals: "decision: signal",
+    rule_that_peeks: "decision: rule_rsi",
+    threshold_from_the_whole_sample: "decision: signal",
+    filled_before_it_was_decided: "order: position",
+    filled_at_the_open_before: "order: fills",
+}
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda f: f.__name__)
@@ -87,11 +145,23 @@ def test_a_leak_planted_in_any_stage_makes_the_verdict_leak(plant, monkeypatch):
 
 
 # ---------------------------------------------------------------- honest runs
-OTHERS = {"six hours ahead, sized by volatility": dict(horizon=6, sizing="volatility", size=.3),
-          "by probability": dict(entry="probability"),
-          "by cost, either way out": dict(entry="cost", exit="opposite", take_profit_atr=3, trailing_atr=2, slippage_range=.1, min_hold=2),
-          "price as target, a fan of two": dict(network={**SMALL, "target": "price", "seeds": [1, 2, 3]}),
-          "leverage, rents and lots": dict(sizing="fraction", size=3.0, max_leverage=3.0, borrow_rate=.01, lot=.01, stop_atr=None, short_volume="above")}
+OTHERS = {
+    "six hours ahead, sized by volatility": dict(horizon=6, sizing="volatility", size=0.3),
+    "by probability": dict(entry="probability"),
+    "by cost, either way out": dict(
+        entry="cost", exit="opposite", take_profit_atr=3, trailing_atr=2, slippage_range=0.1, min_hold=2
+    ),
+    "price as target, a fan of two": dict(network={**SMALL, "target": "price", "seeds": [1, 2, 3]}),
+    "leverage, rents and lots": dict(
+        sizing="fraction",
+        size=3.0,
+        max_leverage=3.0,
+        borrow_rate=0.01,
+        lot=0.01,
+        stop_atr=None,
+        short_volume="above",
+    ),
+}
 
 
 OFTEN = "by cost, either way out"   # the others nightly
@@ -102,8 +172,17 @@ def test_an_honest_run_passes_whatever_its_settings(name):
     bars = regular_grid(BARS.drop(BARS.index[[700, *range(900, 912)]]))
     proof = certificate(bars, run=replace(RUN, **OTHERS[name]), thorough=False)
     assert proof["passed"], proof["sentence"]
-    assert [c["name"] for c in proof["checks"]] == ["repeat", "truncation", "future", "start", "retraining", "orders", "labels"]
-    assert not [c for c in proof["checks"] if "untried" in c] or name == "by probability"   # 500 validation windows want more bars than there are
+    assert [c["name"] for c in proof["checks"]] == [
+        "repeat",
+        "truncation",
+        "future",
+        "start",
+        "retraining",
+        "orders",
+        "labels",
+    ]
+    # 500 validation windows want more bars than there are
+    assert not [c for c in proof["checks"] if "untried" in c] or name == "by probability"
 
 
 def test_what_could_not_be_tried_is_said():
@@ -118,10 +197,18 @@ def drifting(seed: int, n: int = 1500) -> pd.DataFrame:
     for t in range(1, n): d[t] = .97 * d[t - 1] + np.sqrt(1 - .97**2) * rng.standard_normal()
     close = 100 * np.exp(np.cumsum(.005 * (.35 * d + np.sqrt(1 - .35**2) * rng.standard_normal(n))))
     before = np.r_[100, close[:-1]]
-    return regular_grid(bars.assign(open=before, close=close, high=np.maximum(before, close) * 1.001, low=np.minimum(before, close) * .999))
+    return regular_grid(
+        bars.assign(
+            open=before,
+            close=close,
+            high=np.maximum(before, close) * 1.001,
+            low=np.minimum(before, close) * 0.999,
+        )
+    )
 
 
-def moves(bars: pd.DataFrame, horizon: int) -> pd.Series: return np.log(bars["close"].shift(-horizon) / bars["close"])
+def moves(bars: pd.DataFrame, horizon: int) -> pd.Series:
+    return np.log(bars["close"].shift(-horizon) / bars["close"])
 
 
 @pytest.mark.parametrize("horizon", [1, 6, 12])
@@ -132,7 +219,12 @@ def test_real_skill_is_not_called_a_leak_and_one_that_lasts_is_remarked(horizon)
         found = check_labels(features(bars), moves(bars, horizon), 720, horizon=horizon)
         assert found["passed"], (seed, found)
         bars = drifting(seed)
-        found = check_labels(np.log(bars["close"]).diff().rolling(48).mean().to_frame("mean"), moves(bars, horizon), 720, horizon=horizon)
+        found = check_labels(
+            np.log(bars["close"]).diff().rolling(48).mean().to_frame("mean"),
+            moves(bars, horizon),
+            720,
+            horizon=horizon,
+        )
         assert found["passed"], (seed, found)
         hints += "warning" in found
     if horizon == 1: assert hints >= 2
@@ -141,14 +233,21 @@ def test_real_skill_is_not_called_a_leak_and_one_that_lasts_is_remarked(horizon)
 def test_an_answer_from_a_side_table_is_a_leak_though_no_change_of_the_bars_shows_it():
     "Bit for bit the same with and without a future: only that it is always right gives it away."
     answers = moves(BARS, 1)
-    proof = certificate(BARS, features=lambda b: features(b).assign(side=answers.reindex(b.index)), run=RUN, thorough=False)
+    proof = certificate(
+        BARS, features=lambda b: features(b).assign(side=answers.reindex(b.index)), run=RUN, thorough=False
+    )
     assert [c["name"] for c in proof["checks"] if not c["passed"]] == ["labels"]
-    assert proof["sentence"].startswith("LEAK: (all features) (the features know the outcome better than any honest forecast could;")
+    assert proof["sentence"].startswith(
+        "LEAK: (all features) (the features know the outcome better than any honest forecast could;"
+    )
 
 
 # ---------------------------------------------------------------- rare rows and holes
 def rsi(b):
-    up, down = (x.clip(lower=0).ewm(alpha=1 / 14, adjust=False, min_periods=14).mean() for x in (b["close"].diff(), -b["close"].diff()))
+    up, down = (
+        x.clip(lower=0).ewm(alpha=1 / 14, adjust=False, min_periods=14).mean()
+        for x in (b["close"].diff(), -b["close"].diff())
+    )
     return 100 - 100 / (1 + up / down)
 
 
@@ -164,19 +263,33 @@ RARE = {"oversold and rising": lambda b: (rsi(b) < 30) & (b["close"].shift(-1) >
 @pytest.mark.parametrize("name", RARE)
 def test_a_leak_on_rare_rows_is_found_on_every_market(name):
     for seed in range(2):
-        proof = certificate(demo_market(1500, seed=seed), features=lambda b: RARE[name](b).rename("entry").to_frame())
+        proof = certificate(
+            demo_market(1500, seed=seed), features=lambda b: RARE[name](b).rename("entry").to_frame()
+        )
         assert proof["offending"] == "entry", (seed, proof["sentence"])
 
 
-FILLS = [lambda c: c.bfill(), lambda c: c.interpolate(), lambda c: c.bfill().pct_change(), lambda c: c.bfill().rolling(3).mean()]
+FILLS = [
+    lambda c: c.bfill(),
+    lambda c: c.interpolate(),
+    lambda c: c.bfill().pct_change(),
+    lambda c: c.bfill().rolling(3).mean(),
+]
 
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_a_backward_fill_over_an_outage_is_certified_nowhere(fill):
     whole = demo_market(1500, seed=5)
-    for hole in (range(1000, 1010), range(1200, 1205), [*range(400, 406), *range(800, 830), *range(1300, 1304)]):
+    for hole in (
+        range(1000, 1010),
+        range(1200, 1205),
+        [*range(400, 406), *range(800, 830), *range(1300, 1304)],
+    ):
         bars = regular_grid(whole.drop(whole.index[list(hole)]))
-        assert certificate(bars, features=lambda b: fill(b["close"]).rename("close").to_frame())["offending"] == "close"
+        assert (
+            certificate(bars, features=lambda b: fill(b["close"]).rename("close").to_frame())["offending"]
+            == "close"
+        )
     bars = regular_grid(whole.drop(whole.index[1000:1010]))
     assert certificate(bars, features=lambda b: b[["close"]].ffill())["passed"]
 
@@ -185,7 +298,10 @@ def test_all_bars_given_are_tried():
     "A pipeline that behaves itself until it has seen 2,000 bars."
     def late(b): return b[["close"]].assign(peek=b["close"].shift(-1) if len(b) > 2000 else b["close"])
     bars = demo_market(2600)
-    assert certificate(bars, features=late)["offending"] == "peek" and certificate(bars, features=late, newest=1500)["passed"]
+    assert (
+        certificate(bars, features=late)["offending"] == "peek"
+        and certificate(bars, features=late, newest=1500)["passed"]
+    )
 
 
 MISNAMED = "def make(bars):\n    return bars['clse'].diff()\n"
@@ -200,5 +316,6 @@ def test_code_that_raises_is_no_leak_and_has_not_its_exit_code(code, said, tmp_p
     monkeypatch.delitem(sys.modules, "broken_pipeline", raising=False)
     (tmp_path / "broken_pipeline.py").write_text(code)
     asked = ["check-leaks", "--features", "broken_pipeline:make", "--exchange", "simulated", "--hours", "900"]
-    with pytest.raises(InputError, match=said) as refused: CliRunner().invoke(proof_app, asked, catch_exceptions=False)
+    with pytest.raises(InputError, match=said) as refused:
+        CliRunner().invoke(proof_app, asked, catch_exceptions=False)
     assert refused.value.exit_code == 2

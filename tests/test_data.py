@@ -35,7 +35,8 @@ def stored(client) -> store.BarStore:
     return read_store(client.path(ETH))
 
 
-# -- the right bars ----------------------------------------------------------------------------------------------------
+# -- the right bars
+# --------------------------------------------------------------------------------------------------
 
 
 def test_recorded_candles_arrive_bit_equal(loopback, client_home, real_bars):
@@ -43,9 +44,17 @@ def test_recorded_candles_arrive_bit_equal(loopback, client_home, real_bars):
     bars = CryptoMarketDataClient(exchange_url=loopback.url).get_historical_bars(ETH, 2000)
     same(bars, expected.iloc[-2001:-1])  # the last candle of the file is the one in progress
     assert not bars["is_gap"].any() and bars["is_gap"].dtype == bool
-    wanted = {"ticker": ETH, "exchange": "coinbaseexchange", "simulated": False, "source": "exchange", "clock": "exchange",
-              "exchange_url": loopback.url, "market": f"coinbaseexchange@127.0.0.1:{loopback.port}", "fetched_at": loopback.now.isoformat(),
-              "clock_time": loopback.now.isoformat()}
+    wanted = {
+        "ticker": ETH,
+        "exchange": "coinbaseexchange",
+        "simulated": False,
+        "source": "exchange",
+        "clock": "exchange",
+        "exchange_url": loopback.url,
+        "market": f"coinbaseexchange@127.0.0.1:{loopback.port}",
+        "fetched_at": loopback.now.isoformat(),
+        "clock_time": loopback.now.isoformat(),
+    }
     assert bars.attrs == wanted
 
 
@@ -119,7 +128,10 @@ def test_a_young_listing_is_short_and_says_so(exchange, client):
     assert bars.attrs["unconfirmed"] == "500 hours came empty and will be asked for again"
     exchange.now += HOUR
     bars = client.get_historical_bars(ETH, 1497)  # empty again, an hour later
-    assert "coinbaseexchange has 997 of the 1497 bars of ETH/USD" in bars.attrs["short"] and "unconfirmed" not in bars.attrs
+    assert (
+        "coinbaseexchange has 997 of the 1497 bars of ETH/USD" in bars.attrs["short"]
+        and "unconfirmed" not in bars.attrs
+    )
     exchange.forget()
     client.get_historical_bars(ETH, 1497)
     assert dict(exchange.requests) == {"/time": 1}  # the hours before the listing are not asked for again
@@ -142,10 +154,15 @@ def test_a_halt_of_years_is_not_taken_for_the_listing(client_home, monkeypatch):
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         client.exchange.enableRateLimit = False
         bars = client.get_historical_bars(ETH, 6000)
-        assert len(bars) == 6000 and bars["is_gap"].sum() == 4000 and bars.attrs["unconfirmed"].startswith("4,000 hours")
+        assert (
+            len(bars) == 6000
+            and bars["is_gap"].sum() == 4000
+            and bars.attrs["unconfirmed"].startswith("4,000 hours")
+        )
 
 
-# -- asked once --------------------------------------------------------------------------------------------------------
+# -- asked once
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_stored_request_asks_for_the_time_alone(exchange, client):
@@ -161,8 +178,11 @@ def test_a_stored_span_with_an_end_needs_no_network(exchange, client):
     first = client.get_historical_bars(ETH, 100, end="2025-01-20")
     exchange.stop()
     offline = CryptoMarketDataClient("coinbaseexchange", exchange.url, home=client.home)
-    assert "clock_time" not in offline.get_historical_bars(ETH, 60, end="2025-01-20").attrs  # nobody was asked
-    pd.testing.assert_frame_equal(offline.get_historical_bars(ETH, 60, end="2025-01-20"), first.iloc[-60:], check_freq=False)
+    # nobody was asked
+    assert "clock_time" not in offline.get_historical_bars(ETH, 60, end="2025-01-20").attrs
+    pd.testing.assert_frame_equal(
+        offline.get_historical_bars(ETH, 60, end="2025-01-20"), first.iloc[-60:], check_freq=False
+    )
     with pytest.raises(ExchangeUnreachable):
         offline.get_historical_bars(ETH, 101, end="2025-01-20")
 
@@ -173,8 +193,15 @@ def test_only_missing_hours_are_asked_for(exchange, client):
     exchange.forget()
     client.get_historical_bars(ETH, 24 * 6, end="2025-01-26")
     spans = sorted((q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES)
-    assert fetch.WATCH > 20 and spans == [("2025-01-19T04", "2025-01-24T03"), ("2025-01-24T04", "2025-01-25T23")]  # and the 20 stored before
-    same(client.get_historical_bars(ETH, 24 * 6, end="2025-01-26"), exchange.candles(ETH).loc["2025-01-20":"2025-01-25"])
+    # and the 20 stored before
+    assert fetch.WATCH > 20 and spans == [
+        ("2025-01-19T04", "2025-01-24T03"),
+        ("2025-01-24T04", "2025-01-25T23"),
+    ]
+    same(
+        client.get_historical_bars(ETH, 24 * 6, end="2025-01-26"),
+        exchange.candles(ETH).loc["2025-01-20":"2025-01-25"],
+    )
 
 
 def test_an_hour_later_one_bar_is_fetched(exchange, client):
@@ -183,7 +210,10 @@ def test_an_hour_later_one_bar_is_fetched(exchange, client):
     exchange.now += HOUR
     exchange.forget()
     bars = client.get_historical_bars(ETH, 100)
-    assert [(q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES] == [("2025-01-30T20", "2025-01-31T20")]  # and 24 known ones
+    # and 24 known ones
+    assert [(q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES] == [
+        ("2025-01-30T20", "2025-01-31T20")
+    ]
     same(bars, exchange.candles(ETH).loc[:"2025-01-31T20:00Z"].iloc[-100:])
 
 
@@ -195,7 +225,8 @@ def test_bars_put_there_by_hand_are_used(exchange, client):
     assert len([p for p, _ in exchange.asked if p == CANDLES]) == 1
 
 
-# -- gaps --------------------------------------------------------------------------------------------------------------
+# -- gaps
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_gap_is_marked_and_known_for_one_an_hour_later(client_home):
@@ -204,10 +235,18 @@ def test_a_gap_is_marked_and_known_for_one_an_hour_later(client_home):
     with Loopback({ETH: whole.drop(whole.index[holes])}, now="2025-02-01") as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         bars = client.get_historical_bars(ETH, 900, end=exchange.now)
-        assert len(bars) == 900 and "short" not in bars.attrs and bars.attrs["unconfirmed"] == "7 hours came empty and will be asked for again"
+        assert (
+            len(bars) == 900
+            and "short" not in bars.attrs
+            and bars.attrs["unconfirmed"] == "7 hours came empty and will be asked for again"
+        )
         assert list(bars.index[bars["is_gap"]]) == list(whole.index[holes])
         carried, empty = bars.loc[whole.index[500:502]], bars.loc[whole.index[600:605]]
-        assert (carried["volume"] == 0).all() and (carried["close"] == whole["close"].iloc[499]).all() and empty["close"].isna().all()
+        assert (
+            (carried["volume"] == 0).all()
+            and (carried["close"] == whole["close"].iloc[499]).all()
+            and empty["close"].isna().all()
+        )
         kept = ~bars["is_gap"]
         same(bars[kept], whole.iloc[-900:][kept.to_numpy()])
         assert exchange.count("candles") == 3 + 2  # three pages, and two more looks at the one with holes
@@ -215,9 +254,12 @@ def test_a_gap_is_marked_and_known_for_one_an_hour_later(client_home):
             exchange.forget()
             exchange.now += pd.Timedelta(minutes=minutes)
             again = client.get_historical_bars(ETH, 900, end="2025-02-01")
-            assert 1 <= exchange.count("candles") <= 2 and ("unconfirmed" in again.attrs) == (minutes == 59)  # both holes in one page
+            # both holes in one page
+            assert 1 <= exchange.count("candles") <= 2 and ("unconfirmed" in again.attrs) == (minutes == 59)
         exchange.forget()
-        pd.testing.assert_frame_equal(client.get_historical_bars(ETH, 900, end="2025-02-01")[COLUMNS], bars[COLUMNS])
+        pd.testing.assert_frame_equal(
+            client.get_historical_bars(ETH, 900, end="2025-02-01")[COLUMNS], bars[COLUMNS]
+        )
         assert not exchange.requests
 
 
@@ -229,7 +271,10 @@ def test_known_gaps_are_asked_for_when_that_is_wanted(client_home):
             client.get_historical_bars(ETH, 900, end="2025-02-01")
             exchange.now += HOUR
     with Loopback({ETH: whole}, now=exchange.now, port=exchange.port) as exchange:
-        assert client.get_historical_bars(ETH, 900, end="2025-02-01")["is_gap"].sum() == 5 and not exchange.requests
+        assert (
+            client.get_historical_bars(ETH, 900, end="2025-02-01")["is_gap"].sum() == 5
+            and not exchange.requests
+        )
         bars = client.get_historical_bars(ETH, 900, end="2025-02-01", again=True)
         same(bars, whole.iloc[-900:])
         assert bars.attrs["late"] == 5 and "revised" not in bars.attrs
@@ -240,7 +285,9 @@ def test_hours_that_came_empty_are_served_offline_and_called_unconfirmed(client_
     with Loopback({ETH: whole.drop(whole.index[600:605])}, now="2025-02-01") as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         bars = client.get_historical_bars(ETH, 900, end="2025-02-01")
-    offline = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 900, end="2025-02-01")
+    offline = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(
+        ETH, 900, end="2025-02-01"
+    )
     pd.testing.assert_frame_equal(offline, bars, check_freq=False)
     assert offline.attrs["unconfirmed"] == bars.attrs["unconfirmed"]
     assert market_bars(ETH, 900, exchange_url=exchange.url)["is_gap"].sum() == 5
@@ -270,7 +317,8 @@ def test_a_bar_published_late_is_waited_for(client_home):
         same(bars, whole.iloc[-10:])
 
 
-# -- several processes -------------------------------------------------------------------------------------------------
+# -- several processes
+# -------------------------------------------------------------------------------------------------
 
 
 def fetching(url: str, home, hours: int = 1000) -> subprocess.Popen:
@@ -280,7 +328,9 @@ def fetching(url: str, home, hours: int = 1000) -> subprocess.Popen:
         print(len(CryptoMarketDataClient(exchange_url={url!r}).get_historical_bars({ETH!r}, {hours})))
     """
     env = {**os.environ, "CRYPTOLSTM_HOME": str(home)}
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=env, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], env=env, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_two_processes_do_not_fetch_twice(exchange, client_home):
@@ -288,13 +338,19 @@ def test_two_processes_do_not_fetch_twice(exchange, client_home):
     both = [fetching(exchange.url, client_home) for _ in range(2)]
     assert [p.communicate(timeout=60)[0].strip() for p in both] == ["1000", "1000"]
     assert exchange.count("candles") == 4
-    same(read_store(bar_path(client_home, f"coinbaseexchange@127.0.0.1:{exchange.port}", ETH)).bars, exchange.candles(ETH))
+    same(
+        read_store(bar_path(client_home, f"coinbaseexchange@127.0.0.1:{exchange.port}", ETH)).bars,
+        exchange.candles(ETH),
+    )
 
 
 def test_waiting_for_another_process_is_said_and_ends_with_one_ctrl_c(exchange, client):
     path = client.path(ETH)
     path.parent.mkdir(parents=True)
-    code = f"from cryptolstm.data.client import fetch_many\nfetch_many([{ETH!r}, 'ETH/USD'], 500, exchange_url={exchange.url!r}, progress=True)"
+    code = (
+        f"from cryptolstm.data.client import fetch_many\nfetch_many([{ETH!r}, 'ETH/USD'], 500,"
+        f" exchange_url={exchange.url!r}, progress=True)"
+    )
     env = {**os.environ, "CRYPTOLSTM_HOME": str(client.home)}
     with FileLock(path.with_name(f".{path.name}.lock")):
         process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE)
@@ -320,7 +376,9 @@ def test_a_fetch_that_waited_goes_on_when_the_other_process_is_done(exchange, cl
 
 def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, client):
     def slow(path, query, a):   # the first two pages are saved, and there is time to strike before the next ones come
-        return Answer(a.body, delay=1.2 if exchange.count("candles") <= 2 else 4.5) if path == CANDLES else None
+        return (
+            Answer(a.body, delay=1.2 if exchange.count("candles") <= 2 else 4.5) if path == CANDLES else None
+        )
     exchange.faults.append(slow)
     process = fetching(exchange.url, client.home)
     path = client.path(ETH)
@@ -346,7 +404,8 @@ def test_the_candle_in_progress_is_left_out_to_the_millisecond():
         assert len(fetch.clean_candles(row, (hour, hour + 1), hour * store.HOUR_MS + ms)[0]) == n
 
 
-# -- which market a report gets ----------------------------------------------------------------------------------------
+# -- which market a report gets
+# ----------------------------------------------------------------------------------------
 
 
 def test_auto_takes_the_exchange_then_the_store_then_the_demo_market(exchange, client_home):
@@ -363,7 +422,9 @@ def test_auto_takes_the_exchange_then_the_store_then_the_demo_market(exchange, c
     assert not old.attrs["simulated"] and "opened at 2025-01-31 23:00 UTC" in old.attrs["stale"]
     past = market_bars(ETH, 20, end="2025-01-31", exchange_url=exchange.url)
     assert past.attrs["source"] == "store" and "stale" not in past.attrs
-    with pytest.raises(ExchangeUnreachable, match="the 50 stored bars of ETH/USD do not answer for these 60 hours"):
+    with pytest.raises(
+        ExchangeUnreachable, match="the 50 stored bars of ETH/USD do not answer for these 60 hours"
+    ):
         market_bars(ETH, 60, exchange_url=exchange.url)
 
 
@@ -385,7 +446,8 @@ def test_the_environment_names_the_exchange(exchange, client_home, monkeypatch):
     same(market_bars(ETH, 30), exchange.candles(ETH).iloc[-30:])
 
 
-# -- the price ---------------------------------------------------------------------------------------------------------
+# -- the price
+# --------------------------------------------------------------------------------------------------
 
 
 def test_realtime_price(exchange, client):
@@ -394,10 +456,16 @@ def test_realtime_price(exchange, client):
     last = bars["open"].iloc[-1] + (bars["close"].iloc[-1] - bars["open"].iloc[-1]) / 2
     assert price["last"] == pytest.approx(last) and price["bid"] < price["last"] < price["ask"]
     assert price["change_24h"] == pytest.approx(last / bars["open"].iloc[-24] - 1)
-    assert price["volume_24h"] == pytest.approx(bars["volume"].iloc[-24:-1].sum() + bars["volume"].iloc[-1] / 2)
+    assert price["volume_24h"] == pytest.approx(
+        bars["volume"].iloc[-24:-1].sum() + bars["volume"].iloc[-1] / 2
+    )
     assert (price["ticker"], price["exchange"]) == (ETH, "coinbaseexchange")
-    assert (price["exchange_time"], price["mountain_time"]) == ("2025-01-31T23:30:00+00:00", "2025-01-31 16:30 MST")
-    assert client.get_realtime_price(ETH)["bid"] == price["bid"]  # the second question leaves the first as it was
+    assert (price["exchange_time"], price["mountain_time"]) == (
+        "2025-01-31T23:30:00+00:00",
+        "2025-01-31 16:30 MST",
+    )
+    # the second question leaves the first as it was
+    assert client.get_realtime_price(ETH)["bid"] == price["bid"]
 
 
 @pytest.mark.parametrize("bad", ["0", "-5", "NaN", "Infinity", None])
@@ -412,14 +480,22 @@ def test_a_last_price_that_is_none_is_asked_for_again(exchange, client, monkeypa
     exchange.faults.append(spoil)
     assert client.get_realtime_price(ETH)["last"] > 0 and hit
     monkeypatch.setattr(exchanges, "BUDGET", 0.2)
-    exchange.faults[:] = [lambda path, query, a: Answer({**a.body, "price": bad}) if path.endswith("/ticker") else None]
-    with pytest.raises(OperationError, match="did not give the price of ETH/USD: its answer cannot be understood"):
+    exchange.faults[:] = [
+        lambda path, query, a: Answer({**a.body, "price": bad}) if path.endswith("/ticker") else None
+    ]
+    with pytest.raises(
+        OperationError, match="did not give the price of ETH/USD: its answer cannot be understood"
+    ):
         client.get_realtime_price(ETH)
 
 
 @pytest.mark.parametrize(("bid", "ask"), [("99999", "1"), ("NaN", "NaN"), ("-1", "0")])
 def test_bids_and_offers_that_cannot_be_are_none(exchange, client, bid, ask):
-    exchange.faults.append(lambda path, query, a: Answer({**a.body, "bid": bid, "ask": ask}) if path.endswith("/ticker") else None)
+    exchange.faults.append(
+        lambda path, query, a: (
+            Answer({**a.body, "bid": bid, "ask": ask}) if path.endswith("/ticker") else None
+        )
+    )
     price = client.get_realtime_price(ETH)
     assert (price["bid"], price["ask"]) == (None, None) and json.dumps(price, allow_nan=False)
 
@@ -427,12 +503,20 @@ def test_bids_and_offers_that_cannot_be_are_none(exchange, client, bid, ask):
 @pytest.mark.parametrize("epoch", [0, -5, 1e15, "abc", None])
 def test_an_exchange_clock_that_cannot_be_is_one_sentence(exchange, client, monkeypatch, epoch):
     monkeypatch.setattr(exchanges, "BUDGET", 0.2)
-    exchange.faults.append(lambda path, query, a: Answer({"iso": "x", "epoch": epoch}) if path == "/time" else None)
-    with pytest.raises(OperationError, match="did not give the time, needed for the newest 5 bars of ETH/USD: its answer cannot be understood"):
+    exchange.faults.append(
+        lambda path, query, a: Answer({"iso": "x", "epoch": epoch}) if path == "/time" else None
+    )
+    with pytest.raises(
+        OperationError,
+        match=(
+            "did not give the time, needed for the newest 5 bars of ETH/USD: its answer cannot be understood"
+        ),
+    ):
         client.get_historical_bars(ETH, 5)
 
 
-# -- bookkeeping -------------------------------------------------------------------------------------------------------
+# -- bookkeeping
+# --------------------------------------------------------------------------------------------------
 
 spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=8)
 
@@ -457,7 +541,8 @@ def test_the_demo_span_is_the_recorded_one(real_bars):
     assert recorded.index[-1] + HOUR == pd.Timestamp(DEMO_END, tz="UTC")
 
 
-# -- another address is another market ---------------------------------------------------------------------------------
+# -- another address is another market
+# ---------------------------------------------------------------------------------
 
 
 def test_bars_of_another_address_do_not_mix_with_the_exchanges_own(exchange, client):
@@ -465,10 +550,15 @@ def test_bars_of_another_address_do_not_mix_with_the_exchanges_own(exchange, cli
     with Loopback({ETH: other}, now="2025-02-01") as sandbox:
         bars = CryptoMarketDataClient(exchange_url=sandbox.url).get_historical_bars(ETH, 50)
         same(bars, other.iloc[-50:])
-        assert bars.attrs["market"] == f"coinbaseexchange@127.0.0.1:{sandbox.port}" and bars.attrs["exchange"] == "coinbaseexchange"
+        assert (
+            bars.attrs["market"] == f"coinbaseexchange@127.0.0.1:{sandbox.port}"
+            and bars.attrs["exchange"] == "coinbaseexchange"
+        )
         assert bars.attrs["exchange_url"] == sandbox.url
     same(client.get_historical_bars(ETH, 50), exchange.candles(ETH).iloc[-50:])
-    assert sorted(p.name for p in (client.home / "bars").iterdir()) == sorted(f"coinbaseexchange@127.0.0.1_{p}" for p in (sandbox.port, exchange.port))
+    assert sorted(p.name for p in (client.home / "bars").iterdir()) == sorted(
+        f"coinbaseexchange@127.0.0.1_{p}" for p in (sandbox.port, exchange.port)
+    )
 
 
 def test_the_exchanges_own_address_typed_out_is_the_exchange():
@@ -479,12 +569,15 @@ def test_the_exchanges_own_address_typed_out_is_the_exchange():
 
 
 def test_a_password_in_an_address_is_in_no_stamp(exchange, client_home):
-    bars = CryptoMarketDataClient(exchange_url=exchange.url.replace("//", "//me:secret@")).get_historical_bars(ETH, 5)
+    bars = CryptoMarketDataClient(
+        exchange_url=exchange.url.replace("//", "//me:secret@")
+    ).get_historical_bars(ETH, 5)
     assert "secret" not in str(bars.attrs) and bars.attrs["exchange_url"] == exchange.url
     assert b"secret" not in bar_path(client_home, bars.attrs["market"], ETH).read_bytes()
 
 
-# -- revisions ---------------------------------------------------------------------------------------------------------
+# -- revisions
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_corrected_bar_is_used_and_the_old_value_reported(client_home):
@@ -499,10 +592,18 @@ def test_a_corrected_bar_is_used_and_the_old_value_reported(client_home):
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         bars = client.get_historical_bars(ETH, 100)
         same(bars, corrected.iloc[-100:])
-        assert bars.attrs["revised"] == [{"time": when.isoformat(), "column": "volume", "was": whole.at[when, "volume"], "now": corrected.at[when, "volume"],
-                                          "seen": exchange.now.isoformat()}]
+        assert bars.attrs["revised"] == [
+            {
+                "time": when.isoformat(),
+                "column": "volume",
+                "was": whole.at[when, "volume"],
+                "now": corrected.at[when, "volume"],
+                "seen": exchange.now.isoformat(),
+            }
+        ]
         assert exchange.count("candles") == 1
-        assert client.get_historical_bars(ETH, 100).attrs["revised"] == bars.attrs["revised"]  # remembered with the bars
+        # remembered with the bars
+        assert client.get_historical_bars(ETH, 100).attrs["revised"] == bars.attrs["revised"]
         assert "revised" not in client.get_historical_bars(ETH, 5).attrs
 
 
@@ -510,7 +611,10 @@ def test_a_bar_that_fills_an_old_gap_is_late_and_no_revision(client_home):
     whole = a_market()
     when = whole.index[990]
     with Loopback({ETH: whole.drop(when)}, now=whole.index[995]) as exchange:
-        assert CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)["is_gap"].sum() == 1
+        assert (
+            CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)["is_gap"].sum()
+            == 1
+        )
     with Loopback({ETH: whole}, now="2025-02-01", port=exchange.port) as exchange:
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
         same(bars, whole.iloc[-100:])
@@ -555,7 +659,8 @@ def test_corrections_of_the_newest_bars_are_noticed_however_many_bars_are_missin
         assert exchange.count("candles") == -(-(missing + fetch.WATCH) // 300)
 
 
-# -- ccxt's candles, read as a table -----------------------------------------------------------------------------------
+# -- ccxt's candles, read as a table
+# -----------------------------------------------------------------------------------
 
 price = st.floats(1e-9, 1e9, allow_nan=False)
 
@@ -576,7 +681,8 @@ def connected(name: str):
     return client_module.connect(name), getattr(ccxt, name)()
 
 
-# -- several tickers ---------------------------------------------------------------------------------------------------
+# -- several tickers
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -597,14 +703,29 @@ def test_several_tickers_are_fetched_and_one_that_fails_stops_no_other(client_ho
     frames = {t: a_market(700, ticker=t) for t in TICKERS[:6]}
     bad, unknown = TICKERS[2], "NOSUCH/USD"
     with Loopback(frames, now="2025-02-01") as exchange:
-        exchange.faults.append(lambda path, query, a: Answer(b"", 503) if bad.replace("/", "-") in path else None)
-        told = client_module.fetch_many([*frames, unknown, TICKERS[0].lower()], 600, exchange_url=exchange.url)
+        exchange.faults.append(
+            lambda path, query, a: Answer(b"", 503) if bad.replace("/", "-") in path else None
+        )
+        told = client_module.fetch_many(
+            [*frames, unknown, TICKERS[0].lower()], 600, exchange_url=exchange.url
+        )
         assert list(told) == [*frames, unknown]
         good = [t for t in frames if t != bad]
-        assert all(told[t]["ok"] and told[t]["bars"] == 600 and told[t]["gaps"] == 0 and told[t]["source"] == "exchange" for t in good)
-        assert not told[bad]["ok"] and "did not give the bars of " + bad in told[bad]["error"] and told[bad]["exit_code"] == 1
+        assert all(
+            told[t]["ok"]
+            and told[t]["bars"] == 600
+            and told[t]["gaps"] == 0
+            and told[t]["source"] == "exchange"
+            for t in good
+        )
+        assert (
+            not told[bad]["ok"]
+            and "did not give the bars of " + bad in told[bad]["error"]
+            and told[bad]["exit_code"] == 1
+        )
         assert "does not list NOSUCH/USD" in told[unknown]["error"] and told[unknown]["exit_code"] == 2
-        assert (exchange.requests["/products"], exchange.requests["/time"]) == (1, 1)  # one list of markets and one clock for all
+        # one list of markets and one clock for all
+        assert (exchange.requests["/products"], exchange.requests["/time"]) == (1, 1)
         assert json.loads(json.dumps(told)) == told
         exchange.forget()
         client = CryptoMarketDataClient(exchange_url=exchange.url)
@@ -632,7 +753,10 @@ def test_several_tickers_overlap_in_time(client_home, no_pauses):
     frames = {t: a_market(400, ticker=t) for t in TICKERS[:4]}
     with Loopback(frames, now="2025-02-01") as exchange:
         most = under_way(exchange)
-        assert all(r["ok"] for r in client_module.fetch_many(frames, 300, exchange_url=exchange.url, workers=4).values())
+        assert all(
+            r["ok"]
+            for r in client_module.fetch_many(frames, 300, exchange_url=exchange.url, workers=4).values()
+        )
         assert most[0] >= 3
         most[0] = 0
         client_module.fetch_many(frames, 400, exchange_url=exchange.url, workers=1)
@@ -649,9 +773,13 @@ def test_several_tickers_share_one_rate_limit(client_home):
     frames, came = {t: a_market(100, ticker=t) for t in TICKERS[:4]}, []
     with Loopback(frames, now="2025-02-01") as exchange:
         exchange.faults.append(lambda *_: came.append(time.monotonic()))
-        assert all(r["ok"] for r in client_module.fetch_many(frames, 50, exchange_url=exchange.url, workers=4).values())
+        assert all(
+            r["ok"]
+            for r in client_module.fetch_many(frames, 50, exchange_url=exchange.url, workers=4).values()
+        )
     pause = client_module.connect("coinbaseexchange").rateLimit / 1000
-    assert len(came) == 7 and came[-1] - came[0] > 0.8 * 6 * pause and pause >= 0.05   # together: one arrival may be late by itself
+    # together: one arrival may be late by itself
+    assert len(came) == 7 and came[-1] - came[0] > 0.8 * 6 * pause and pause >= 0.05
 
 
 def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_home):
@@ -663,7 +791,9 @@ def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_h
             came.append(time.monotonic())
             if len(came) == 4:
                 told.append(came[-1])
-                return Answer({"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": "1"})
+                return Answer(
+                    {"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": "1"}
+                )
 
     with Loopback(frames, now="2025-02-01") as exchange:
         exchange.faults.append(fault)
@@ -676,7 +806,12 @@ def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_h
 def test_nobody_there_fails_for_every_ticker(client_home, monkeypatch):
     monkeypatch.setattr(exchanges, "PAUSE", 0.02)
     told = client_module.fetch_many(["ETH/USD", "BTC/USD"], 10, exchange_url=CLOSED)
-    assert all("cannot be reached" in r["error"] and f"the newest 10 bars of {t}" in r["error"] and r["exit_code"] == 1 for t, r in told.items())
+    assert all(
+        "cannot be reached" in r["error"]
+        and f"the newest 10 bars of {t}" in r["error"]
+        and r["exit_code"] == 1
+        for t, r in told.items()
+    )
     with pytest.raises(InputError, match="pass BASE/QUOTE"):
         client_module.fetch_many(["ETH/USD", "dogs"], 10)
 
@@ -690,12 +825,14 @@ def test_progress_shows_the_time_that_is_left(client_home, no_pauses, capsys):
     assert "bars of 2 tickers" in shown and re.search(r"\d/800 \[\d\d:\d\d<\d\d:\d\d", shown)
 
 
-# -- Mountain Time -----------------------------------------------------------------------------------------------------
+# -- Mountain Time
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("day", "hours", "absent", "twice"), [("2025-03-09", 23, {2}, set()), ("2025-11-02", 25, set(), {1})])
 def test_mountain_time_through_both_daylight_saving_days_bar_by_bar(day, hours, absent, twice):
-    "The index stays a plain UTC hour; what is shown skips an hour in spring and has one twice, told apart by its zone, in autumn."
+    """The index stays a plain UTC hour; what is shown skips an hour in spring and has one twice, told apart
+    by its zone, in autumn."""
     bars = demo_market(24 * 5, end=pd.Timestamp(day) + pd.Timedelta("3D"), ticker=ETH)
     assert (np.diff(bars.index.as_unit("s").asi8) == 3600).all()
     offset = {"MST": 7, "MDT": 6}
@@ -703,10 +840,16 @@ def test_mountain_time_through_both_daylight_saving_days_bar_by_bar(day, hours, 
     assert len(set(shown)) == len(shown)  # no two bars are shown alike
     for t, text in zip(bars.index, shown, strict=True):
         local, zone = text.rsplit(" ", 1)
-        assert pd.Timestamp(local) + pd.Timedelta(hours=offset[zone]) == t.tz_convert(None)  # each leads back to its bar
+        # each leads back to its bar
+        assert pd.Timestamp(local) + pd.Timedelta(hours=offset[zone]) == t.tz_convert(None)
     of_day = [int(text[11:13]) for text in shown if text.startswith(day)]
-    assert len(of_day) == hours and set(range(24)) - set(of_day) == absent and {h for h in of_day if of_day.count(h) == 2} == twice
+    assert (
+        len(of_day) == hours
+        and set(range(24)) - set(of_day) == absent
+        and {h for h in of_day if of_day.count(h) == 2} == twice
+    )
     zones = [text[-3:] for text in shown]
-    assert zones == sorted(zones, reverse=absent == {2}) and set(zones) == {"MST", "MDT"}  # one change, in the right direction
+    # one change, in the right direction
+    assert zones == sorted(zones, reverse=absent == {2}) and set(zones) == {"MST", "MDT"}
     repeated = [text for text in shown if text.startswith(f"{day} 01:")]
     assert repeated == ([f"{day} 01:00 MDT", f"{day} 01:00 MST"] if twice else [f"{day} 01:00 MST"])

@@ -1,4 +1,5 @@
-"""Bad days: every fault of an exchange, a line or a disk, through the real ccxt code against the loop-back exchange."""
+"""Bad days: every fault of an exchange, a line or a disk, through the real ccxt code against the loop-back
+exchange."""
 import contextlib
 import os
 import random
@@ -31,7 +32,8 @@ def stored(client) -> store.BarStore:
     return read_store(client.path(ETH))
 
 
-# -- what cannot be believed -------------------------------------------------------------------------------------------
+# -- what cannot be believed
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("reason", "spoil"), [
@@ -49,10 +51,12 @@ def test_a_broken_candle_is_dropped_and_counted(exchange, client, reason, spoil,
 
     exchange.faults.append(broken)
     bars, expected = client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:]
-    assert bars.attrs.get("dropped") == ({reason: 1} if lasting else None)  # not where the bar came good on the next look
+    # not where the bar came good on the next look
+    assert bars.attrs.get("dropped") == ({reason: 1} if lasting else None)
     assert list(bars.index[bars["is_gap"]]) == ([pd.Timestamp("2025-01-31T10:00Z")] if lasting else [])
     same(bars[~bars["is_gap"]], expected[~bars["is_gap"].to_numpy()])
-    assert client.get_historical_bars(ETH, 100).attrs.get("dropped") == bars.attrs.get("dropped")  # the note is kept with the bars
+    # the note is kept with the bars
+    assert client.get_historical_bars(ETH, 100).attrs.get("dropped") == bars.attrs.get("dropped")
 
 
 @pytest.mark.parametrize("when", [1e18, -1e18, 1e300, 9e15, 0, "soon", None])
@@ -68,7 +72,9 @@ def test_a_time_that_cannot_be_is_a_failed_request_and_no_crash(exchange, client
             return Answer(rows)
 
     exchange.faults.append(absurd)
-    with pytest.raises(OperationError, match="did not give the bars of ETH/USD from .*: its answer cannot be understood"):
+    with pytest.raises(
+        OperationError, match="did not give the bars of ETH/USD from .*: its answer cannot be understood"
+    ):
         client.get_historical_bars(ETH, 300)
     exchange.faults.clear()
     same(client.get_historical_bars(ETH, 300), exchange.candles(ETH).iloc[-300:])
@@ -78,15 +84,26 @@ def test_one_ticker_with_an_absurd_time_leaves_the_others_alone(client_home, mon
     monkeypatch.setattr(exchanges, "PAUSE", 0.01)
     frames = {t: a_market(50, ticker=t) for t in TICKERS[:4]}
     with Loopback(frames, now="2025-02-01") as exchange:
-        exchange.faults.append(lambda path, query, a: Answer([[1e18, *a.body[0][1:]], *a.body[1:]]) if TICKERS[2].replace("/", "-") in path else None)
+        exchange.faults.append(
+            lambda path, query, a: (
+                Answer([[1e18, *a.body[0][1:]], *a.body[1:]])
+                if TICKERS[2].replace("/", "-") in path
+                else None
+            )
+        )
         told = client_module.fetch_many(frames, 50, exchange_url=exchange.url)
     assert [r["ok"] for r in told.values()] == [True, True, False, True]
-    assert "its answer cannot be understood" in told[TICKERS[2]]["error"] and told[TICKERS[2]]["exit_code"] == 1
+    assert (
+        "its answer cannot be understood" in told[TICKERS[2]]["error"] and told[TICKERS[2]]["exit_code"] == 1
+    )
 
 
 def test_candles_that_a_page_of_duplicates_pushes_out_are_asked_for_again(exchange, client):
-    exchange.faults.append(lambda path, query, a: Answer([r for r in a.body for _ in range(3)]) if path == CANDLES else None)
-    same(client.get_historical_bars(ETH, 250), exchange.candles(ETH).iloc[-250:])  # ccxt cuts an answer to the number asked for
+    exchange.faults.append(
+        lambda path, query, a: Answer([r for r in a.body for _ in range(3)]) if path == CANDLES else None
+    )
+    # ccxt cuts an answer to the number asked for
+    same(client.get_historical_bars(ETH, 250), exchange.candles(ETH).iloc[-250:])
 
 
 def test_duplicated_unordered_and_foreign_candles(exchange, client):
@@ -102,7 +119,8 @@ def test_duplicated_unordered_and_foreign_candles(exchange, client):
     assert bars.attrs["dropped"] == {"duplicated": 3}
 
 
-# -- faults ------------------------------------------------------------------------------------------------------------
+# -- faults
+# --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("path", ["/time", "/products", CANDLES])
@@ -120,12 +138,22 @@ def test_a_passing_fault_costs_nothing_but_time(exchange, client, name, path):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_lasting_fault_ends_with_one_sentence_and_keeps_what_was_fetched(exchange, client, monkeypatch, name):
+def test_a_lasting_fault_ends_with_one_sentence_and_keeps_what_was_fetched(
+    exchange, client, monkeypatch, name
+):
     monkeypatch.setattr(exchanges, "BUDGET", 0.6)
-    exchange.faults.append(lambda path, query, a: FAULTS[name](a) if path == CANDLES and query["start"] < "2025-01-15" else None)
-    with pytest.raises(OperationError, match="coinbaseexchange did not give the bars of ETH/USD from 2025-01-07") as caught:
+    exchange.faults.append(
+        lambda path, query, a: FAULTS[name](a) if path == CANDLES and query["start"] < "2025-01-15" else None
+    )
+    with pytest.raises(
+        OperationError, match="coinbaseexchange did not give the bars of ETH/USD from 2025-01-07"
+    ) as caught:
         client.get_historical_bars(ETH, 600)
-    assert not isinstance(caught.value, ExchangeUnreachable) and "<" not in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        not isinstance(caught.value, ExchangeUnreachable)
+        and "<" not in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
     same(stored(client).bars, exchange.candles(ETH).iloc[-300:])
     exchange.faults.clear()
     exchange.forget()
@@ -135,7 +163,8 @@ def test_a_lasting_fault_ends_with_one_sentence_and_keeps_what_was_fetched(excha
 
 @pytest.fixture
 def kraken(exchange, client_home):
-    "A client of the same market in Kraken's dialect, which takes an answer that it cannot make sense of for an empty list of candles."
+    """A client of the same market in Kraken's dialect, which takes an answer that it cannot make sense of for
+    an empty list of candles."""
     made = CryptoMarketDataClient("kraken", exchange.url)
     made.exchange.enableRateLimit = False
     return made
@@ -160,16 +189,22 @@ def test_a_passing_fault_costs_nothing_but_time_in_another_dialect(exchange, kra
 def test_a_lasting_fault_in_another_dialect_is_no_market_without_trades(exchange, kraken, monkeypatch, name):
     monkeypatch.setattr(exchanges, "BUDGET", 0.3)
     exchange.faults.append(lambda path, query, a: FAULTS[name](a) if path.endswith("OHLC") else None)
-    with pytest.raises(OperationError, match="kraken did not give the bars of ETH/USD from 2025-01-07") as caught:
+    with pytest.raises(
+        OperationError, match="kraken did not give the bars of ETH/USD from 2025-01-07"
+    ) as caught:
         kraken.get_historical_bars(ETH, 600)
     assert not isinstance(caught.value, ExchangeUnreachable) and "<" not in str(caught.value)
     assert not kraken.path(ETH).exists()
 
 
-def test_an_answer_of_another_kind_that_reads_as_no_candles_is_never_remembered(exchange, kraken, monkeypatch):
+def test_an_answer_of_another_kind_that_reads_as_no_candles_is_never_remembered(
+    exchange, kraken, monkeypatch
+):
     "ccxt makes an empty list of it for Kraken: an error, and nothing of it is known."
     monkeypatch.setattr(exchanges, "PAUSE", 0.002)
-    exchange.faults.append(lambda path, query, a: FAULTS["JSON of another kind"](a) if path.endswith("OHLC") else None)
+    exchange.faults.append(
+        lambda path, query, a: FAULTS["JSON of another kind"](a) if path.endswith("OHLC") else None
+    )
     with pytest.raises(OperationError, match="kraken lists ETH/USD but gives no bars of it"):
         kraken.get_historical_bars(ETH, 600)
     assert not kraken.path(ETH).exists()
@@ -181,12 +216,19 @@ def test_an_answer_of_another_kind_that_reads_as_no_candles_is_never_remembered(
 @pytest.mark.parametrize("where", ["newest", "middle", "oldest", "all"])
 @pytest.mark.parametrize("hours", [1, 5, 600, 900])
 def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkeypatch, name, where, hours):
-    "Pages that come empty or short for a while: an error or a note, nothing of it known, and afterwards exactly the served bars."
+    """Pages that come empty or short for a while: an error or a note, nothing of it known, and afterwards
+    exactly the served bars."""
     monkeypatch.setattr(exchanges, "PAUSE", 0.002)
     exchange.now, spoil = pd.Timestamp("2025-01-30T00:10Z"), SILENCES[name]
-    hit = {"newest": lambda q: q["end"] > "2025-01-25", "middle": lambda q: q["start"] < "2025-01-12" < q["end"],
-           "oldest": lambda q: q["start"] < "2025-01-08", "all": lambda q: True}[where]
-    exchange.faults.append(lambda path, query, a: Answer(spoil(a.body)) if path == CANDLES and hit(query) else None)
+    hit = {
+        "newest": lambda q: q["end"] > "2025-01-25",
+        "middle": lambda q: q["start"] < "2025-01-12" < q["end"],
+        "oldest": lambda q: q["start"] < "2025-01-08",
+        "all": lambda q: True,
+    }[where]
+    exchange.faults.append(
+        lambda path, query, a: Answer(spoil(a.body)) if path == CANDLES and hit(query) else None
+    )
     served = exchange.candles(ETH)
     for minutes in (0, 20, 39):  # less than an hour
         exchange.now += pd.Timedelta(minutes=minutes)
@@ -198,20 +240,37 @@ def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkey
             gone = len(served.loc[:bars.index[-1]].iloc[-hours:]) - int((~bars["is_gap"]).sum())
             assert not gone or {"unconfirmed", "short"} & set(bars.attrs)
         half = stored(client)
-        same(half.bars, served[store.inside(store.hours_of(served.index), half.covered)])  # an hour is known where its bar is, and nowhere else
+        # an hour is known where its bar is, and nowhere else
+        same(half.bars, served[store.inside(store.hours_of(served.index), half.covered)])
     exchange.faults.clear()
     bars = client.get_historical_bars(ETH, hours)
-    same(bars, served.loc[:"2025-01-29 23:00" if exchange.now < pd.Timestamp("2025-01-30T01:00Z") else "2025-01-30 00:00"].iloc[-hours:])
+    same(
+        bars,
+        served.loc[
+            : "2025-01-29 23:00" if exchange.now < pd.Timestamp("2025-01-30T01:00Z") else "2025-01-30 00:00"
+        ].iloc[-hours:],
+    )
     assert not bars["is_gap"].any() and not {"unconfirmed", "short", "revised"} & set(bars.attrs)
 
 
 def test_an_exchange_that_keeps_back_its_newest_bars_fails_and_heals(exchange, client):
     exchange.now = pd.Timestamp("2025-01-30T00:10Z")
-    exchange.faults.append(lambda path, query, a: Answer([]) if path == CANDLES and query["end"] > "2025-01-25" else None)
-    with pytest.raises(OperationError, match=r"coinbaseexchange gives no bars of ETH/USD from 2025-01-17 12:00 to 2025-01-30 00:00, although it has "
-                                             r"earlier ones; try again later, or pass an end of 2025-01-17T12:00Z or before"):
+    exchange.faults.append(
+        lambda path, query, a: Answer([]) if path == CANDLES and query["end"] > "2025-01-25" else None
+    )
+    with pytest.raises(
+        OperationError,
+        match=(
+            r"coinbaseexchange gives no bars of ETH/USD from 2025-01-17 12:00 to 2025-01-30 00:00, although"
+            r" it has "
+            r"earlier ones; try again later, or pass an end of 2025-01-17T12:00Z or before"
+        ),
+    ):
         client.get_historical_bars(ETH, 600)
-    same(client.get_historical_bars(ETH, 100, end="2025-01-17T12:00Z"), exchange.candles(ETH).loc[:"2025-01-17T11:00Z"].iloc[-100:])
+    same(
+        client.get_historical_bars(ETH, 100, end="2025-01-17T12:00Z"),
+        exchange.candles(ETH).loc[:"2025-01-17T11:00Z"].iloc[-100:],
+    )
     exchange.faults.clear()
     same(client.get_historical_bars(ETH, 600), exchange.candles(ETH).loc[:"2025-01-29 23:00"].iloc[-600:])
 
@@ -219,7 +278,13 @@ def test_an_exchange_that_keeps_back_its_newest_bars_fails_and_heals(exchange, c
 def test_an_exchange_that_has_no_bars_at_all_is_an_error_and_no_mistake_of_the_user(exchange, client):
     exchange.faults.append(lambda path, query, a: Answer([]) if path == CANDLES else None)
     for how in ({}, {"end": "2025-01-20"}):
-        with pytest.raises(OperationError, match="coinbaseexchange lists ETH/USD but gives no bars of it, neither from .* nor at any other time; try"):
+        with pytest.raises(
+            OperationError,
+            match=(
+                "coinbaseexchange lists ETH/USD but gives no bars of it, neither from .* nor at any other"
+                " time; try"
+            ),
+        ):
             client.get_historical_bars(ETH, 300, **how)
     assert not client.path(ETH).exists()
 
@@ -229,7 +294,9 @@ def test_bars_that_stop_while_the_clock_goes_on_are_an_error_within_a_day(exchan
     exchange.now = pd.Timestamp("2025-01-25T00:10Z")
     client.get_historical_bars(ETH, 100)
     stop = exchange.now.timestamp() // 3600 * 3600
-    exchange.faults.append(lambda path, query, a: Answer([r for r in a.body if r[0] < stop]) if path == CANDLES else None)
+    exchange.faults.append(
+        lambda path, query, a: Answer([r for r in a.body if r[0] < stop]) if path == CANDLES else None
+    )
     errors = []
     for _ in range(30):
         exchange.now += pd.Timedelta("1h")
@@ -251,7 +318,13 @@ def test_bars_that_ended_months_ago_are_named_by_the_last_of_them(client_home, m
     with Loopback({ETH: whole.iloc[:2345]}, now="2025-02-01") as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         client.exchange.enableRateLimit = False
-        with pytest.raises(OperationError, match=f"it has earlier ones; try again later, or pass an end of {whole.index[2345]:%Y-%m-%dT%H:%MZ} or before"):
+        with pytest.raises(
+            OperationError,
+            match=(
+                f"it has earlier ones; try again later, or pass an end of {whole.index[2345]:%Y-%m-%dT%H:%MZ}"
+                " or before"
+            ),
+        ):
             client.get_historical_bars(ETH, 200)
         assert exchange.count("candles") < 40
         same(client.get_historical_bars(ETH, 200, end=whole.index[2345]), whole.iloc[2145:2345])
@@ -259,7 +332,9 @@ def test_bars_that_ended_months_ago_are_named_by_the_last_of_them(client_home, m
 
 def test_nobody_there_is_found_out_quickly(client_home):
     before = time.monotonic()
-    with pytest.raises(ExchangeUnreachable, match=r"coinbaseexchange cannot be reached at 127.0.0.1:9 \(connection refused\)"):
+    with pytest.raises(
+        ExchangeUnreachable, match=r"coinbaseexchange cannot be reached at 127.0.0.1:9 \(connection refused\)"
+    ):
         CryptoMarketDataClient(exchange_url=CLOSED).get_historical_bars(ETH, 10)
     assert time.monotonic() - before < 6
 
@@ -282,18 +357,25 @@ def test_unknown_names(exchange, client):
     assert not (client.home / "bars" / "coinbaseexchange" / "ETHH_USD_1h.parquet").exists()
 
 
-# -- limits and pauses -------------------------------------------------------------------------------------------------
+# -- limits and pauses
+# -------------------------------------------------------------------------------------------------
 
 
 def limited(exchange, times: int, retry_after, part: str = "candles"):
-    "A fault: the first `times` questions for `part` are answered with 429 and a `Retry-After`. Returns when each question came."
+    """A fault: the first `times` questions for `part` are answered with 429 and a `Retry-After`.
+
+    Returns when each question came."""
     came = []
 
     def fault(path, query, answer):
         if part in path:
             came.append(time.monotonic())
             if len(came) <= times:
-                return Answer({"message": "slow down"}, 429, {"Content-Type": "application/json", "Retry-After": retry_after(exchange)})
+                return Answer(
+                    {"message": "slow down"},
+                    429,
+                    {"Content-Type": "application/json", "Retry-After": retry_after(exchange)},
+                )
 
     exchange.faults.append(fault)
     return came
@@ -309,13 +391,21 @@ def test_retry_after_is_obeyed_within_the_budget(exchange, client, retry_after):
 def test_retry_after_beyond_the_budget_is_said_at_once(exchange, client):
     came = limited(exchange, 9, lambda e: "3600")
     before = time.monotonic()
-    with pytest.raises(OperationError, match="the bars of ETH/USD from 2025-01-27 20:00 to 2025-02-01 00:00: it limits our requests and asks to wait 3600 s"):
+    with pytest.raises(
+        OperationError,
+        match=(
+            "the bars of ETH/USD from 2025-01-27 20:00 to 2025-02-01 00:00: it limits our requests and asks"
+            " to wait 3600 s"
+        ),
+    ):
         client.get_historical_bars(ETH, 100)
     assert len(came) == 1 and time.monotonic() - before < 2
 
 
 def test_a_server_that_is_busy_says_how_long(exchange, client):
-    exchange.faults.append(lambda path, query, a: Answer(b"busy", 503, {"Retry-After": "120"}) if path == CANDLES else None)
+    exchange.faults.append(
+        lambda path, query, a: Answer(b"busy", 503, {"Retry-After": "120"}) if path == CANDLES else None
+    )
     with pytest.raises(OperationError, match="HTTP status 503 and asks to wait 120 s"):
         client.get_historical_bars(ETH, 100)
 
@@ -356,7 +446,8 @@ def test_an_error_names_exchange_ticker_and_span(exchange, client, monkeypatch, 
     assert path == "/products" or "from 2025-01-15 20:00 to 2025-01-20 00:00" in str(caught.value)
 
 
-# -- pages that are not what was asked for -----------------------------------------------------------------------------
+# -- pages that are not what was asked for
+# -----------------------------------------------------------------------------
 
 
 def test_an_empty_page_inside_a_span_is_asked_for_again(exchange, client):
@@ -383,20 +474,33 @@ def test_overlapping_pages_give_every_bar_once(exchange, client):
     def wide(path, query, answer):  # 50 candles too many on both sides
         if path == CANDLES:
             first, last = answer.body[-1][0], answer.body[0][0]
-            more = [t for t in (*range(first - 50 * 3600, first, 3600), *range(last + 3600, last + 51 * 3600, 3600)) if exchange._row(ETH, t)]
-            return Answer([*answer.body, *([t, r[2], r[1], r[0], r[3], r[4]] for t in more for r in [exchange._row(ETH, t)])])
+            more = [
+                t
+                for t in (*range(first - 50 * 3600, first, 3600), *range(last + 3600, last + 51 * 3600, 3600))
+                if exchange._row(ETH, t)
+            ]
+            return Answer(
+                [
+                    *answer.body,
+                    *([t, r[2], r[1], r[0], r[3], r[4]] for t in more for r in [exchange._row(ETH, t)]),
+                ]
+            )
 
     exchange.faults.append(wide)
     same(client.get_historical_bars(ETH, 700), exchange.candles(ETH).iloc[-700:])
 
 
 def test_an_exchange_that_gives_only_its_newest_bars_is_short_and_says_so(client_home):
-    with Loopback({ETH: a_market(3000)}, now="2025-01-20T00:10Z", memory=721) as exchange:  # 720 closed ones, as Kraken
+    # 720 closed ones, as Kraken
+    with Loopback({ETH: a_market(3000)}, now="2025-01-20T00:10Z", memory=721) as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         client.exchange.enableRateLimit = False
         bars = client.get_historical_bars(ETH, 1000)
         same(bars, exchange.candles(ETH).loc[:"2025-01-19 23:00"].iloc[-720:])
-        assert "coinbaseexchange gave 720 of the 1000 bars of ETH/USD asked for" in bars.attrs["short"] and not bars["is_gap"].any()
+        assert (
+            "coinbaseexchange gave 720 of the 1000 bars of ETH/USD asked for" in bars.attrs["short"]
+            and not bars["is_gap"].any()
+        )
         exchange.now += pd.Timedelta("10D")  # what is stored stays, and what is new is added
         bars = client.get_historical_bars(ETH, 960)
         same(bars, exchange.candles(ETH).loc[:"2025-01-29 23:00"].iloc[-960:])
@@ -411,9 +515,12 @@ def test_what_an_exchange_has_forgotten_is_no_gap_in_trading(client_home):
         exchange.now = pd.Timestamp("2025-01-20T00:10Z")
         bars = client.get_historical_bars(ETH, 1500)
         missing = bars.index[bars["is_gap"]]
-        assert missing[0] == pd.Timestamp("2024-12-01", tz="UTC") and missing[-1] == pd.Timestamp("2024-12-20 23:00", tz="UTC")
+        assert missing[0] == pd.Timestamp("2024-12-01", tz="UTC") and missing[-1] == pd.Timestamp(
+            "2024-12-20 23:00", tz="UTC"
+        )
         assert "no longer gives the bars from 2024-12-01 00:00 to 2024-12-21 00:00" in bars.attrs["short"]
-        assert "no longer gives" in client.get_historical_bars(ETH, 1500).attrs["short"]  # and it is remembered
+        # and it is remembered
+        assert "no longer gives" in client.get_historical_bars(ETH, 1500).attrs["short"]
 
 
 @pytest.mark.parametrize("until", [900, 700], ids=["one page", "two pages"])
@@ -427,11 +534,14 @@ def test_a_true_gap_is_not_called_forgotten(client_home, until):
         assert bars["is_gap"].sum() == 5 and "short" not in bars.attrs and len(bars) == 1050 - until
 
 
-# -- clocks ------------------------------------------------------------------------------------------------------------
+# -- clocks
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hours", [-30, -1, 1, 30])
-def test_clock_skew_between_this_computer_and_the_exchange_does_not_matter(exchange, client, monkeypatch, hours):
+def test_clock_skew_between_this_computer_and_the_exchange_does_not_matter(
+    exchange, client, monkeypatch, hours
+):
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)
     bars = client.get_historical_bars(ETH, 10)
@@ -445,7 +555,8 @@ def test_an_exchange_whose_clock_goes_back_gives_no_bar_twice(exchange, client):
     same(client.get_historical_bars(ETH, 10), exchange.candles(ETH).iloc[-15:-5])
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_renamed_ticker_is_fetched_under_its_new_name_and_says_so(client_home):
@@ -453,10 +564,15 @@ def test_a_renamed_ticker_is_fetched_under_its_new_name_and_says_so(client_home)
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         bars = client.get_historical_bars("MATIC/USD", 100)
         same(bars, exchange.candles("POL/USD").iloc[-100:])
-        assert bars.attrs["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD; these are the bars of POL/USD"
+        assert (
+            bars.attrs["alias"]
+            == "coinbaseexchange lists MATIC/USD as POL/USD; these are the bars of POL/USD"
+        )
         assert "alias" not in client.get_historical_bars("POL/USD", 100).attrs
         price = client.get_realtime_price("MATIC/USD")
-        assert price["ticker"] == "MATIC/USD" and price["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD"
+        assert (
+            price["ticker"] == "MATIC/USD" and price["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD"
+        )
 
 
 def test_a_renamed_ticker_is_found_in_the_store_without_the_exchange(client_home):
@@ -464,8 +580,14 @@ def test_a_renamed_ticker_is_found_in_the_store_without_the_exchange(client_home
         CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars("MATIC/USD", 100)
     bars = market_bars("MATIC/USD", 50, exchange_url=exchange.url)
     same(bars, a_market(ticker="POL/USD").iloc[-50:])
-    assert not bars.attrs["simulated"] and bars.attrs["ticker"] == "MATIC/USD" and bars.attrs["alias"].endswith("these are the stored bars of POL/USD")
-    with pytest.raises(ExchangeUnreachable, match="the 100 stored bars of MATIC/USD do not answer for these 200 hours"):
+    assert (
+        not bars.attrs["simulated"]
+        and bars.attrs["ticker"] == "MATIC/USD"
+        and bars.attrs["alias"].endswith("these are the stored bars of POL/USD")
+    )
+    with pytest.raises(
+        ExchangeUnreachable, match="the 100 stored bars of MATIC/USD do not answer for these 200 hours"
+    ):
         market_bars("MATIC/USD", 200, exchange_url=exchange.url)
 
 
@@ -474,8 +596,13 @@ def test_a_renamed_ticker_is_exported_under_its_new_name_and_it_is_said(client_h
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         bars = client.get_historical_bars("MATIC/USD", 100)
     out = export_bars("MATIC/USD", client.market, tmp_path / "out.parquet")
-    assert capsys.readouterr().err == "MATIC/USD is now called POL/USD; these are the stored bars of POL/USD\n"
-    assert pd.read_parquet(out)["close"].tolist() == bars["close"].tolist() and b"POL/USD" in pq.read_schema(out).metadata[b"cryptolstm_export"]
+    assert (
+        capsys.readouterr().err == "MATIC/USD is now called POL/USD; these are the stored bars of POL/USD\n"
+    )
+    assert (
+        pd.read_parquet(out)["close"].tolist() == bars["close"].tolist()
+        and b"POL/USD" in pq.read_schema(out).metadata[b"cryptolstm_export"]
+    )
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_one(client_home, client):
@@ -503,13 +630,21 @@ def test_a_renamed_ticker_that_stays_listed_as_delisted_is_fetched_under_its_new
         bars = client.get_historical_bars("MATIC/USD", 100)
         assert time.monotonic() - began < 5
         same(bars, new.iloc[-100:])
-        assert bars.attrs["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD; these are the bars of POL/USD"
+        assert (
+            bars.attrs["alias"]
+            == "coinbaseexchange lists MATIC/USD as POL/USD; these are the bars of POL/USD"
+        )
         price = client.get_realtime_price("MATIC/USD")
-        assert price["last"] == new["close"].iloc[-1] and price["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD"
-        past = client.get_historical_bars("MATIC/USD", 100, end=old.index[500])  # what the old name still gives is taken from there
+        assert (
+            price["last"] == new["close"].iloc[-1]
+            and price["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD"
+        )
+        # what the old name still gives is taken from there
+        past = client.get_historical_bars("MATIC/USD", 100, end=old.index[500])
         same(past, (new if refuses else old).loc[:old.index[499]].iloc[-100:])
         assert ("alias" in past.attrs) == refuses
-        after = client.get_historical_bars("MATIC/USD", 50, end=new.index[-100])  # months after the last bar of the old name
+        # months after the last bar of the old name
+        after = client.get_historical_bars("MATIC/USD", 50, end=new.index[-100])
         same(after, new.loc[:new.index[-101]].iloc[-50:])
 
 
@@ -522,16 +657,26 @@ def test_a_delisted_ticker_that_stays_listed_is_named_with_its_last_bar(client_h
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         client.exchange.enableRateLimit = False
         for hours in (200, 5000):
-            with pytest.raises(NotListed, match=f"no longer trades XYZ/USD; its last bar closed at {closed}, pass an end of {closed} or before"):
+            with pytest.raises(
+                NotListed,
+                match=(
+                    f"no longer trades XYZ/USD; its last bar closed at {closed}, pass an end of {closed} or"
+                    " before"
+                ),
+            ):
                 client.get_historical_bars("XYZ/USD", hours)
         same(client.get_historical_bars("XYZ/USD", 200, end=last), old.iloc[-200:])
         with pytest.raises(NotListed, match="coinbaseexchange no longer trades XYZ/USD"):
             client.get_realtime_price("XYZ/USD")
         stale = market_bars("XYZ/USD", 50, exchange_url=exchange.url)
         same(stale, old.iloc[-50:])
-        assert stale.attrs["stale"].startswith("coinbaseexchange no longer trades XYZ/USD; the newest bar stored opened at")
+        assert stale.attrs["stale"].startswith(
+            "coinbaseexchange no longer trades XYZ/USD; the newest bar stored opened at"
+        )
         exchange.refuses = True
-        with pytest.raises(NotListed, match="no longer trades XYZ/USD; its stored bars from .* are had by passing an end of"):
+        with pytest.raises(
+            NotListed, match="no longer trades XYZ/USD; its stored bars from .* are had by passing an end of"
+        ):
             client.get_historical_bars("XYZ/USD", 6000)
 
 
@@ -556,22 +701,37 @@ def test_a_delisted_ticker_ends_with_an_error_or_with_what_is_stored(client_home
         CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars("XYZ/USD", 100)
     with Loopback({ETH: a_market()}, now="2025-02-01", port=exchange.port) as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
-        with pytest.raises(NotListed, match=r"does not list XYZ/USD any more; its stored bars from 2025-01-26T20:00Z to 2025-01-31T00:00Z"):
+        with pytest.raises(
+            NotListed,
+            match=(
+                r"does not list XYZ/USD any more; its stored bars from 2025-01-26T20:00Z to 2025-01-31T00:00Z"
+            ),
+        ):
             client.get_historical_bars("XYZ/USD", 100)
-        same(client.get_historical_bars("XYZ/USD", 100, end="2025-01-31T00:00Z"), a_market().loc[:"2025-01-30"].iloc[-100:])
+        same(
+            client.get_historical_bars("XYZ/USD", 100, end="2025-01-31T00:00Z"),
+            a_market().loc[:"2025-01-30"].iloc[-100:],
+        )
         stale = market_bars("XYZ/USD", 50, exchange_url=exchange.url)
-        assert stale.attrs["stale"] == "coinbaseexchange does not list XYZ/USD; the newest bar stored opened at 2025-01-30 23:00 UTC"
+        assert (
+            stale.attrs["stale"]
+            == "coinbaseexchange does not list XYZ/USD; the newest bar stored opened at 2025-01-30 23:00 UTC"
+        )
         with pytest.raises(NotListed):
             market_bars("XYZ/USD", 50, exchange="coinbaseexchange", exchange_url=exchange.url)
-        with pytest.raises(InputError, match="does not list QQQ/USD"):  # never stored, never listed: no demo market either
+        # never stored, never listed: no demo market either
+        with pytest.raises(InputError, match="does not list QQQ/USD"):
             market_bars("QQQ/USD", 50, exchange_url=exchange.url)
 
 
-# -- a bad day ---------------------------------------------------------------------------------------------------------
+# -- a bad day
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3, 4))])
-def test_thirteen_tickers_and_two_years_under_random_faults_end_with_exactly_the_served_bars(client_home, monkeypatch, seed):
+def test_thirteen_tickers_and_two_years_under_random_faults_end_with_exactly_the_served_bars(
+    client_home, monkeypatch, seed
+):
     monkeypatch.setattr(exchanges, "PAUSE", 0.005)
     frames = {t: demo_market(2 * 8760, end="2025-02-01", ticker=t, seed=k) for k, t in enumerate(TICKERS)}
     with Loopback(frames, now="2025-02-01") as exchange:
@@ -587,7 +747,8 @@ def test_thirteen_tickers_and_two_years_under_random_faults_end_with_exactly_the
     assert sum(told.values()) >= 0.05 * answers and len(told) >= 15, told
 
 
-# -- killed ------------------------------------------------------------------------------------------------------------
+# -- killed
+# --------------------------------------------------------------------------------------------------
 
 FORKS = """
 import os, sys
@@ -625,14 +786,17 @@ def gone(child: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a child that ended is told by /proc")
 def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_completes(client_home):
-    "Each is killed within 60 ms of its first save, so while it saves page after page, and the store has grown by every one of them."
+    """Each is killed within 60 ms of its first save, so while it saves page after page, and the store has
+    grown by every one of them."""
     rng, struck, kills, step = random.Random(50), 0, 50, 60
     with Loopback({ETH: a_market(step * kills)}, now="2025-02-01") as exchange:
         exchange.faults.append(lambda path, query, a: Answer(a.body, delay=0.004))
-        served, path = exchange.candles(ETH), CryptoMarketDataClient(exchange_url=exchange.url, home=client_home).path(ETH)
+        served = exchange.candles(ETH)
+        path = CryptoMarketDataClient(exchange_url=exchange.url, home=client_home).path(ETH)
         command, known_before, halves = [sys.executable, "-c", FORKS, exchange.url, str(client_home)], 0, 0
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-            for k in range(1, kills + 1):  # each asks for 60 bars more, and for what the killed ones left over
+            # each asks for 60 bars more, and for what the killed ones left over
+            for k in range(1, kills + 1):
                 before = path.stat().st_mtime_ns if path.exists() else 0
                 parent.stdin.write(f"{step * k}\n")
                 parent.stdin.flush()
@@ -651,12 +815,15 @@ def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_co
             parent.stdin.close()
         assert struck >= kills / 10, (struck, halves)  # on a busy machine many are quicker than their killer
         exchange.faults.clear()
-        bars = CryptoMarketDataClient(exchange_url=exchange.url, home=client_home).get_historical_bars(ETH, step * kills)
+        bars = CryptoMarketDataClient(exchange_url=exchange.url, home=client_home).get_historical_bars(
+            ETH, step * kills
+        )
         same(bars, served)
         assert not bars["is_gap"].any() and not {"short", "revised", "set_aside", "dropped"} & set(bars.attrs)
 
 
-# -- the disk ----------------------------------------------------------------------------------------------------------
+# -- the disk
+# --------------------------------------------------------------------------------------------------
 
 
 def flip(content: bytes, at: int) -> bytes:
@@ -708,6 +875,13 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(client, monkeypatc
 def test_what_is_stored_says_where_it_comes_from(exchange, client):
     client.get_historical_bars(ETH, 10)
     origin = stored(client).origin
-    assert origin == {"market": f"coinbaseexchange@127.0.0.1:{exchange.port}", "exchange": "coinbaseexchange", "ticker": ETH, "clock": "exchange",
-                      "exchange_url": exchange.url, "fetched_at": exchange.now.isoformat(), "dropped": {}}
+    assert origin == {
+        "market": f"coinbaseexchange@127.0.0.1:{exchange.port}",
+        "exchange": "coinbaseexchange",
+        "ticker": ETH,
+        "clock": "exchange",
+        "exchange_url": exchange.url,
+        "fetched_at": exchange.now.isoformat(),
+        "dropped": {},
+    }
     assert bars_hash(stored(client).bars) in client.path(ETH).read_bytes().decode("latin1")

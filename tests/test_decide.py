@@ -1,4 +1,5 @@
-"""One decision: bar by bar is all at once, probabilities mean what they say, and the dictionary is what its schema promises."""
+"""One decision: bar by bar is all at once, probabilities mean what they say, and the dictionary is what its
+schema promises."""
 import json
 from dataclasses import replace
 from functools import cache
@@ -24,7 +25,14 @@ from cryptolstm.strategy.decide import decide
 from cryptolstm.strategy.answer import rule_answers, why
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "signal.schema.json").read_text())
-TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
+TINY = {
+    "units": [4],
+    "dropout": [0.1],
+    "recurrent_dropout": [0.1],
+    "dense": [4],
+    "epochs": 1,
+    "refit_epochs": 1,
+}
 BARS, TAIL = 1200, 60   # the volatility rule looks back over 720
 
 
@@ -38,29 +46,54 @@ def market(seed):
 def some_curve():
     "A calibration of forecasts that know nothing."
     table = market(0).iloc[-800:]
-    pairs = pd.DataFrame(np.random.default_rng(0).standard_normal((800, 2)) * [0.2, 1], table.index, ["prediction", "realised"])
+    pairs = pd.DataFrame(
+        np.random.default_rng(0).standard_normal((800, 2)) * [0.2, 1], table.index, ["prediction", "realised"]
+    )
     return exceedance_curve(pairs, table)
 
 
-# -- bar by bar ----------------------------------------------------------------------------------------------------------------------
+# -- bar by bar
+# --------------------------------------------------------------------------------------------------
 
 @st.composite
 def questions(draw, rules=RULES):
-    "A market with some bars altered, forecasts of any kind for bars somewhere in it, some of the rules, and parameters."
+    """A market with some bars altered, forecasts of any kind for bars somewhere in it, some of the rules, and
+    parameters."""
     table, rng = market(draw(st.integers(0, 39))), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if draw(st.booleans()):
         holes = rng.random(table.shape) < draw(st.sampled_from([0.001, 0.05]))
-        table = table.mask(holes) if draw(st.booleans()) else table.where(~holes, table * rng.uniform(0.5, 2, table.shape))
-    end = draw(st.integers(BARS - 400, BARS - 1))                             # bars follow on the last one that is decided
-    kinds = np.stack([rng.uniform(-4, 4, TAIL), np.zeros(TAIL), np.full(TAIL, np.nan), rng.uniform(-0.05, 0.05, TAIL)])
-    each = rng.choice(4, TAIL, p=draw(st.sampled_from([(1, 0, 0, 0), (0.4, 0.2, 0.2, 0.2), (0, 0, 0.1, 0.9)])))
+        table = (
+            table.mask(holes)
+            if draw(st.booleans())
+            else table.where(~holes, table * rng.uniform(0.5, 2, table.shape))
+        )
+    # bars follow on the last one that is decided
+    end = draw(st.integers(BARS - 400, BARS - 1))
+    kinds = np.stack(
+        [rng.uniform(-4, 4, TAIL), np.zeros(TAIL), np.full(TAIL, np.nan), rng.uniform(-0.05, 0.05, TAIL)]
+    )
+    each = rng.choice(
+        4, TAIL, p=draw(st.sampled_from([(1, 0, 0, 0), (0.4, 0.2, 0.2, 0.2), (0, 0, 0.1, 0.9)]))
+    )
     said = pd.Series(kinds[each, np.arange(TAIL)], table.index[end - TAIL:end])
-    run = RunConfig(entry=draw(st.sampled_from(ENTRY_MODES)), threshold_scale=draw(st.floats(0, 3)), short_volume=draw(st.sampled_from(["below", "above"])),
-                    horizon=draw(st.integers(1, 72)), p_min=draw(st.floats(0, 1)), fee=draw(st.floats(0, 0.01)), cost_margin=draw(st.floats(0, 2)),
-                    rules=draw(st.sampled_from([{}, {"adx": False}, {"adx": 10, "rsi": 80, "volume": 0.5}])) if rules is RULES else {})
+    run = RunConfig(
+        entry=draw(st.sampled_from(ENTRY_MODES)),
+        threshold_scale=draw(st.floats(0, 3)),
+        short_volume=draw(st.sampled_from(["below", "above"])),
+        horizon=draw(st.integers(1, 72)),
+        p_min=draw(st.floats(0, 1)),
+        fee=draw(st.floats(0, 0.01)),
+        cost_margin=draw(st.floats(0, 2)),
+        rules=(
+            draw(st.sampled_from([{}, {"adx": False}, {"adx": 10, "rsi": 80, "volume": 0.5}]))
+            if rules is RULES
+            else {}
+        ),
+    )
     names = draw(st.lists(st.sampled_from(sorted(rules)), unique=True, min_size=rules is not RULES))
     curve = draw(st.sampled_from([some_curve(), {"gain": None}]))
-    per_bar = exceedance(curve, said, table.loc[said.index], run)          # what a walk-forward hands over, where each fold has a calibration of its own
+    # what a walk-forward hands over, where each fold has a calibration of its own
+    per_bar = exceedance(curve, said, table.loc[said.index], run)
     rows = draw(st.lists(st.integers(0, TAIL - 1), min_size=2, max_size=2))
     return said, table, run, {k: rules[k] for k in names}, draw(st.sampled_from([curve, per_bar])), rows
 
@@ -83,15 +116,25 @@ QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck), "database
 def test_deciding_bar_by_bar_is_deciding_all_at_once(question):
     said, _, run, _, curve, _ = question
     whole = check_bar_by_bar(question)
-    assert whole["signal"].isin([-1, 0, 1]).all() and (whole["signal"] * whole["direction"] == whole["signal"].abs()).all()
+    assert (
+        whole["signal"].isin([-1, 0, 1]).all()
+        and (whole["signal"] * whole["direction"] == whole["signal"].abs()).all()
+    )
     assert (whole.loc[said.isna() | (said == 0), "signal"] == 0).all()
-    if isinstance(curve, pd.Series) and run.entry == "probability": assert (whole.loc[~(curve >= run.p_min), "direction"] == 0).all()
+    if isinstance(curve, pd.Series) and run.entry == "probability":
+        assert (whole.loc[~(curve >= run.p_min), "direction"] == 0).all()
 
 
-SEERS = {"the next bar's RSI": Rule("RSI", lambda t: t["rsi"].shift(-1), ("<", ">"), 50, lambda b: 100 - b),
-         "the next bar's MACD": Rule("MACD", lambda t: t["macd_diff"].shift(-1), (">", "<")),
-         "a quantile of all bars": Rule("σ", lambda t: t["sigma"] / t["sigma"].quantile(0.5), ("<=", "<="), 1, lambda b: b),
-         "a value filled backwards": Rule("ADX", lambda t: t["adx"].where(np.arange(len(t)) % 5 == 0).bfill(), (">", ">"), 25, lambda b: b)}
+SEERS = {
+    "the next bar's RSI": Rule("RSI", lambda t: t["rsi"].shift(-1), ("<", ">"), 50, lambda b: 100 - b),
+    "the next bar's MACD": Rule("MACD", lambda t: t["macd_diff"].shift(-1), (">", "<")),
+    "a quantile of all bars": Rule(
+        "σ", lambda t: t["sigma"] / t["sigma"].quantile(0.5), ("<=", "<="), 1, lambda b: b
+    ),
+    "a value filled backwards": Rule(
+        "ADX", lambda t: t["adx"].where(np.arange(len(t)) % 5 == 0).bfill(), (">", ">"), 25, lambda b: b
+    ),
+}
 
 
 @pytest.mark.parametrize("seer", sorted(SEERS))
@@ -109,18 +152,27 @@ def test_the_property_sees_decisions_of_every_kind():
     table = market(1)
     said = pd.Series(np.where(np.arange(300) % 2, 3.0, -3.0), table.index[-300:])
     for entry in ENTRY_MODES:
-        found = decide(said, table, RunConfig(entry=entry, p_min=0.05), {"macd": RULES["macd"]}, exceed=some_curve())["signal"]
+        found = decide(
+            said, table, RunConfig(entry=entry, p_min=0.05), {"macd": RULES["macd"]}, exceed=some_curve()
+        )["signal"]
         assert set(found) == {-1, 0, 1}
 
 
-# -- probability ---------------------------------------------------------------------------------------------------------------------
+# -- probability
+# --------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def knower():
     "A market with a secret, and the forecasts of somebody who knows it."
     bars = planted_market(16_000, r2=0.1, seed=5)
     table = features(bars)
-    return bars, table, pd.DataFrame({"prediction": np.sqrt(0.1) * planted_state(bars), "realised": target(bars, table["sigma"])}).dropna()
+    return (
+        bars,
+        table,
+        pd.DataFrame(
+            {"prediction": np.sqrt(0.1) * planted_state(bars), "realised": target(bars, table["sigma"])}
+        ).dropna(),
+    )
 
 
 @pytest.mark.parametrize("asked", [*({"threshold_scale": k} for k in (0, 0.1, 0.3, 0.7, 1.0, 1.4, 3)),
@@ -132,21 +184,34 @@ def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, asked):
     curve, new = exceedance_curve(pairs.iloc[:half], table), pairs.iloc[half:]
     rows = table.loc[new.index]
     p = exceedance(curve, new["prediction"], rows, run)
-    came = np.sign(new["prediction"]) * (bars["close"].shift(-1).loc[new.index] - rows["close"]) > entry_threshold(rows, run)
+    came = np.sign(new["prediction"]) * (
+        bars["close"].shift(-1).loc[new.index] - rows["close"]
+    ) > entry_threshold(rows, run)
     assert abs(p.mean() - came.mean()) < 0.02
     groups = pd.DataFrame({"said": p, "came": came}).groupby(pd.qcut(p, 4)).mean()
     assert (groups["said"] - groups["came"]).abs().max() < 0.05 and groups["came"].is_monotonic_increasing
 
 
 def test_a_farther_threshold_is_never_likelier():
-    "From the few forecasts that a default training leaves, by somebody who knows nothing; also beyond the thresholds that curves were fitted at."
+    """From the few forecasts that a default training leaves, by somebody who knows nothing; also beyond the
+    thresholds that curves were fitted at."""
     for seed in range(6):
         table, rng = market(seed).iloc[-900:], np.random.default_rng(seed)
-        pairs = pd.DataFrame(rng.standard_normal((900, 2)) * [0.05, 1], table.index, ["prediction", "realised"])
+        pairs = pd.DataFrame(
+            rng.standard_normal((900, 2)) * [0.05, 1], table.index, ["prediction", "realised"]
+        )
         curve, new = exceedance_curve(pairs.iloc[:600], table), pairs["prediction"].iloc[600:]
-        p = np.stack([exceedance(curve, new, table.loc[new.index], RunConfig(threshold_scale=scale)) for scale in np.r_[np.linspace(0, 2.5, 60), 5, 20]])
-        assert (np.diff(p, axis=0) <= 1e-12).all() and (p > 0).all() and (p < 1).all() and (p[-1] < 0.05).all()
-        assert p[0].std() < 0.03                                        # nobody's forecasts are told apart by what is chance
+        p = np.stack(
+            [
+                exceedance(curve, new, table.loc[new.index], RunConfig(threshold_scale=scale))
+                for scale in np.r_[np.linspace(0, 2.5, 60), 5, 20]
+            ]
+        )
+        assert (
+            (np.diff(p, axis=0) <= 1e-12).all() and (p > 0).all() and (p < 1).all() and (p[-1] < 0.05).all()
+        )
+        # nobody's forecasts are told apart by what is chance
+        assert p[0].std() < 0.03
 
 
 def test_below_500_points_there_is_no_probability_and_no_entry(knower):
@@ -155,27 +220,55 @@ def test_below_500_points_there_is_no_probability_and_no_entry(knower):
     assert few == {"n": 499, "gain": None, "errors": None, "curves": None} and enough["gain"] is not None
     run = RunConfig(entry="probability", p_min=0.0)
     decided = [decide(pairs["prediction"].iloc[600:], table, run, {}, exceed=c) for c in (few, enough)]
-    assert decided[0]["p_exceed"].isna().all() and (decided[0]["direction"] == 0).all() and (decided[1]["direction"] != 0).any()
-    with pytest.raises(InputError, match="^entry=probability needs the calibration"): decide(pairs["prediction"].iloc[600:], table, run)
+    assert (
+        decided[0]["p_exceed"].isna().all()
+        and (decided[0]["direction"] == 0).all()
+        and (decided[1]["direction"] != 0).any()
+    )
+    with pytest.raises(InputError, match="^entry=probability needs the calibration"):
+        decide(pairs["prediction"].iloc[600:], table, run)
 
 
 def test_probabilities_of_other_bars_are_refused(knower):
     _, table, pairs = knower
-    p = exceedance(exceedance_curve(pairs.iloc[:600], table), pairs["prediction"], table.loc[pairs.index], RunConfig())
-    with pytest.raises(InputError, match=f"^exceed says nothing about the bar of {pairs.index[700]:%Y-%m-%d %H:%M}; pass a probability"):
-        decide(pairs["prediction"].iloc[650:750], table, RunConfig(entry="probability"), exceed=p.drop(pairs.index[700]))
+    p = exceedance(
+        exceedance_curve(pairs.iloc[:600], table), pairs["prediction"], table.loc[pairs.index], RunConfig()
+    )
+    with pytest.raises(
+        InputError,
+        match=f"^exceed says nothing about the bar of {pairs.index[700]:%Y-%m-%d %H:%M}; pass a probability",
+    ):
+        decide(
+            pairs["prediction"].iloc[650:750],
+            table,
+            RunConfig(entry="probability"),
+            exceed=p.drop(pairs.index[700]),
+        )
 
 
 def asked(**changed):
     "A signal's dictionary as far as its reason goes."
-    plain = {"entry": "threshold", "predicted_price": 99.0, "price_difference": -1.0, "p_exceed": 0.12, "p_min": 0.3,
-             "direction": 0, "n_calibration": 864, "side_tested": "short"}
+    plain = {
+        "entry": "threshold",
+        "predicted_price": 99.0,
+        "price_difference": -1.0,
+        "p_exceed": 0.12,
+        "p_min": 0.3,
+        "direction": 0,
+        "n_calibration": 864,
+        "side_tested": "short",
+    }
     return {**plain, **changed}
 
 
 BOUND = {"long": "> 0", "short": "< 0"}
-REFUSED = {"direction": -1, "rules": {"a": {"what": "this", "value": 12.3456, "bound": BOUND, "passed": False},
-                                      "b": {"what": "that", "value": -1.0, "bound": BOUND, "passed": True}}}
+REFUSED = {
+    "direction": -1,
+    "rules": {
+        "a": {"what": "this", "value": 12.3456, "bound": BOUND, "passed": False},
+        "b": {"what": "that", "value": -1.0, "bound": BOUND, "passed": True},
+    },
+}
 
 
 @pytest.mark.parametrize("said,reason", [
@@ -209,16 +302,27 @@ def test_the_probability_does_not_depend_on_the_unit_of_the_price(knower):
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-# -- confidence ----------------------------------------------------------------------------------------------------------------------
+# -- confidence
+# --------------------------------------------------------------------------------------------------
 
 def confidence_of_a_network(bars, seed=0, n=None, val_fraction=0.5):
-    "A small network's confidence in its forecasts after row `n` (default: of the last third), and whether it was right."
+    """A small network's confidence in its forecasts after row `n` (default: of the last third), and whether
+    it was right."""
     from cryptolstm.model.settings import ModelConfig
     from cryptolstm.model.training import fit
     from cryptolstm.model.challenge import forecast_pairs
     table, n = features(bars), n or len(bars) * 2 // 3
-    config = ModelConfig(lookback=12, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8,), epochs=8, learning_rate=3e-3,
-                         val_fraction=val_fraction, seed=seed)
+    config = ModelConfig(
+        lookback=12,
+        units=(8,),
+        dropout=(0.1,),
+        recurrent_dropout=(0.1,),
+        dense=(8,),
+        epochs=8,
+        learning_rate=3e-3,
+        val_fraction=val_fraction,
+        seed=seed,
+    )
     bundle = fit(bars.iloc[:n], table.iloc[:n], config)
     pairs = forecast_pairs(bundle, table, bars, start=n)
     return bundle.confidence(pairs["prediction"]), np.sign(pairs["prediction"]) == np.sign(pairs["realised"])
@@ -232,13 +336,19 @@ def test_confidence_collapses_to_one_half_where_nothing_can_be_known():
 
 @pytest.mark.slow
 def test_at_the_usual_size_confidence_is_one_half_on_every_market_and_not_too_high_where_something_is_planted():
-    "With the default of 4 320 training bars, 864 of them for validation. So few tell a share to within 0.017 only, and 3 000 tested bars to within 0.009."
-    demo, planted = ([confidence_of_a_network(make(7520, seed=seed), seed, 4520, 0.2) for seed in range(6)] for make in
-                     (demo_market, lambda n, seed: planted_market(n, r2=0.1, seed=seed)))
-    for sure, _ in demo: assert abs(sure.mean() - 0.5) < 0.01 and 0.48 < sure.quantile(0.05) and sure.quantile(0.95) < 0.52
+    """With the default of 4 320 training bars, 864 of them for validation.
+
+    So few tell a share to within 0.017 only, and 3 000 tested bars to within 0.009."""
+    demo, planted = (
+        [confidence_of_a_network(make(7520, seed=seed), seed, 4520, 0.2) for seed in range(6)]
+        for make in (demo_market, lambda n, seed: planted_market(n, r2=0.1, seed=seed))
+    )
+    for sure, _ in demo:
+        assert abs(sure.mean() - 0.5) < 0.01 and 0.48 < sure.quantile(0.05) and sure.quantile(0.95) < 0.52
     gaps = np.array([sure.mean() - right.mean() for sure, right in planted])
     assert gaps.mean() < 0.02 and np.abs(gaps).max() < 0.06
-    for sure, right in planted: assert ((sure - right) ** 2).mean() < 0.25                       # Brier skill above one half's
+    # Brier skill above one half's
+    for sure, right in planted: assert ((sure - right) ** 2).mean() < 0.25
 
 
 @pytest.mark.slow
@@ -257,19 +367,32 @@ def test_confidence_of_blind_and_of_informed_forecasts():
     assert np.abs(sure - norm.cdf(0.3 * np.abs(z)))[np.abs(z) < 2].max() < 0.02
 
 
-# -- the dictionary ------------------------------------------------------------------------------------------------------------------
+# -- the dictionary
+# --------------------------------------------------------------------------------------------------
 
 def check(signal):
     whole = json.loads(json.dumps(signal, allow_nan=False))
-    jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER).validate(whole)
+    jsonschema.Draft202012Validator(
+        SCHEMA, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+    ).validate(whole)
     return whole
 
 
 @pytest.mark.parametrize("entry", ENTRY_MODES)
 def test_the_dictionary_satisfies_its_schema(entry, tmp_path):
-    sg = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=RunConfig(lookback=12, network=TINY, entry=entry))
+    sg = SignalGenerator(
+        "BTC/USD",
+        exchange="simulated",
+        home=tmp_path,
+        config=RunConfig(lookback=12, network=TINY, entry=entry),
+    )
     signal = check(sg.generate_signals(hours=120))
-    assert signal["entry"] == entry and signal["p_exceed"] is None and not signal["calibrated"] and signal["monitor"]["psi"] is None
+    assert (
+        signal["entry"] == entry
+        and signal["p_exceed"] is None
+        and not signal["calibrated"]
+        and signal["monitor"]["psi"] is None
+    )
     if entry == "probability": assert signal["direction"] == 0
 
 
@@ -278,24 +401,52 @@ def test_a_calibrated_model_says_how_likely_and_the_schema_holds(tmp_path):
     config = RunConfig(lookback=12, network=network, entry="probability", p_min=0.01)
     sg = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=config)
     signal = check(sg.generate_signals(hours=1500))
-    assert signal["n_calibration"] >= 500 and 0 < signal["p_exceed"] < 1 and signal["direction"] != 0 and 0 < signal["confidence"] < 1
-    assert signal["monitor"]["psi"] and signal["model_info"]["validation"]["n"] == 600 and signal["model_info"]["libraries"]["keras"]
+    assert (
+        signal["n_calibration"] >= 500
+        and 0 < signal["p_exceed"] < 1
+        and signal["direction"] != 0
+        and 0 < signal["confidence"] < 1
+    )
+    assert (
+        signal["monitor"]["psi"]
+        and signal["model_info"]["validation"]["n"] == 600
+        and signal["model_info"]["libraries"]["keras"]
+    )
     again = check(sg.generate_signals(hours=1500))
     assert again["p_exceed"] == signal["p_exceed"] and again["model_info"]["decision"].startswith("reused")
-    by_cost = check(SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=replace(config, entry="cost")).generate_signals(hours=1500))
-    scale = by_cost["threshold"] / signal["threshold"]   # the same model, and another threshold: what is shown is the chance of going beyond that one
-    scaled = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=replace(config, threshold_scale=scale)).generate_signals(hours=1500)
+    by_cost = check(
+        SignalGenerator(
+            "BTC/USD", exchange="simulated", home=tmp_path, config=replace(config, entry="cost")
+        ).generate_signals(hours=1500)
+    )
+    # the same model, and another threshold: what is shown is the chance of going beyond that one
+    scale = by_cost["threshold"] / signal["threshold"]
+    scaled = SignalGenerator(
+        "BTC/USD", exchange="simulated", home=tmp_path, config=replace(config, threshold_scale=scale)
+    ).generate_signals(hours=1500)
     assert by_cost["model_info"]["version"] == signal["model_info"]["version"] and abs(scale - 1) > 0.05
-    assert by_cost["p_exceed"] == pytest.approx(scaled["p_exceed"]) and (by_cost["p_exceed"] > signal["p_exceed"]) == (scale < 1)
-    for broken in ({"signal": 2}, {"entry": "often"}, {"p_exceed": 1.5}, {"more": 1}, {"rules": {"adx": {}}},
-                   {"indicators": {f"indicator {k}": 1.0 for k in range(14)}},
-                   {"indicators": {**signal["indicators"], "bollinger": 1.0}}, {"model_info": signal["model_info"] | {"more": 1}}):
-        with pytest.raises(jsonschema.ValidationError): check(signal | broken)
+    assert by_cost["p_exceed"] == pytest.approx(scaled["p_exceed"]) and (
+        by_cost["p_exceed"] > signal["p_exceed"]
+    ) == (scale < 1)
+    for broken in (
+        {"signal": 2},
+        {"entry": "often"},
+        {"p_exceed": 1.5},
+        {"more": 1},
+        {"rules": {"adx": {}}},
+        {"indicators": {f"indicator {k}": 1.0 for k in range(14)}},
+        {"indicators": {**signal["indicators"], "bollinger": 1.0}},
+        {"model_info": signal["model_info"] | {"more": 1}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            check(signal | broken)
     info = signal["model_info"]
     for key in info:
-        with pytest.raises(jsonschema.ValidationError): check(signal | {"model_info": {k: v for k, v in info.items() if k != key}})
+        with pytest.raises(jsonschema.ValidationError):
+            check(signal | {"model_info": {k: v for k, v in info.items() if k != key}})
     less = {k: v for k, v in info["validation"].items() if k != "variance"}
-    with pytest.raises(jsonschema.ValidationError): check(signal | {"model_info": info | {"validation": less}})
+    with pytest.raises(jsonschema.ValidationError):
+        check(signal | {"model_info": info | {"validation": less}})
     for key in SCHEMA["required"]:
         with pytest.raises(jsonschema.ValidationError): check({k: v for k, v in signal.items() if k != key})
 
@@ -309,7 +460,12 @@ def test_a_rules_value_and_bound_say_whether_it_passed(short_volume):
         for side in ("long", "short"):
             for name, answer in rule_answers(table.iloc[:row], run, side).items():
                 sign, bound = answer["bound"][side].split()
-                assert answer["passed"] == answer[side] == bool(rules_of(run)[name].passes(table, side).iloc[row - 1])
+                assert (
+                    answer["passed"]
+                    == answer[side]
+                    == bool(rules_of(run)[name].passes(table, side).iloc[row - 1])
+                )
                 assert answer["asks_for"] == f"{answer['what']} {sign} {bound}"
-                if abs(answer["value"] - float(bound)) <= 1e-5 * abs(float(bound)): continue   # the bound is shown with six digits
+                # the bound is shown with six digits
+                if abs(answer["value"] - float(bound)) <= 1e-5 * abs(float(bound)): continue
                 assert answer[side] == compare[sign](answer["value"], float(bound))

@@ -1,4 +1,5 @@
-"""A fan of seeds trained side by side: the same bits however many processes, clean after Ctrl-C and after a death, on real bars within its time."""
+"""A fan of seeds trained side by side: the same bits however many processes, clean after Ctrl-C and after a
+death, on real bars within its time."""
 import os
 import signal
 import subprocess
@@ -21,7 +22,15 @@ from cryptolstm.model.training import fit
 from cryptolstm.research.walkforward import bars_needed, walk_forward
 from loopback import ROOT, Loopback
 
-TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 2, "refit_epochs": 1, "batch_size": 64}
+TINY = {
+    "units": [8],
+    "dropout": [0.1],
+    "recurrent_dropout": [0.1],
+    "dense": [8],
+    "epochs": 2,
+    "refit_epochs": 1,
+    "batch_size": 64,
+}
 CONFIG = model_config(RunConfig(lookback=12, network=TINY))
 
 
@@ -38,17 +47,25 @@ def workers():
 
 def same(a, b):
     "Whether all weights of two models are equal, bit for bit."
-    return len(a.members) == len(b.members) and all((v == w).all() for m, n in zip(a.members, b.members, strict=True) for v, w in zip(m, n, strict=True))
+    return len(a.members) == len(b.members) and all(
+        (v == w).all() for m, n in zip(a.members, b.members, strict=True) for v, w in zip(m, n, strict=True)
+    )
 
 
 def test_seeds_trained_side_by_side_are_those_trained_one_after_another(market, workers):
-    "A network too small to be shared among threads, so that it may be compared with one trained here; from new weights, and going on from old ones."
+    """A network too small to be shared among threads, so that it may be compared with one trained here; from
+    new weights, and going on from old ones."""
     bars, table = market
     fan, first, later = replace(CONFIG, seeds=(3, 7)), slice(0, 600), slice(40, 640)
     here, there = (fit(bars.iloc[first], table.iloc[first], fan, workers=w) for w in (None, workers))
     assert same(here, there) and not (there.members[0][4] == there.members[1][4]).all()
-    assert here.training["by_member"] == there.training["by_member"] and (here.calibration, here.data_hash) == (there.calibration, there.data_hash)
-    here, there = (fit(bars.iloc[later], table.iloc[later], fan, warm_start=there, workers=w) for w in (None, workers))
+    assert here.training["by_member"] == there.training["by_member"] and (
+        here.calibration,
+        here.data_hash,
+    ) == (there.calibration, there.data_hash)
+    here, there = (
+        fit(bars.iloc[later], table.iloc[later], fan, warm_start=there, workers=w) for w in (None, workers)
+    )
     assert there.training["warm_started"] and same(here, there)
 
 
@@ -61,13 +78,18 @@ def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(mark
         step(bar, error)
     monkeypatch.setattr(training, "_step", pressed_after_three_epochs)
     bundle = fit(*market, replace(CONFIG, seeds=(3,), epochs=100_000, patience=100_000), workers=workers)
-    assert bundle.training["stopped"] == "interrupted" and bundle.training["epochs"] >= 3 and bundle.training["determinism"].startswith("none")
+    assert (
+        bundle.training["stopped"] == "interrupted"
+        and bundle.training["epochs"] >= 3
+        and bundle.training["determinism"].startswith("none")
+    )
     assert same(bundle, fit(*market, replace(CONFIG, seed=3, epochs=bundle.training["best_epoch"])))
     assert fit(*market, replace(CONFIG, seeds=(3,)), workers=workers).training["stopped"] == "done"
 
 
 def test_the_time_limit_counts_from_the_beginning_for_all_processes(market):
-    "Three seeds, two processes: the first two have half of the time, whatever their processes need to start; the third has the other half."
+    """Three seeds, two processes: the first two have half of the time, whatever their processes need to
+    start; the third has the other half."""
     tasks = []
 
     class Told:
@@ -78,14 +100,25 @@ def test_the_time_limit_counts_from_the_beginning_for_all_processes(market):
     before = time.monotonic()
     bundle = fit(*market, replace(CONFIG, seeds=(1, 2, 3), max_train_seconds=1000.0), workers=Told())
     ends = [task[-1] for task in tasks]
-    assert ends[0] == ends[1] and abs(ends[2] - ends[0] - 500) < 1e-6 and -1e-6 <= ends[0] - 500 - before <= time.monotonic() - before
-    assert bundle.training["members"] == 3 and not [r for r in bundle.training["by_member"] if r["stopped"] != "done"]
+    assert (
+        ends[0] == ends[1]
+        and abs(ends[2] - ends[0] - 500) < 1e-6
+        and -1e-6 <= ends[0] - 500 - before <= time.monotonic() - before
+    )
+    assert bundle.training["members"] == 3 and not [
+        r for r in bundle.training["by_member"] if r["stopped"] != "done"
+    ]
 
 
 def test_a_single_seed_trains_here_on_all_cores(market, monkeypatch):
     monkeypatch.setattr(Workers, "_start", lambda self: pytest.fail("a process was started"))
     run = RunConfig(hours=48, train_hours=400, retrain_every=48, lookback=12, network=TINY)
-    assert walk_forward(demo_market(bars_needed(run), seed=1), run, processes=2).predictions["prediction"].notna().all()
+    assert (
+        walk_forward(demo_market(bars_needed(run), seed=1), run, processes=2)
+        .predictions["prediction"]
+        .notna()
+        .all()
+    )
 
 
 def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers):
@@ -95,13 +128,19 @@ def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers)
 
 
 def test_an_idle_process_that_dies_is_replaced_before_it_is_given_work():
-    "Killed between two calls, as by a system short of memory: the next call, and the one after, know nothing of it."
+    """Killed between two calls, as by a system short of memory: the next call, and the one after, know
+    nothing of it."""
     with Workers(2) as some:
         first = some.run(os.getpid, [()])[0]
         os.kill(first, signal.SIGKILL)
         assert all_gone([first])
         again = some.run(os.getpid, [(), (), ()])
-        assert first not in again and len(set(again)) <= 2 and some.run(abs, [(-3,)]) == [3] and len(some._lines) <= 2
+        assert (
+            first not in again
+            and len(set(again)) <= 2
+            and some.run(abs, [(-3,)]) == [3]
+            and len(some._lines) <= 2
+        )
 
 
 LIFE = """
@@ -123,7 +162,9 @@ def processes_of(tmp_path):
     (tmp_path / "life.py").write_text(LIFE)
     (born := tmp_path / "born").mkdir()
     command = [sys.executable, str(tmp_path / "life.py"), str(born)]
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    program = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while len(pids := {int(p.name) for p in born.iterdir()}) < 2 and program.poll() is None: time.sleep(0.05)
     return program, pids
 
@@ -146,7 +187,11 @@ def test_ctrl_c_at_a_terminal_reaches_all_and_leaves_no_traceback_of_a_child(tmp
     began = time.monotonic()
     os.killpg(program.pid, signal.SIGINT)
     out, err = program.communicate(timeout=60)
-    assert (program.returncode, out.strip(), err) == (0, "done", "") and time.monotonic() - began < 30 and all_gone(pids)
+    assert (
+        (program.returncode, out.strip(), err) == (0, "done", "")
+        and time.monotonic() - began < 30
+        and all_gone(pids)
+    )
 
 
 def test_children_of_a_killed_program_end_by_themselves(tmp_path):
@@ -167,14 +212,27 @@ def test_the_network_of_the_spec_comes_out_with_the_same_bits_from_one_process_o
 
 @pytest.mark.slow
 def test_a_fan_of_three_walks_forward_on_real_bars_within_its_time(real_bars, tmp_path, capsys):
-    "The settings of params/eth_usd.yaml but for the epochs; a process for each core. Stated: twenty minutes on two cores that are free."
+    """The settings of params/eth_usd.yaml but for the epochs; a process for each core.
+
+    Stated: twenty minutes on two cores that are free."""
     real_bars("ETH/USD")
     run = run_config(read_params(ROOT / "params" / "eth_usd.yaml"))
     run = replace(run, network={**run.network, "seeds": [1, 2, 3], "epochs": 3, "refit_epochs": 1})
-    with Loopback() as server: bars = CryptoMarketDataClient("coinbaseexchange", server.url, home=tmp_path).get_historical_bars("ETH/USD", bars_needed(run))
+    with Loopback() as server:
+        bars = CryptoMarketDataClient("coinbaseexchange", server.url, home=tmp_path).get_historical_bars(
+            "ETH/USD", bars_needed(run)
+        )
     began = time.monotonic()
     walk = walk_forward(bars, run, processes=os.cpu_count())
     took = time.monotonic() - began
-    with capsys.disabled(): print(f"\na fan of 3 seeds, {run.hours} bars of {run.ticker}, {walk.folds['epochs'].tolist()} epochs: {took:.0f} s")
-    assert len(walk.predictions) == 720 and walk.predictions[["prediction", "spread"]].notna().all().all() and walk.predictions["spread"].gt(0).all()
+    with capsys.disabled():
+        print(
+            f"\na fan of 3 seeds, {run.hours} bars of {run.ticker}, {walk.folds['epochs'].tolist()} epochs:"
+            f" {took:.0f} s"
+        )
+    assert (
+        len(walk.predictions) == 720
+        and walk.predictions[["prediction", "spread"]].notna().all().all()
+        and walk.predictions["spread"].gt(0).all()
+    )
     assert walk.folds["members"].eq(3).all() and walk.folds["single_threaded"].all() and took < 1200

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-TIGHT = {"float64": 1e-12, "float32": 1e-6}  # relative to the largest element; the same formulas, with sums taken in another order
+# relative to the largest element; the same formulas, with sums taken in another order
+TIGHT = {"float64": 1e-12, "float32": 1e-6}
 
 
 def pair(units, shape, seed, parts=2, **options):
@@ -37,26 +38,47 @@ def outputs_and_gradients(layer, x, training, **given_states):
 
 
 def worst(a, b):
-    "In single precision relative to the largest element of all: the few terms of one small gradient may cancel to nearly nothing but their rounding."
+    """In single precision relative to the largest element of all: the few terms of one small gradient may
+    cancel to nearly nothing but their rounding."""
     sizes = [1e-3 + float(tf.reduce_max(tf.abs(p))) for p in a]
-    return max(float(tf.reduce_max(tf.abs(p - q))) / (max(sizes) if p.dtype == tf.float32 else size) for p, q, size in zip(a, b, sizes, strict=True))
+    return max(
+        float(tf.reduce_max(tf.abs(p - q))) / (max(sizes) if p.dtype == tf.float32 else size)
+        for p, q, size in zip(a, b, sizes, strict=True)
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 7), st.integers(1, 17), st.sampled_from([0.0, 0.2, 0.7]),
        st.booleans(), st.booleans(), st.integers(0, 99), st.sampled_from(["float64", "float32"]))
 @example(3, 3, 1, 1, 0.7, True, True, 3, "float32")   # one unit whose gradient cancels
-def test_outputs_and_gradients_are_those_of_keras_for_every_shape(batch, steps, inputs, units, dropout, sequences, training, seed, dtype):
-    plain, ours, x = pair(units, (batch, steps, inputs), seed, recurrent_dropout=dropout, return_sequences=sequences, dtype=dtype)
-    assert worst(outputs_and_gradients(plain, x, training), outputs_and_gradients(ours, x, training)) < TIGHT[dtype]
+def test_outputs_and_gradients_are_those_of_keras_for_every_shape(
+    batch, steps, inputs, units, dropout, sequences, training, seed, dtype
+):
+    plain, ours, x = pair(
+        units,
+        (batch, steps, inputs),
+        seed,
+        recurrent_dropout=dropout,
+        return_sequences=sequences,
+        dtype=dtype,
+    )
+    assert (
+        worst(outputs_and_gradients(plain, x, training), outputs_and_gradients(ours, x, training))
+        < TIGHT[dtype]
+    )
 
 
 def test_the_first_layer_of_the_spec_has_the_gradients_of_keras():
-    "64 windows of 60 steps and 23 columns, 256 units, dropout as there: relative to the largest element of each gradient, nothing added."
+    """64 windows of 60 steps and 23 columns, 256 units, dropout as there: relative to the largest element of
+    each gradient, nothing added."""
     plain, ours, x = pair(256, (64, 60, 23), 1, recurrent_dropout=0.2, return_sequences=True, dtype="float32")
-    for layer in (plain, ours): layer.set_weights([w / 4 for w in layer.get_weights()])   # of the size that Keras draws
+    # of the size that Keras draws
+    for layer in (plain, ours): layer.set_weights([w / 4 for w in layer.get_weights()])
     a, b = (mean_square(layer, x) for layer in (plain, ours))
-    assert max(float(tf.reduce_max(tf.abs(p - q)) / tf.reduce_max(tf.abs(p))) for p, q in zip(a, b, strict=True)) < TIGHT["float32"]
+    assert (
+        max(float(tf.reduce_max(tf.abs(p - q)) / tf.reduce_max(tf.abs(p))) for p, q in zip(a, b, strict=True))
+        < TIGHT["float32"]
+    )
 
 
 def mean_square(layer, x):
@@ -69,7 +91,8 @@ def mean_square(layer, x):
 
 
 def test_on_a_gpu_only_a_layer_without_recurrent_dropout_goes_to_keras(monkeypatch):
-    "The kernel of the maker is open to a layer whose recurrent dropout is 0, not to a prediction by one that trains with it."
+    """The kernel of the maker is open to a layer whose recurrent dropout is 0, not to a prediction by one
+    that trains with it."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
     with_it, without = (FastLSTM(4, recurrent_dropout=p) for p in (0.2, 0.0))
     assert can_hurry(with_it, None) and not can_hurry(without, None)
@@ -79,7 +102,10 @@ def test_states_given_and_returned_have_the_gradients_of_keras():
     plain, ours, x = pair(5, (3, 7, 2), 1, recurrent_dropout=0.3, return_state=True, dtype="float64")
     rng = np.random.default_rng(2)
     states = [tf.constant(rng.normal(size=(3, 5))) for _ in range(2)]
-    assert worst(*(outputs_and_gradients(layer, x, True, initial_state=states) for layer in (plain, ours))) < TIGHT["float64"]
+    assert (
+        worst(*(outputs_and_gradients(layer, x, True, initial_state=states) for layer in (plain, ours)))
+        < TIGHT["float64"]
+    )
 
 
 def test_a_masked_sequence_is_left_to_keras():
@@ -98,8 +124,15 @@ def test_a_step_without_its_dropout_mask_would_be_noticed():
 
 def network(layer):
     keras.utils.set_random_seed(5)
-    net = keras.Sequential([keras.Input((12, 3)), layer(16, return_sequences=True, recurrent_dropout=0.2), layers.BatchNormalization(),
-                            layer(8, recurrent_dropout=0.1), layers.Dense(1)])
+    net = keras.Sequential(
+        [
+            keras.Input((12, 3)),
+            layer(16, return_sequences=True, recurrent_dropout=0.2),
+            layers.BatchNormalization(),
+            layer(8, recurrent_dropout=0.1),
+            layers.Dense(1),
+        ]
+    )
     net.compile(optimizer=keras.optimizers.Adam(5e-4, clipvalue=0.5), loss="huber")
     return net
 
@@ -130,13 +163,21 @@ def test_other_precisions_train(policy):
 def test_a_batch_in_parts_is_the_whole_batch(parts):
     "Up to rounding, for full batches and for those with fewer sequences than parts."
     for batch in (64, 7, 2, 1):
-        _, whole, x = pair(16, (batch, 12, 5), 1, recurrent_dropout=0.2, return_sequences=True, dtype="float64", parts=1)
-        _, divided, _ = pair(16, (batch, 12, 5), 1, recurrent_dropout=0.2, return_sequences=True, dtype="float64", parts=parts)
-        assert worst(outputs_and_gradients(whole, x, True), outputs_and_gradients(divided, x, True)) < TIGHT["float64"]
+        _, whole, x = pair(
+            16, (batch, 12, 5), 1, recurrent_dropout=0.2, return_sequences=True, dtype="float64", parts=1
+        )
+        _, divided, _ = pair(
+            16, (batch, 12, 5), 1, recurrent_dropout=0.2, return_sequences=True, dtype="float64", parts=parts
+        )
+        assert (
+            worst(outputs_and_gradients(whole, x, True), outputs_and_gradients(divided, x, True))
+            < TIGHT["float64"]
+        )
 
 
 def test_the_parts_do_not_depend_on_one_another():
-    "What is computed of the first half stays the same to the bit when the second half of the batch is another: so it does not matter which runs first."
+    """What is computed of the first half stays the same to the bit when the second half of the batch is
+    another: so it does not matter which runs first."""
     _, ours, x = pair(16, (8, 12, 5), 1, dtype="float32", return_sequences=True)
     other = tf.concat([x[:4], 2 * x[4:]], 0)
     np.testing.assert_array_equal(ours(x)[:4], ours(other)[:4])
@@ -146,11 +187,18 @@ def test_the_parts_do_not_depend_on_one_another():
 @pytest.mark.parametrize("before, threads, fixed", [
     ("", 1, True),                                                          # nobody has chosen
     ("tf.config.threading.set_intra_op_parallelism_threads(7)", 7, False),  # somebody has
-    ("tf.zeros(1)", 0, False),                                              # too late: TensorFlow's own choice stays
+    # too late: TensorFlow's own choice stays
+    ("tf.zeros(1)", 0, False),
 ])
 def test_each_operation_has_one_thread_unless_somebody_has_chosen(before, threads, fixed):
-    code = "\n".join(["import tensorflow as tf", before, "from cryptolstm.model.fast_lstm import threads_fixed",
-                      "print('threads', tf.config.threading.get_intra_op_parallelism_threads(), threads_fixed())"])
+    code = "\n".join(
+        [
+            "import tensorflow as tf",
+            before,
+            "from cryptolstm.model.fast_lstm import threads_fixed",
+            "print('threads', tf.config.threading.get_intra_op_parallelism_threads(), threads_fixed())",
+        ]
+    )
     env = {k: v for k, v in os.environ.items() if not k.startswith("TF_NUM_")}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert out.stdout.split()[-3:] == ["threads", str(threads), str(fixed)], out.stderr

@@ -1,4 +1,5 @@
-"Imports point down the order of the packages, never up, sideways or in a circle, and the package alone loads no TensorFlow."
+"""Imports point down the order of the packages, never up, sideways or in a circle, and the package alone
+loads no TensorFlow."""
 import ast
 import re
 import shutil
@@ -37,7 +38,12 @@ def arrows(folder):
 def upward(found):
     "The arrows that do not point to a lower level, or to the same package."
     package = lambda module: module.split(".")[1]
-    return [f"{a} imports {b}" for a, targets in found.items() for b in targets if package(a) != package(b) and LEVEL[package(b)] >= LEVEL[package(a)]]
+    return [
+        f"{a} imports {b}"
+        for a, targets in found.items()
+        for b in targets
+        if package(a) != package(b) and LEVEL[package(b)] >= LEVEL[package(a)]
+    ]
 
 
 def circle(found):
@@ -79,22 +85,35 @@ def test_no_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize("line", ["from cryptolstm.report.render import Report\n", "\ndef late():\n    from ..report import render\n    return render\n",
                                   "import cryptolstm.report.render\n"])
 def test_an_import_that_points_up_is_found(tmp_path, line):
-    assert upward(planted(tmp_path, "core/text.py", line)) == ["cryptolstm.core.text imports cryptolstm.report.render"]
+    assert upward(planted(tmp_path, "core/text.py", line)) == [
+        "cryptolstm.core.text imports cryptolstm.report.render"
+    ]
 
 
 def test_an_import_of_a_package_beside_it_is_found(tmp_path):
-    assert upward(planted(tmp_path, "stats/learners.py", "from ..data.demo import demo_market\n")) == ["cryptolstm.stats.learners imports cryptolstm.data.demo"]
+    assert upward(planted(tmp_path, "stats/learners.py", "from ..data.demo import demo_market\n")) == [
+        "cryptolstm.stats.learners imports cryptolstm.data.demo"
+    ]
 
 
 def test_a_circle_is_found_also_inside_a_function(tmp_path):
-    found = planted(tmp_path, "data/store.py", "\ndef late():\n    from cryptolstm.data.client import market_bars\n    return market_bars\n")
+    found = planted(
+        tmp_path,
+        "data/store.py",
+        "\ndef late():\n    from cryptolstm.data.client import market_bars\n    return market_bars\n",
+    )
     assert {"cryptolstm.data.store", "cryptolstm.data.client"} <= set(circle(found)) and upward(found) == []
 
 
-HELP = "from cryptolstm.cli.main import main\nsys.argv = ['cryptolstm', '--help']\ntry: main()\nexcept SystemExit: pass"
+HELP = (
+    "from cryptolstm.cli.main import main\nsys.argv = ['cryptolstm', '--help']\ntry: main()\nexcept"
+    " SystemExit: pass"
+)
 
 
 @pytest.mark.parametrize("code", ["import cryptolstm", "from cryptolstm.cli.main import app", HELP])
 def test_neither_the_package_nor_help_loads_tensorflow(code):
     code = f"import sys; {code}\nassert not {{'tensorflow', 'keras'}} & set(sys.modules), sorted(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+    )

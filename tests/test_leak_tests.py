@@ -1,4 +1,5 @@
-"The leak checks pass honest pipelines and catch every planted mistake, on the demo market and on real candles."
+"""The leak checks pass honest pipelines and catch every planted mistake, on the demo market and on real
+candles."""
 import json
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def real_bars() -> pd.DataFrame:
 
 
 def indicators(bars: pd.DataFrame) -> pd.DataFrame:
-    "Causal, written by hand: RSI, EMA, volatility, OBV against its mean, rolling VWAP, a yes-or-no rule, a word."
+    """Causal, written by hand: RSI, EMA, volatility, OBV against its mean, rolling VWAP, a yes-or-no rule, a
+    word."""
     c = bars["close"]
     up = c.diff().clip(lower=0).ewm(alpha=1 / 14, adjust=False, min_periods=14).mean()
     down = (-c.diff().clip(upper=0)).ewm(alpha=1 / 14, adjust=False, min_periods=14).mean()
@@ -36,9 +38,17 @@ def indicators(bars: pd.DataFrame) -> pd.DataFrame:
     vwap = (typical * bars["volume"]).rolling(24).sum() / bars["volume"].rolling(24).sum()
     # obv − mean20(obv), written without the level: Σ_{j=1..19} j/20 · flow of the last bars
     obv = sum(flow.shift(19 - j) * j / 20 for j in range(1, 20))
-    return pd.DataFrame({"rsi": 100 - 100 / (1 + up / down), "ema50": c.ewm(span=50, adjust=False, min_periods=50).mean(), "sigma": sigma,
-                         "obv": obv, "vwap": vwap, "calm": sigma <= sigma.rolling(200).quantile(.9),
-                         "side": np.where(c > vwap, "above", "below")})
+    return pd.DataFrame(
+        {
+            "rsi": 100 - 100 / (1 + up / down),
+            "ema50": c.ewm(span=50, adjust=False, min_periods=50).mean(),
+            "sigma": sigma,
+            "obv": obv,
+            "vwap": vwap,
+            "calm": sigma <= sigma.rolling(200).quantile(0.9),
+            "side": np.where(c > vwap, "above", "below"),
+        }
+    )
 
 
 BARS = {"demo": lambda: demo_market(2000, seed=5), "real": real_bars}
@@ -48,7 +58,12 @@ BARS = {"demo": lambda: demo_market(2000, seed=5), "real": real_bars}
 def test_honest_indicators_pass(source):
     certificate = leak_certificate(indicators, BARS[source]())
     assert certificate["passed"], [c["first"] for c in certificate["checks"] if not c["passed"]]
-    assert certificate["offending"] is None and [c["name"] for c in certificate["checks"]] == ["repeat", "truncation", "future", "start"]
+    assert certificate["offending"] is None and [c["name"] for c in certificate["checks"]] == [
+        "repeat",
+        "truncation",
+        "future",
+        "start",
+    ]
     assert all(c["findings"] == 0 for c in certificate["checks"])
     assert json.loads(json.dumps(certificate)) == certificate
 
@@ -56,7 +71,8 @@ def test_honest_indicators_pass(source):
 @pytest.mark.parametrize("source", BARS)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_planted_mistake_is_caught(source, name):
-    "Cumulative levels do not use the future, they only depend on the start; all others must fall in the two bit-exact checks."
+    """Cumulative levels do not use the future, they only depend on the start; all others must fall in the two
+    bit-exact checks."""
     certificate = leak_certificate(MUTANTS[name], BARS[source]())
     caught = {c["name"] for c in certificate["checks"] if not c["passed"]}
     assert not certificate["passed"]
@@ -81,7 +97,8 @@ def test_a_backward_fill_shows_only_inside_the_warm_up():
 
 
 def test_a_backward_fill_over_an_outage_shows_only_inside_it():
-    "Nothing leaks in the warm-up here: only a row inside the hole knows what came after it, so the default cuts must lie there."
+    """Nothing leaks in the warm-up here: only a row inside the hole knows what came after it, so the default
+    cuts must lie there."""
     whole = demo_market(1000)
     bars = regular_grid(whole.drop(whole.index[500:510]))
     def f(b): return b["close"].bfill()
@@ -89,11 +106,14 @@ def test_a_backward_fill_over_an_outage_shows_only_inside_it():
     assert inside["row"].tolist() == [bars.index[500]] and inside["rows"].tolist() == [6]
     assert not check_future(f, bars, [505]).empty
     assert check_truncation(f, bars, [400, 499, 510]).empty
-    assert {499, 500, 504, 509, 510, 511} <= set(default_cuts(bars, n=0)) and not leak_certificate(f, bars)["passed"]
+    assert {499, 500, 504, 509, 510, 511} <= set(default_cuts(bars, n=0)) and not leak_certificate(f, bars)[
+        "passed"
+    ]
 
 
 def test_the_full_sample_quantile_needs_an_altered_future_at_the_last_row():
-    "Compared at the cut alone, as other tools do, a yes-or-no rule with a full-sample quantile often slips through."
+    """Compared at the cut alone, as other tools do, a yes-or-no rule with a full-sample quantile often slips
+    through."""
     bars, f = demo_market(4000), MUTANTS["quantile over the full sample"]
     full = f(bars)
     slips = [t for t in (1500, 3000, 3999) if f(bars.iloc[:t + 1]).iloc[-1] == full.iloc[t]]
@@ -131,7 +151,16 @@ def test_the_input_is_not_shared():
 def test_altered_futures_are_legal_bars_with_the_same_past(seed, cut, holes):
     bars = regular_grid(demo_market(120, seed=3).drop(demo_market(120, seed=3).index[list(holes)]))
     futures = altered_futures(bars, cut, seed)
-    assert set(futures) == {"scaled", "sunk", "shuffled", "no volume", "jumps", "million", "millionth", "missing"}
+    assert set(futures) == {
+        "scaled",
+        "sunk",
+        "shuffled",
+        "no volume",
+        "jumps",
+        "million",
+        "millionth",
+        "missing",
+    }
     for other in futures.values():
         pd.testing.assert_frame_equal(check_bars(other).iloc[:cut + 1], bars.iloc[:cut + 1], check_exact=True)
         assert other.index.equals(bars.index)
@@ -178,11 +207,15 @@ def test_cuts_cover_warm_up_end_gaps_and_chance():
 
 def test_errors_name_the_cause():
     bars = demo_market(600)
-    with pytest.raises(InputError, match="exactly the rows"): leak_certificate(lambda b: b["close"].dropna().iloc[1:], bars)
-    with pytest.raises(InputError, match="exactly the rows"): leak_certificate(lambda b: b["close"].to_numpy(), bars)
+    with pytest.raises(InputError, match="exactly the rows"):
+        leak_certificate(lambda b: b["close"].dropna().iloc[1:], bars)
+    with pytest.raises(InputError, match="exactly the rows"):
+        leak_certificate(lambda b: b["close"].to_numpy(), bars)
     with pytest.raises(InputError, match="no cut"): check_truncation(indicators, bars, [])
     with pytest.raises(InputError, match="warm-up"): leak_certificate(indicators, bars.iloc[:400])
-    assert "start" not in [c["name"] for c in leak_certificate(indicators, bars.iloc[:400], warmup=None)["checks"]]
+    assert "start" not in [
+        c["name"] for c in leak_certificate(indicators, bars.iloc[:400], warmup=None)["checks"]
+    ]
 
     def fragile(b):
         if (b["volume"] == 0).any(): raise ZeroDivisionError("volume is zero")
@@ -196,14 +229,26 @@ def test_errors_name_the_cause():
 def test_our_own_way_from_bars_to_orders_holds_the_certificate(source):
     proof = certificate(BARS[source](), thorough=False)
     assert proof["passed"], proof["sentence"]
-    assert [c["name"] for c in proof["checks"]] == ["repeat", "truncation", "future", "start", "retraining", "orders", "labels"]
+    assert [c["name"] for c in proof["checks"]] == [
+        "repeat",
+        "truncation",
+        "future",
+        "start",
+        "retraining",
+        "orders",
+        "labels",
+    ]
     assert json.loads(json.dumps(proof, allow_nan=False)) == proof
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_planted_mistake_in_your_features_is_named(name):
     proof = certificate(demo_market(1500, seed=5), features=MUTANTS[name])
-    assert not proof["passed"] and proof["offending"] in proof["sentence"] and proof["sentence"].startswith("LEAK: ")
+    assert (
+        not proof["passed"]
+        and proof["offending"] in proof["sentence"]
+        and proof["sentence"].startswith("LEAK: ")
+    )
     assert proof["offending"] in {"sigma", "next", "centred", "calm", "obv", "vwap", "entry"}
 
 

@@ -17,8 +17,19 @@ CONTEXT = multiprocessing.get_context("spawn")
 def trial(first: int = 0, hours: int = DAY, fee: float = .001, **more) -> Trial:
     "A trial on so many hours from an hour of 2025 on."
     stamp = lambda h: f"2025-01-{1 + h // 24:02d}T{h % 24:02d}:00:00+00:00"
-    base = dict(ticker="ETH/USD", market="kraken", first=stamp(first), until=stamp(first + hours), data_hash=f"bars {first} {hours}", config={"fee": fee},
-                sharpe=fee, n=hours, skew=0.0, kurtosis=3.0, hit=.5)
+    base = dict(
+        ticker="ETH/USD",
+        market="kraken",
+        first=stamp(first),
+        until=stamp(first + hours),
+        data_hash=f"bars {first} {hours}",
+        config={"fee": fee},
+        sharpe=fee,
+        n=hours,
+        skew=0.0,
+        kurtosis=3.0,
+        hit=0.5,
+    )
     return Trial(**{**base, **more})
 
 
@@ -33,8 +44,11 @@ def old_ledger(folder) -> Ledger:
     book, t = Ledger(folder), trial()
     db = sqlite3.connect(book.path)
     db.execute(FIRST_SCHEMA)
-    db.execute("insert into trials (at, ticker, market, first, until, data_hash, config_hash, config, sharpe, n, last_run) "
-               "values ('', ?, ?, 482136, 482160, ?, ?, '{}', .001, 24, '')", (t.ticker, t.market, t.data_hash, t.config_hash))
+    db.execute(
+        "insert into trials (at, ticker, market, first, until, data_hash, config_hash, config, sharpe, n,"
+        " last_run) values ('', ?, ?, 482136, 482160, ?, ?, '{}', .001, 24, '')",
+        (t.ticker, t.market, t.data_hash, t.config_hash),
+    )
     db.execute("pragma user_version = 1")
     db.commit(); db.close()
     return book
@@ -72,7 +86,8 @@ def test_a_writer_waits_for_another_and_then_says_what_is_wrong(tmp_path, monkey
     other = sqlite3.connect(book.path, isolation_level=None)
     other.execute("begin immediate")
     monkeypatch.setattr("cryptolstm.proof.trials.BUSY_SECONDS", .1)
-    with pytest.raises(OperationError, match="locked.*; move the file away or free it"): book.enter(trial(fee=.002))
+    with pytest.raises(OperationError, match="locked.*; move the file away or free it"):
+        book.enter(trial(fee=0.002))
     other.execute("rollback")
     assert book.enter(trial(fee=.002)).number == 2
 
@@ -87,21 +102,36 @@ def test_trials_count_together_exactly_when_they_share_an_hour(tmp_path_factory,
         assert (seen.number, seen.trials, seen.reruns) == (shared, shared, 0)
     for first, hours in spans:
         again = book.enter(trial(first, hours))
-        assert again.reruns == 1 and again.trials == sum(a < first + hours and first < a + h for a, h in spans) >= again.number
+        assert (
+            again.reruns == 1
+            and again.trials == sum(a < first + hours and first < a + h for a, h in spans) >= again.number
+        )
 
 
 def test_what_was_not_traded_counts_as_a_trial_without_a_ratio(tmp_path):
     book = Ledger(tmp_path)
-    for k, ratio in enumerate((.01, None, .03)): standing = book.enter(trial(fee=k / 1000, sharpe=ratio, skew=None, kurtosis=float("nan")))
+    for k, ratio in enumerate((0.01, None, 0.03)):
+        standing = book.enter(trial(fee=k / 1000, sharpe=ratio, skew=None, kurtosis=float("nan")))
     assert standing.trials == 3 and standing.variance == pytest.approx(.0002)
     assert Ledger(tmp_path / "other").enter(trial(sharpe=None)).variance == 0.0
 
 
 def test_another_ticker_and_another_invented_market_are_apart(tmp_path):
     book = Ledger(tmp_path)
-    others = ({}, {"ticker": "BTC/USD"}, {"market": "simulated:1"}, {"market": "simulated:2"}, {"market": "other"})
+    others = (
+        {},
+        {"ticker": "BTC/USD"},
+        {"market": "simulated:1"},
+        {"market": "simulated:2"},
+        {"market": "other"},
+    )
     assert [book.enter(trial(**m)).number for m in others] == [1, 1, 1, 1, 2]
-    assert market_of({"exchange": "simulated", "simulated": True, "seed": 1, "planted_r2": .1, "planted_sign": -1}) == "simulated:1:0.1:-1"
+    assert (
+        market_of(
+            {"exchange": "simulated", "simulated": True, "seed": 1, "planted_r2": 0.1, "planted_sign": -1}
+        )
+        == "simulated:1:0.1:-1"
+    )
 
 
 def test_a_missing_ledger_is_empty_and_reading_makes_none(tmp_path):
@@ -112,7 +142,9 @@ def test_a_missing_ledger_is_empty_and_reading_makes_none(tmp_path):
 
 def test_a_fixed_standing_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
-    assert FixedLedger(Standing(3, 9, .1)).enter(trial()) == Standing(3, 9, .1) and not list(tmp_path.iterdir())
+    assert FixedLedger(Standing(3, 9, 0.1)).enter(trial()) == Standing(3, 9, 0.1) and not list(
+        tmp_path.iterdir()
+    )
     assert Standing(3, 9, .1).sentence() == "This is trial 3 of 9 on these bars"
 
 
@@ -122,7 +154,9 @@ def test_an_old_ledger_keeps_its_trials_and_gains_a_place_for_returns(tmp_path):
     again = book.enter(trial(returns=np.zeros(DAY)))
     assert (again.number, again.reruns) == (1, 1) and book.enter(trial(fee=.002)).number == 2
     db = sqlite3.connect(book.path)
-    assert db.execute("pragma user_version").fetchone() == (2,) and db.execute("select returns is not null from trials order by id").fetchall() == [(1,), (0,)]
+    assert db.execute("pragma user_version").fetchone() == (2,) and db.execute(
+        "select returns is not null from trials order by id"
+    ).fetchall() == [(1,), (0,)]
 
 
 def test_two_processes_that_meet_an_old_ledger_bring_it_up_to_date_once(tmp_path):
@@ -130,26 +164,36 @@ def test_two_processes_that_meet_an_old_ledger_bring_it_up_to_date_once(tmp_path
     crowd = [CONTEXT.Process(target=work, args=(str(tmp_path), who, 3)) for who in range(2)]
     for p in crowd: p.start()
     for p in crowd: p.join()
-    assert [p.exitcode for p in crowd] == [0, 0] and len(Ledger(tmp_path).trials_of("ETH/USD")) == 9   # the old one is one of those that both make
+    # the old one is one of those that both make
+    assert [p.exitcode for p in crowd] == [0, 0] and len(Ledger(tmp_path).trials_of("ETH/USD")) == 9
 
 
 def test_trials_on_exactly_the_same_hours_are_judged_together(tmp_path):
     book, rng = Ledger(tmp_path), np.random.default_rng(0)
     hours, good = 240, .004
-    tries = [trial(hours=hours, fee=k / 1000, returns=rng.normal(good * (k == 3), .01, hours)) for k in range(12)]
+    tries = [
+        trial(hours=hours, fee=k / 1000, returns=rng.normal(good * (k == 3), 0.01, hours)) for k in range(12)
+    ]
     for k, t in enumerate(tries):
         book.enter(t)
         assert (book.overfitting(t) is None) == (k < 9)
-    book.enter(trial(first=1, hours=hours, fee=5, returns=np.zeros(hours)))        # an hour later: counted, but its returns are of other hours
+    # an hour later: counted, but its returns are of other hours
+    book.enter(trial(first=1, hours=hours, fee=5, returns=np.zeros(hours)))
     book.enter(trial(hours=hours, fee=6, market="simulated:1", returns=np.zeros(hours)))
     among = book.overfitting(tries[0])
     assert among["different"] == 12 and among["pbo"] < .2 and among["spa"] < .05 and 0 <= among["pbo_sd"] < .5
-    assert FixedLedger(Standing(1, 1, 0.0), among).overfitting(tries[0]) == among and ALONE.overfitting(tries[0]) is None
+    assert (
+        FixedLedger(Standing(1, 1, 0.0), among).overfitting(tries[0]) == among
+        and ALONE.overfitting(tries[0]) is None
+    )
 
 
 def test_looking_where_a_trial_stands_writes_nothing(tmp_path):
     book = Ledger(tmp_path)
     assert book.standing_of(trial()) is None and not book.path.exists()
     book.enter(trial()); book.enter(trial(fee=.002))
-    assert book.standing_of(trial()) == Standing(1, 2, pytest.approx(5e-7), 0, 2) and book.standing_of(trial(fee=.003)) is None
+    assert (
+        book.standing_of(trial()) == Standing(1, 2, pytest.approx(5e-7), 0, 2)
+        and book.standing_of(trial(fee=0.003)) is None
+    )
     assert book.trials_of("ETH/USD")["reruns"].tolist() == [0, 0]

@@ -27,17 +27,37 @@ from cryptolstm.report.verify import (SAME, agree, compare_results, compare_tabl
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-SMOKE = {"network": {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}}
-WISH = {"hours": 240, "train_hours": 400, "retrain_every": 240, "lookback": 12, "threshold_scale": 0.0, **SMOKE}
+SMOKE = {
+    "network": {
+        "units": [8],
+        "dropout": [0.1],
+        "recurrent_dropout": [0.1],
+        "dense": [8],
+        "epochs": 1,
+        "refit_epochs": 1,
+    }
+}
+WISH = {
+    "hours": 240,
+    "train_hours": 400,
+    "retrain_every": 240,
+    "lookback": 12,
+    "threshold_scale": 0.0,
+    **SMOKE,
+}
 
 
 @pytest.fixture(scope="module")
 def stored_home(tmp_path_factory):
     "A data folder with bars of a market that exists only as a file."
     home = tmp_path_factory.mktemp("home")
-    bars = demo_market(bars_needed(RunConfig(**WISH)), seed=6, end="2025-03-01", ticker="ETH/USD")[["open", "high", "low", "close", "volume"]]
+    bars = demo_market(bars_needed(RunConfig(**WISH)), seed=6, end="2025-03-01", ticker="ETH/USD")[
+        ["open", "high", "low", "close", "volume"]
+    ]
     first = hour_number(bars.index[0])
-    write_store(bar_path(home, "bitstamp_file", "ETH/USD"), BarStore().add(bars, [(first, first + len(bars))]))
+    write_store(
+        bar_path(home, "bitstamp_file", "ETH/USD"), BarStore().add(bars, [(first, first + len(bars))])
+    )
     return home
 
 
@@ -46,8 +66,15 @@ def page(stored_home, tmp_path_factory):
     "A report of those bars, by papermill as a user makes it."
     old = os.environ["CRYPTOLSTM_HOME"]
     os.environ["CRYPTOLSTM_HOME"] = str(stored_home)
-    try: return run_report("ETH/USD", overrides={"exchange": "bitstamp_file", **WISH}, out=tmp_path_factory.mktemp("reports"), progress=False).html
-    finally: os.environ["CRYPTOLSTM_HOME"] = old
+    try:
+        return run_report(
+            "ETH/USD",
+            overrides={"exchange": "bitstamp_file", **WISH},
+            out=tmp_path_factory.mktemp("reports"),
+            progress=False,
+        ).html
+    finally:
+        os.environ["CRYPTOLSTM_HOME"] = old
 
 
 def wrong(result: dict) -> list[str]: return [f["what"] for f in result["findings"] if not f["ok"]]
@@ -57,12 +84,35 @@ def test_a_fresh_page_is_verified_in_full(page, stored_home):
     result = verify(page, home=stored_home)
     asked = ["page", "manifest", "notebook", "bars", "data", "verdict", "metrics", *TABLES, "text"]
     assert result["ok"] and [f["what"] for f in result["findings"]] == asked
-    assert {"skill", "against", "baseline_returns", "power", "uncertainty", "search", "fan", "certificate"} == set(TABLES)
+    assert {
+        "skill",
+        "against",
+        "baseline_returns",
+        "power",
+        "uncertainty",
+        "search",
+        "fan",
+        "certificate",
+    } == set(TABLES)
     manifest = split(page.read_text(encoding="utf-8"))[1]
-    assert manifest["baseline_returns"]["buy & hold"] != 0 and manifest["certificate"]["passed"] and manifest["search"]["trial"] == 1
-    assert manifest["versions"]["cryptolstm"] and not manifest["data"]["simulated"] and "" not in manifest["baseline_returns"]
+    assert (
+        manifest["baseline_returns"]["buy & hold"] != 0
+        and manifest["certificate"]["passed"]
+        and manifest["search"]["trial"] == 1
+    )
+    assert (
+        manifest["versions"]["cryptolstm"]
+        and not manifest["data"]["simulated"]
+        and "" not in manifest["baseline_returns"]
+    )
     said = manifest["determinism"]["said"]
-    assert manifest["determinism"] == {"class": "bit-equal", "said": said, "backend": "tensorflow", "cpu": cpu_kind(), "other_cpu": OTHER_KIND}
+    assert manifest["determinism"] == {
+        "class": "bit-equal",
+        "said": said,
+        "backend": "tensorflow",
+        "cpu": cpu_kind(),
+        "other_cpu": OTHER_KIND,
+    }
     assert said.endswith("the same kind of CPU and library versions, whatever the number of threads")
     assert len(result["notes"]) == 1 and result["notes"][0].endswith("pictures were not compared")
 
@@ -71,14 +121,23 @@ def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_h
     "Both kinds are named. A larger difference is one, and on the same kind any."
     text, manifest = split(page.read_text(encoding="utf-8"))
     old = manifest["baseline_returns"]
-    near, far = ({**old, "buy & hold": old["buy & hold"] * (1 + share)} for share in (OTHER_KIND / 2, OTHER_KIND * 2))
-    made = rehashed(text, manifest, baseline_returns=near, determinism={**manifest["determinism"], "cpu": "another CPU"})
+    near, far = (
+        {**old, "buy & hold": old["buy & hold"] * (1 + share)} for share in (OTHER_KIND / 2, OTHER_KIND * 2)
+    )
+    made = rehashed(
+        text, manifest, baseline_returns=near, determinism={**manifest["determinism"], "cpu": "another CPU"}
+    )
     (tmp_path / "backtest.html").write_text(made, encoding="utf-8")
     result = verify(tmp_path / "backtest.html", home=stored_home)
     assert result["ok"], wrong(result)
     assert any("another CPU" in note and cpu_kind() in note for note in result["notes"])
-    assert "1 of them within 0.1%" in next(f["said"] for f in result["findings"] if f["what"] == "baseline_returns")
-    assert [compare_tables("", old, new, rel)["ok"] for new, rel in ((near, OTHER_KIND), (far, OTHER_KIND), (near, SAME))] == [True, False, False]
+    assert "1 of them within 0.1%" in next(
+        f["said"] for f in result["findings"] if f["what"] == "baseline_returns"
+    )
+    assert [
+        compare_tables("", old, new, rel)["ok"]
+        for new, rel in ((near, OTHER_KIND), (far, OTHER_KIND), (near, SAME))
+    ] == [True, False, False]
     assert [tolerance(m) for m in (split(made)[1], manifest, {})] == [OTHER_KIND, SAME, SAME]
 
 
@@ -89,17 +148,26 @@ def rehashed(page: str, manifest: dict, **changes) -> str:
 
 
 def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_home, tmp_path):
-    "Another word in the text, a certificate and a search that nobody made, settings of the data: the quick check cannot know, the full one does."
+    """Another word in the text, a certificate and a search that nobody made, settings of the data: the quick
+    check cannot know, the full one does."""
     text, manifest = split(page.read_text(encoding="utf-8"))
     level = manifest["verdict"]["level"]
     lie = text.replace(level, "CANDIDATE").replace(LEVELS[level], LEVELS["CANDIDATE"])
-    forged = rehashed(lie, manifest, certificate=None, search={**manifest["search"], "sentence": "This is the only one"}, data={**manifest["data"], "gaps": 99})
+    forged = rehashed(
+        lie,
+        manifest,
+        certificate=None,
+        search={**manifest["search"], "sentence": "This is the only one"},
+        data={**manifest["data"], "gaps": 99},
+    )
     (tmp_path / "backtest.html").write_text(forged, encoding="utf-8")
     assert verify(tmp_path / "backtest.html", quick=True, home=stored_home)["ok"]
     full = verify(tmp_path / "backtest.html", home=stored_home)
     assert wrong(full) == ["data", "search", "certificate", "text"]
     said = {f["what"]: f["said"] for f in full["findings"]}
-    assert said["certificate"] == "the page has none" and "CANDIDATE" in said["text"] and level in said["text"]
+    assert (
+        said["certificate"] == "the page has none" and "CANDIDATE" in said["text"] and level in said["text"]
+    )
     assert any("the notebook backtest.ipynb is not beside the page" in note for note in full["notes"])
 
 
@@ -116,15 +184,23 @@ def test_a_check_leaves_a_damaged_store_where_it_is(page, stored_home, tmp_path)
     bad.write_bytes(good.read_bytes()[:-7])
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     found = verify(page, quick=True, home=tmp_path)
-    assert wrong(found) == ["bars"] and "nothing was changed" in {f["what"]: f["said"] for f in found["findings"]}["bars"]
+    assert (
+        wrong(found) == ["bars"]
+        and "nothing was changed" in {f["what"]: f["said"] for f in found["findings"]}["bars"]
+    )
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
 def test_what_the_ledger_here_knows_better_than_the_page_is_noted():
     here = Standing(40, 41, .1)
     claims = lambda trial, trials, entered=True: {"trial": trial, "trials": trials, "entered": entered}
-    assert standing_note(claims(40, 41), here) == [] and "does not know this run" in standing_note(claims(1, 1), None)[0]
-    assert standing_note(claims(1, 1), here) == ["the page counts it as trial 1 of 1; in the ledger here it is now 40 of 41"]
+    assert (
+        standing_note(claims(40, 41), here) == []
+        and "does not know this run" in standing_note(claims(1, 1), None)[0]
+    )
+    assert standing_note(claims(1, 1), here) == [
+        "the page counts it as trial 1 of 1; in the ledger here it is now 40 of 41"
+    ]
     assert "(not entered)" in standing_note(claims(40, 41, False), here)[0]
 
 
@@ -140,7 +216,9 @@ def test_a_changed_digit_anywhere_in_the_page_is_found(page, stored_home, tmp_pa
 def test_a_changed_digit_in_the_manifest_is_found(page, stored_home, tmp_path):
     text = page.read_text(encoding="utf-8")
     value = re.search(r'"total_return": -?(0\.\d+)', text[text.index('"metrics"'):]).group(1)
-    (tmp_path / "x.html").write_text(text.replace(value, value[:-1] + str((int(value[-1]) + 1) % 10)), encoding="utf-8")
+    (tmp_path / "x.html").write_text(
+        text.replace(value, value[:-1] + str((int(value[-1]) + 1) % 10)), encoding="utf-8"
+    )
     assert "manifest" in wrong(verify(tmp_path / "x.html", quick=True, home=stored_home))
 
 
@@ -160,10 +238,22 @@ def test_the_command_says_what_does_not_hold_and_ends_with_1(page, stored_home, 
     forged.write_text(text.replace("<h1", "<h1 class=x", 1), encoding="utf-8")
     env = {**os.environ, "CRYPTOLSTM_HOME": str(stored_home)}
     codes = {}
-    for name, words in {"fresh": [str(page), "--quick"], "forged": [str(forged), "--quick", "--json"], "none": [str(tmp_path / "no.html")]}.items():
-        done = subprocess.run([BIN / "cryptolstm", "verify", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    for name, words in {
+        "fresh": [str(page), "--quick"],
+        "forged": [str(forged), "--quick", "--json"],
+        "none": [str(tmp_path / "no.html")],
+    }.items():
+        done = subprocess.run(
+            [BIN / "cryptolstm", "verify", *words],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         codes[name] = done.returncode
-        if name == "forged": assert [f["ok"] for f in json.loads(done.stdout)["findings"]] == [False, True, True]
+        if name == "forged":
+            assert [f["ok"] for f in json.loads(done.stdout)["findings"]] == [False, True, True]
         if name == "none": assert "there is no page" in done.stderr and "Traceback" not in done.stderr
     assert codes == {"fresh": 0, "forged": 1, "none": 2}
 
@@ -176,7 +266,11 @@ def test_other_results_are_named_with_their_first_difference():
     assert all(f["ok"] for f in compare_results(manifest, made))
     dear = summary(backtest(bars, RunConfig(exchange="simulated", **{**WISH, "hours": 96, "fee": .002})))
     found = {f["what"]: f for f in compare_results(manifest, dear)}
-    assert not found["baseline_returns"]["ok"] and found["baseline_returns"]["said"].startswith("buy & hold was ") and found["skill"]["ok"]
+    assert (
+        not found["baseline_returns"]["ok"]
+        and found["baseline_returns"]["said"].startswith("buy & hold was ")
+        and found["skill"]["ok"]
+    )
     assert manifest["data"]["sha256"] == bars_hash(bars)
 
 
@@ -185,9 +279,13 @@ def test_a_leak_makes_the_verdict_and_says_where(monkeypatch):
     run = RunConfig(exchange="simulated", **{**WISH, "hours": 96})
     bars = regular_grid(demo_market(bars_needed(run), seed=1))
     early = lambda b: b[["close"]].assign(peek=b["close"].shift(-1))
-    monkeypatch.setattr("cryptolstm.research.backtest.certificate", lambda bars, **how: certificate(bars, features=early))
+    monkeypatch.setattr(
+        "cryptolstm.research.backtest.certificate", lambda bars, **how: certificate(bars, features=early)
+    )
     made = backtest(bars, run, certify=True)
-    assert made["verdict"].level == "LEAK" and "the leak certificate failed at peek" in made["verdict"].sentence
+    assert (
+        made["verdict"].level == "LEAK" and "the leak certificate failed at peek" in made["verdict"].sentence
+    )
     assert summary(made)["certificate"]["passed"] is False
 
 
@@ -196,17 +294,39 @@ def test_what_is_no_page_is_refused(tmp_path):
         (tmp_path / "x.html").write_bytes(content)
         with pytest.raises(InputError, match=said): verify(tmp_path / "x.html")
     with pytest.raises(InputError, match="no </body>"): embed("text", {})
-    assert agree(1.0, 1 + 1e-10) and not agree(1.0, 1 + 1e-8) and not agree(None, 0.0) and agree(None, None) and not agree(True, 1.0 + 1e-3)
+    assert (
+        agree(1.0, 1 + 1e-10)
+        and not agree(1.0, 1 + 1e-8)
+        and not agree(None, 0.0)
+        and agree(None, None)
+        and not agree(True, 1.0 + 1e-3)
+    )
 
 
 def test_a_run_that_the_clock_ended_says_so_and_promises_no_repetition():
     "In the notes that terminal, page and program show, in the summary, and in the manifest."
-    network = {**SMOKE["network"], "epochs": 100_000, "patience": 100_000, "refit_epochs": 1, "max_train_seconds": 0.3}
+    network = {
+        **SMOKE["network"],
+        "epochs": 100_000,
+        "patience": 100_000,
+        "refit_epochs": 1,
+        "max_train_seconds": 0.3,
+    }
     run = RunConfig(**{**WISH, "network": network, "retrain_every": 120})
     results = backtest(demo_market(bars_needed(run), seed=6, ticker="ETH/USD"), run)
     ended = (results["folds"]["stopped"] == "time limit").sum()
-    assert ended >= 1 and f"{ended} of 2 trainings did not end by themselves ({ended} × time limit)" in " ".join(data_notes(results["data"]))
+    assert (
+        ended >= 1
+        and f"{ended} of 2 trainings did not end by themselves ({ended} × time limit)" in " ".join(
+            data_notes(results["data"])
+        )
+    )
     made = summary(results)
-    assert made["determinism"]["class"] == "none" and make_manifest(made, "<body></body>")["determinism"] == made["determinism"]
-    whole = summary(backtest(demo_market(bars_needed(RunConfig(**WISH)), seed=6, ticker="ETH/USD"), RunConfig(**WISH)))
+    assert (
+        made["determinism"]["class"] == "none"
+        and make_manifest(made, "<body></body>")["determinism"] == made["determinism"]
+    )
+    whole = summary(
+        backtest(demo_market(bars_needed(RunConfig(**WISH)), seed=6, ticker="ETH/USD"), RunConfig(**WISH))
+    )
     assert whole["determinism"]["class"] == "bit-equal" and "ended" not in whole["data"]

@@ -18,7 +18,15 @@ from cryptolstm.model.drift import (MIN_REFERENCE, WINDOW, class_edges, class_sh
                                     live_skill, psi, reference)
 
 TRAIN, START = 4320, 100
-SMALL = ModelConfig(lookback=12, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8,), epochs=10, learning_rate=3e-3)
+SMALL = ModelConfig(
+    lookback=12,
+    units=(8,),
+    dropout=(0.1,),
+    recurrent_dropout=(0.1,),
+    dense=(8,),
+    epochs=10,
+    learning_rate=3e-3,
+)
 
 
 def inputs(bars): return features(bars)[INPUTS].iloc[START:]
@@ -31,20 +39,25 @@ def test_markets_that_go_on_as_before_are_quiet(n, seeds):
         table = inputs(demo_market(START + n + WINDOW, seed=100 + seed))
         found = drift(reference(table.iloc[:n]), table)
         alarms |= {seed: found.index[found["drifted"]].tolist()} if found["drifted"].any() else {}
-    assert len(alarms) <= (0 if seeds == 20 else 1), alarms   # of independent weeks, about one in a hundred lies beyond anything a training of 30 days has seen
+    # of independent weeks, about one in a hundred lies beyond anything a training of 30 days has seen
+    assert len(alarms) <= (0 if seeds == 20 else 1), alarms
 
 
 def busier(bars, since):
     "Every other hour reports no volume, the one before it twice as much."
     later, odd = np.arange(len(bars)) >= since, np.arange(len(bars)) % 2 == 1
-    return bars.assign(volume=bars["volume"].where(~(later & odd), 0.0).where(~(later & ~odd), bars["volume"] * 2))
+    return bars.assign(
+        volume=bars["volume"].where(~(later & odd), 0.0).where(~(later & ~odd), bars["volume"] * 2)
+    )
 
 
 def narrower(bars, since):
     "Bars whose wicks are gone: high and low are those of open and close."
     later = np.arange(len(bars)) >= since
     body = bars[["open", "close"]]
-    return bars.assign(high=bars["high"].where(~later, body.max(axis=1)), low=bars["low"].where(~later, body.min(axis=1)))
+    return bars.assign(
+        high=bars["high"].where(~later, body.max(axis=1)), low=bars["low"].where(~later, body.min(axis=1))
+    )
 
 
 @pytest.mark.parametrize("change,feature", [(busier, "volume_ratio"), (narrower, "high_low_dist")])
@@ -64,7 +77,9 @@ def test_any_feature_moved_beyond_its_training_raises_the_alarm_for_itself_alone
     ref = reference(past)
     for feature in INPUTS:
         for beyond in (-1, 1):
-            moved = table.assign(**{feature: table[feature] + beyond * 1.01 * (past[feature].max() - past[feature].min())})
+            moved = table.assign(
+                **{feature: table[feature] + beyond * 1.01 * (past[feature].max() - past[feature].min())}
+            )
             found = drift(ref, moved)
             assert found.index[found["drifted"]].tolist() == [feature], (feature, beyond)
 
@@ -74,7 +89,12 @@ def wilder(bars, times, since):
     moves = np.log(bars["close"]).diff().fillna(0) * np.where(np.arange(len(bars)) < since, 1, times)
     close = bars["close"].iloc[0] * np.exp(moves.cumsum())
     o, k = close.shift(1, fill_value=close.iloc[0]), close / bars["close"]
-    return bars.assign(open=o, close=close, high=np.maximum(bars["high"] * k, np.maximum(o, close)), low=np.minimum(bars["low"] * k, np.minimum(o, close)))
+    return bars.assign(
+        open=o,
+        close=close,
+        high=np.maximum(bars["high"] * k, np.maximum(o, close)),
+        low=np.minimum(bars["low"] * k, np.minimum(o, close)),
+    )
 
 
 @pytest.mark.parametrize("n", [720, TRAIN])
@@ -94,9 +114,14 @@ def test_the_index_is_zero_for_the_same_and_finite_for_anything():
     x = np.random.default_rng(0).standard_normal(1000)
     edges = class_edges(x)
     same, far = class_shares(x, edges), class_shares(x + 100, edges)
-    assert psi(same, same) == 0 and 3 < psi(far, same) < 20 and psi(far, same) == pytest.approx(psi(same, far))
-    assert far.sum() == pytest.approx(1) and class_shares(np.empty(0), edges) == pytest.approx(np.full(12, 1 / 12))
-    assert same[[0, -1]] == pytest.approx(0.5 / (1000 + 6))        # nothing in the training lies beyond its own ends
+    assert (
+        psi(same, same) == 0 and 3 < psi(far, same) < 20 and psi(far, same) == pytest.approx(psi(same, far))
+    )
+    assert far.sum() == pytest.approx(1) and class_shares(np.empty(0), edges) == pytest.approx(
+        np.full(12, 1 / 12)
+    )
+    # nothing in the training lies beyond its own ends
+    assert same[[0, -1]] == pytest.approx(0.5 / (1000 + 6))
 
 
 def test_too_little_to_compare_is_no_alarm_and_says_so():
@@ -112,7 +137,11 @@ def model():
     bars = planted_market(2200, r2=0.2, seed=7)
     table = features(bars)
     bundle = fit(bars.iloc[:1800], table.iloc[:1800], SMALL)
-    return Version(bundle, Path("1"), {"validation": validation_figures(validation_pairs(bundle, table, bars))}), bars, table
+    return (
+        Version(bundle, Path("1"), {"validation": validation_figures(validation_pairs(bundle, table, bars))}),
+        bars,
+        table,
+    )
 
 
 def test_a_promise_that_is_kept_is_quiet_and_a_broken_one_is_said(model):
@@ -137,26 +166,52 @@ def test_only_bars_the_model_has_not_seen_are_counted(model):
 def test_each_bar_is_held_against_the_promise_of_the_version_that_forecast_it(model):
     "Three versions, each a day younger: none has thirty bars of its own, the line has."
     first, bars, table = model
-    later = [Version(fit(bars.iloc[k:1800 + k], table.iloc[k:1800 + k], SMALL, warm_start=first.model), Path(str(k)), first.note) for k in (48, 24)]
+    later = [
+        Version(
+            fit(bars.iloc[k : 1800 + k], table.iloc[k : 1800 + k], SMALL, warm_start=first.model),
+            Path(str(k)),
+            first.note,
+        )
+        for k in (48, 24)
+    ]
     upto = slice(0, 1800 + 48 + 13)
     found = live_skill([*later, first], table.iloc[upto], bars.iloc[upto])
     alone = live_skill(later[:1], table.iloc[upto], bars.iloc[upto])
-    assert (found["bars"], found["versions"], alone["bars"], alone["p"]) == (60, 3, 12, None) and found["p"] is not None
+    assert (found["bars"], found["versions"], alone["bars"], alone["p"]) == (60, 3, 12, None) and found[
+        "p"
+    ] is not None
     lofty = first._replace(note={"validation": {**first.note["validation"], "loss": 0.0, "variance": 0.0}})
-    assert live_skill([*later, lofty], table.iloc[upto], bars.iloc[upto])["p"] < found["p"]                # the oldest version promised more, and is held to it
+    # the oldest version promised more, and is held to it
+    assert live_skill([*later, lofty], table.iloc[upto], bars.iloc[upto])["p"] < found["p"]
     silent = first._replace(note={})
-    assert live_skill([*later, silent], table.iloc[upto], bars.iloc[upto])["bars"] == 36                   # who promised nothing cannot break it
+    # who promised nothing cannot break it
+    assert live_skill([*later, silent], table.iloc[upto], bars.iloc[upto])["bars"] == 36
 
 
 @pytest.mark.parametrize("seeds", [range(100, 103), pytest.param(range(100, 120), marks=pytest.mark.slow)])
 def test_honest_models_do_not_break_their_promise(seeds):
-    "Networks on markets without a secret: what their validation promised was luck or nothing, and the test allows for it."
+    """Networks on markets without a secret: what their validation promised was luck or nothing, and the test
+    allows for it."""
     broken = []
     for seed in seeds:
         bars = demo_market(1100, seed=seed)
         table = features(bars)
-        bundle = fit(bars.iloc[:900], table.iloc[:900], ModelConfig(**{**vars(SMALL), "epochs": 3, "learning_rate": 5e-4}))
-        found = live_skill([Version(bundle, Path("1"), {"validation": validation_figures(validation_pairs(bundle, table, bars))})], table, bars)
+        bundle = fit(
+            bars.iloc[:900],
+            table.iloc[:900],
+            ModelConfig(**{**vars(SMALL), "epochs": 3, "learning_rate": 5e-4}),
+        )
+        found = live_skill(
+            [
+                Version(
+                    bundle,
+                    Path("1"),
+                    {"validation": validation_figures(validation_pairs(bundle, table, bars))},
+                )
+            ],
+            table,
+            bars,
+        )
         broken += [(seed, found["p"])] if found["broken"] else []
         assert found["bars"] == WINDOW and found["p"] is not None
     assert broken == []
@@ -164,7 +219,10 @@ def test_honest_models_do_not_break_their_promise(seeds):
 
 def test_the_alarm_reaches_the_signal(tmp_path, monkeypatch):
     from cryptolstm.strategy import signal
-    run = RunConfig(lookback=12, network={"units": [4], "dropout": [0], "recurrent_dropout": [0], "dense": [4], "epochs": 1})
+    run = RunConfig(
+        lookback=12,
+        network={"units": [4], "dropout": [0], "recurrent_dropout": [0], "dense": [4], "epochs": 1},
+    )
     sg = SignalGenerator(exchange="simulated", home=tmp_path, config=run)
     quiet = sg.generate_signals(hours=2500)
     assert not any("drifted" in w for w in quiet["warnings"]) and quiet["monitor"]["drifted"] == []
@@ -178,21 +236,44 @@ def test_the_alarm_reaches_the_signal(tmp_path, monkeypatch):
 
     monkeypatch.setattr(signal, "market_bars", other_volume)
     loud = sg.generate_signals(hours=2500)
-    assert loud["model_info"]["decision"].startswith("reused") and "volume_ratio" in loud["monitor"]["drifted"]
+    assert (
+        loud["model_info"]["decision"].startswith("reused") and "volume_ratio" in loud["monitor"]["drifted"]
+    )
     assert any(w.startswith("the market has left what the model was trained on: ") for w in loud["warnings"])
 
 
 def test_at_the_usual_rhythm_the_line_is_judged_and_what_is_not_watched_is_said(loopback, tmp_path):
     "240 training bars, a new version every day."
     loopback.now -= 200 * HOUR
-    network = {"units": [4], "dropout": [0], "recurrent_dropout": [0], "dense": [4], "epochs": 1, "refit_epochs": 1}
-    sg = SignalGenerator(exchange="coinbaseexchange", exchange_url=loopback.url, home=tmp_path, config=RunConfig(lookback=12, network=network))
+    network = {
+        "units": [4],
+        "dropout": [0],
+        "recurrent_dropout": [0],
+        "dense": [4],
+        "epochs": 1,
+        "refit_epochs": 1,
+    }
+    sg = SignalGenerator(
+        exchange="coinbaseexchange",
+        exchange_url=loopback.url,
+        home=tmp_path,
+        config=RunConfig(lookback=12, network=network),
+    )
     first = sg.generate_signals()["monitor"]
-    assert first["skill"]["p"] is None and first["sentence"] == ("drift is not watched, since it takes 480 training bars; "
-                                                                        "no forecast of this line has come true yet")
+    assert (
+        first["skill"]["p"] is None
+        and first["sentence"]
+        == "drift is not watched, since it takes 480 training bars; "
+        "no forecast of this line has come true yet"
+    )
     for _ in range(3):
         loopback.now += 24 * HOUR
         monitor = sg.generate_signals()["monitor"]
     used = sum((folder / "used.json").is_file() for folder in version_folders(sg.line, tmp_path / "models"))
-    assert monitor["skill"]["versions"] >= 2 and used >= 2 and monitor["skill"]["bars"] >= 48 and monitor["skill"]["p"] is not None
+    assert (
+        monitor["skill"]["versions"] >= 2
+        and used >= 2
+        and monitor["skill"]["bars"] >= 48
+        and monitor["skill"]["p"] is not None
+    )
     assert "unseen bars, promised" in monitor["sentence"] and "for a broken promise" in monitor["sentence"]

@@ -25,7 +25,14 @@ from cryptolstm.model.live_model import LiveModel
 from cryptolstm.strategy.upkeep import stored_model
 from cryptolstm.strategy.signal import SignalGenerator
 
-TINY = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 2, "refit_epochs": 1}
+TINY = {
+    "units": [8],
+    "dropout": [0.1],
+    "recurrent_dropout": [0.1],
+    "dense": [8],
+    "epochs": 2,
+    "refit_epochs": 1,
+}
 RUN = RunConfig(lookback=12, network=TINY)
 
 
@@ -41,23 +48,42 @@ def trained(market, **changes):
 
 
 def wild(net, seed):
-    "A network as training might leave it: every weight moved, every normalisation with statistics of its own."
+    """A network as training might leave it: every weight moved, every normalisation with statistics of its
+    own."""
     rng = np.random.default_rng(seed)
     positive = {id(v) for layer in net.layers for v in layer.weights if "variance" in v.path}
-    for v in net.weights: v.assign(rng.uniform(0.3, 3.0, v.shape) if id(v) in positive else v.numpy() + rng.normal(scale=0.2, size=v.shape))
+    for v in net.weights:
+        v.assign(
+            rng.uniform(0.3, 3.0, v.shape)
+            if id(v) in positive
+            else v.numpy() + rng.normal(scale=0.2, size=v.shape)
+        )
     return net
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(2, 9), st.lists(st.integers(1, 6), max_size=2), st.sampled_from(["swish", "linear"]),
        st.booleans(), st.integers(0, 99))
-def test_every_architecture_says_the_same_in_both(tmp_path_factory, units, lookback, dense, activation, fast, seed):
+def test_every_architecture_says_the_same_in_both(
+    tmp_path_factory, units, lookback, dense, activation, fast, seed
+):
     some = (0.1,) * len(units)
-    config = ModelConfig(lookback=lookback, units=tuple(units), dropout=some, recurrent_dropout=some, dense=tuple(dense), activation=activation)
-    net, file = wild(build_network(config, 5, fast=fast), seed), tmp_path_factory.mktemp("onnx") / "model.onnx"
-    write_onnx(net, file, tolerance=1e-4)                                               # wild weights: numbers of any size
+    config = ModelConfig(
+        lookback=lookback,
+        units=tuple(units),
+        dropout=some,
+        recurrent_dropout=some,
+        dense=tuple(dense),
+        activation=activation,
+    )
+    net = wild(build_network(config, 5, fast=fast), seed)
+    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    # wild weights: numbers of any size
+    write_onnx(net, file, tolerance=1e-4)
     windows = np.random.default_rng(seed).normal(size=(9, lookback, 5)).astype("float32")
-    np.testing.assert_allclose(OnnxNetwork(file).predict(windows), net.predict(windows, verbose=0)[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        OnnxNetwork(file).predict(windows), net.predict(windows, verbose=0)[:, 0], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"seeds": (1, 2)}, {"target": "price"}, {"target": "volatility", "horizon": 24}, {"horizon": 72}], ids=str)
@@ -65,36 +91,60 @@ def test_a_live_model_is_its_bundle(market, tmp_path, changes):
     bars, table = market
     bundle = trained(market, **changes)
     live = LiveModel.load(save_bundle(bundle, tmp_path))
-    unit = 1.0                                                                          # a millionth of what the network says, in units of the prediction
-    if bundle.price_scale is not None: unit = 1.1 * bundle.price_scale["scale"] / (bars["close"] * table["sigma"]).iloc[-100:].min()
-    np.testing.assert_allclose(live.predict(table, bars, start=1200), bundle.predict(table, bars, start=1200), rtol=0, atol=1e-6 * unit)
+    # a millionth of what the network says, in units of the prediction
+    unit = 1.0
+    if bundle.price_scale is not None:
+        unit = 1.1 * bundle.price_scale["scale"] / (bars["close"] * table["sigma"]).iloc[-100:].min()
+    np.testing.assert_allclose(
+        live.predict(table, bars, start=1200),
+        bundle.predict(table, bars, start=1200),
+        rtol=0,
+        atol=1e-6 * unit,
+    )
     assert abs(live.predict_one(table, bars) - bundle.predict(table, bars, start=1299).iloc[0]) <= 1e-6 * unit
     said = bundle.predict(table, bars, start=1200)
     np.testing.assert_array_equal(live.confidence(said), bundle.confidence(said))
-    for call in (lambda: live.predict_one(table.iloc[:1200], bars.iloc[:1200]), lambda: live.check_out_of_sample(bars.index[1199:])):
-        with pytest.raises(TrainingSpanError, match="training span"): call()
-    assert (live.ticker, live.trained_until, live.scaler) == (bundle.ticker, bundle.trained_until, bundle.scaler)
+    for call in (
+        lambda: live.predict_one(table.iloc[:1200], bars.iloc[:1200]),
+        lambda: live.check_out_of_sample(bars.index[1199:]),
+    ):
+        with pytest.raises(TrainingSpanError, match="training span"):
+            call()
+    assert (live.ticker, live.trained_until, live.scaler) == (
+        bundle.ticker,
+        bundle.trained_until,
+        bundle.scaler,
+    )
 
 
 def test_the_confidence_of_a_calibrated_model_is_kept(market, tmp_path):
     bundle = replace(trained(market), calibration={"slope": 0.2, "intercept": 0.05, "n": 600})
     live = LiveModel.load(save_bundle(bundle, tmp_path))
     said = bundle.predict(market[1], market[0], start=1200)
-    assert live.confidence(said).between(0.5, 1).all() and live.confidence(said).equals(bundle.confidence(said))
+    assert live.confidence(said).between(0.5, 1).all() and live.confidence(said).equals(
+        bundle.confidence(said)
+    )
 
 
 def test_a_file_that_differs_from_keras_is_not_kept(market, tmp_path, monkeypatch):
     bundle = trained(market, seeds=(1, 2))
     strict = {"model_2": 0.0}
-    monkeypatch.setattr(model, "write_onnx", lambda net, file, predict: write_onnx(net, file, strict.get(file.stem, 1e-6), predict))
+    monkeypatch.setattr(
+        model,
+        "write_onnx",
+        lambda net, file, predict: write_onnx(net, file, strict.get(file.stem, 1e-6), predict),
+    )
     save_bundle(bundle, tmp_path)
     assert "differs from Keras" in json.loads((tmp_path / "bundle.json").read_text())["onnx"]["refused"]
-    assert not list(tmp_path.glob("*.onnx")) and LiveModel.load(tmp_path) is None        # the member that was accepted has gone, too
+    # the member that was accepted has gone, too
+    assert not list(tmp_path.glob("*.onnx")) and LiveModel.load(tmp_path) is None
     assert load_bundle(tmp_path) == bundle and stored_model(tmp_path) == bundle
 
 
 def test_a_difference_counts_as_a_share_where_the_numbers_are_large(tmp_path):
-    "A step of float32 at 12 is a millionth already. The output's bias moves all numbers there; what Keras says is then put off by a little."
+    """A step of float32 at 12 is a millionth already.
+
+    The output's bias moves all numbers there; what Keras says is then put off by a little."""
     net = build_network(model_config(RUN), 5)
     for size, off, kept in ((0.0, 3e-6, False), (12.0, 3e-6, True), (12.0, 3e-5, False)):
         net.layers[-1].bias.assign([size])
@@ -108,30 +158,51 @@ def test_many_windows_are_computed_in_batches(market, tmp_path, monkeypatch):
     "All at once they would be copied, the same bars sixty times. The numbers are those of one batch."
     live = LiveModel.load(save_bundle(trained(market, predict_batch=100), tmp_path))
     sizes, predict = [], OnnxNetwork.predict
-    monkeypatch.setattr(OnnxNetwork, "predict", lambda self, windows: sizes.append(len(windows)) or predict(self, windows))
+    monkeypatch.setattr(
+        OnnxNetwork, "predict", lambda self, windows: sizes.append(len(windows)) or predict(self, windows)
+    )
     said = live.predict(*market[::-1], in_sample=True)
     assert max(sizes) == 100 and sum(sizes) == said.notna().sum() > 1000
-    np.testing.assert_allclose(replace(live, config=replace(live.config, predict_batch=10_000)).predict(*market[::-1], in_sample=True), said, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        replace(live, config=replace(live.config, predict_batch=10_000)).predict(
+            *market[::-1], in_sample=True
+        ),
+        said,
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("name", sorted({*ACTIVATIONS} - {"squareplus"}))
 def test_each_activation_says_the_same_as_keras(tmp_path, name):
-    "Wild weights, outputs of the size of a prediction: every activation that can be asked for, but the one left to Keras."
-    config = ModelConfig(lookback=6, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8, 4), activation=name)
+    """Wild weights, outputs of the size of a prediction: every activation that can be asked for, but the one
+    left to Keras."""
+    config = ModelConfig(
+        lookback=6, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8, 4), activation=name
+    )
     keras.utils.set_random_seed(1)
     net = wild(build_network(config, 5), 1)
     windows = np.random.default_rng(2).normal(scale=2.0, size=(400, 6, 5)).astype("float32")
     said = net.predict(windows, verbose=0)[:, 0]
-    size = 2 * np.abs(said).max()                                                       # a prediction is in units of σ: at most one half of it here
+    # a prediction is in units of σ: at most one half of it here
+    size = 2 * np.abs(said).max()
     net.layers[-1].set_weights([w / size for w in net.layers[-1].get_weights()])
     assert write_onnx(net, tmp_path / "model.onnx") <= 1e-6
-    np.testing.assert_allclose(OnnxNetwork(tmp_path / "model.onnx").predict(windows), net.predict(windows, verbose=0)[:, 0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        OnnxNetwork(tmp_path / "model.onnx").predict(windows),
+        net.predict(windows, verbose=0)[:, 0],
+        rtol=0,
+        atol=1e-6,
+    )
     assert np.ptp(said) > 1e-3 * size
 
 
 def test_a_layer_that_onnx_cannot_express_is_kept_for_keras_only(market, tmp_path):
     bundle = trained(market, activation="squareplus")
-    assert "cannot be written as ONNX" in json.loads((save_bundle(bundle, tmp_path) / "bundle.json").read_text())["onnx"]["refused"]
+    assert (
+        "cannot be written as ONNX"
+        in json.loads((save_bundle(bundle, tmp_path) / "bundle.json").read_text())["onnx"]["refused"]
+    )
     assert LiveModel.load(tmp_path) is None and load_bundle(tmp_path) == bundle
 
 
@@ -144,8 +215,20 @@ def test_an_onnx_file_of_another_model_is_noticed(market, tmp_path):
 def test_the_file_uses_the_lstm_operator_of_onnx(market, tmp_path):
     import onnx
     save_bundle(trained(market), tmp_path)
-    assert {n.op_type for n in onnx.load(tmp_path / "model.onnx").graph.node} <= {"Transpose", "LSTM", "Squeeze", "Gemm", "Sigmoid", "Mul"}
-    assert onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]).get_inputs()[0].shape[1] == 12
+    assert {n.op_type for n in onnx.load(tmp_path / "model.onnx").graph.node} <= {
+        "Transpose",
+        "LSTM",
+        "Squeeze",
+        "Gemm",
+        "Sigmoid",
+        "Mul",
+    }
+    assert (
+        onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+        .get_inputs()[0]
+        .shape[1]
+        == 12
+    )
 
 
 REUSED = """
@@ -159,7 +242,12 @@ print(json.dumps([signal["model_info"]["decision"], signal["predicted_price"], h
 
 
 def in_a_process_of_its_own(home, network):
-    out = subprocess.run([sys.executable, "-c", REUSED, str(home), json.dumps(network)], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", REUSED, str(home), json.dumps(network)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     return json.loads(out.strip().splitlines()[-1])
 
 
@@ -177,4 +265,8 @@ def test_a_model_without_onnx_is_reused_with_keras_and_says_why(tmp_path):
         assert "squareplus" in signal["model_info"]["onnx"]["refused"]
         assert [w for w in signal["warnings"] if "by Keras, not by onnxruntime" in w and "squareplus" in w]
     decision, price, heavy = in_a_process_of_its_own(tmp_path, network)
-    assert decision.startswith("reused") and abs(price - first["predicted_price"]) < 1e-6 * price and "keras" in heavy
+    assert (
+        decision.startswith("reused")
+        and abs(price - first["predicted_price"]) < 1e-6 * price
+        and "keras" in heavy
+    )

@@ -1,4 +1,5 @@
-"What searching does to a Sharpe ratio: published examples, brute force, the libraries, and sizes under the null."
+"""What searching does to a Sharpe ratio: published examples, brute force, the libraries, and sizes under the
+null."""
 import gc
 import itertools
 import math
@@ -21,7 +22,14 @@ from cryptolstm.stats.overfit import (adjust, best_of, block_length, deflated_sh
 
 def fat(n: int, seed: int, mean: float = 0.0) -> np.ndarray:
     "Skewed, fat-tailed returns."
-    return .005 * (np.random.default_rng(seed).standard_t(5, n) ** 1 - .3 * np.random.default_rng(seed + 1).exponential(1, n)) + mean
+    return (
+        0.005
+        * (
+            np.random.default_rng(seed).standard_t(5, n) ** 1
+            - 0.3 * np.random.default_rng(seed + 1).exponential(1, n)
+        )
+        + mean
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -32,18 +40,25 @@ def test_equal_to_the_reference_formulas(reference, seed):
     assert probabilistic_sharpe(*s, .01) == pytest.approx(reference.psr(r, .01), rel=1e-9)
     assert deflated_sharpe(*s, 12, trials.var(ddof=1)) == pytest.approx(reference.dsr(r, trials), rel=1e-9)
     assert expected_maximum(12, .002) == pytest.approx(reference.sr0(12, .002), rel=1e-12)
-    assert minimum_track_record(.05, s.skew, s.kurtosis, .01) == pytest.approx(reference.min_trl(.05, .01, s.skew, s.kurtosis), rel=1e-12)
+    assert minimum_track_record(0.05, s.skew, s.kurtosis, 0.01) == pytest.approx(
+        reference.min_trl(0.05, 0.01, s.skew, s.kurtosis), rel=1e-12
+    )
     m = np.random.default_rng(seed).standard_normal((500, 15)) + .01 * seed
     ours, theirs = pbo(m, 10), reference.pbo_cscv(m, 10)
-    assert (ours.pbo, ours.slope, ours.loss) == pytest.approx((theirs["pbo"], theirs["slope"], theirs["p_loss"]), rel=1e-9)
+    assert (ours.pbo, ours.slope, ours.loss) == pytest.approx(
+        (theirs["pbo"], theirs["slope"], theirs["p_loss"]), rel=1e-9
+    )
     np.testing.assert_allclose(ours.logits, theirs["logits"], rtol=1e-9)
 
 
 def test_one_definition_of_the_standard_error():
-    "The probabilistic ratio at one standard error below the ratio seen is Φ(1), with the error that `metrics` prints."
+    """The probabilistic ratio at one standard error below the ratio seen is Φ(1), with the error that
+    `metrics` prints."""
     r = pd.Series(fat(720, 3, .001))
     s = sharpe_sample(r)
-    assert s.sharpe == pytest.approx(sharpe(r, 1)) and probabilistic_sharpe(*s, s.sharpe - sharpe_se(r, 1)) == pytest.approx(stats.norm.cdf(1), abs=1e-12)
+    assert s.sharpe == pytest.approx(sharpe(r, 1)) and probabilistic_sharpe(
+        *s, s.sharpe - sharpe_se(r, 1)
+    ) == pytest.approx(stats.norm.cdf(1), abs=1e-12)
 
 
 @pytest.mark.parametrize("skew,kurtosis,n,expected", [(0, 3, 24, .982), (-2.448, 10.164, 24, .913)])
@@ -75,7 +90,10 @@ def test_more_trials_never_make_a_ratio_better(sr, n, skew, tail, trials, v):
 def test_nothing_traded_is_undefined_not_zero():
     s = sharpe_sample(np.zeros(100))
     assert math.isnan(s.sharpe) and s.n == 100
-    assert all(math.isnan(x) for x in (probabilistic_sharpe(*s), deflated_sharpe(*s, 5, .01), minimum_track_record(s.sharpe)))
+    assert all(
+        math.isnan(x)
+        for x in (probabilistic_sharpe(*s), deflated_sharpe(*s, 5, 0.01), minimum_track_record(s.sharpe))
+    )
 
 
 @pytest.mark.parametrize("tickers,expected", [(5, 4.2), (10, 5.5), (50, 7.9), (100, 8.8)])
@@ -117,8 +135,13 @@ def test_pbo_under_the_null_and_with_a_winner():
 
 def test_pbo_refuses_what_it_cannot_split():
     m = np.zeros((100, 3))
-    for bad, said in ((m[:, :1], "at least two settings"), (m[:20], "pass an even number"), (m + np.nan, "not finite")):
-        with pytest.raises(InputError, match=said): pbo(bad)
+    for bad, said in (
+        (m[:, :1], "at least two settings"),
+        (m[:20], "pass an even number"),
+        (m + np.nan, "not finite"),
+    ):
+        with pytest.raises(InputError, match=said):
+            pbo(bad)
     with pytest.raises(InputError, match="even number up to 20"): pbo(m, 5)
 
 
@@ -129,16 +152,29 @@ def test_spa_is_arch_on_negative_returns():
     test.compute()
     ours = spa_test(table, reps=300, block=30, seed=4)
     assert {k: ours[k] for k in ("lower", "consistent", "upper")} == test.pvalues.to_dict()
-    assert ours == spa_test(table, reps=300, block=30, seed=4) and ours["lower"] <= ours["consistent"] <= ours["upper"]
+    assert (
+        ours == spa_test(table, reps=300, block=30, seed=4)
+        and ours["lower"] <= ours["consistent"] <= ours["upper"]
+    )
 
 
 def test_spa_has_no_more_false_alarms_than_its_level():
-    alarms = sum(spa_test(pd.DataFrame(.01 * np.random.default_rng(k).standard_normal((400, 8))), reps=200)["consistent"] < .05 for k in range(40))
+    alarms = sum(
+        spa_test(pd.DataFrame(0.01 * np.random.default_rng(k).standard_normal((400, 8))), reps=200)[
+            "consistent"
+        ]
+        < 0.05
+        for k in range(40)
+    )
     assert alarms <= 6   # 99 % bound of a binomial (40, 0.05)
     real = pd.DataFrame(.01 * np.random.default_rng(1).standard_normal((400, 8)))
     real[3] += .003
-    assert spa_test(real, reps=300)["consistent"] < .01 and spa_test(real, real[3], reps=300)["consistent"] > .3
-    assert spa_test(real * 0)["consistent"] == spa_test(real[[3]], real[3])["consistent"] == 1.0   # nothing differs from the benchmark
+    assert (
+        spa_test(real, reps=300)["consistent"] < 0.01
+        and spa_test(real, real[3], reps=300)["consistent"] > 0.3
+    )
+    # nothing differs from the benchmark
+    assert spa_test(real * 0)["consistent"] == spa_test(real[[3]], real[3])["consistent"] == 1.0
 
 
 def test_blocks_are_a_day_at_least_and_follow_volatility():
@@ -152,9 +188,11 @@ def test_blocks_are_a_day_at_least_and_follow_volatility():
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(p=st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=1, max_size=12))
 def test_corrections_are_statsmodels_on_what_is_defined(monkeypatch, p):
-    monkeypatch.setattr(gc, "collect", int)   # statsmodels collects garbage in every call, a fifth of a second in a process as large as this
+    # statsmodels collects garbage in every call, a fifth of a second in a process as large as this
+    monkeypatch.setattr(gc, "collect", int)
     s = pd.Series(p, index=[f"cell {k}" for k in range(len(p))])
     for ours, theirs in (("holm", "holm"), ("bh", "fdr_bh")):
         out = adjust(s, ours)
         assert out.isna().equals(s.isna()) and (out.dropna() >= s.dropna() - 1e-12).all()
-        if s.notna().any(): np.testing.assert_allclose(out.dropna(), multipletests(s.dropna(), method=theirs)[1], rtol=1e-12)
+        if s.notna().any():
+            np.testing.assert_allclose(out.dropna(), multipletests(s.dropna(), method=theirs)[1], rtol=1e-12)

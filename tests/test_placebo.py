@@ -1,4 +1,5 @@
-"A placebo run holds the bars' own numbers and none of their secret, is the same every time, and the real result is ranked among them."
+"""A placebo run holds the bars' own numbers and none of their secret, is the same every time, and the real
+result is ranked among them."""
 import json
 from dataclasses import replace
 
@@ -25,8 +26,24 @@ from cryptolstm.research.placebo import (KINDS, LABELS, MARKET, ORDER, backtest_
                                          whole_moves)
 from cryptolstm.cli.main import main
 
-SMALL = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [8], "epochs": 1, "refit_epochs": 1}
-RUN = RunConfig(ticker="ETH/USD", hours=120, train_hours=400, retrain_every=60, lookback=12, exchange="simulated", threshold_scale=0, network=SMALL)
+SMALL = {
+    "units": [8],
+    "dropout": [0.1],
+    "recurrent_dropout": [0.1],
+    "dense": [8],
+    "epochs": 1,
+    "refit_epochs": 1,
+}
+RUN = RunConfig(
+    ticker="ETH/USD",
+    hours=120,
+    train_hours=400,
+    retrain_every=60,
+    lookback=12,
+    exchange="simulated",
+    threshold_scale=0,
+    network=SMALL,
+)
 BARS = demo_market(900, seed=4, ticker="ETH/USD")
 
 
@@ -34,7 +51,12 @@ def moves(bars: pd.DataFrame) -> pd.DataFrame:
     "Move, shape and volume of each bar that can be dealt out."
     log = np.log(bars[["open", "high", "low", "close"]])
     table = log.sub(log["close"], axis=0).assign(move=log["close"].diff(), volume=bars["volume"])
-    return table[whole_moves(bars)].round(9).sort_values(["volume", "move"], ignore_index=True).drop(columns="close")
+    return (
+        table[whole_moves(bars)]
+        .round(9)
+        .sort_values(["volume", "move"], ignore_index=True)
+        .drop(columns="close")
+    )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -44,7 +66,8 @@ def test_a_reordered_market_has_the_same_moves_shapes_and_volumes_each_once(hole
     n = int(whole_moves(bars).sum())
     order = block_order(n, mean, np.random.default_rng(seed))
     assert sorted(order) == list(range(n))
-    other = reordered_market(bars, order)   # checked inside: high and low contain open and close, nothing is negative
+    # checked inside: high and low contain open and close, nothing is negative
+    other = reordered_market(bars, order)
     assert other["is_gap"].equals(bars["is_gap"]) and other["close"].isna().equals(bars["close"].isna())
     pd.testing.assert_frame_equal(moves(other), moves(bars), rtol=1e-6, atol=1e-8)
 
@@ -54,7 +77,9 @@ def test_what_one_bar_says_of_the_next_is_gone_at_the_seams_and_only_there():
     lean = lambda b: np.log(b["close"]).diff().shift(-1).corr(planted_state(b), "spearman")
     shuffled = lambda mean: reordered_market(bars, block_order(5999, mean, np.random.default_rng(0)))
     assert lean(bars) > .25 and abs(lean(shuffled(1))) < .04, "each bar by itself: nothing is left"
-    assert .15 < lean(shuffled(48)) < lean(bars) + .03, "in blocks of two days an effect of an hour is still there"
+    assert (
+        0.15 < lean(shuffled(48)) < lean(bars) + 0.03
+    ), "in blocks of two days an effect of an hour is still there"
 
 
 def test_dealt_labels_are_the_training_labels_on_other_bars():
@@ -63,10 +88,17 @@ def test_dealt_labels_are_the_training_labels_on_other_bars():
     dealt = dealt_labels(3)(bars, known)
     pd.testing.assert_frame_equal(dealt, dealt_labels(3)(bars, known))
     true, false = (target(b, known["sigma"]).dropna() for b in (bars, dealt))
-    assert true.index.equals(false.index) and abs(true.corr(false)) < .15 and not dealt["close"].equals(bars["close"])
-    np.testing.assert_allclose(np.sort(false)[5:-5], np.sort(true)[5:-5], atol=.1)   # those of the first bar, whose σ before is not known, stay
+    assert (
+        true.index.equals(false.index)
+        and abs(true.corr(false)) < 0.15
+        and not dealt["close"].equals(bars["close"])
+    )
+    # those of the first bar, whose σ before is not known, stay
+    np.testing.assert_allclose(np.sort(false)[5:-5], np.sort(true)[5:-5], atol=.1)
     maker = dealt_labels(3)
-    assert not maker(bars, known)["close"].equals(maker(bars, known)["close"]), "the next training of a run is dealt another hand"
+    assert not maker(bars, known)["close"].equals(
+        maker(bars, known)["close"]
+    ), "the next training of a run is dealt another hand"
 
 
 def test_a_network_taught_dealt_labels_is_another_one_and_is_tested_on_the_real_bars():
@@ -74,7 +106,9 @@ def test_a_network_taught_dealt_labels_is_another_one_and_is_tested_on_the_real_
     def spy(bars, table): seen.append(bars.index[[0, -1]]); return dealt_labels(0)(bars, table)
     honest, fooled = walk_forward(BARS, RUN), walk_forward(BARS, RUN, label_bars=spy)
     assert len(seen) == len(honest.folds) == 2
-    assert all(last < start for (_, last), start in zip(seen, honest.folds["tested_from"], strict=True)), "no tested bar is dealt"
+    assert all(
+        last < start for (_, last), start in zip(seen, honest.folds["tested_from"], strict=True)
+    ), "no tested bar is dealt"
     assert honest.predictions["realised"].equals(fooled.predictions["realised"])
     assert not honest.predictions["prediction"].equals(fooled.predictions["prediction"])
 
@@ -85,10 +119,16 @@ def test_placebo_markets_are_stamped_as_invented_and_as_wild_as_the_bars():
     sd = lambda b: np.log(b["close"]).diff().std()
     for kind in (ORDER, MARKET):
         made = placebo_market(regular_grid(real), kind, 5)
-        assert made.attrs["simulated"] and "revised" not in made.attrs and made.attrs["ticker"] == "ETH/USD" and made.index.equals(real.index)
+        assert (
+            made.attrs["simulated"]
+            and "revised" not in made.attrs
+            and made.attrs["ticker"] == "ETH/USD"
+            and made.index.equals(real.index)
+        )
         assert not made["close"].equals(real["close"])
     assert sd(placebo_market(regular_grid(real), ORDER, 5)) == pytest.approx(sd(real), rel=1e-3)
-    drawn = [sd(placebo_market(regular_grid(real), MARKET, seed)) for seed in range(30)]   # months differ, their middle does not
+    # months differ, their middle does not
+    drawn = [sd(placebo_market(regular_grid(real), MARKET, seed)) for seed in range(30)]
     assert np.sqrt(np.mean(np.square(drawn))) == pytest.approx(sd(real), rel=.25)
 
 
@@ -100,13 +140,19 @@ def test_the_rank_counts_the_real_run_as_one():
 
 
 def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked():
-    "Blocks keep what one hour tells of the next, so a hit rate reached there is no luck; and 0.00 % is reached by everyone who does not trade."
+    """Blocks keep what one hour tells of the next, so a hit rate reached there is no luck; and 0.00 % is
+    reached by everyone who does not trade."""
     skill = pd.DataFrame({"hit": [.58], "ic": [.2]}, ["LSTM"])
-    idle = placebo_figures({"skill": skill, "trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0})
+    idle = placebo_figures(
+        {"skill": skill, "trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0}
+    )
     assert idle == {"hit": .58, "ic": .2, "sharpe_ratio": None, "total_return": None}
     said = placebo_sentence({kind: {name: ranked(x, [x]) for name, x in idle.items()} for kind in KINDS})
-    assert said == ("Placebo runs: direction right 58.0 %, reached by 1 of 1 (labels dealt out anew), "
-                    "1 of 1 (moves in another order, where one hour still tells of the next), 1 of 1 (demo market)")
+    assert (
+        said
+        == "Placebo runs: direction right 58.0 %, reached by 1 of 1 (labels dealt out anew), "
+        "1 of 1 (moves in another order, where one hour still tells of the next), 1 of 1 (demo market)"
+    )
 
 
 @pytest.mark.slow
@@ -114,11 +160,16 @@ def test_placebos_are_reproducible_ranked_and_no_trial(tmp_path, monkeypatch):
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
     results = backtest(BARS, RUN)
     found = placebo(results, 3)
-    assert [r["kind"] for r in found["runs"]] == list(KINDS) and [r["seed"] for r in found["runs"]] == placebo_seeds(RUN, 3)
+    assert [r["kind"] for r in found["runs"]] == list(KINDS) and [
+        r["seed"] for r in found["runs"]
+    ] == placebo_seeds(RUN, 3)
     assert placebo(results, 1)["runs"] == found["runs"][:1], "reproducible, and more runs keep those of fewer"
     assert placebo({**results, "config": replace(RUN, seed=1)}, 1)["runs"] != found["runs"][:1]
     assert found["kinds"][LABELS]["hit"]["seen"] == results["skill"].loc["LSTM", "hit"]
-    assert json.loads(json.dumps(found, allow_nan=False)) == found and summary({**results, "placebo": found})["placebo"] == found
+    assert (
+        json.loads(json.dumps(found, allow_nan=False)) == found
+        and summary({**results, "placebo": found})["placebo"] == found
+    )
     assert not Ledger().path.exists()
 
 
@@ -127,15 +178,31 @@ def test_an_odd_number_of_placebos_is_refused(n):
     with pytest.raises(InputError, match="pass"): placebo({}, n)
 
 
-SETTINGS = {**{f"network.{k}": v for k, v in SMALL.items()}, "train_hours": 300, "lookback": 12, "retrain_every": 240}
-ASKED = ["backtest", "--exchange", "simulated", "--ticker", "ETH/USD", "--hours", "96", *(part for k, v in SETTINGS.items() for part in ("--set", f"{k}={v}"))]
+SETTINGS = {
+    **{f"network.{k}": v for k, v in SMALL.items()},
+    "train_hours": 300,
+    "lookback": 12,
+    "retrain_every": 240,
+}
+ASKED = [
+    "backtest",
+    "--exchange",
+    "simulated",
+    "--ticker",
+    "ETH/USD",
+    "--hours",
+    "96",
+    *(part for k, v in SETTINGS.items() for part in ("--set", f"{k}={v}")),
+]
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     "The summary of a run with one placebo as it is printed, and its home."
     home = tmp_path_factory.mktemp("home")
-    results = backtest_with_placebo(replace(RUN, hours=96, retrain_every=96, train_hours=300), 1, home, certify=False)
+    results = backtest_with_placebo(
+        replace(RUN, hours=96, retrain_every=96, train_hours=300), 1, home, certify=False
+    )
     return json.loads(json.dumps(summary(results), allow_nan=False, default=str)), home
 
 
@@ -162,16 +229,30 @@ def test_a_nonsensical_placebo_is_refused_before_anything_is_run(odd, says):
 def test_what_backtests_print_is_compared_across_tickers(printed, tmp_path):
     found, files = printed[0], []
     for ticker in ("ETH/USD", "BTC/USD", "SOL/USD"):
-        (file := tmp_path / f"{ticker[:3]}.json").write_text(json.dumps({**found, "ticker": ticker})); files.append(str(file))
+        (file := tmp_path / f"{ticker[:3]}.json").write_text(json.dumps({**found, "ticker": ticker}))
+        files.append(str(file))
     done = CliRunner().invoke(main.app, ["compare-tickers", *files, "--json"])
     table = json.loads(done.stdout)
-    assert table["tickers"] == 3 and table["zero_skill"] == best_of(3, 96) and [r["ticker"] for r in table["rows"]] == ["ETH/USD", "BTC/USD", "SOL/USD"]
+    assert (
+        table["tickers"] == 3
+        and table["zero_skill"] == best_of(3, 96)
+        and [r["ticker"] for r in table["rows"]] == ["ETH/USD", "BTC/USD", "SOL/USD"]
+    )
     skill = found["skill"]["LSTM"]
     p = max(skill["cw_p"], skill["pt_p"])
-    assert all(r["p"] == pytest.approx(p) and r["p_holm"] == pytest.approx(min(3 * p, 1)) and r["p_bh"] == pytest.approx(p) for r in table["rows"])
+    assert all(
+        r["p"] == pytest.approx(p)
+        and r["p_holm"] == pytest.approx(min(3 * p, 1))
+        and r["p_bh"] == pytest.approx(p)
+        for r in table["rows"]
+    )
     assert "Of 3 tickers" in CliRunner().invoke(main.app, ["compare-tickers", *files]).stdout
     (broken := tmp_path / "broken.json").write_text("{")
-    for wrong, says in ((str(broken), "is not JSON"), (str(tmp_path / "none.json"), "there is no file"), (files[0], "comes twice")):
+    for wrong, says in (
+        (str(broken), "is not JSON"),
+        (str(tmp_path / "none.json"), "there is no file"),
+        (files[0], "comes twice"),
+    ):
         assert says in str(CliRunner().invoke(main.app, ["compare-tickers", *files, wrong]).exception)
 
 
@@ -180,8 +261,19 @@ def test_a_report_shows_where_its_result_stands(tmp_path, monkeypatch):
     from cryptolstm.report.manifest import split
     from cryptolstm.report.render import run_report
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
-    run = {"exchange": "simulated", "hours": 96, "train_hours": 300, "lookback": 12, "retrain_every": 240, "network": {**SMALL, "seeds": [0, 1]}}
+    run = {
+        "exchange": "simulated",
+        "hours": 96,
+        "train_hours": 300,
+        "lookback": 12,
+        "retrain_every": 240,
+        "network": {**SMALL, "seeds": [0, 1]},
+    }
     done = run_report("ETH/USD", None, run, out=tmp_path, placebo=3)
     page, manifest = split(done.html.read_text(encoding="utf-8"))
-    assert "Placebo runs: direction right" in page and page.count("<figure>") == 7 and "they do not agree about the" in page
+    assert (
+        "Placebo runs: direction right" in page
+        and page.count("<figure>") == 7
+        and "they do not agree about the" in page
+    )
     assert manifest["placebo"]["n"] == 3 and done.summary["fan"]["disagree"] > 0

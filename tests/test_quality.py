@@ -1,4 +1,5 @@
-"""The quality report finds what is wrong with bars, at its place, and nothing else; and `data check` says it to people and programs."""
+"""The quality report finds what is wrong with bars, at its place, and nothing else; and `data check` says it
+to people and programs."""
 import json
 
 import ccxt
@@ -29,7 +30,11 @@ CLOSED = "http://127.0.0.1:9"
 def clean():
     "1500 real hours in which nothing is odd; the demo market's where there are no recorded candles."
     bars = recorded(ETH)
-    bars = demo_market(1500, seed=6, end="2025-03-02", ticker=ETH) if bars is None else bars.loc["2024-08-15":].iloc[:1500]
+    bars = (
+        demo_market(1500, seed=6, end="2025-03-02", ticker=ETH)
+        if bars is None
+        else bars.loc["2024-08-15":].iloc[:1500]
+    )
     return check_bars(bars)
 
 
@@ -53,24 +58,45 @@ def spoil(bars: pd.DataFrame) -> pd.DataFrame:
     return out.drop(out.index[[1000, 1001, *range(1200, 1205)]])
 
 
-# -- every defect at its place -------------------------------------------------------------------------------------------
+# -- every defect at its place
+# -------------------------------------------------------------------------------------------
 
 
 def test_a_clean_real_stretch_reports_nothing(clean):
     report = quality_report(clean)
-    assert places(clean, report) == NONE and report.grade == "clean" and report.sentence == "clean: 1,500 bars without a gap"
+    assert (
+        places(clean, report) == NONE
+        and report.grade == "clean"
+        and report.sentence == "clean: 1,500 bars without a gap"
+    )
     assert (report.hours, report.bars, report.missing, report.judged) == (1500, 1500, 0, 1500)
 
 
 def test_every_planted_defect_is_found_at_its_place_and_nothing_else(clean):
     report = quality_report(regular_grid(spoil(clean)))
-    assert places(clean, report) == {"gaps": (1000, 1200), "zero_volume": (200,), "stale": (400,), "jumps": (600,), "spikes": (800,)}
+    assert places(clean, report) == {
+        "gaps": (1000, 1200),
+        "zero_volume": (200,),
+        "stale": (400,),
+        "jumps": (600,),
+        "spikes": (800,),
+    }
     tables = report.tables
-    assert tables["gaps"]["hours"].tolist() == [2, 5] and tables["gaps"]["effect"].tolist() == ["carried forward", "splits the series"]
+    assert tables["gaps"]["hours"].tolist() == [2, 5] and tables["gaps"]["effect"].tolist() == [
+        "carried forward",
+        "splits the series",
+    ]
     assert tables["zero_volume"]["bars"].tolist() == [3] and tables["stale"]["bars"].tolist() == [6]
     jump, spike = tables["jumps"].iloc[0], tables["spikes"].iloc[0]
-    assert jump["then"] == "taken back" and jump["size"] == pytest.approx(0.3 + 1.3 * moves(regular_grid(clean))["move"].iloc[600], abs=0.01)
-    assert spike["side"] == "low" and 0.25 < spike["size"] < 0.34 and report.missing == 7 and report.grade == "doubtful"
+    assert jump["then"] == "taken back" and jump["size"] == pytest.approx(
+        0.3 + 1.3 * moves(regular_grid(clean))["move"].iloc[600], abs=0.01
+    )
+    assert (
+        spike["side"] == "low"
+        and 0.25 < spike["size"] < 0.34
+        and report.missing == 7
+        and report.grade == "doubtful"
+    )
 
 
 @pytest.mark.parametrize(("name", "plant"), [
@@ -93,8 +119,14 @@ def test_a_jump_that_stands_is_no_bad_print_and_a_bad_print_has_no_way_back_of_i
     stays, once = clean.copy(), clean.copy()
     stays.iloc[700:, :4] *= 1.3
     once.iloc[700, :4] *= 1.3
-    assert quality_report(stays).tables["jumps"]["then"].tolist() == ["stood"] and quality_report(stays).grade == "clean"
-    assert quality_report(once).tables["jumps"]["then"].tolist() == ["taken back"] and quality_report(once).grade == "doubtful"
+    assert (
+        quality_report(stays).tables["jumps"]["then"].tolist() == ["stood"]
+        and quality_report(stays).grade == "clean"
+    )
+    assert (
+        quality_report(once).tables["jumps"]["then"].tolist() == ["taken back"]
+        and quality_report(once).grade == "doubtful"
+    )
     newest = quality_report(once.iloc[:701]).tables["jumps"]  # nobody can know yet
     assert newest["then"].tolist() == ["not known yet"]
 
@@ -105,7 +137,11 @@ def test_a_bad_print_of_two_bars_is_one(clean, second):
     twice.iloc[700, :4] *= 1.3
     twice.iloc[701, :4] *= second
     report = quality_report(twice)
-    assert places(clean, report)["jumps"] == (700,) and len(report.bad_prints) == 1 and report.grade == "doubtful"
+    assert (
+        places(clean, report)["jumps"] == (700,)
+        and len(report.bad_prints) == 1
+        and report.grade == "doubtful"
+    )
     assert set(quality_report(twice.iloc[:702]).tables["jumps"]["then"]) == {"not known yet"}
 
 
@@ -115,7 +151,10 @@ def test_a_price_in_another_unit_from_one_hour_on_is_doubtful(clean, factor):
     other.iloc[700:, :4] *= factor
     report = quality_report(other)
     assert report.tables["jumps"]["then"].tolist() == ["stood"] and report.grade == "doubtful"
-    assert report.sentence.endswith(f"; one move by more than a factor of 2 that was not taken back: look at {clean.index[700]:%Y-%m-%d %H:%M}")
+    assert report.sentence.endswith(
+        "; one move by more than a factor of 2 that was not taken back: look at"
+        f" {clean.index[700]:%Y-%m-%d %H:%M}"
+    )
     assert quality_report(other.iloc[:701]).grade == "doubtful"  # the newest bar is the first one
 
 
@@ -123,7 +162,10 @@ def test_findings_do_not_depend_on_the_unit_of_the_price(clean):
     bars = regular_grid(spoil(clean))
     cents = bars.assign(**{c: bars[c] * 1024 for c in PRICES})
     for name, table in quality_report(bars).tables.items():
-        pd.testing.assert_frame_equal(quality_report(cents).tables[name].drop(columns="price", errors="ignore"), table.drop(columns="price", errors="ignore"))
+        pd.testing.assert_frame_equal(
+            quality_report(cents).tables[name].drop(columns="price", errors="ignore"),
+            table.drop(columns="price", errors="ignore"),
+        )
 
 
 def test_a_feed_that_hangs_for_weeks_makes_no_honest_move_an_outlier(clean):
@@ -137,7 +179,10 @@ def test_a_feed_that_hangs_for_weeks_makes_no_honest_move_an_outlier(clean):
 
 def test_what_cannot_be_judged_is_said(clean):
     report = quality_report(clean.iloc[:40])
-    assert report.judged == 0 and ("not judged", "40 bars have too few neighbours for the price checks") in report_rows(report)
+    assert report.judged == 0 and (
+        "not judged",
+        "40 bars have too few neighbours for the price checks",
+    ) in report_rows(report)
     assert quality_report(clean.iloc[:1]).bars == 1
     with pytest.raises(InputError, match="no bars to look at"):
         quality_report(clean.iloc[:0])
@@ -150,15 +195,23 @@ def test_what_cannot_be_judged_is_said(clean):
 def test_planted_gaps_are_reported_exactly(rows, max_gap):
     bars = demo_market(400, seed=6, end="2025-03-02", ticker=ETH)
     found = quality_report(regular_grid(bars.drop(bars.index[sorted(rows)]), max_gap)).tables["gaps"]
-    runs = [(i, next(k for k in range(1, 400) if i + k not in rows)) for i in sorted(rows) if i - 1 not in rows]
-    expected = [(bars.index[i], n, "carried forward" if n <= max_gap else "splits the series") for i, n in runs]
+    runs = [
+        (i, next(k for k in range(1, 400) if i + k not in rows)) for i in sorted(rows) if i - 1 not in rows
+    ]
+    expected = [
+        (bars.index[i], n, "carried forward" if n <= max_gap else "splits the series") for i, n in runs
+    ]
     assert list(found.itertuples(index=False, name=None)) == expected
 
 
 def test_the_three_outages_of_binance_are_all_its_gaps(real_bars):
     for ticker in ("BTC/USDT", "XTZ/USDT"):
         report = quality_report(regular_grid(check_bars(real_bars(ticker, "binance"))))
-        assert report.tables["gaps"]["hours"].tolist() == [4, 2, 1] and report.missing == 7 and report.grade == "usable"
+        assert (
+            report.tables["gaps"]["hours"].tolist() == [4, 2, 1]
+            and report.missing == 7
+            and report.grade == "usable"
+        )
         assert not len(report.bad_prints) and report.hours == 17520
 
 
@@ -169,24 +222,40 @@ def test_real_crashes_are_not_taken_for_bad_prints(real_bars):
         assert not len(report.bad_prints) and report.grade == "usable"
     ada = quality_report(check_bars(real_bars("ADA/USD")))
     jumps = ada.tables["jumps"]
-    assert jumps["at"].tolist() == [pd.Timestamp("2025-03-02 15:00Z")] and jumps["size"].iloc[0] > 0.4 and jumps["then"].tolist() == ["stood"]
+    assert (
+        jumps["at"].tolist() == [pd.Timestamp("2025-03-02 15:00Z")]
+        and jumps["size"].iloc[0] > 0.4
+        and jumps["then"].tolist() == ["stood"]
+    )
     assert ada.grade != "doubtful"
 
 
 def test_the_demo_market_is_called_simulated():
     report = quality_report(demo_market(500, seed=6, end="2025-03-02", ticker=ETH))
-    assert report.simulated and report.sentence.startswith("SIMULATED MARKET.") and report.to_dict()["simulated"] is True
+    assert (
+        report.simulated
+        and report.sentence.startswith("SIMULATED MARKET.")
+        and report.to_dict()["simulated"] is True
+    )
 
 
 def test_programs_get_json_with_full_counts_and_the_worst_rows(clean):
     holes = clean.drop(clean.index[[10, 20, 30, 31, 40]])
     report = quality_report(regular_grid(holes), clean, now=clean.index[-1] + 3 * HOUR)
     table = json.loads(json.dumps(report.to_dict(limit=2), allow_nan=False))
-    assert table["found"]["gaps"]["count"] == 4 and [r["hours"] for r in table["found"]["gaps"]["rows"]] == [2, 1]
-    assert table["age_hours"] == 2.0 and table["against"]["only_there"] == 5 and table["stamp"]["sha256"] == bars_hash(regular_grid(holes))
+    assert table["found"]["gaps"]["count"] == 4 and [r["hours"] for r in table["found"]["gaps"]["rows"]] == [
+        2,
+        1,
+    ]
+    assert (
+        table["age_hours"] == 2.0
+        and table["against"]["only_there"] == 5
+        and table["stamp"]["sha256"] == bars_hash(regular_grid(holes))
+    )
 
 
-# -- a second market -----------------------------------------------------------------------------------------------------
+# -- a second market
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_second_market_tells_which_hours_differ(clean):
@@ -195,8 +264,13 @@ def test_a_second_market_tells_which_hours_differ(clean):
     other.iloc[[50, 900], :4] *= 0.97
     other = stamp(regular_grid(other.drop(other.index[[100, 101]])), "ETH/USDT", "elsewhere")
     found = compare(clean.drop(clean.index[500]), other)
-    assert found["apart"]["at"].tolist() == [clean.index[50], clean.index[900]] and found["max_at"] in (clean.index[50], clean.index[900])
-    assert (found["only_here"], found["only_there"], found["common"]) == (2, 1, 1497) and found["share"] == pytest.approx(1497 / 1500)
+    assert found["apart"]["at"].tolist() == [clean.index[50], clean.index[900]] and found["max_at"] in (
+        clean.index[50],
+        clean.index[900],
+    )
+    assert (found["only_here"], found["only_there"], found["common"]) == (2, 1, 1497) and found[
+        "share"
+    ] == pytest.approx(1497 / 1500)
     assert found["median_bps"] == pytest.approx(1e4 * (1 - 1 / 1.0004), rel=1e-6)
     assert found["max_bps"] == pytest.approx(1e4 * (1 / (1.0004 * 0.97) - 1), rel=1e-6)
     same = compare(clean, clean)
@@ -204,38 +278,61 @@ def test_a_second_market_tells_which_hours_differ(clean):
 
 
 def test_hours_that_the_second_market_does_not_reach_are_counted_and_its_notes_shown(clean):
-    "A year against the newest 720 hours of a market that gives no more: half of the report would else be silence."
-    newest = stamp(regular_grid(clean.iloc[-720:]), ETH, "kraken", short="kraken gave 720 of the 1500 bars of ETH/USD asked for")
+    """A year against the newest 720 hours of a market that gives no more: half of the report would else be
+    silence."""
+    newest = stamp(
+        regular_grid(clean.iloc[-720:]),
+        ETH,
+        "kraken",
+        short="kraken gave 720 of the 1500 bars of ETH/USD asked for",
+    )
     report = quality_report(clean, newest)
-    assert (report.against["common"], report.against["only_here"], report.against["only_there"]) == (720, 780, 0)
-    assert report.against["share"] == pytest.approx(720 / 1500) and report.against["notes"] == [newest.attrs["short"]]
+    assert (report.against["common"], report.against["only_here"], report.against["only_there"]) == (
+        720,
+        780,
+        0,
+    )
+    assert report.against["share"] == pytest.approx(720 / 1500) and report.against["notes"] == [
+        newest.attrs["short"]
+    ]
     rows = dict(report_rows(report))
-    assert rows["against"].startswith("ETH/USD on kraken: 720 hours in both (48.00%), 780 only here, 0 only there")
+    assert rows["against"].startswith(
+        "ETH/USD on kraken: 720 hours in both (48.00%), 780 only here, 0 only there"
+    )
     assert rows["note on kraken"] == newest.attrs["short"]
     assert report.sentence.endswith("0 of 720 hours more than 1 % from kraken, 780 hours not compared")
     whole = quality_report(clean, stamp(regular_grid(clean), ETH, "kraken"))
-    assert whole.sentence.endswith("0 of 1,500 hours more than 1 % from kraken") and whole.against["notes"] == []
+    assert (
+        whole.sentence.endswith("0 of 1,500 hours more than 1 % from kraken") and whole.against["notes"] == []
+    )
     longer = compare(clean.iloc[100:200], clean)
-    assert (longer["common"], longer["only_here"], longer["only_there"]) == (100, 0, 0)   # the span is the first market's
+    # the span is the first market's
+    assert (longer["common"], longer["only_here"], longer["only_there"]) == (100, 0, 0)
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-# -- the spec's test of historical data ----------------------------------------------------------------------------------
+# -- the spec's test of historical data
+# ----------------------------------------------------------------------------------
 
 
 def test_historical_data_has_the_span_columns_hours_and_freshness_asked_for(loopback, client_home):
     bars = CryptoMarketDataClient("coinbaseexchange", loopback.url).get_historical_bars("BTC/USD", 720)
     assert list(bars.columns) == [*COLUMNS, "is_gap"] and all(bars[c].dtype == np.float64 for c in COLUMNS)
     assert str(bars.index.tz) == "UTC" and bars.index.name == "timestamp" and len(bars) == 720
-    assert (np.diff(bars.index.as_unit("s").asi8) == 3600).all()                                  # hourly, none twice, none left out
-    assert bars.index[-1] + HOUR <= loopback.now < bars.index[-1] + 2 * HOUR                      # the newest closed bar
+    # hourly, none twice, none left out
+    assert (np.diff(bars.index.as_unit("s").asi8) == 3600).all()
+    # the newest closed bar
+    assert bars.index[-1] + HOUR <= loopback.now < bars.index[-1] + 2 * HOUR
     assert bars.index[0] == bars.index[-1] - 719 * HOUR
-    assert (bars["high"] >= bars[["open", "close", "low"]].max(axis=1)).all() and (bars["low"] <= bars[["open", "close"]].min(axis=1)).all()
+    assert (bars["high"] >= bars[["open", "close", "low"]].max(axis=1)).all() and (
+        bars["low"] <= bars[["open", "close"]].min(axis=1)
+    ).all()
     report = quality_report(bars, now=loopback.now)
     assert report.missing == 0 and 0 <= report.age < 1 and report.ticker == "BTC/USD" and not report.simulated
 
 
-# -- faults of an exchange arrive in the report --------------------------------------------------------------------------
+# -- faults of an exchange arrive in the report
+# --------------------------------------------------------------------------
 
 
 def test_unusable_rows_of_an_exchange_are_counted_and_its_gaps_found(clean, client_home):
@@ -246,7 +343,8 @@ def test_unusable_rows_of_an_exchange_are_counted_and_its_gaps_found(clean, clie
         body = [list(row) for row in answer.body]
         twice = [row for row in body if row[0] == int(clean.index[1250].timestamp())]
         for row in body:
-            if row[0] == int(clean.index[1400].timestamp()): row[1], row[2] = row[2], row[1] * 0.5   # high below low
+            # high below low
+            if row[0] == int(clean.index[1400].timestamp()): row[1], row[2] = row[2], row[1] * 0.5
         return Answer(body + twice)
 
     with Loopback({ETH: served}, now=clean.index[-1] + HOUR) as exchange:
@@ -254,19 +352,27 @@ def test_unusable_rows_of_an_exchange_are_counted_and_its_gaps_found(clean, clie
         bars = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars(ETH, 400)
     report = quality_report(bars)
     gaps = report.tables["gaps"]
-    assert list(zip(gaps["at"], gaps["hours"], strict=True)) == [(clean.index[1300], 2), (clean.index[1400], 1)]
+    assert list(zip(gaps["at"], gaps["hours"], strict=True)) == [
+        (clean.index[1300], 2),
+        (clean.index[1400], 1),
+    ]
     assert report.dropped == {"duplicated": 1, "high below low": 1} and report.grade == "usable"
 
 
 def test_every_report_notebook_has_a_section_on_data_quality():
-    reports = [p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name[0].isdigit() and p.name != "index.ipynb"]
+    reports = [
+        p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name[0].isdigit() and p.name != "index.ipynb"
+    ]
     assert reports
     for path in reports:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        assert any("quality_piece(" in "".join(c["source"]) for c in cells if c["cell_type"] == "code"), path.name
+        assert any(
+            "quality_piece(" in "".join(c["source"]) for c in cells if c["cell_type"] == "code"
+        ), path.name
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------
+# -- the command
+# ---------------------------------------------------------------------------------------------------------
 
 
 def invoke(*words: str):
@@ -284,8 +390,12 @@ def test_check_prints_a_sentence_and_a_table(exchange):
     done = invoke("check", ETH, "--hours", 1500, "--exchange-url", exchange.url)
     assert done.exit_code == 0, done.stderr
     text = " ".join(done.stdout.split())
-    assert "ETH/USD coinbaseexchange doubtful: 2 gaps (7 of 1,500 hours missing)" in text and "one price jump taken back at once" in text
-    for label in ("stuck price", "no volume", "spikes", "rows dropped", "last bar closed 0.0 h ago"): assert label in text
+    assert (
+        "ETH/USD coinbaseexchange doubtful: 2 gaps (7 of 1,500 hours missing)" in text
+        and "one price jump taken back at once" in text
+    )
+    for label in ("stuck price", "no volume", "spikes", "rows dropped", "last bar closed 0.0 h ago"):
+        assert label in text
     assert "SIMULATED" not in text
 
 
@@ -294,7 +404,13 @@ def test_check_gives_programs_one_object_per_ticker(exchange, clean):
     assert done.exit_code == 0, done.stderr
     table = json.loads(done.stdout)
     assert list(table) == [ETH, "BTC/USD"] and table["BTC/USD"]["grade"] == "clean" and table["BTC/USD"]["ok"]
-    assert {k: v["count"] for k, v in table[ETH]["found"].items()} == {"gaps": 2, "zero_volume": 1, "stale": 1, "jumps": 1, "spikes": 1}
+    assert {k: v["count"] for k, v in table[ETH]["found"].items()} == {
+        "gaps": 2,
+        "zero_volume": 1,
+        "stale": 1,
+        "jumps": 1,
+        "spikes": 1,
+    }
     assert table[ETH]["found"]["jumps"]["rows"][0]["at"] == clean.index[600].isoformat()
 
 
@@ -306,12 +422,20 @@ def test_one_ticker_that_fails_does_not_stop_the_others(exchange):
     for command in ("check", "fetch"):
         done = invoke(command, "BTC/USD", ETH, "--hours", 200, "--exchange-url", exchange.url, "--json")
         table = json.loads(done.stdout)
-        assert done.exit_code == 1 and table[ETH]["ok"] and not table["BTC/USD"]["ok"] and table["BTC/USD"]["exit_code"] == 1
+        assert (
+            done.exit_code == 1
+            and table[ETH]["ok"]
+            and not table["BTC/USD"]["ok"]
+            and table["BTC/USD"]["exit_code"] == 1
+        )
         assert done.stderr.count("error: BTC/USD:") == 1 and "Traceback" not in done.stderr
         assert done.exception is None or isinstance(done.exception, SystemExit)
     mistyped = invoke("check", "ETC/USD", ETH, "--hours", 200, "--exchange-url", exchange.url)
     assert mistyped.exit_code == 2 and "ETC/USD" in mistyped.stderr and "ETH/USD" in mistyped.stdout
-    assert invoke("check", "ETC/USD", "BTC/USD", "--hours", 200, "--exchange-url", exchange.url).exit_code == 1   # trying again may help
+    # trying again may help
+    assert (
+        invoke("check", "ETC/USD", "BTC/USD", "--hours", 200, "--exchange-url", exchange.url).exit_code == 1
+    )
 
 
 def test_check_of_one_ticker_ends_with_its_own_error(client_home):
@@ -324,13 +448,29 @@ def test_check_of_one_ticker_ends_with_its_own_error(client_home):
 def test_stored_asks_nobody_and_tells_unknown_hours_from_missing_ones(exchange, clean):
     assert isinstance(invoke("check", ETH, "--stored", "--exchange-url", exchange.url).exception, InputError)
     for end in (1100, 1400):
-        assert invoke("fetch", ETH, "--hours", 150, "--end", clean.index[end].isoformat(), "--exchange-url", exchange.url).exit_code == 0
+        assert (
+            invoke(
+                "fetch",
+                ETH,
+                "--hours",
+                150,
+                "--end",
+                clean.index[end].isoformat(),
+                "--exchange-url",
+                exchange.url,
+            ).exit_code
+            == 0
+        )
     exchange.forget()
     table = json.loads(invoke("check", ETH, "--stored", "--exchange-url", exchange.url, "--json").stdout)[ETH]
     assert not exchange.requests and table["hours"] == 450
-    assert table["missing"] == 2 + 150 and table["notes"] == ["2 hours came empty and will be asked for again",
-                                                             "150 of the missing hours were never asked for; leave --stored out to fetch them"]
-    part = json.loads(invoke("check", ETH, "--stored", "--hours", 100, "--exchange-url", exchange.url, "--json").stdout)[ETH]
+    assert table["missing"] == 2 + 150 and table["notes"] == [
+        "2 hours came empty and will be asked for again",
+        "150 of the missing hours were never asked for; leave --stored out to fetch them",
+    ]
+    part = json.loads(
+        invoke("check", ETH, "--stored", "--hours", 100, "--exchange-url", exchange.url, "--json").stdout
+    )[ETH]
     assert not exchange.requests and (part["hours"], part["missing"], part["notes"]) == (100, 0, [])
 
 
@@ -338,7 +478,9 @@ def test_without_a_ticker_those_of_tickers_txt(exchange, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tickers.txt").write_text("ETH/USD, BTC/USD  # two\n")
     for command in (["check"], ["fetch"], ["fetch", "--all"]):
-        assert list(json.loads(invoke(*command, "--hours", 60, "--exchange-url", exchange.url, "--json").stdout)) == [ETH, "BTC/USD"]
+        assert list(
+            json.loads(invoke(*command, "--hours", 60, "--exchange-url", exchange.url, "--json").stdout)
+        ) == [ETH, "BTC/USD"]
     (tmp_path / "tickers.txt").unlink()
     assert len(read_tickers()) == 13   # the checkout's
     assert isinstance(invoke("fetch", "--all", ETH).exception, InputError)
@@ -359,33 +501,112 @@ def test_against_a_second_exchange(exchange, clean, twin):
     there = clean.copy()
     there.iloc[-100, :4] *= 1.05
     with Loopback({"BTC/USDT": there}, now=clean.index[-1] + 40 * HOUR) as second:
-        words = ["check", "BTC/USD", "--hours", 300, "--exchange-url", exchange.url, "--against", twin, "--against-quote", "USDT"]
+        words = [
+            "check",
+            "BTC/USD",
+            "--hours",
+            300,
+            "--exchange-url",
+            exchange.url,
+            "--against",
+            twin,
+            "--against-quote",
+            "USDT",
+        ]
         table = json.loads(invoke(*words, "--against-url", second.url, "--json").stdout)["BTC/USD"]
-        assert table["against"]["common"] == 300 and table["against"]["exchange"] == twin and table["against"]["ticker"] == "BTC/USDT"
+        assert (
+            table["against"]["common"] == 300
+            and table["against"]["exchange"] == twin
+            and table["against"]["ticker"] == "BTC/USDT"
+        )
         assert [r["at"] for r in table["against"]["apart"]["rows"]] == [clean.index[-100].isoformat()]
-        assert f"BTC/USDT on {twin}: 300 hours in both" in " ".join(invoke(*words, "--against-url", second.url).stdout.split())
-    assert "pass --against-url" in str(invoke(*words).exception)          # the environment's address is that of one exchange only
+        assert f"BTC/USDT on {twin}: 300 hours in both" in " ".join(
+            invoke(*words, "--against-url", second.url).stdout.split()
+        )
+    # the environment's address is that of one exchange only
+    assert "pass --against-url" in str(invoke(*words).exception)
 
 
 def test_a_market_is_not_compared_with_itself(exchange):
-    words = ["check", "BTC/USD", "--hours", 300, "--exchange-url", exchange.url, "--against", "coinbaseexchange", "--against-url", exchange.url]
-    assert "--against coinbaseexchange is the exchange itself; pass another one" in str(invoke(*words).exception) and not exchange.count("candles")
+    words = [
+        "check",
+        "BTC/USD",
+        "--hours",
+        300,
+        "--exchange-url",
+        exchange.url,
+        "--against",
+        "coinbaseexchange",
+        "--against-url",
+        exchange.url,
+    ]
+    assert "--against coinbaseexchange is the exchange itself; pass another one" in str(
+        invoke(*words).exception
+    ) and not exchange.count("candles")
 
 
 def test_a_comparison_that_fails_leaves_the_report(exchange, twin):
-    done = invoke("check", "BTC/USD", ETH, "--hours", 300, "--exchange-url", exchange.url, "--against", twin, "--against-url", CLOSED, "--json")
+    done = invoke(
+        "check",
+        "BTC/USD",
+        ETH,
+        "--hours",
+        300,
+        "--exchange-url",
+        exchange.url,
+        "--against",
+        twin,
+        "--against-url",
+        CLOSED,
+        "--json",
+    )
     table = json.loads(done.stdout)
-    assert done.exit_code == 1 and table["BTC/USD"]["ok"] and table["BTC/USD"]["against"] is None and twin in done.stderr
-    done = invoke("check", "BTC/USD", "--hours", 300, "--exchange-url", exchange.url, "--against", twin, "--against-url", CLOSED, "--json")
+    assert (
+        done.exit_code == 1
+        and table["BTC/USD"]["ok"]
+        and table["BTC/USD"]["against"] is None
+        and twin in done.stderr
+    )
+    done = invoke(
+        "check",
+        "BTC/USD",
+        "--hours",
+        300,
+        "--exchange-url",
+        exchange.url,
+        "--against",
+        twin,
+        "--against-url",
+        CLOSED,
+        "--json",
+    )
     assert isinstance(done.exception, OperationError) and json.loads(done.stdout)["BTC/USD"]["ok"]
 
 
 def test_watched_prices_come_one_a_line(exchange):
-    done = invoke("price", "--ticker", ETH, "--exchange-url", exchange.url, "--watch", "--every", 0, "--count", 3, "--json")
+    done = invoke(
+        "price",
+        "--ticker",
+        ETH,
+        "--exchange-url",
+        exchange.url,
+        "--watch",
+        "--every",
+        0,
+        "--count",
+        3,
+        "--json",
+    )
     prices = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.exit_code == 0 and len(prices) == 3 and all(p["ticker"] == ETH and p["last"] > 0 for p in prices)
-    assert isinstance(invoke("price", "--watch", "--count", 0, "--exchange-url", exchange.url).exception, InputError)
-    assert "add --watch or leave it out" in str(invoke("price", "--count", 3, "--exchange-url", exchange.url).exception)
+    assert (
+        done.exit_code == 0 and len(prices) == 3 and all(p["ticker"] == ETH and p["last"] > 0 for p in prices)
+    )
+    assert isinstance(
+        invoke("price", "--watch", "--count", 0, "--exchange-url", exchange.url).exception, InputError
+    )
+    assert "add --watch or leave it out" in str(
+        invoke("price", "--count", 3, "--exchange-url", exchange.url).exception
+    )
 
 
 def test_bars_of_a_file_are_imported_checked_and_exported_bit_equal(clean, client_home, tmp_path):
@@ -394,17 +615,29 @@ def test_bars_of_a_file_are_imported_checked_and_exported_bit_equal(clean, clien
     done = invoke("import", tmp_path / "mine.csv", "--ticker", ETH, "--exchange", "mine", "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["bars"] == len(holed)
     found = json.loads(invoke("check", ETH, "--exchange", "mine", "--stored", "--json").stdout)[ETH]
-    assert found["found"]["gaps"]["count"] == 2 and found["missing"] == 7 and found["exchange"] == "mine" and found["notes"] == []
+    assert (
+        found["found"]["gaps"]["count"] == 2
+        and found["missing"] == 7
+        and found["exchange"] == "mine"
+        and found["notes"] == []
+    )
     assert invoke("export", tmp_path / "again.parquet", "--ticker", ETH, "--exchange", "mine").exit_code == 0
     same(pd.read_parquet(tmp_path / "again.parquet"), holed)
-    assert isinstance(invoke("export", tmp_path / "x.csv", "--ticker", "BTC/USD", "--exchange", "mine").exception, InputError)
+    assert isinstance(
+        invoke("export", tmp_path / "x.csv", "--ticker", "BTC/USD", "--exchange", "mine").exception,
+        InputError,
+    )
 
 
 def test_the_case_of_a_markets_name_does_not_matter(exchange, clean, tmp_path, monkeypatch):
     monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
     clean.to_csv(tmp_path / "mine.csv")
     assert invoke("import", tmp_path / "mine.csv", "--ticker", ETH, "--exchange", "Mine").exit_code == 0
-    for words in (["check", ETH, "--hours", 100], ["check", ETH, "--stored"], ["export", tmp_path / "out.csv", "--ticker", ETH]):
+    for words in (
+        ["check", ETH, "--hours", 100],
+        ["check", ETH, "--stored"],
+        ["export", tmp_path / "out.csv", "--ticker", ETH],
+    ):
         for name in ("mine", "Mine", " MINE "):
             done = invoke(*words, "--exchange", name)
             assert done.exit_code == 0, done.exception
@@ -412,17 +645,29 @@ def test_the_case_of_a_markets_name_does_not_matter(exchange, clean, tmp_path, m
     monkeypatch.setenv("CRYPTOLSTM_EXCHANGE", "Mine")
     assert len(market_bars(ETH, 100)) == 100
     there = ["--exchange", "CoinbaseExchange", "--exchange-url", exchange.url]
-    assert invoke("fetch", "BTC/USD", "--hours", 50, *there).exit_code == 0 and invoke("price", "--ticker", "BTC/USD", *there).exit_code == 0
+    assert (
+        invoke("fetch", "BTC/USD", "--hours", 50, *there).exit_code == 0
+        and invoke("price", "--ticker", "BTC/USD", *there).exit_code == 0
+    )
     assert invoke("check", "BTC/USD", "--stored", *there).exit_code == 0
 
 
 def test_what_cannot_be_fetched_says_what_it_is(client_home):
-    for name, words in (("simulated", "market is made when it is asked for; there is nothing to fetch, pass an exchange such as coinbaseexchange"),
-                        ("coinbas", "unknown exchange coinbas; pass a ccxt id such as coinbase")):
+    for name, words in (
+        (
+            "simulated",
+            (
+                "market is made when it is asked for; there is nothing to fetch, pass an exchange such as"
+                " coinbaseexchange"
+            ),
+        ),
+        ("coinbas", "unknown exchange coinbas; pass a ccxt id such as coinbase"),
+    ):
         error = invoke("fetch", ETH, "--exchange", name).exception
         assert isinstance(error, InputError) and words in str(error) and "or simulated" not in str(error)
     error = invoke("fetch", ETH, "--exchange", "auto", "--exchange-url", CLOSED, "--json").exception
-    assert isinstance(error, OperationError) and "coinbaseexchange cannot be reached" in str(error)   # `auto` is the default exchange, as for check
+    # `auto` is the default exchange, as for check
+    assert isinstance(error, OperationError) and "coinbaseexchange cannot be reached" in str(error)
     error = invoke("check", ETH, "--exchange", "bitstmp").exception
     assert "unknown exchange bitstmp; pass a ccxt id such as bitstamp" in str(error)
 
@@ -434,5 +679,8 @@ def test_imported_bars_are_checked_as_far_as_they_go(client_home, clean, tmp_pat
     assert invoke("import", tmp_path / "mine.csv", "--ticker", ETH, "--exchange", "mine").exit_code == 0
     table = json.loads(invoke("check", ETH, "--exchange", "mine", "--json").stdout)[ETH]
     assert table["hours"] == len(clean) and table["grade"] == "clean"
-    assert json.loads(invoke("check", ETH, "--exchange", "mine", "--hours", 100, "--json").stdout)[ETH]["hours"] == 100
+    assert (
+        json.loads(invoke("check", ETH, "--exchange", "mine", "--hours", 100, "--json").stdout)[ETH]["hours"]
+        == 100
+    )
     assert "pass fewer" in str(invoke("check", ETH, "--exchange", "mine", "--hours", 8760).exception)

@@ -1,4 +1,6 @@
-"""What a user types: the commands, the report, and one clear sentence for every mistake. What succeeds runs as its own process."""
+"""What a user types: the commands, the report, and one clear sentence for every mistake.
+
+What succeeds runs as its own process."""
 import html
 import json
 import os
@@ -29,8 +31,18 @@ from cryptolstm.cli.main import app, main
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 CLOSED = "http://127.0.0.1:9"
-SPEC_KEYS = {"timestamp", "ticker", "signal", "confidence", "predicted_price", "current_price", "price_difference", "threshold", "indicators",
-             "model_info"}
+SPEC_KEYS = {
+    "timestamp",
+    "ticker",
+    "signal",
+    "confidence",
+    "predicted_price",
+    "current_price",
+    "price_difference",
+    "threshold",
+    "indicators",
+    "model_info",
+}
 SMALL = {"units": "[8]", "dropout": "[0.1]", "recurrent_dropout": "[0.1]", "dense": "[8]", "epochs": "2"}
 TINY = [part for name, value in SMALL.items() for part in ("--set", f"network.{name}={value}")]
 SMOKE = ["--params", "params/smoke.yaml"]
@@ -38,13 +50,19 @@ SMOKE = ["--params", "params/smoke.yaml"]
 
 def run(*command: str, home: Path, **env: str) -> subprocess.CompletedProcess:
     "A command as a user types it, in the checkout, with a home of its own."
-    environment = {**os.environ, "CRYPTOLSTM_HOME": str(home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **env}
+    environment = {
+        **os.environ,
+        "CRYPTOLSTM_HOME": str(home),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        **env,
+    }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture
 def typed(tmp_path, monkeypatch, capsys):
-    "The entry point of a command in this process, which has the libraries already; no exchange can be reached."
+    """The entry point of a command in this process, which has the libraries already; no exchange can be
+    reached."""
     def call(*command: str) -> subprocess.CompletedProcess:
         monkeypatch.chdir(ROOT)
         monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
@@ -63,13 +81,29 @@ def sentence(done: subprocess.CompletedProcess) -> str:
 
 
 def test_signal_prints_every_key_of_the_spec(loopback, typed, tmp_path):
-    done = run("cryptolstm", "signal", "--ticker", "BTC/USD", "--hours", "240", "--json", "--exchange-url", loopback.url, *TINY, home=tmp_path)
+    done = run(
+        "cryptolstm",
+        "signal",
+        "--ticker",
+        "BTC/USD",
+        "--hours",
+        "240",
+        "--json",
+        "--exchange-url",
+        loopback.url,
+        *TINY,
+        home=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert SPEC_KEYS <= set(said)
     assert set(said["indicators"]) == set(INDICATORS) and len(INDICATORS) == 14
     assert {"path", "last_trained", "lookback_period"} <= set(said["model_info"])
-    assert said["signal"] in (-1, 0, 1) and said["current_price"] > 1000 and said["data_source"]["simulated"] is False
+    assert (
+        said["signal"] in (-1, 0, 1)
+        and said["current_price"] > 1000
+        and said["data_source"]["simulated"] is False
+    )
     assert said["bar_close_time"].startswith("2025-04-30T23:00")
     again = typed("cryptolstm", "signal", "--ticker", "BTC/USD", "--exchange-url", loopback.url, *TINY)
     assert again.returncode == 0 and "reused" in again.stdout and "BTC/USD" in again.stdout
@@ -77,7 +111,18 @@ def test_signal_prints_every_key_of_the_spec(loopback, typed, tmp_path):
 
 def test_backtest_of_real_candles_gives_the_same_numbers_twice(loopback, typed, tmp_path, real_bars):
     "In a process of its own, and in this one, where other networks may have been trained before."
-    command = ["cryptolstm", "backtest", "--ticker", "ETH/USD", "--hours", "240", "--exchange-url", loopback.url, "--json", *SMOKE]
+    command = [
+        "cryptolstm",
+        "backtest",
+        "--ticker",
+        "ETH/USD",
+        "--hours",
+        "240",
+        "--exchange-url",
+        loopback.url,
+        "--json",
+        *SMOKE,
+    ]
     first, second = run(*command, home=tmp_path / "other"), typed(*command)
     assert first.returncode == second.returncode == 0, first.stderr
     a, b = json.loads(first.stdout), json.loads(second.stdout)
@@ -96,13 +141,25 @@ ASKED = {"short_volume": "above", "entry": "cost", "fee": 2e-3, "exit": "opposit
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    "`make report` of recorded candles with settings of its own: the folder, the address of the exchange, the finished command and the page."
+    """`make report` of recorded candles with settings of its own: the folder, the address of the exchange,
+    the finished command and the page."""
     home = tmp_path_factory.mktemp("report")
     with Loopback() as exchange:
-        asked = {**yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text()), **ASKED, "exchange_url": exchange.url}
+        asked = {
+            **yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text()),
+            **ASKED,
+            "exchange_url": exchange.url,
+        }
         (home / "asked.yaml").write_text(yaml.safe_dump(asked))
         outer = {"MAKELEVEL": "", "MAKEFLAGS": ""}   # the tests themselves are run by make
-        done = run("make", "report", f"PARAMS={home / 'asked.yaml'}", home=home, CRYPTOLSTM_REPORTS=str(home / "out"), **outer)
+        done = run(
+            "make",
+            "report",
+            f"PARAMS={home / 'asked.yaml'}",
+            home=home,
+            CRYPTOLSTM_REPORTS=str(home / "out"),
+            **outer,
+        )
     assert done.returncode == 0, done.stderr
     return home, exchange.url, done, (home / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
 
@@ -112,10 +169,16 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
     home, url, done, page = made
     verdict, path = done.stdout.strip().splitlines()[-2:]
     path = Path(path)
-    assert "Clark–West" in verdict and path == home / "out" / "eth_usd" / "backtest.html" and path.with_suffix(".ipynb").is_file()
-    assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {url} and f'="{url}' not in page   # named, never linked
+    assert (
+        "Clark–West" in verdict
+        and path == home / "out" / "eth_usd" / "backtest.html"
+        and path.with_suffix(".ipynb").is_file()
+    )
+    # named, never linked
+    assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {url} and f'="{url}' not in page
     outside = re.sub(r"<iframe.*?</iframe>", "", page, flags=re.S)
-    assert re.findall(r"<script[^>]*>", outside) == ['<script type="application/json" id="manifest">']   # data; nothing runs
+    # data; nothing runs
+    assert re.findall(r"<script[^>]*>", outside) == ['<script type="application/json" id="manifest">']
     assert "2025-04-30 23:00 UTC" in page and "SIMULATED MARKET" not in page and "run_backtest" not in page
     assert page.count("<figure>") == 5 and "UNDERPOWERED" in page
     assert "IPKernelApp" not in done.stderr and "Unable to parse" not in done.stderr
@@ -123,22 +186,46 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
 
 def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
     page = html.unescape(made[3]).replace("\xa0", " ")
-    rows = {row[0]: row[1:] for row in (re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", page)) if len(row) == 4}
+    rows = {
+        row[0]: row[1:]
+        for row in (re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", page))
+        if len(row) == 4
+    }
     for label, _, _ in (*FIGURES, *DETAILS): assert label in rows, label
-    assert re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0]) and "Deepest fall: " in page and all(f">{month}</th>" in page for month in MONTHS)
+    assert (
+        re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0])
+        and "Deepest fall: " in page
+        and all(f">{month}</th>" in page for month in MONTHS)
+    )
 
 
 @pytest.mark.parametrize("level, code", [*GATE.items(), ("PROFITABLE, NOT SIGNIFICANT AFTER 37 TRIALS", 3)])
 def test_the_gate_of_a_report_is_its_verdict(level, code, typed, monkeypatch, tmp_path):
-    found = Report(tmp_path / "x.html", tmp_path / "x.ipynb", {"verdict": {"level": level, "sentence": "said"}, "data": {}})
+    found = Report(
+        tmp_path / "x.html",
+        tmp_path / "x.ipynb",
+        {"verdict": {"level": level, "sentence": "said"}, "data": {}},
+    )
     monkeypatch.setattr("cryptolstm.report.render.run_report", lambda *a, **k: found)
-    for command in (["report", "ETH/USD"], ["report", "ETH/USD", "--json"], ["backtest", "--ticker", "ETH/USD", "--report", "--json"]):
-        assert typed("cryptolstm", *command, "--gate").returncode == code and typed("cryptolstm", *command).returncode == 0
+    for command in (
+        ["report", "ETH/USD"],
+        ["report", "ETH/USD", "--json"],
+        ["backtest", "--ticker", "ETH/USD", "--report", "--json"],
+    ):
+        assert (
+            typed("cryptolstm", *command, "--gate").returncode == code
+            and typed("cryptolstm", *command).returncode == 0
+        )
 
 
 def test_the_gate_of_a_backtest_is_its_verdict(typed):
-    done = typed("cryptolstm", "backtest", "--exchange", "simulated", *SMOKE, "--set", "hours=96", "--json", "--gate")
-    assert json.loads(done.stdout)["verdict"]["level"] == "UNDERPOWERED" and done.returncode == GATE["UNDERPOWERED"] == 6
+    done = typed(
+        "cryptolstm", "backtest", "--exchange", "simulated", *SMOKE, "--set", "hours=96", "--json", "--gate"
+    )
+    assert (
+        json.loads(done.stdout)["verdict"]["level"] == "UNDERPOWERED"
+        and done.returncode == GATE["UNDERPOWERED"] == 6
+    )
 
 
 def test_without_a_network_the_report_says_in_red_that_its_market_is_invented(typed, tmp_path):
@@ -185,21 +272,75 @@ def test_a_mistake_ends_the_process_with_the_same_sentence_and_code(command, cod
     assert done.returncode == here.returncode == code and done.stdout == ""
 
 
-ODD = ["=3", "", "fee", "network.=3", "network.epochs.x=1", "fee.x=1", "network=[1]", "network={1: 2}", "network.units=8", "network.epochs=many",
-       "network={units: {a: 1}}", "hours=abc", "hours=[1]", "hours={a: 1}", "hours=null", "hours=.inf", "fee=.nan", "fee=true", "ticker=5", "ticker=null",
-       "end=2025-13-45", "end=[1]", "end=true", "exchange=3", "exchange=null", "exchange_url=7", "entry=[1]", "entry=null", "fee=[1",
-       "fee=!!python/name:os.system", "__class__=3", "seed=-1", "sizing=fraction=2", "nonsense=1"]
-ODD_FILES = [b"- a\n- b\n", b"5", b"hours: [1]\n", b"network: 5\n", b"network: null\n", b"ticker: \xfcber/USD\n", b"a: b: c\n", b"\x00", b"hours: 2025-13-45\n",
-             b"fees: 1\n", b"network: {epoch: 3}\n", b"1: 2\n", b"hours: &a [*a]\n"]
+ODD = [
+    "=3",
+    "",
+    "fee",
+    "network.=3",
+    "network.epochs.x=1",
+    "fee.x=1",
+    "network=[1]",
+    "network={1: 2}",
+    "network.units=8",
+    "network.epochs=many",
+    "network={units: {a: 1}}",
+    "hours=abc",
+    "hours=[1]",
+    "hours={a: 1}",
+    "hours=null",
+    "hours=.inf",
+    "fee=.nan",
+    "fee=true",
+    "ticker=5",
+    "ticker=null",
+    "end=2025-13-45",
+    "end=[1]",
+    "end=true",
+    "exchange=3",
+    "exchange=null",
+    "exchange_url=7",
+    "entry=[1]",
+    "entry=null",
+    "fee=[1",
+    "fee=!!python/name:os.system",
+    "__class__=3",
+    "seed=-1",
+    "sizing=fraction=2",
+    "nonsense=1",
+]
+ODD_FILES = [
+    b"- a\n- b\n",
+    b"5",
+    b"hours: [1]\n",
+    b"network: 5\n",
+    b"network: null\n",
+    b"ticker: \xfcber/USD\n",
+    b"a: b: c\n",
+    b"\x00",
+    b"hours: 2025-13-45\n",
+    b"fees: 1\n",
+    b"network: {epoch: 3}\n",
+    b"1: 2\n",
+    b"hours: &a [*a]\n",
+]
 
 
 @pytest.mark.parametrize("odd", ODD)
 def test_no_odd_setting_shows_a_traceback(odd, tmp_path, monkeypatch):
-    "In one process for speed: whatever is raised is an error of ours, with what to pass, before any bar is fetched."
+    """In one process for speed: whatever is raised is an error of ours, with what to pass, before any bar is
+    fetched."""
     monkeypatch.chdir(ROOT)
-    for command in (["backtest", "--set", odd], ["signal", "--set", odd], ["report", "ETH/USD", "--set", odd]):
+    for command in (
+        ["backtest", "--set", odd],
+        ["signal", "--set", odd],
+        ["report", "ETH/USD", "--set", odd],
+    ):
         done = CliRunner().invoke(app, command)
-        assert isinstance(done.exception, InputError) and "; " in str(done.exception) and "\n" not in str(done.exception), (command, done.exception)
+        assert (
+            isinstance(done.exception, InputError)
+            and "; " in str(done.exception)
+            and "\n" not in str(done.exception)
+        ), (command, done.exception)
 
 
 @pytest.mark.parametrize("content", ODD_FILES)
@@ -208,59 +349,115 @@ def test_no_odd_parameter_file_shows_a_traceback(content, tmp_path, monkeypatch)
     (file := tmp_path / "odd.yaml").write_bytes(content)
     for command in ("backtest", "signal", "report ETH/USD"):
         done = CliRunner().invoke(app, [*command.split(), "--params", str(file)])
-        assert isinstance(done.exception, InputError) and "\n" not in str(done.exception), (command, done.exception)
+        assert isinstance(done.exception, InputError) and "\n" not in str(done.exception), (
+            command,
+            done.exception,
+        )
 
 
 def test_settings_join_the_network_of_a_file(tmp_path, monkeypatch):
-    "`--set network.epochs=3` changes one setting; what the file says of the network otherwise stays, for every command."
+    """`--set network.epochs=3` changes one setting; what the file says of the network otherwise stays, for
+    every command."""
     monkeypatch.chdir(ROOT)
-    (file := tmp_path / "run.yaml").write_text("end: 2025-03-01\nnetwork: {units: [8], dropout: [0.1], recurrent_dropout: [0.1], epochs: 5}\n")
+    (file := tmp_path / "run.yaml").write_text(
+        "end: 2025-03-01\nnetwork: {units: [8], dropout: [0.1], recurrent_dropout: [0.1], epochs: 5}\n"
+    )
     (empty := tmp_path / "empty.yaml").write_text("")
     joined = {"units": [8], "dropout": [0.1], "recurrent_dropout": [0.1], "epochs": 3}
-    assert build_run(file, ["network.epochs=3"], {}).network == build_run(file, ["network={epochs: 3}"], {}).network == joined
+    assert (
+        build_run(file, ["network.epochs=3"], {}).network
+        == build_run(file, ["network={epochs: 3}"], {}).network
+        == joined
+    )
     assert build_run(file, ["network.epochs=4", "network.epochs=3"], {"hours": 99}).hours == 99
     assert build_run(empty, None, {}) == build_run(None, [], {}) == RunConfig()
     injected = report_parameters("SOL/USD", file, {"network": {"epochs": 3}})
-    assert injected["network"] == joined and injected["ticker"] == "SOL/USD" and injected["end"] == "2025-03-01T00:00:00+00:00"
+    assert (
+        injected["network"] == joined
+        and injected["ticker"] == "SOL/USD"
+        and injected["end"] == "2025-03-01T00:00:00+00:00"
+    )
     assert report_parameters("ETH/USD", file)["network"]["epochs"] == 5
 
 
 def test_backtest_says_market_span_and_what_the_bars_lack(loopback, typed):
-    done = typed("cryptolstm", "backtest", "--exchange-url", loopback.url, *SMOKE, "--set", "train_hours=30000")
+    done = typed(
+        "cryptolstm", "backtest", "--exchange-url", loopback.url, *SMOKE, "--set", "train_hours=30000"
+    )
     assert done.returncode == 0, done.stderr
     said = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert f"coinbaseexchange at {loopback.url}" in said["market"] and "2 times" in said["trained"]
-    assert re.search(r"2025-04-20 23:00 to 2025-04-30 23:00 UTC, 240 hours, all out of sample", said["tested"])
+    assert re.search(
+        r"2025-04-20 23:00 to 2025-04-30 23:00 UTC, 240 hours, all out of sample", said["tested"]
+    )
     notes = [line for line in done.stdout.splitlines() if line.startswith("  note")]
-    assert len(notes) == 4 and "bars of ETH/USD asked for" in notes[0] and "will be asked for again" in notes[1] and "10 days are too few" in notes[3]
+    assert (
+        len(notes) == 4
+        and "bars of ETH/USD asked for" in notes[0]
+        and "will be asked for again" in notes[1]
+        and "10 days are too few" in notes[3]
+    )
     assert re.search(r"Trained on [\d,]+ of the 30,000 hours", notes[2])
-    assert max(map(len, done.stdout[:done.stdout.index("  market")].splitlines()[2:])) <= 80 and "bet against the last bar" in done.stdout
+    assert (
+        max(map(len, done.stdout[: done.stdout.index("  market")].splitlines()[2:])) <= 80
+        and "bet against the last bar" in done.stdout
+    )
 
 
 def test_signal_says_why_and_from_which_market(loopback, typed):
     ask = ["cryptolstm", "signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--set"]
     assert typed(*ask, "hours=500").returncode == 2
     done = typed(*ask, "threshold_scale=0", "--json")
-    assert json.loads(done.stdout)["model_info"]["windows"] < 240, "a parameter file's hours are bars of a backtest"
+    assert (
+        json.loads(done.stdout)["model_info"]["windows"] < 240
+    ), "a parameter file's hours are bars of a backtest"
     done = typed(*ask, "threshold_scale=0")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert re.match(r"ETH/USD  (HOLD|LONG|SHORT)$", lines[0]) and lines[1].split()[0] == "why" and "the forecast is beyond the threshold" in lines[1]
-    assert any(line.startswith("  market      coinbaseexchange") for line in lines) and any("note" in line and "underpowered" in line for line in lines)
+    assert (
+        re.match(r"ETH/USD  (HOLD|LONG|SHORT)$", lines[0])
+        and lines[1].split()[0] == "why"
+        and "the forecast is beyond the threshold" in lines[1]
+    )
+    assert any(line.startswith("  market      coinbaseexchange") for line in lines) and any(
+        "note" in line and "underpowered" in line for line in lines
+    )
 
 
-OTHER = {"ticker": "SOL/USD", "end": "2025-03-01T00:00:00+00:00", "exchange": "kraken", "exchange_url": "http://127.0.0.1:1", "sizing": "fraction",
-         "entry": "cost", "short_volume": "above", "exit": "opposite", "max_hold": 50, "rules": {"macd": False}, "network": {"epochs": 2}}
+OTHER = {
+    "ticker": "SOL/USD",
+    "end": "2025-03-01T00:00:00+00:00",
+    "exchange": "kraken",
+    "exchange_url": "http://127.0.0.1:1",
+    "sizing": "fraction",
+    "entry": "cost",
+    "short_volume": "above",
+    "exit": "opposite",
+    "max_hold": 50,
+    "rules": {"macd": False},
+    "network": {"epochs": 2},
+}
 
 
 def test_every_setting_of_a_run_reaches_its_page():
-    "What a notebook makes of its parameters is the run that was asked for, field by field; IPython's own names (exit, quit, open) shadow none of them."
+    """What a notebook makes of its parameters is the run that was asked for, field by field; IPython's own
+    names (exit, quit, open) shadow none of them."""
     usual = RunConfig()
     for field in fields(RunConfig):
         low, high = _RANGES.get(field.name, (None, None))
         other = OTHER[field.name] if field.name in OTHER else (low + high) // 2 or (low + high) / 2
-        asked = {**asdict(usual), field.name: other} | ({"size": 0.5, "sizing": "fraction"} if field.name in ("size", "max_leverage") else {})
-        injected = {"In": [], "Out": {}, "exit": exit, "quit": quit, "open": open, "_": 3, **{k: "" if v is None else v for k, v in asked.items()}}
+        asked = {**asdict(usual), field.name: other} | (
+            {"size": 0.5, "sizing": "fraction"} if field.name in ("size", "max_leverage") else {}
+        )
+        injected = {
+            "In": [],
+            "Out": {},
+            "exit": exit,
+            "quit": quit,
+            "open": open,
+            "_": 3,
+            **{k: "" if v is None else v for k, v in asked.items()},
+        }
         assert run_from_namespace(injected) == run_config(asked), field.name
     for notebook in ("backtest", "signal"):
         known = inspect_notebook(str(ROOT / "nbs" / f"{notebook}.ipynb"))
@@ -272,32 +469,64 @@ def test_a_page_states_the_settings_of_its_run(made):
     _, manifest = split(made[3])
     asked = {"short_volume": "above", "entry": "cost", "fee": 0.002, "exit": "opposite"}
     assert {k: manifest["config"][k] for k in asked} == asked
-    for name, here, usual in (("exit", "opposite", "neutral"), ("fee", "0.002", "0.001"), ("refit_epochs", "1", "3"), ("units", "8", "256, 128, 64")):
+    for name, here, usual in (
+        ("exit", "opposite", "neutral"),
+        ("fee", "0.002", "0.001"),
+        ("refit_epochs", "1", "3"),
+        ("units", "8", "256, 128, 64"),
+    ):
         assert f"<td>{name}</td><td>{here}</td><td>{usual}</td>" in page
     assert "<td>stop_atr</td>" in page and "<td>seed</td>" in page
 
 
 def test_a_report_of_an_unlisted_ticker_is_a_mistake_of_the_user(loopback, typed, tmp_path):
-    done = typed("cryptolstm", "report", "XYZ/USD", *SMOKE, "--exchange-url", loopback.url, "--out", str(tmp_path))
-    assert done.returncode == 2 and "does not list XYZ/USD" in sentence(done) and "notebook failed" not in done.stderr
+    done = typed(
+        "cryptolstm", "report", "XYZ/USD", *SMOKE, "--exchange-url", loopback.url, "--out", str(tmp_path)
+    )
+    assert (
+        done.returncode == 2
+        and "does not list XYZ/USD" in sentence(done)
+        and "notebook failed" not in done.stderr
+    )
     assert not list(tmp_path.glob("*/*.html"))
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path):
     with Loopback() as exchange:
-        exchange.faults.append(lambda path, query, answer: replace(answer, delay=0.2) if "candles" in path else None)
-        command = [str(BIN / "cryptolstm"), "data", "fetch", "ETH/USD", "--hours", "6000", "--exchange-url", exchange.url]
+        exchange.faults.append(
+            lambda path, query, answer: replace(answer, delay=0.2) if "candles" in path else None
+        )
+        command = [
+            str(BIN / "cryptolstm"),
+            "data",
+            "fetch",
+            "ETH/USD",
+            "--hours",
+            "6000",
+            "--exchange-url",
+            exchange.url,
+        ]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        fetch = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "CRYPTOLSTM_HOME": str(tmp_path)}, **pipes)
+        fetch = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "CRYPTOLSTM_HOME": str(tmp_path)}, **pipes
+        )
         while exchange.count("candles") < 3 and fetch.poll() is None: time.sleep(0.05)
         fetch.send_signal(SIGINT)
         out, err = fetch.communicate(timeout=60)
-    assert fetch.returncode == 130 and "stopped; bars that were fetched are kept" in err and "Traceback" not in err and out == ""
+    assert (
+        fetch.returncode == 130
+        and "stopped; bars that were fetched are kept" in err
+        and "Traceback" not in err
+        and out == ""
+    )
 
 
 def test_a_page_states_the_rules_of_its_run(made):
     _, url, _, page = made
-    assert "2 × (0.20&nbsp;% fee + 0.02&nbsp;% slippage), and 50&nbsp;% more" in page.replace("\xa0", "&nbsp;") and "half an ATR" not in page
+    assert (
+        "2 × (0.20&nbsp;% fee + 0.02&nbsp;% slippage), and 50&nbsp;% more" in page.replace("\xa0", "&nbsp;")
+        and "half an ATR" not in page
+    )
     assert "volume / its 20-bar mean &gt; 1</td>" in page and f"coinbaseexchange at {url}" in page
 
 
@@ -310,13 +539,39 @@ def test_a_misspelt_papermill_parameter_does_not_run_the_default_ticker(tmp_path
     out = tmp_path / "out.ipynb"
     done = run("papermill", "nbs/backtest.ipynb", str(out), "-p", "tickr", "ETH/USD", home=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.rstrip().splitlines()[-1] == "InputError: unknown parameter tickr; did you mean ticker?"
-    assert "cell_name" not in done.stderr and "run_from_namespace" not in done.stderr, "the notebook's own frames stay out of it"
+    assert (
+        done.stderr.rstrip().splitlines()[-1] == "InputError: unknown parameter tickr; did you mean ticker?"
+    )
+    assert (
+        "cell_name" not in done.stderr and "run_from_namespace" not in done.stderr
+    ), "the notebook's own frames stay out of it"
 
 
 def test_data_commands_over_the_loop_back(loopback, tmp_path):
-    fetched = run("cryptolstm", "data", "fetch", "BTC/USD", "SOL/USD", "--hours", "700", "--json", "--exchange-url", loopback.url, home=tmp_path)
+    fetched = run(
+        "cryptolstm",
+        "data",
+        "fetch",
+        "BTC/USD",
+        "SOL/USD",
+        "--hours",
+        "700",
+        "--json",
+        "--exchange-url",
+        loopback.url,
+        home=tmp_path,
+    )
     assert fetched.returncode == 0, fetched.stderr
     assert {t: d["bars"] for t, d in json.loads(fetched.stdout).items()} == {"BTC/USD": 700, "SOL/USD": 700}
-    asked = run("cryptolstm", "data", "price", "--ticker", "BTC/USD", "--json", "--exchange-url", loopback.url, home=tmp_path)
+    asked = run(
+        "cryptolstm",
+        "data",
+        "price",
+        "--ticker",
+        "BTC/USD",
+        "--json",
+        "--exchange-url",
+        loopback.url,
+        home=tmp_path,
+    )
     assert json.loads(asked.stdout)["ticker"] == "BTC/USD"

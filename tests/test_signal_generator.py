@@ -1,4 +1,5 @@
-"""The signal of now: settings that mean what was passed, models that are never mixed up, and warnings where a signal is worth less."""
+"""The signal of now: settings that mean what was passed, models that are never mixed up, and warnings where a
+signal is worth less."""
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,33 +24,57 @@ from cryptolstm.strategy.decide import check_decidable, decide
 from cryptolstm.strategy.upkeep import model_plan
 from cryptolstm.strategy.answer import lag_warning, signal_dict
 
-TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 2, "refit_epochs": 1}
+TINY = {
+    "units": [4],
+    "dropout": [0.1],
+    "recurrent_dropout": [0.1],
+    "dense": [4],
+    "epochs": 2,
+    "refit_epochs": 1,
+}
 RUN = RunConfig(lookback=12, network=TINY)
 
 
 def generator(loopback, home, **settings):
-    return SignalGenerator("BTC/USD", exchange="coinbaseexchange", exchange_url=loopback.url, home=home, config=replace(RUN, **settings))
+    return SignalGenerator(
+        "BTC/USD",
+        exchange="coinbaseexchange",
+        exchange_url=loopback.url,
+        home=home,
+        config=replace(RUN, **settings),
+    )
 
 
 def in_use(sg, hours=120): return current_version(sg.line_of(hours), sg.home / "models").name
 
 
-# -- settings ------------------------------------------------------------------------------------------------------------------------
+# -- settings
+# --------------------------------------------------------------------------------------------------
 
 def test_what_is_not_given_stays_as_the_configuration_has_it():
-    config = RunConfig(ticker="ETH/USD", lookback=24, exchange="kraken", exchange_url="http://127.0.0.1:1", fee=0.002)
+    config = RunConfig(
+        ticker="ETH/USD", lookback=24, exchange="kraken", exchange_url="http://127.0.0.1:1", fee=0.002
+    )
     assert SignalGenerator(config=config).run == config
     assert SignalGenerator("SOL/USD", config=config).run == replace(config, ticker="SOL/USD")
-    assert SignalGenerator(lookback=30, config=config, fee=0.003, stop_atr=None).run == replace(config, lookback=30, fee=0.003, stop_atr=None)
+    assert SignalGenerator(lookback=30, config=config, fee=0.003, stop_atr=None).run == replace(
+        config, lookback=30, fee=0.003, stop_atr=None
+    )
 
 
 def test_without_a_configuration_the_defaults_hold():
-    assert SignalGenerator().run == SignalGenerator("BTC/USD", 60).run == SignalGenerator(ticker="BTC/USD", lookback=60).run == RunConfig()
+    assert (
+        SignalGenerator().run
+        == SignalGenerator("BTC/USD", 60).run
+        == SignalGenerator(ticker="BTC/USD", lookback=60).run
+        == RunConfig()
+    )
 
 
 @pytest.mark.parametrize("config", [{"lookback": 24}, "fast", 3])
 def test_a_configuration_of_another_kind_is_one_sentence(config):
-    with pytest.raises(InputError, match="^config is (dict|str|int); pass a RunConfig"): SignalGenerator(config=config)
+    with pytest.raises(InputError, match="^config is (dict|str|int); pass a RunConfig"):
+        SignalGenerator(config=config)
 
 
 @pytest.mark.parametrize("asked,text", [
@@ -60,11 +85,13 @@ def test_a_configuration_of_another_kind_is_one_sentence(config):
     ({"retrain_threshold": float("nan")}, "retrain_threshold is nan; pass a number"),
     ({"retrain_threshold": True}, "retrain_threshold is True; pass a number")])
 def test_nonsense_is_one_sentence_before_anything_is_asked_for(asked, text, client_home):
-    with pytest.raises(InputError, match=f"^{text}"): SignalGenerator(config=RUN).generate_signals(**asked)   # the exchange of the tests is closed
+    # the exchange of the tests is closed
+    with pytest.raises(InputError, match=f"^{text}"): SignalGenerator(config=RUN).generate_signals(**asked)
     assert not client_home.exists()
 
 
-# -- rules ---------------------------------------------------------------------------------------------------------------------------
+# -- rules
+# --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("short_volume", ["below", "above"])
 def test_the_rules_shown_are_the_rules_that_decide(short_volume):
@@ -74,27 +101,54 @@ def test_the_rules_shown_are_the_rules_that_decide(short_volume):
     short = pd.Series(-3.0, bars.index).iloc[1200:]
     decisions = decide(short, table, run)
     for row in range(0, 100, 9):
-        shown = signal_dict(run, bars.iloc[:1201 + row], table.iloc[:1201 + row], decisions.iloc[row], [Version(bundle, Path("x"))], "trained")["rules"]
-        assert {k: v["short"] for k, v in shown.items()} == {k.removeprefix("rule_"): bool(v) for k, v in decisions.iloc[row].items() if k.startswith("rule_")}
-    assert [shown[k]["asks_for"] for k in shown] == [f"{r.what} {r.bounds()['short']}" for r in rules_of(run).values()]
-    assert shown["volume"]["asks_for"].endswith("< 1" if short_volume == "below" else "> 1") and shown["rsi"]["asks_for"] == "RSI > 35"
+        shown = signal_dict(
+            run,
+            bars.iloc[: 1201 + row],
+            table.iloc[: 1201 + row],
+            decisions.iloc[row],
+            [Version(bundle, Path("x"))],
+            "trained",
+        )["rules"]
+        assert {k: v["short"] for k, v in shown.items()} == {
+            k.removeprefix("rule_"): bool(v) for k, v in decisions.iloc[row].items() if k.startswith("rule_")
+        }
+    assert [shown[k]["asks_for"] for k in shown] == [
+        f"{r.what} {r.bounds()['short']}" for r in rules_of(run).values()
+    ]
+    assert (
+        shown["volume"]["asks_for"].endswith("< 1" if short_volume == "below" else "> 1")
+        and shown["rsi"]["asks_for"] == "RSI > 35"
+    )
 
 
 def test_a_dropped_rule_stays_dropped():
     without = {k: v for k, v in RULES.items() if k != "volume"}
     assert rules_of(replace(RUN, short_volume="above"), without) == without and rules_of(RUN) == RULES
-    assert rules_of(replace(RUN, rules={"volume": False})) == without == rules_of(replace(RUN, rules={"volume": False, "macd": True}))
+    assert (
+        rules_of(replace(RUN, rules={"volume": False}))
+        == without
+        == rules_of(replace(RUN, rules={"volume": False, "macd": True}))
+    )
 
 
 def test_a_rule_and_its_bound_are_parameters_of_the_run():
     bars = demo_market(1300, seed=6)
     table = features(bars)
     loud = pd.Series(np.where(np.arange(400) % 2, 3.0, -3.0), bars.index[-400:])
-    alone = lambda **rules: decide(loud, table, replace(RUN, rules={k: False for k in RULES if k not in rules} | rules))["signal"]
-    assert (alone(adx=30) == decide(loud, table, RUN, {"adx": replace(RULES["adx"], bound=30)})["signal"]).all()
+    alone = lambda **rules: decide(
+        loud, table, replace(RUN, rules={k: False for k in RULES if k not in rules} | rules)
+    )["signal"]
+    assert (
+        alone(adx=30) == decide(loud, table, RUN, {"adx": replace(RULES["adx"], bound=30)})["signal"]
+    ).all()
     rsi = table["rsi"].loc[loud.index]
     assert (alone(rsi=60) == np.where(loud > 0, rsi < 60, -1 * (rsi > 40))).all()
-    assert (alone(volatility=0.5) == np.sign(loud).where(table["sigma"] / table["sigma"].rolling(720, min_periods=240).quantile(0.9) <= 0.5, 0)).all()
+    assert (
+        alone(volatility=0.5)
+        == np.sign(loud).where(
+            table["sigma"] / table["sigma"].rolling(720, min_periods=240).quantile(0.9) <= 0.5, 0
+        )
+    ).all()
     assert (alone() == np.sign(loud)).all()                              # no rule is left
 
 
@@ -109,20 +163,27 @@ def test_nonsense_about_rules_is_one_sentence(rules, text, client_home):
     with pytest.raises(InputError): SignalGenerator(rules=rules)
 
 
-# -- which model ---------------------------------------------------------------------------------------------------------------------
+# -- which model
+# --------------------------------------------------------------------------------------------------
 
 def test_a_question_about_the_past_does_not_put_an_old_model_in_use(loopback, tmp_path):
     now = generator(loopback, tmp_path)
     live = now.generate_signals(hours=120)
     assert in_use(now) == live["model_info"]["version"]
-    for hours in (120, 200):                                             # the training length of the model in use, and another
-        past = generator(loopback, tmp_path, end=(loopback.now - 500 * HOUR).isoformat()).generate_signals(hours=hours)
+    # the training length of the model in use, and another
+    for hours in (120, 200):
+        past = generator(loopback, tmp_path, end=(loopback.now - 500 * HOUR).isoformat()).generate_signals(
+            hours=hours
+        )
         assert past["model_info"]["version"] != live["model_info"]["version"]
         assert ("kept beside the model in use" in past["model_info"]["decision"]) == (hours == 120)
         assert past["model_info"]["trained_until"] < past["bar_close_time"] < live["bar_close_time"]
         assert in_use(now) == live["model_info"]["version"]
     again = now.generate_signals(hours=120)
-    assert again["model_info"]["decision"].startswith("reused") and again["predicted_price"] == live["predicted_price"]
+    assert (
+        again["model_info"]["decision"].startswith("reused")
+        and again["predicted_price"] == live["predicted_price"]
+    )
 
 
 def test_a_day_later_the_model_is_continued_and_for_another_length_started_afresh(loopback, tmp_path):
@@ -134,8 +195,14 @@ def test_a_day_later_the_model_is_continued_and_for_another_length_started_afres
     assert (first["warm_started"], second["warm_started"]) == (False, True)
     assert second["decision"] == "trained: training span ended 31 h ago, the threshold is 24 h"
     third = sg.generate_signals(hours=600)["model_info"]
-    assert third["decision"] == "trained: there was no model yet" and not third["warm_started"] and third["windows"] > 400
-    assert in_use(sg, 600) == third["version"] and sg.generate_signals(hours=600)["model_info"]["decision"].startswith("reused")
+    assert (
+        third["decision"] == "trained: there was no model yet"
+        and not third["warm_started"]
+        and third["windows"] > 400
+    )
+    assert in_use(sg, 600) == third["version"] and sg.generate_signals(hours=600)["model_info"][
+        "decision"
+    ].startswith("reused")
     assert in_use(sg) == second["version"]
 
 
@@ -143,12 +210,18 @@ def test_two_timeframes_keep_a_model_each(loopback, tmp_path):
     "The design's own example: signals from 48 bars and from 240, in turn."
     loopback.now -= 100 * HOUR
     sg = generator(loopback, tmp_path)
-    ask = lambda: [sg.generate_signals(hours=48, retrain_threshold=6)["model_info"], sg.generate_signals(hours=240, retrain_threshold=24)["model_info"]]
+    ask = lambda: [
+        sg.generate_signals(hours=48, retrain_threshold=6)["model_info"],
+        sg.generate_signals(hours=240, retrain_threshold=24)["model_info"],
+    ]
     first, again = ask(), ask()
-    assert [m["version"] for m in again] == [m["version"] for m in first] and all(m["decision"].startswith("reused") for m in again)
+    assert [m["version"] for m in again] == [m["version"] for m in first] and all(
+        m["decision"].startswith("reused") for m in again
+    )
     loopback.now += 7 * HOUR
     later = ask()
-    assert [m["version"] == old["version"] for m, old in zip(later, first, strict=True)] == [False, True]      # only one of them is old enough
+    # only one of them is old enough
+    assert [m["version"] == old["version"] for m, old in zip(later, first, strict=True)] == [False, True]
     assert later[0]["warm_started"] and later[0]["challenge"]["against"] == first[0]["version"]
     assert len(lines(tmp_path / "models")) == 2
 
@@ -156,14 +229,33 @@ def test_two_timeframes_keep_a_model_each(loopback, tmp_path):
 def test_a_named_line_is_not_made_for_something_else_on_the_way(loopback, tmp_path):
     def mine(**settings):
         run = replace(RUN, **settings)
-        return SignalGenerator("BTC/USD", exchange="coinbaseexchange", exchange_url=loopback.url, home=tmp_path, model="mine", config=run)
+        return SignalGenerator(
+            "BTC/USD",
+            exchange="coinbaseexchange",
+            exchange_url=loopback.url,
+            home=tmp_path,
+            model="mine",
+            config=run,
+        )
 
     version = mine().generate_signals(hours=120)["model_info"]["version"]
-    for other, hours, what in (({}, 240, "hours was 120, asked for is 240"), ({"lookback": 24}, 120, "lookback was 12, asked for is 24"),
-                               ({"horizon": 3}, 120, "horizon was 1, asked for is 3")):
-        with pytest.raises(InputError, match=f"^the model line mine was made for another request: {what}; pass that, or another --model name$"):
+    for other, hours, what in (
+        ({}, 240, "hours was 120, asked for is 240"),
+        ({"lookback": 24}, 120, "lookback was 12, asked for is 24"),
+        ({"horizon": 3}, 120, "horizon was 1, asked for is 3"),
+    ):
+        with pytest.raises(
+            InputError,
+            match=(
+                f"^the model line mine was made for another request: {what}; pass that, or another --model"
+                " name$"
+            ),
+        ):
             mine(**other).generate_signals(hours=hours)
-    assert mine().generate_signals(hours=120)["model_info"]["version"] == version and len(version_folders("mine", tmp_path / "models")) == 1
+    assert (
+        mine().generate_signals(hours=120)["model_info"]["version"] == version
+        and len(version_folders("mine", tmp_path / "models")) == 1
+    )
 
 
 def test_a_model_with_other_features_is_neither_used_nor_continued(loopback, tmp_path, monkeypatch):
@@ -180,10 +272,16 @@ def test_a_model_with_other_features_is_neither_used_nor_continued(loopback, tmp
         info = sg.generate_signals(hours=120, retrain_threshold=threshold)["model_info"]
         assert info["version"] != old
         if not threshold: continue
-        assert info["decision"] == "trained: features were 10 columns, asked for are 23 (the difference begins with atr_rel)"
+        assert (
+            info["decision"]
+            == "trained: features were 10 columns, asked for are 23 (the difference begins with atr_rel)"
+        )
         assert not info["warm_started"]
     bundle = load_bundle(tmp_path / "models" / sg.line_of(120) / old)
-    assert training.warm_start_refusal(bundle, bundle.config, pd.Timestamp.now("UTC"), pd.Timestamp.now("UTC")) == "the old model was trained on other features"
+    assert (
+        training.warm_start_refusal(bundle, bundle.config, pd.Timestamp.now("UTC"), pd.Timestamp.now("UTC"))
+        == "the old model was trained on other features"
+    )
 
 
 def test_a_model_that_must_not_be_continued_is_started_afresh_and_the_signal_says_why(loopback, tmp_path):
@@ -192,53 +290,93 @@ def test_a_model_that_must_not_be_continued_is_started_afresh_and_the_signal_say
     version = sg.generate_signals(hours=120)["model_info"]["version"]
     record = tmp_path / "models" / sg.line_of(120) / version / "bundle.json"
     table = json.loads(record.read_text())
-    record.write_text(json.dumps({k: v for k, v in table.items() if k not in ("hashes", "fitted_until")} | {"format": 1}))   # as an earlier version wrote it
+    # as an earlier version wrote it
+    record.write_text(
+        json.dumps({k: v for k, v in table.items() if k not in ("hashes", "fitted_until")} | {"format": 1})
+    )
     loopback.now += 30 * HOUR
     info = sg.generate_signals(hours=120)["model_info"]
-    assert not info["warm_started"] and "started afresh, since the old model does not say where its training rows end" in info["decision"]
+    assert (
+        not info["warm_started"]
+        and "started afresh, since the old model does not say where its training rows end" in info["decision"]
+    )
 
 
 def test_the_plan_for_a_stored_model_follows_its_age_and_what_it_was_made_for():
     bars = demo_market(600, seed=1)
     config = model_config(RUN)
     stored = fit(bars.iloc[:500], features(bars).iloc[:500], config, hours=400)
-    plan = lambda row, market="simulated", hours=400: model_plan(stored, config, "BTC/USD", market, hours, bars.index[row] + HOUR, 24)[0]
+    plan = lambda row, market="simulated", hours=400: model_plan(
+        stored, config, "BTC/USD", market, hours, bars.index[row] + HOUR, 24
+    )[0]
     assert [plan(row) for row in (499, 500, 522, 523)] == ["afresh", "reuse", "reuse", "continue"]
     assert (plan(500, "kraken"), plan(523, hours=401)) == ("afresh", "afresh")
     assert model_plan(None, config, "BTC/USD", "kraken", 400, bars.index[0], 24)[0] == "afresh"
 
 
-# -- which market --------------------------------------------------------------------------------------------------------------------
+# -- which market
+# --------------------------------------------------------------------------------------------------
 
 def test_each_market_has_a_line_of_its_own_and_the_usual_exchange_the_short_name():
-    markets = ("coinbaseexchange", "simulated", "kraken", "coinbaseexchange@127.0.0.1:8765", "coinbaseexchange@127.0.0.1:8766")
+    markets = (
+        "coinbaseexchange",
+        "simulated",
+        "kraken",
+        "coinbaseexchange@127.0.0.1:8765",
+        "coinbaseexchange@127.0.0.1:8766",
+    )
     names = [line_name("ETH/USD", market=m) for m in markets]
-    assert names[:3] == ["eth_usd_lstm_v2", "eth_usd_simulated_lstm_v2", "eth_usd_kraken_lstm_v2"] and len(set(names)) == 5
+    assert (
+        names[:3] == ["eth_usd_lstm_v2", "eth_usd_simulated_lstm_v2", "eth_usd_kraken_lstm_v2"]
+        and len(set(names)) == 5
+    )
     assert line_name("ETH/USD", "mine.keras", "simulated") == "mine"
 
 
 def test_each_request_has_a_line_of_its_own():
     config = model_config(RunConfig())
-    requests = [(240, config), (48, config), (240, replace(config, lookback=24)), (240, replace(config, horizon=6)),
-                (240, replace(config, epochs=5)), (240, replace(config, seed=1))]
+    requests = [
+        (240, config),
+        (48, config),
+        (240, replace(config, lookback=24)),
+        (240, replace(config, horizon=6)),
+        (240, replace(config, epochs=5)),
+        (240, replace(config, seed=1)),
+    ]
     names = [line_name("ETH/USD", hours=h, config=c) for h, c in requests]
-    assert names[:4] == ["eth_usd_lstm_v2", "eth_usd_48h_lstm_v2", "eth_usd_lookback24_lstm_v2", "eth_usd_horizon6_lstm_v2"] and len(set(names)) == 6
+    assert (
+        names[:4]
+        == [
+            "eth_usd_lstm_v2",
+            "eth_usd_48h_lstm_v2",
+            "eth_usd_lookback24_lstm_v2",
+            "eth_usd_horizon6_lstm_v2",
+        ]
+        and len(set(names)) == 6
+    )
 
 
 def test_the_demo_market_does_not_take_the_real_model_out_of_use(loopback, tmp_path):
     sg = generator(loopback, tmp_path)
     real = sg.generate_signals(hours=120)["model_info"]["version"]
     demo = SignalGenerator("BTC/USD", exchange="simulated", home=tmp_path, config=RUN)
-    assert demo.line_of(120).startswith("btc_usd_simulated_120h_lookback12_") and demo.line_of(120) != sg.line_of(120)
+    assert demo.line_of(120).startswith("btc_usd_simulated_120h_lookback12_") and demo.line_of(
+        120
+    ) != sg.line_of(120)
     demo.generate_signals(hours=120)
     assert in_use(sg) == real and in_use(demo) != real
 
 
 def test_a_model_keeps_the_market_of_its_bars(tmp_path):
-    bars = stamp(demo_market(400, seed=1), "BTC/USD", "coinbaseexchange", market="coinbaseexchange@127.0.0.1:8765")
+    bars = stamp(
+        demo_market(400, seed=1), "BTC/USD", "coinbaseexchange", market="coinbaseexchange@127.0.0.1:8765"
+    )
     bundle = fit(bars, features(bars), model_config(RUN), hours=240)
     assert bundle.exchange == "coinbaseexchange@127.0.0.1:8765"
-    assert differs(bundle, bundle.config, "BTC/USD", "coinbaseexchange", 240) == "exchange was coinbaseexchange@127.0.0.1:8765, asked for is coinbaseexchange"
+    assert (
+        differs(bundle, bundle.config, "BTC/USD", "coinbaseexchange", 240)
+        == "exchange was coinbaseexchange@127.0.0.1:8765, asked for is coinbaseexchange"
+    )
     assert differs(bundle, bundle.config, "BTC/USD", bundle.exchange, 240) == ""
 
 
@@ -246,12 +384,19 @@ def test_the_line_of_a_generator_is_known_before_its_bars(loopback, monkeypatch)
     monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
     assert SignalGenerator("ETH/USD").line == "eth_usd_lstm_v2"
     assert SignalGenerator("ETH/USD", exchange="kraken").line == "eth_usd_kraken_lstm_v2"
-    assert SignalGenerator("ETH/USD", exchange_url="http://127.0.0.1:8765").line == "eth_usd_coinbaseexchange_127_0_0_1_8765_lstm_v2"
+    assert (
+        SignalGenerator("ETH/USD", exchange_url="http://127.0.0.1:8765").line
+        == "eth_usd_coinbaseexchange_127_0_0_1_8765_lstm_v2"
+    )
     monkeypatch.setenv("CRYPTOLSTM_EXCHANGE", "kraken")
-    assert SignalGenerator("ETH/USD").line == "eth_usd_kraken_lstm_v2" and SignalGenerator("ETH/USD", model="mine").line == "mine"
+    assert (
+        SignalGenerator("ETH/USD").line == "eth_usd_kraken_lstm_v2"
+        and SignalGenerator("ETH/USD", model="mine").line == "mine"
+    )
 
 
-# -- warnings ------------------------------------------------------------------------------------------------------------------------
+# -- warnings
+# --------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def judged():
@@ -265,22 +410,41 @@ def judged():
 def warnings_of(judged, run=RUN, **attrs):
     table, bundle, decision, bars = judged
     plenty = replace(bundle, training={**bundle.training, "underpowered": False})
-    return signal_dict(run, stamp(bars, "BTC/USD", "kraken", **attrs), table, decision, [Version(plenty, Path("x"))], "trained")["warnings"]
+    return signal_dict(
+        run,
+        stamp(bars, "BTC/USD", "kraken", **attrs),
+        table,
+        decision,
+        [Version(plenty, Path("x"))],
+        "trained",
+    )["warnings"]
 
 
 @pytest.mark.parametrize("late,warned", [(0, False), (0.5, False), (3, False), (3.5, True), (4000, True)])
 def test_a_bar_that_closed_long_ago_is_said_to_be_so(judged, late, warned):
     clock = judged[3].index[-1] + HOUR + pd.Timedelta(hours=late)
-    text = f"the newest bar of BTC/USD closed {late:.0f} hours ago by the exchange's clock; the signal is about then, not now"
+    text = (
+        f"the newest bar of BTC/USD closed {late:.0f} hours ago by the exchange's clock; the signal is about"
+        " then, not now"
+    )
     assert warnings_of(judged, clock_time=clock.isoformat()) == ([text] if warned else [])
 
 
 def test_without_a_clock_nothing_is_compared_and_a_past_that_was_asked_for_is_not_late(judged):
     bars = judged[3]
     end, long_after = (bars.index[-1] + HOUR).isoformat(), (bars.index[-1] + 999 * HOUR).isoformat()
-    assert warnings_of(judged) == [] and warnings_of(judged, replace(RUN, end=end), clock_time=long_after) == []
-    ends_early = lag_warning(stamp(bars, "BTC/USD", "kraken", clock_time=long_after), replace(RUN, end=(bars.index[-1] + 51 * HOUR).isoformat()))
-    assert ends_early == "the newest bar of BTC/USD closed 50 hours before the end asked for; the signal is about then, not now"
+    assert (
+        warnings_of(judged) == [] and warnings_of(judged, replace(RUN, end=end), clock_time=long_after) == []
+    )
+    ends_early = lag_warning(
+        stamp(bars, "BTC/USD", "kraken", clock_time=long_after),
+        replace(RUN, end=(bars.index[-1] + 51 * HOUR).isoformat()),
+    )
+    assert (
+        ends_early
+        == "the newest bar of BTC/USD closed 50 hours before the end asked for; the signal is about then,"
+        " not now"
+    )
 
 
 def test_short_stale_and_underpowered_are_warnings(judged):
@@ -288,7 +452,9 @@ def test_short_stale_and_underpowered_are_warnings(judged):
     said = warnings_of(judged, stale=stale, short=short)
     assert said == [stale, f"{short}; the training span or its warm-up is shorter than asked for"]
     table, bundle, decision, bars = judged
-    weak = replace(bundle, training={**bundle.training, "underpowered": True, "windows": 100, "weights": 541_405})
+    weak = replace(
+        bundle, training={**bundle.training, "underpowered": True, "windows": 100, "weights": 541_405}
+    )
     said = signal_dict(RUN, bars, table, decision, [Version(weak, Path("x"))], "")["warnings"]
     assert said == ["the model is underpowered: 100 training windows for 541405 weights"]
 
@@ -296,7 +462,9 @@ def test_short_stale_and_underpowered_are_warnings(judged):
 def test_a_real_signal_carries_its_warnings_and_is_json(loopback, tmp_path):
     signal = generator(loopback, tmp_path).generate_signals(hours=120)
     assert json.loads(json.dumps(signal, allow_nan=False))["warnings"] == signal["warnings"]
-    assert signal["underpowered"] == any("underpowered" in w for w in signal["warnings"]) and not any("closed" in w for w in signal["warnings"])
+    assert signal["underpowered"] == any("underpowered" in w for w in signal["warnings"]) and not any(
+        "closed" in w for w in signal["warnings"]
+    )
 
 
 def test_the_decided_bar_is_never_in_the_training_span(loopback, tmp_path):
@@ -309,7 +477,8 @@ def test_the_decided_bar_is_never_in_the_training_span(loopback, tmp_path):
     assert load_bundle(folder).hours == 120
 
 
-# -- the examples of the design ------------------------------------------------------------------------------------------------------
+# -- the examples of the design
+# --------------------------------------------------------------------------------------------------
 
 def test_the_usage_examples_of_the_design_run_as_typed(loopback, client_home, monkeypatch):
     "But for the name of the package, and for a small network and few retrainings, which come with `config`."
@@ -330,6 +499,13 @@ def test_the_usage_examples_of_the_design_run_as_typed(loopback, client_home, mo
     long_backtest = backtester.run(hours=2160)  # 90 days
 
     assert short_signals["model_info"]["hours"] == 48 and medium_signals["model_info"]["hours"] == 240
-    assert sg.generate_signals(hours=48, retrain_threshold=6)["model_info"]["version"] == short_signals["model_info"]["version"]
-    assert len(long_backtest["equity"]) == 2160 and long_backtest["initial_balance"] == 50_000 and len(long_backtest["folds"]) == 2
+    assert (
+        sg.generate_signals(hours=48, retrain_threshold=6)["model_info"]["version"]
+        == short_signals["model_info"]["version"]
+    )
+    assert (
+        len(long_backtest["equity"]) == 2160
+        and long_backtest["initial_balance"] == 50_000
+        and len(long_backtest["folds"]) == 2
+    )
     print(f"Total Return: {long_backtest['total_return']*100:.2f}%")

@@ -1,4 +1,5 @@
-"""The page of a signal: what was decided and why, a record of unseen bars only, and nothing that looks like a promise."""
+"""The page of a signal: what was decided and why, a record of unseen bars only, and nothing that looks like a
+promise."""
 import json
 import re
 from dataclasses import replace
@@ -22,7 +23,14 @@ from cryptolstm.report.signal_page import (ASKED, decision_figure, record_table,
 from cryptolstm.cli.main import app
 
 ROOT = Path(__file__).parents[1]
-TINY = {"units": [4], "dropout": [0.1], "recurrent_dropout": [0.1], "dense": [4], "epochs": 1, "refit_epochs": 1}
+TINY = {
+    "units": [4],
+    "dropout": [0.1],
+    "recurrent_dropout": [0.1],
+    "dense": [4],
+    "epochs": 1,
+    "refit_epochs": 1,
+}
 RUN = RunConfig(lookback=12, network=TINY, threshold_scale=0.01, horizon=3)
 
 
@@ -38,21 +46,33 @@ def decided(tmp_path_factory):
 
 def test_the_record_holds_bars_the_model_had_not_seen_and_no_other(decided):
     past, bars = decided.before(1000), decided.bars
-    assert past.index[0] == pd.Timestamp(decided.model.trained_until) + HOUR and past.index[-1] == bars.index[-2] and len(past) == 29
-    assert decided.before(5).equals(past.iloc[-5:]) and past["version"].unique().tolist() == [decided.history[0].folder.name]
-    with pytest.raises(TrainingSpanError): decided.model.predict(decided.table, bars, start=bars.index.get_loc(past.index[0]) - 1)
-    newest = past_decisions(decided.history, decided.table.loc[:past.index[0]], bars.loc[:past.index[0]], decided.run)
+    assert (
+        past.index[0] == pd.Timestamp(decided.model.trained_until) + HOUR
+        and past.index[-1] == bars.index[-2]
+        and len(past) == 29
+    )
+    assert decided.before(5).equals(past.iloc[-5:]) and past["version"].unique().tolist() == [
+        decided.history[0].folder.name
+    ]
+    with pytest.raises(TrainingSpanError):
+        decided.model.predict(decided.table, bars, start=bars.index.get_loc(past.index[0]) - 1)
+    newest = past_decisions(
+        decided.history, decided.table.loc[: past.index[0]], bars.loc[: past.index[0]], decided.run
+    )
     assert not len(newest) and "There are none yet" in record_text(newest, decided.model.trained_until)
 
 
 def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_path):
     "Each bar by the version that was the newest one then, with the probability of that version."
     start = pd.Timestamp("2025-03-01", tz="UTC")
-    at = lambda hours: SignalGenerator(exchange="simulated", home=tmp_path, config=replace(RUN, end=(start + hours * HOUR).isoformat()))
+    at = lambda hours: SignalGenerator(
+        exchange="simulated", home=tmp_path, config=replace(RUN, end=(start + hours * HOUR).isoformat())
+    )
     for day in range(3): now = at(24 * day).decide_now(hours=120)
     past, versions = now.before(48), [v.folder.name for v in now.history]
     assert len(versions) == 3 and now.signal["model_info"]["version"] == versions[0]
-    assert len(past) == 48 and list(past["version"].unique()) == versions[1:][::-1]                    # the newest version was trained a moment ago
+    # the newest version was trained a moment ago
+    assert len(past) == 48 and list(past["version"].unique()) == versions[1:][::-1]
     for version in now.history:
         own = past.index[past["version"] == version.folder.name]
         if not len(own): continue
@@ -60,13 +80,17 @@ def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_pa
         said = version.model.predict(now.table, now.bars, start=now.bars.index.get_loc(own[0]))
         assert (said.loc[own] == past.loc[own, "prediction"]).all()
     page = record_table(now, 48).markup
-    assert "48 decisions by 2 versions of this model" in page and all(name.split(".")[0] in page for name in versions[1:])
+    assert "48 decisions by 2 versions of this model" in page and all(
+        name.split(".")[0] in page for name in versions[1:]
+    )
     assert now.signal["monitor"]["skill"]["versions"] == 2
 
 
 @pytest.mark.parametrize("entry,said", [("threshold", "is smaller than the market&#x27;s usual wobble"), ("cost", "does not pay the costs of a round trip")])
 def test_the_caption_of_the_fan_says_what_the_fan_is(decided, entry, said):
-    assert said in decision_figure(replace(decided, signal={**decided.signal, "entry": entry})).markup.replace("&#39;", "&#x27;").replace("'", "&#x27;")
+    assert said in decision_figure(
+        replace(decided, signal={**decided.signal, "entry": entry})
+    ).markup.replace("&#39;", "&#x27;").replace("'", "&#x27;")
 
 
 def test_what_came_is_what_the_bars_say_and_the_last_hours_are_not_known_yet(decided):
@@ -78,7 +102,10 @@ def test_what_came_is_what_the_bars_say_and_the_last_hours_are_not_known_yet(dec
     assert (past["right"].iloc[:-2].astype(bool) == right).all()
     page = record_table(decided, 1000).markup
     assert page.count("not yet known") == 2 and page.count("<td>yes</td>") == right.sum()
-    assert f"the right direction in {right.sum()} of 27 " in page and "So few bars prove nothing either way." in page
+    assert (
+        f"the right direction in {right.sum()} of 27 " in page
+        and "So few bars prove nothing either way." in page
+    )
 
 
 def test_past_decisions_are_those_a_signal_would_have_shown(decided):
@@ -102,9 +129,19 @@ def test_the_notebook_takes_what_a_signal_depends_on():
     cells = json.loads((ROOT / "nbs" / "signal.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     parameters = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
-    assert {line.split(":")[0] for line in parameters.splitlines()} == {*ASKED, "model", "retrain_threshold", "last"}
+    assert {line.split(":")[0] for line in parameters.splitlines()} == {
+        *ASKED,
+        "model",
+        "retrain_threshold",
+        "last",
+    }
     assert not any(re.search(r"^\s*(def|class|for|if) |lambda", text, re.M) for text in code)
-    defaults = {k: v for k, v in vars(RunConfig()).items() if k in ASKED} | {"ticker": "ETH/USD", "hours": 240, "end": "", "exchange_url": ""}
+    defaults = {k: v for k, v in vars(RunConfig()).items() if k in ASKED} | {
+        "ticker": "ETH/USD",
+        "hours": 240,
+        "end": "",
+        "exchange_url": "",
+    }
     space: dict = {}
     exec(parameters, space)
     assert {k: space[k] for k in ASKED} == defaults
@@ -113,19 +150,37 @@ def test_the_notebook_takes_what_a_signal_depends_on():
 def test_the_page_of_a_signal(loopback, tmp_path, monkeypatch):
     ask = ["signal", "--ticker", "ETH/USD", "--exchange-url", loopback.url, *SMOKE, "--json"]
     monkeypatch.chdir(ROOT)
-    for name, value in (("CRYPTOLSTM_HOME", tmp_path), ("CRYPTOLSTM_REPORTS", tmp_path / "out")): monkeypatch.setenv(name, str(value))
+    for name, value in (("CRYPTOLSTM_HOME", tmp_path), ("CRYPTOLSTM_REPORTS", tmp_path / "out")):
+        monkeypatch.setenv(name, str(value))
     done = CliRunner().invoke(app, [*ask, "--report"])
     assert done.exit_code == 0, done.stderr
     signal, path = json.loads(done.stdout), tmp_path / "out" / "eth_usd" / "signal.html"
     jsonschema.Draft202012Validator(SCHEMA).validate(signal)
     page = path.read_text(encoding="utf-8")
-    assert signal["report"] == str(path) and path.with_suffix(".ipynb").is_file() and page.count("<figure>") == 1
-    assert {1: "LONG", -1: "SHORT", 0: "HOLD"}[signal["signal"]] in page and "There are none yet" in page and "SIMULATED" not in page
-    assert "The model is underpowered" in page and f"coinbaseexchange at {loopback.url}" in page and f'="{loopback.url}' not in page
-    assert "decide_now" not in page.split(OPEN)[0] and re.findall(r"<script[^>]*>", page) == ['<script type="application/json" id="manifest">']
-    assert json.loads(page.split(OPEN)[1].split("</script>")[0])["signal"]["predicted_price"] == signal["predicted_price"]
+    assert (
+        signal["report"] == str(path) and path.with_suffix(".ipynb").is_file() and page.count("<figure>") == 1
+    )
+    assert (
+        {1: "LONG", -1: "SHORT", 0: "HOLD"}[signal["signal"]] in page
+        and "There are none yet" in page
+        and "SIMULATED" not in page
+    )
+    assert (
+        "The model is underpowered" in page
+        and f"coinbaseexchange at {loopback.url}" in page
+        and f'="{loopback.url}' not in page
+    )
+    assert "decide_now" not in page.split(OPEN)[0] and re.findall(r"<script[^>]*>", page) == [
+        '<script type="application/json" id="manifest">'
+    ]
+    assert (
+        json.loads(page.split(OPEN)[1].split("</script>")[0])["signal"]["predicted_price"]
+        == signal["predicted_price"]
+    )
     with pytest.raises(InputError, match="only the pages of backtests can be verified"): split(page)
     again = CliRunner().invoke(app, ask)
-    assert json.loads(again.stdout)["predicted_price"] == signal["predicted_price"], "the page and the command show one decision"
+    assert (
+        json.loads(again.stdout)["predicted_price"] == signal["predicted_price"]
+    ), "the page and the command show one decision"
     refused = CliRunner().invoke(app, ["verify", str(path)]).exception
     assert refused.exit_code == 2 and str(refused).startswith("this is the page of a signal")

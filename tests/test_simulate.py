@@ -1,4 +1,5 @@
-"The demo market is a proper market, cannot be forecast, looks like crypto; the planted one holds exactly the secret it claims."
+"""The demo market is a proper market, cannot be forecast, looks like crypto; the planted one holds exactly
+the secret it claims."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,7 +29,9 @@ def test_bars_fit_together(seed, hours, base, vol, planted):
     bars = make(hours, seed=seed, ticker=f"{base}/USD", annual_vol=vol)
     check_bars(bars)  # refuses disorder, non-finite values, impossible highs and lows
     assert len(bars) == hours and bars.index.name == "timestamp"
-    assert (np.diff(bars.index) == HOUR).all() and bars.index[-1] + HOUR == pd.Timestamp("2025-01-01", tz="UTC")
+    assert (np.diff(bars.index) == HOUR).all() and bars.index[-1] + HOUR == pd.Timestamp(
+        "2025-01-01", tz="UTC"
+    )
     assert (bars["open"].to_numpy()[1:] == bars["close"].to_numpy()[:-1]).all()
     assert (bars["volume"] > 0).all()
     assert bars.attrs["simulated"] and bars.attrs["ticker"] == f"{base}/USD" and bars.attrs["seed"] == seed
@@ -49,7 +52,8 @@ def test_nonsense_is_refused(wrong):
 
 
 def test_direction_cannot_be_forecast():
-    "Given the past a return is symmetric, so its signs are independent coin tosses: Ljung-Box has its exact size on them."
+    """Given the past a return is symmetric, so its signs are independent coin tosses: Ljung-Box has its exact
+    size on them."""
     p = []
     for seed in range(60):
         sign = np.sign(demo_market(2000, seed=seed)["close"].pct_change().dropna())
@@ -69,11 +73,23 @@ def test_returns_have_no_mean_and_no_memory_and_volatility_has(years):
     for t in (t_mean, t_lag): assert abs(np.mean(t)) < 3 / np.sqrt(len(t)) and np.std(t) < 2
 
 
-# Smallest and largest value in three real two-year spans of hourly bitcoin; a simulated statistic may leave the span by a quarter.
-REAL = {"annual vol": (.48, .70), "excess kurtosis": (9.7, 33.0), "tail index": (2.6, 3.3), "ACF |r| 1": (.25, .31),
-        "ACF |r| 24": (.13, .18), "ACF |r| 168": (.09, .17), "volume ~ |r|": (.32, .62), "range / |r|": (2.06, 2.18),
-        "Parkinson": (1.02, 1.11), "no upper wick": (.015, .034), "peak / mean": (1.40, 1.70), "weekend / mean": (.67, .78),
-        "peak hour": (13, 15)}
+# Smallest and largest value in three real two-year spans of hourly bitcoin; a simulated statistic may leave
+# the span by a quarter.
+REAL = {
+    "annual vol": (0.48, 0.70),
+    "excess kurtosis": (9.7, 33.0),
+    "tail index": (2.6, 3.3),
+    "ACF |r| 1": (0.25, 0.31),
+    "ACF |r| 24": (0.13, 0.18),
+    "ACF |r| 168": (0.09, 0.17),
+    "volume ~ |r|": (0.32, 0.62),
+    "range / |r|": (2.06, 2.18),
+    "Parkinson": (1.02, 1.11),
+    "no upper wick": (0.015, 0.034),
+    "peak / mean": (1.40, 1.70),
+    "weekend / mean": (0.67, 0.78),
+    "peak hour": (13, 15),
+}
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -86,7 +102,8 @@ def test_looks_like_crypto(years, name):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_plant_has_the_size_it_claims(sign):
-    "Hit rate 1/2 + arcsin(rho)/pi, up to two points more for fat tails; Spearman near rho, less because volatility varies."
+    """Hit rate 1/2 + arcsin(rho)/pi, up to two points more for fat tails; Spearman near rho, less because
+    volatility varies."""
     bars = planted_market(30_000, r2=.10, seed=3, sign=sign)
     state, r = planted_state(bars), np.log(bars["close"]).diff().shift(-1)
     rho, ok = np.sqrt(.10), planted_state(bars).notna() & r.notna()
@@ -106,7 +123,9 @@ def test_a_weak_plant_is_weak():
 @given(seed=st.integers(0, 1000), cut=st.integers(1, 299))
 def test_the_state_is_known_at_the_close(seed, cut):
     bars = planted_market(300, seed=seed)
-    pd.testing.assert_series_equal(planted_state(bars.iloc[:cut]), planted_state(bars).iloc[:cut], check_exact=True)
+    pd.testing.assert_series_equal(
+        planted_state(bars.iloc[:cut]), planted_state(bars).iloc[:cut], check_exact=True
+    )
 
 
 def test_the_plant_is_no_drift():

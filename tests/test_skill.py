@@ -1,4 +1,5 @@
-"Skill statistics equal the libraries and the published tables, have the size they claim, and the verdict follows its rule."
+"""Skill statistics equal the libraries and the published tables, have the size they claim, and the verdict
+follows its rule."""
 import json
 import math
 from functools import partial
@@ -37,13 +38,18 @@ def sample(n: int, seed: int, strength: float = .1) -> tuple[np.ndarray, np.ndar
 def next_return(bars): return np.log(bars["close"]).diff().shift(-1)
 
 
-# ---------------------------------------------------------------- agreement with libraries and reference formulas
+# ---------------------------------------------------------------- agreement with libraries and reference
+# formulas
 @pytest.mark.parametrize("n,horizon,seed", [(30, 1, 0), (720, 1, 1), (720, 24, 2), (5000, 3, 3)])
 def test_equal_to_the_reference_formulas(reference, n, horizon, seed):
     y, f = sample(n, seed)
     assert clark_west(y, f, horizon) == pytest.approx(reference.clark_west(y, 0 * y, f, h=horizon), rel=1e-9)
-    assert diebold_mariano(y, f, horizon) == pytest.approx(reference.dm_hln(y, y - f, h=horizon, loss=np.abs), rel=1e-9, abs=1e-12)
-    assert diebold_mariano(y, f, horizon, "squared") == pytest.approx(reference.dm_hln(y, y - f, h=horizon), rel=1e-9, abs=1e-12)
+    assert diebold_mariano(y, f, horizon) == pytest.approx(
+        reference.dm_hln(y, y - f, h=horizon, loss=np.abs), rel=1e-9, abs=1e-12
+    )
+    assert diebold_mariano(y, f, horizon, "squared") == pytest.approx(
+        reference.dm_hln(y, y - f, h=horizon), rel=1e-9, abs=1e-12
+    )
     assert tuple(pesaran_timmermann(y, f)) == pytest.approx(reference.pesaran_timmermann(y, f), rel=1e-9)
     assert r2_oos(y, f) == pytest.approx(reference.r2_oos(y, f), rel=1e-9)
     assert mase(y, f) == pytest.approx(reference.mase_oos(y, f, 0 * y), rel=1e-9)
@@ -55,12 +61,16 @@ def test_equal_to_the_reference_formulas(reference, n, horizon, seed):
 def test_hac_variance_is_statsmodels(lags):
     x = sample(500, 7)[0]
     fit = sm.OLS(x, np.ones(500)).fit()
-    assert hac_variance(x, lags) == pytest.approx(cov_hac(fit, nlags=lags, use_correction=False)[0, 0], rel=1e-10)
+    assert hac_variance(x, lags) == pytest.approx(
+        cov_hac(fit, nlags=lags, use_correction=False)[0, 0], rel=1e-10
+    )
 
 
 def test_clark_west_is_a_hac_regression_on_a_constant():
     y, f = sample(720, 8)
-    fit = sm.OLS(2 * y * f, np.ones(720)).fit(cov_type="HAC", cov_kwds={"maxlags": hac_lags(720), "use_correction": False})
+    fit = sm.OLS(2 * y * f, np.ones(720)).fit(
+        cov_type="HAC", cov_kwds={"maxlags": hac_lags(720), "use_correction": False}
+    )
     t, p = clark_west(y, f)
     assert t == pytest.approx(fit.tvalues[0], rel=1e-10)
     assert p == pytest.approx(fit.pvalues[0] / 2 if t > 0 else 1 - fit.pvalues[0] / 2, rel=1e-8)
@@ -90,25 +100,116 @@ def test_pesaran_timmermann_by_hand():
 
 # ---------------------------------------------------------------- published values
 def test_clark_west_of_the_published_example(monkeypatch):
-    "Twenty errors of a small and a larger model; P. Söderlind's values, which HypothesisTests.jl is tested with, use no lags."
+    """Twenty errors of a small and a larger model; P.
+
+    Söderlind's values, which HypothesisTests.jl is tested with, use no lags."""
     monkeypatch.setattr("cryptolstm.stats.skill.LEAST", 2)
     monkeypatch.setattr("cryptolstm.stats.skill.hac_lags", lambda n, horizon=1: 0)
-    small = np.array([9.78432, 12.73500, 8.67224, 2.62740, 5.60947, 7.57809, 4.53774, 2.51084, .49290, 3.48394, 9.46152, 9.41220, 2.36289, .34495, 3.33599,
-                      5.31357, 4.28219, -3.74471, -5.73575, -3.71781])
-    large = np.array([2.82053, 4.39754, -1.78647, -4.30662, 3.69526, 3.37259, -1.09002, -.50984, -.78973, 3.89077, 7.52849, 2.82373, -3.95838, -.13606, 4.54444,
-                      4.18216, 1.67993, -5.38077, -.85686, 2.70479])
+    small = np.array(
+        [
+            9.78432,
+            12.73500,
+            8.67224,
+            2.62740,
+            5.60947,
+            7.57809,
+            4.53774,
+            2.51084,
+            0.49290,
+            3.48394,
+            9.46152,
+            9.41220,
+            2.36289,
+            0.34495,
+            3.33599,
+            5.31357,
+            4.28219,
+            -3.74471,
+            -5.73575,
+            -3.71781,
+        ]
+    )
+    large = np.array(
+        [
+            2.82053,
+            4.39754,
+            -1.78647,
+            -4.30662,
+            3.69526,
+            3.37259,
+            -1.09002,
+            -0.50984,
+            -0.78973,
+            3.89077,
+            7.52849,
+            2.82373,
+            -3.95838,
+            -0.13606,
+            4.54444,
+            4.18216,
+            1.67993,
+            -5.38077,
+            -0.85686,
+            2.70479,
+        ]
+    )
     assert clark_west(small, small - large).p == pytest.approx(.0001, abs=5e-5)
 
 
 @pytest.mark.parametrize("loss, better", [("squared", .5565), ("absolute", .3909)])
 def test_diebold_mariano_of_the_published_example(loss, better, monkeypatch):
-    "Errors of exponential smoothing and ARIMA on R's WWWusage, the example of `dm.test` in R's forecast, without lags; p of the second being better."
+    """Errors of exponential smoothing and ARIMA on R's WWWusage, the example of `dm.test` in R's forecast,
+    without lags; p of the second being better."""
     monkeypatch.setattr("cryptolstm.stats.skill.LEAST", 2)
     monkeypatch.setattr("cryptolstm.stats.skill.diebold_mariano_test", partial(diebold_mariano_test, lags=0))
-    smooth = np.array([.002241270, -.000661906, -1.200002613, -4.000218178, 3.799373533, 3.401005111, -1.199692125, -.800490048, -1.200048999, 3.399847229,
-                       7.000708948, 2.200989241, -4.800165569, -1.201043375, 3.400167556, 3.000709085, .400267950, -6.800169207, -2.401259050, 1.200112198])
-    arima = np.array([.1209998, 8.0622269, -.9189429, -1.7952436, 5.3431277, 2.0459823, -.6073261, .5516816, -.7633238, 4.1229472, 5.8785333, 1.2828331,
-                      -3.4854233, 1.1971370, 3.1709314, 2.3408457, .4962286, -5.9841362, .1537114, .4207951])
+    smooth = np.array(
+        [
+            0.002241270,
+            -0.000661906,
+            -1.200002613,
+            -4.000218178,
+            3.799373533,
+            3.401005111,
+            -1.199692125,
+            -0.800490048,
+            -1.200048999,
+            3.399847229,
+            7.000708948,
+            2.200989241,
+            -4.800165569,
+            -1.201043375,
+            3.400167556,
+            3.000709085,
+            0.400267950,
+            -6.800169207,
+            -2.401259050,
+            1.200112198,
+        ]
+    )
+    arima = np.array(
+        [
+            0.1209998,
+            8.0622269,
+            -0.9189429,
+            -1.7952436,
+            5.3431277,
+            2.0459823,
+            -0.6073261,
+            0.5516816,
+            -0.7633238,
+            4.1229472,
+            5.8785333,
+            1.2828331,
+            -3.4854233,
+            1.1971370,
+            3.1709314,
+            2.3408457,
+            0.4962286,
+            -5.9841362,
+            0.1537114,
+            0.4207951,
+        ]
+    )
     assert diebold_mariano(0 * arima, -arima, loss=loss, against=-smooth).p == pytest.approx(better, abs=5e-5)
 
 
@@ -117,7 +218,9 @@ def test_minimum_detectable_hit_rates():
     assert {n: round(min_detectable_hit(n), 3) for n in table} == table
     for n in (20, 129, 5000):  # the equation it solves
         p = min_detectable_hit(n)
-        assert np.sqrt(n) * (p - .5) == pytest.approx(stats.norm.isf(.05) / 2 + stats.norm.ppf(.8) * np.sqrt(p * (1 - p)), rel=1e-9)
+        assert np.sqrt(n) * (p - 0.5) == pytest.approx(
+            stats.norm.isf(0.05) / 2 + stats.norm.ppf(0.8) * np.sqrt(p * (1 - p)), rel=1e-9
+        )
     needed = {.505: 61_830, .51: 15_456, .52: 3_863, .53: 1_716, .55: 617, .56: 428}
     for hit, n in needed.items(): assert min_detectable_hit(n) == pytest.approx(hit, abs=2e-4)
     assert min_detectable_hit(0) == 1 and .9 < min_detectable_hit(1) <= 1
@@ -137,13 +240,16 @@ def test_break_even():
     f = rng.standard_normal(400_000)
     r = .0051 * (rho * f + math.sqrt(1 - rho**2) * rng.standard_normal(400_000))
     gain = np.sign(f) * r
-    assert gain.mean() == pytest.approx(.0010, rel=.05) and (gain > 0).mean() == pytest.approx(break_even_hit(.0010, .0051), abs=.003)
+    assert gain.mean() == pytest.approx(0.0010, rel=0.05) and (gain > 0).mean() == pytest.approx(
+        break_even_hit(0.0010, 0.0051), abs=0.003
+    )
     with pytest.raises(InputError, match="pass"): break_even_hit(.001, 0)
 
 
 # ---------------------------------------------------------------- size and power
 def test_no_more_false_alarms_than_promised():
-    "300 forecasts that know nothing, of returns with clustered volatility: about 5 % rejections at 5 %, fewer for Diebold-Mariano."
+    """300 forecasts that know nothing, of returns with clustered volatility: about 5 % rejections at 5 %,
+    fewer for Diebold-Mariano."""
     p = {"cw": [], "pt": [], "dm": []}
     for seed in range(300):
         y, f = sample(720, seed, strength=0)
@@ -181,7 +287,11 @@ def test_a_planted_signal_is_found_and_its_mirror_is_not(sign):
     bars = planted_market(3000, r2=.10, seed=2, sign=sign)
     y, f = next_return(bars), .001 * planted_state(bars)
     table = skill_table(y, {"right": sign * f, "wrong": -sign * f})
-    assert table.loc["right", "cw_p"] < .001 and table.loc["right", "pt_p"] < .001 and table.loc["right", "ic"] > .15
+    assert (
+        table.loc["right", "cw_p"] < 0.001
+        and table.loc["right", "pt_p"] < 0.001
+        and table.loc["right", "ic"] > 0.15
+    )
     assert table.loc["wrong", "cw_p"] > .999 and table.loc["wrong", "pt_p"] > .999
     assert table.loc["right", "ic"] == pytest.approx(-table.loc["wrong", "ic"])
 
@@ -208,7 +318,10 @@ def test_only_complete_pairs_count_and_order_of_rows_is_by_index(seed, drop):
     assert sorted(b.tolist()) == sorted(f.dropna().tolist())
     assert pairs(y[f.notna()], f.dropna())[0].sum() == pytest.approx(a.sum())
     whole = skill_table(y, {"model": f}).loc["model"]
-    assert whole["n"] == f.count() and whole["cw"] == clark_west(y[f.notna()].to_numpy(), f.dropna().to_numpy()).statistic
+    assert (
+        whole["n"] == f.count()
+        and whole["cw"] == clark_west(y[f.notna()].to_numpy(), f.dropna().to_numpy()).statistic
+    )
 
 
 def test_the_two_identity_models():
@@ -257,9 +370,13 @@ def test_baselines_use_no_later_bar_and_no_return_across_a_gap():
     holed = bars.drop(bars.index[100:102])
     for frame in (holed, regular_grid(holed), regular_grid(holed, max_gap=0)):
         f = last_bar_reversal(frame)
-        assert math.isnan(f[bars.index[102]]) and f[bars.index[103]] == last_bar_reversal(bars)[bars.index[103]]
+        assert (
+            math.isnan(f[bars.index[102]]) and f[bars.index[103]] == last_bar_reversal(bars)[bars.index[103]]
+        )
         assert f.reindex(bars.index[100:102]).isna().all()
-    assert last_bar_reversal(bars, horizon=3).iloc[3] == pytest.approx(-.05 * np.log(bars["close"].iloc[3] / bars["close"].iloc[0]))
+    assert last_bar_reversal(bars, horizon=3).iloc[3] == pytest.approx(
+        -0.05 * np.log(bars["close"].iloc[3] / bars["close"].iloc[0])
+    )
     assert momentum(bars).first_valid_index() == bars.index[24]
 
 
@@ -270,23 +387,37 @@ def test_reversal_is_recognised_where_the_market_reverses():
     index = pd.date_range("2025-01-01", periods=3000, freq="h", tz="UTC")
     close = pd.Series(100 * np.exp(np.cumsum(r)), index)
     bars = pd.DataFrame({"open": close, "high": close, "low": close, "close": close, "volume": 1.0})
-    table = skill_table(next_return(bars), {"reversal": last_bar_reversal(bars), "momentum": momentum(bars, window=1)})
+    table = skill_table(
+        next_return(bars), {"reversal": last_bar_reversal(bars), "momentum": momentum(bars, window=1)}
+    )
     assert table.loc["reversal", "cw_p"] < .001 and table.loc["momentum", "cw_p"] > .999
     assert list(table.index) == ["persistence", "reversal", "momentum"] and table["n"].nunique() == 1
 
 
 # ---------------------------------------------------------------- the verdict
-CHANCE = {"n": 720, "n_hit": 720, "hit": .504, "hit_low": .468, "hit_high": .540, "hit_expected": .501, "cw_p": .41, "pt_p": .45}
+CHANCE = {
+    "n": 720,
+    "n_hit": 720,
+    "hit": 0.504,
+    "hit_low": 0.468,
+    "hit_high": 0.540,
+    "hit_expected": 0.501,
+    "cw_p": 0.41,
+    "pt_p": 0.45,
+}
 SKILLED = {**CHANCE, "hit": .56, "hit_low": .524, "hit_high": .596, "cw_p": .0004, "pt_p": .002}
 
 
 def test_the_sentence_for_a_normal_result():
     v = verdict(CHANCE, -.032, .011, -.2)
-    assert v.level == "NO SKILL" and v.sentence == (
-        "No evidence of skill: on 720 hours the direction was right 50.4 % of the time (95 % interval 46.8–54.0; by chance it would be 50.1), "
-        "Clark–West p = 0.41, Pesaran–Timmermann p = 0.45 "
-            "(skill needs both below 0.01); after costs the strategy returned −3.2 % against +1.1 % for buy & hold. "
-        "A test this long can only reveal hit rates above 54.6 %.")
+    assert (
+        v.level == "NO SKILL"
+        and v.sentence
+        == "No evidence of skill: on 720 hours the direction was right 50.4 % of the time (95 % interval"
+        " 46.8–54.0; by chance it would be 50.1), Clark–West p = 0.41, Pesaran–Timmermann p = 0.45 (skill"
+        " needs both below 0.01); after costs the strategy returned −3.2 % against +1.1 % for buy & hold."
+        " A test this long can only reveal hit rates above 54.6 %."
+    )
 
 
 @pytest.mark.parametrize("skill,money,n,level", [
@@ -307,17 +438,33 @@ def test_the_rule(skill, money, n, level):
 
 def test_a_short_test_is_never_evidence_and_says_so():
     v = verdict({**SKILLED, "n_hit": 200}, .05, .01, -.2)
-    assert v.level == "UNDERPOWERED" and v.sentence.endswith("Below 500 separate forecasts even that is no evidence: test a longer span.")
-    assert "skill needs both" not in v.sentence and "can only reveal" in verdict({**CHANCE, "n_hit": 200}, .05, .01, -.2).sentence
+    assert v.level == "UNDERPOWERED" and v.sentence.endswith(
+        "Below 500 separate forecasts even that is no evidence: test a longer span."
+    )
+    assert (
+        "skill needs both" not in v.sentence
+        and "can only reveal" in verdict({**CHANCE, "n_hit": 200}, 0.05, 0.01, -0.2).sentence
+    )
 
 
 def test_forecasts_of_a_day_are_counted_in_separate_days():
-    "720 overlapping forecasts of 24 hours are 30 spans: the sentence, the level and what could have been seen go by those."
+    """720 overlapping forecasts of 24 hours are 30 spans: the sentence, the level and what could have been
+    seen go by those."""
     y = np.log(demo_market(743, seed=3)["close"]).diff(24).shift(-24)
-    row = skill_table(y, {"model": y + .02 * np.random.default_rng(0).standard_normal(743)}, horizon=24).loc["model"]
+    row = skill_table(y, {"model": y + 0.02 * np.random.default_rng(0).standard_normal(743)}, horizon=24).loc[
+        "model"
+    ]
     v = verdict({**row, "hit_low": .5}, .05, .01, -.2, horizon=24)
-    assert row["cw_p"] < .01 and v.level == "UNDERPOWERED" and v.numbers["n"] == row["n_hit"] <= 30 and v.numbers["horizon"] == 24
-    assert f"on {row['n_hit']:.0f} separate 24-hour spans the direction" in v.sentence and "hours" not in v.sentence
+    assert (
+        row["cw_p"] < 0.01
+        and v.level == "UNDERPOWERED"
+        and v.numbers["n"] == row["n_hit"] <= 30
+        and v.numbers["horizon"] == 24
+    )
+    assert (
+        f"on {row['n_hit']:.0f} separate 24-hour spans the direction" in v.sentence
+        and "hours" not in v.sentence
+    )
     assert "on 720 hours" in verdict(CHANCE, .05, .01, -.2).sentence
 
 
@@ -332,21 +479,31 @@ def test_a_forecaster_that_never_commits():
     "All forecasts zero: nothing about direction can be said, and no undefined number appears as one."
     y = next_return(demo_market(800))
     v = verdict(skill_table(y, {"silent": 0 * y}).loc["silent"], 0.0, .02, -.1, trades=0)
-    assert v.level == "NO SKILL" and "none of the 799 forecasts pointed up or down" in v.sentence and "nan" not in v.sentence.lower()
+    assert (
+        v.level == "NO SKILL"
+        and "none of the 799 forecasts pointed up or down" in v.sentence
+        and "nan" not in v.sentence.lower()
+    )
     assert v.numbers["hit"] is None and v.numbers["cw_p"] is None
 
 
 def test_one_sided_forecasts_explain_their_missing_p():
     y = next_return(planted_market(800)).abs()
     v = verdict(skill_table(y, {"always up": 0 * y + .001}).loc["always up"], .1, .02, -.1)
-    assert v.level != "CANDIDATE" and "undefined (every forecast, or every outcome, went the same way)" in v.sentence
+    assert (
+        v.level != "CANDIDATE"
+        and "undefined (every forecast, or every outcome, went the same way)" in v.sentence
+    )
 
 
 def test_too_few_directions_are_given_as_the_reason_where_they_are_it():
     y, f = sample(800, 0)
     f[29:] = 0   # it committed itself 29 times, both ways
     v = verdict(skill_table(pd.Series(y), {"shy": pd.Series(f)}).loc["shy"], .1, .02, -.1)
-    assert len(set(np.sign(f[:29]))) == 2 and "undefined (fewer than 30 forecasts with a direction)" in v.sentence
+    assert (
+        len(set(np.sign(f[:29]))) == 2
+        and "undefined (fewer than 30 forecasts with a direction)" in v.sentence
+    )
 
 
 def test_verdict_is_frozen_and_json():
@@ -359,7 +516,12 @@ def test_verdict_is_frozen_and_json():
 
 
 def test_percentages_read_well():
-    assert [percent(.5), percent(.0104, True), percent(-.5, True), percent(-.0001, True)] == ["50.0 %", "+1.0 %", "−50.0 %", "0.0 %"]
+    assert [percent(0.5), percent(0.0104, True), percent(-0.5, True), percent(-0.0001, True)] == [
+        "50.0 %",
+        "+1.0 %",
+        "−50.0 %",
+        "0.0 %",
+    ]
 
 
 @pytest.mark.parametrize("deflated,made,level", [
@@ -367,17 +529,30 @@ def test_percentages_read_well():
     (.3, 1037, "PROFITABLE, NOT SIGNIFICANT AFTER 1,037 TRIALS"), (NAN, 3, "PROFITABLE, NOT SIGNIFICANT AFTER 3 TRIALS")])
 def test_a_profit_must_be_more_than_the_luck_of_all_trials(deflated, made, level):
     v = verdict(SKILLED, .05, .01, -.2, deflated=deflated, made=made)
-    assert v.level == level and v.sentence.startswith(LEVELS[level_key(level)]) and v.numbers["trials"] == made
-    if level != "CANDIDATE": assert "95 % is asked for" in v.sentence and "nan" not in v.sentence and GATE[level_key(v.level)] == 3
-    assert verdict(CHANCE, .05, .01, -.2, deflated=deflated, made=made).level == "NO SKILL"   # luck of the money is not asked where there is no skill
+    assert (
+        v.level == level and v.sentence.startswith(LEVELS[level_key(level)]) and v.numbers["trials"] == made
+    )
+    if level != "CANDIDATE":
+        assert "95 % is asked for" in v.sentence and "nan" not in v.sentence and GATE[level_key(v.level)] == 3
+    # luck of the money is not asked where there is no skill
+    assert verdict(CHANCE, .05, .01, -.2, deflated=deflated, made=made).level == "NO SKILL"
 
 
 def test_a_leak_goes_before_everything():
     for skill in (CHANCE, SKILLED, {**SKILLED, "hit": .9, "hit_low": .8}, {**SKILLED, "n_hit": 10}):
         v = verdict(skill, .05, .01, -.2, leak="rsi")
-        assert v.level == "LEAK" and "failed at rsi" in v.sentence and v.sentence.endswith("no other number of this run means anything.")
+        assert (
+            v.level == "LEAK"
+            and "failed at rsi" in v.sentence
+            and v.sentence.endswith("no other number of this run means anything.")
+        )
 
 
 def test_every_level_has_its_own_exit_code_and_none_is_that_of_an_error():
-    assert set(GATE) == set(LEVELS) and len(set(GATE.values())) == len(GATE) and not {1, 2} & set(GATE.values()) and LUCKY in GATE
+    assert (
+        set(GATE) == set(LEVELS)
+        and len(set(GATE.values())) == len(GATE)
+        and not {1, 2} & set(GATE.values())
+        and LUCKY in GATE
+    )
     assert [level for level, code in GATE.items() if code == 0] == ["CANDIDATE"]

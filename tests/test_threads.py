@@ -1,4 +1,5 @@
-"""One report, whatever the number of threads and cores: each operation has one thread, and a batch always the same parts."""
+"""One report, whatever the number of threads and cores: each operation has one thread, and a batch always the
+same parts."""
 import json
 import os
 import subprocess
@@ -23,8 +24,12 @@ POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "T
 
 def report(threads: int | None, cores: int = 0, parts: int = 2) -> list:
     "Figures and forecasts of the spec's network on a few windows, in a process of its own."
-    env = {k: v for k, v in os.environ.items() if k not in POOLS} | dict.fromkeys(POOLS if threads else (), str(threads))
-    done = subprocess.run([sys.executable, "-c", RUN, str(cores), str(parts)], env=env, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if k not in POOLS} | dict.fromkeys(
+        POOLS if threads else (), str(threads)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(cores), str(parts)], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -30,7 +30,9 @@ def test_the_bootstrap_is_archs_on_the_runs_own_returns():
     r = hourly_returns(result["equity"], 100.0).to_numpy()
     table = bootstrap(result, reps=100, seed=3)
     lives = StationaryBootstrap(block_length(r), r, seed=3).apply(three_figures, 100)
-    np.testing.assert_allclose(table[["low", "high"]].to_numpy().T, np.quantile(lives, [.025, .975], axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        table[["low", "high"]].to_numpy().T, np.quantile(lives, [0.025, 0.975], axis=0), rtol=1e-12
+    )
     assert table.attrs["block"] == block_length(r)
 
 
@@ -39,14 +41,20 @@ def test_the_bootstrap_is_archs_on_the_runs_own_returns():
 def test_what_is_seen_are_the_figures_of_the_report(seed, n, drift):
     result = run_of(.01 * np.random.default_rng(seed).standard_normal(n) + drift)
     seen, equity = bootstrap(result, reps=20)["seen"], result["equity"]
-    own = [sharpe(hourly_returns(equity, 100.0)), equity.iloc[-1] / 100 - 1, max_drawdown(equity, 100.0)["drawdown"]]
+    own = [
+        sharpe(hourly_returns(equity, 100.0)),
+        equity.iloc[-1] / 100 - 1,
+        max_drawdown(equity, 100.0)["drawdown"],
+    ]
     assert seen.tolist() == pytest.approx(own, rel=1e-9, abs=1e-12)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     truth, inside = .02 * 8760**.5, 0
     for seed in range(60):
-        low, high = bootstrap(run_of(.005 * (np.random.default_rng(seed).standard_normal(500) + .02)), reps=200, level=.9).loc["sharpe_ratio", ["low", "high"]]
+        low, high = bootstrap(
+            run_of(0.005 * (np.random.default_rng(seed).standard_normal(500) + 0.02)), reps=200, level=0.9
+        ).loc["sharpe_ratio", ["low", "high"]]
         inside += low <= truth <= high
     assert 46 <= inside <= 60   # 54 expected; the block bootstrap is a little too narrow
 
@@ -61,15 +69,24 @@ def test_cells_partition_the_forecasts_and_are_corrected_together():
     bars = planted_market(1500, seed=4)
     y, f = np.log(bars["close"]).diff().shift(-1), .001 * planted_state(bars)
     tables = skill_cells(y, f, y.rolling(24).std().shift(1))
-    assert len(tables["hour of day, UTC"]) == 24 and len(tables["volatility"]) == 3 and len(tables["size of the forecast, tenths"]) == 10
+    assert (
+        len(tables["hour of day, UTC"]) == 24
+        and len(tables["volatility"]) == 3
+        and len(tables["size of the forecast, tenths"]) == 10
+    )
     whole = hit_rate(y, f)
     assert tables["hour of day, UTC"]["n"].sum() == whole["n"] == tables["month"]["n"].sum()
     p = pd.concat([t["p"] for t in tables.values()])
-    np.testing.assert_allclose(pd.concat([t["p_holm"] for t in tables.values()]), adjust(p.reset_index(drop=True)))
+    np.testing.assert_allclose(
+        pd.concat([t["p_holm"] for t in tables.values()]), adjust(p.reset_index(drop=True))
+    )
     third = y.rolling(24).std().shift(1)
     calm = third <= third[f.notna() & y.notna()].quantile(1 / 3)
     row = tables["volatility"].iloc[0]
-    assert row["p"] == pytest.approx(pesaran_timmermann(y[calm], f[calm]).p, rel=.2) and abs(row["n"] - calm.sum()) < 30
+    assert (
+        row["p"] == pytest.approx(pesaran_timmermann(y[calm], f[calm]).p, rel=0.2)
+        and abs(row["n"] - calm.sum()) < 30
+    )
 
 
 @pytest.mark.slow
@@ -103,18 +120,23 @@ def test_an_empty_cell_table_is_a_table():
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("horizon", [1, 24])
 def test_a_learner_sees_nothing_from_the_stretch_on(name, horizon):
-    "Whatever the bars of a stretch and after become, its first forecast stays; and what was unknown when the stretch began taught nothing."
+    """Whatever the bars of a stretch and after become, its first forecast stays; and what was unknown when
+    the stretch began taught nothing."""
     bars = demo_market(1200, seed=8)
     starts = bars.index[[800, 1000]]
     def forecasts(b):
         table = features(b)
-        return fold_forecasts(LEARNERS[name], table[INPUTS], target(b, table["sigma"], horizon), starts, 600, horizon)
+        return fold_forecasts(
+            LEARNERS[name], table[INPUTS], target(b, table["sigma"], horizon), starts, 600, horizon
+        )
     full = forecasts(bars)
     for cut in (800, 1000, 1100):
         other = bars.copy()
         other.iloc[cut + 1:, :4] *= 3.0
         np.testing.assert_array_equal(forecasts(other).loc[:bars.index[cut]], full.loc[:bars.index[cut]])
-        past = fold_forecasts(LEARNERS[name], *_cut(bars, cut, horizon), starts[starts <= bars.index[cut]], 600, horizon)
+        past = fold_forecasts(
+            LEARNERS[name], *_cut(bars, cut, horizon), starts[starts <= bars.index[cut]], 600, horizon
+        )
         np.testing.assert_allclose(past, full.loc[:bars.index[cut]], rtol=1e-9)
     assert full.notna().all()
 
@@ -128,7 +150,10 @@ def _cut(bars, cut, horizon):
 def test_the_last_rows_before_a_stretch_are_left_out():
     "A label that lies inside the stretch would show it: here only those labels carry the secret."
     n, horizon, start = 400, 5, 300
-    x = pd.DataFrame({"x": np.random.default_rng(0).standard_normal(n)}, index=pd.date_range("2025-01-01", periods=n, freq="h", tz="UTC"))
+    x = pd.DataFrame(
+        {"x": np.random.default_rng(0).standard_normal(n)},
+        index=pd.date_range("2025-01-01", periods=n, freq="h", tz="UTC"),
+    )
     y = pd.Series(0.0, x.index)
     y.iloc[start - horizon:start] = 1e6 * x["x"].iloc[start - horizon:start]
     assert fold_forecasts(LEARNERS["ridge"], x, y, [x.index[start]], 200, horizon).abs().max() == 0

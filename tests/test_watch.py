@@ -1,4 +1,5 @@
 """Prices as they change, pushed or asked for: real ccxt, REST and websocket, against the loop-back exchange."""
+
 import itertools
 import threading
 import time
@@ -19,7 +20,8 @@ def test_a_stream_gives_the_prices_that_are_pushed(exchange, client):
     prices = watch_prices(client.exchange, "eth-usd")
     first = next(prices)
     assert exchange.feeds == [{"type": "subscribe", "product_ids": ["ETH-USD"], "channels": ["ticker"]}]
-    assert first == {**client.get_realtime_price(ETH), "by": "stream"}  # the same price, in the same words, as by asking
+    # the same price, in the same words, as by asking
+    assert first == {**client.get_realtime_price(ETH), "by": "stream"}
     exchange.now = pd.Timestamp("2025-01-31T23:45Z")
     later = next(p for p in itertools.islice(prices, 50) if p["exchange_time"] != first["exchange_time"])
     assert later["exchange_time"] == "2025-01-31T23:45:00+00:00" and later["last"] != first["last"]
@@ -45,8 +47,11 @@ def test_a_stream_that_stays_away_ends_with_one_sentence(exchange, client, monke
             pass
 
 
-def test_a_stream_of_a_market_without_trades_is_opened_again_however_long_it_was_quiet(exchange, client, monkeypatch):
-    "Waiting for a trade is no failed request: each line stands for longer than the whole budget, and is closed without another price."
+def test_a_stream_of_a_market_without_trades_is_opened_again_however_long_it_was_quiet(
+    exchange, client, monkeypatch
+):
+    """Waiting for a trade is no failed request: each line stands for longer than the whole budget, and is
+    closed without another price."""
     monkeypatch.setattr(exchanges, "BUDGET", 0.3)
     exchange.quiet = 0.5
     assert [p["by"] for p in watch_prices(client.exchange, ETH, count=5)] == ["stream"] * 5
@@ -71,7 +76,10 @@ def test_an_exchange_that_freezes_is_noticed_in_a_stated_time(exchange, client, 
     prices = watch_prices(client.exchange, ETH)
     next(prices)
     exchange.frozen, began = True, time.monotonic()
-    with pytest.raises(OperationError, match="coinbaseexchange did not give the stream of prices of ETH/USD: it did not answer in time"):
+    with pytest.raises(
+        OperationError,
+        match="coinbaseexchange did not give the stream of prices of ETH/USD: it did not answer in time",
+    ):
         for _ in prices:
             pass
     assert time.monotonic() - began < 5
@@ -106,10 +114,14 @@ def test_polling_asks_at_its_pace(exchange, client):
     exchange.now, began = pd.Timestamp("2025-01-31T23:30Z"), time.monotonic()
     told = list(watch_prices(client.exchange, ETH, every=0.1, count=4, stream=False))
     assert 0.3 <= time.monotonic() - began < 3 and not exchange.feeds
-    assert [p["by"] for p in told] == ["polling"] * 4 and told[0]["last"] == client.get_realtime_price(ETH)["last"]
+    assert [p["by"] for p in told] == ["polling"] * 4 and told[0]["last"] == client.get_realtime_price(ETH)[
+        "last"
+    ]
 
 
-def test_polling_survives_a_passing_fault_and_ends_with_one_sentence_on_a_lasting_one(exchange, client, monkeypatch):
+def test_polling_survives_a_passing_fault_and_ends_with_one_sentence_on_a_lasting_one(
+    exchange, client, monkeypatch
+):
     prices, bad = watch_prices(client.exchange, ETH, every=0, stream=False), []
 
     def fault(path, query, answer):
@@ -124,7 +136,9 @@ def test_polling_survives_a_passing_fault_and_ends_with_one_sentence_on_a_lastin
     assert not bad
     monkeypatch.setattr(exchanges, "BUDGET", 0.3)
     bad.extend(range(100))
-    with pytest.raises(OperationError, match="did not give the price of ETH/USD: it answers with HTTP status 503"):
+    with pytest.raises(
+        OperationError, match="did not give the price of ETH/USD: it answers with HTTP status 503"
+    ):
         next(prices)
 
 

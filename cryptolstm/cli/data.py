@@ -24,20 +24,30 @@ from ..core.bars import check_ticker
 from .terminal import ExchangeOption, JsonOption, TickerOption, UrlOption, emit, say
 
 # %% ../../nbs/cli/01_data.ipynb #4fae241f
-data_app = typer.Typer(no_args_is_help=True, help="Market data: fetch, import, check and export bars; ask a price.")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Market data: fetch, import, check and export bars; ask a price."
+)
 
 # %% ../../nbs/cli/01_data.ipynb #4b1e23de
 def read_tickers(
-    path: Path | str | None = None,   # None = tickers.txt here, else the one of the checkout this package lies in
+    # None = tickers.txt here, else the one of the checkout this package lies in
+    path: Path | str | None = None,
 ) -> list[str]:                       # each once, in the order of the file
-    "The tickers of a file, one a line or divided by commas; what follows a # is a remark. `InputError` names the line that is none."
-    places = [Path(path)] if path else [Path("tickers.txt"), Path(cryptolstm.__file__).resolve().parents[1] / "tickers.txt"]
+    """The tickers of a file, one a line or divided by commas; what follows a # is a remark.
+
+    `InputError` names the line that is none."""
+    places = (
+        [Path(path)]
+        if path
+        else [Path("tickers.txt"), Path(cryptolstm.__file__).resolve().parents[1] / "tickers.txt"]
+    )
     file = next((p for p in places if p.is_file()), None)
-    if file is None: raise InputError(f"there is no {places[0]}; pass tickers, or run this where a tickers.txt lies")
+    if file is None:
+        raise InputError(f"there is no {places[0]}; pass tickers, or run this where a tickers.txt lies")
     found: dict = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         for word in re.split(r"[\s,]+", line.partition("#")[0].strip()):
-            try: found |= {check_ticker(word): None} if word else {}
+            try:found |= {check_ticker(word): None} if word else {}
             except InputError as e: raise InputError(f"{file}, line {number}: {e}") from e
     if not found: raise InputError(f"{file} names no ticker; write one BASE/QUOTE a line")
     return list(found)
@@ -47,7 +57,8 @@ def asked_for(
     tickers: list[str] | None,   # as typed
     every: bool = False,         # `--all`
 ) -> list[str]:
-    "The tickers of a command line, checked before anything is fetched; those of tickers.txt where none is given."
+    """The tickers of a command line, checked before anything is fetched; those of tickers.txt where none is
+    given."""
     if every and tickers: raise InputError("--all and single tickers exclude each other; pass one of the two")
     return list(dict.fromkeys(map(check_ticker, tickers))) if tickers else read_tickers()
 
@@ -76,8 +87,14 @@ def finish(
     raise typer.Exit(min(e.exit_code for e in failed.values()))
 
 # %% ../../nbs/cli/01_data.ipynb #9cc762bf
-TickersArgument = Annotated[list[str] | None, typer.Argument(help="one or more BASE/QUOTE; none = those of tickers.txt", show_default=False)]
-EndOption = Annotated[str | None, typer.Option(help="ISO time after the last bar (default: the newest closed bar)")]
+TickersArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="one or more BASE/QUOTE; none = those of tickers.txt", show_default=False),
+]
+EndOption = Annotated[
+    str | None, typer.Option(help="ISO time after the last bar (default: the newest closed bar)")
+]
+
 
 @data_app.command()
 def fetch(
@@ -85,15 +102,23 @@ def fetch(
     every: Annotated[bool, typer.Option("--all", help="the tickers of tickers.txt")] = False,
     hours: Annotated[int, typer.Option(help="bars to have")] = 8760,
     end: EndOption = None,
-    exchange: ExchangeOption = None, exchange_url: UrlOption = None,
-    again: Annotated[bool, typer.Option("--again", help="ask for all of the span, also for bars and gaps that are stored")] = False,
-    workers: Annotated[int, typer.Option(help="tickers fetched at the same time")] = 4, as_json: JsonOption = False,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="ask for all of the span, also for bars and gaps that are stored")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="tickers fetched at the same time")] = 4,
+    as_json: JsonOption = False,
 ) -> None:
     "Fetch what is missing into the bar store."
     asked = asked_for(tickers, every)
     from cryptolstm.data.client import fetch_many
     done = fetch_many(asked, hours, end, exchange, exchange_url, workers=workers, progress=True, again=again)
-    failed = {t: (InputError if d["exit_code"] == 2 else OperationError)(d["error"]) for t, d in done.items() if not d["ok"]}
+    failed = {
+        t: (InputError if d["exit_code"] == 2 else OperationError)(d["error"])
+        for t, d in done.items()
+        if not d["ok"]
+    }
     if as_json and not (failed and len(asked) == 1): emit(done)
     if not as_json:
         for t in done:
@@ -106,29 +131,43 @@ def fetched(
     d: dict,      # from `fetch_many`
 ) -> str:
     "One line for a ticker that was fetched."
-    notes = [d[k] for k in ("short", "unconfirmed", "alias", "set_aside") if d.get(k)] + ([f"{len(d['revised'])} values of closed bars were revised"] if d.get("revised") else [])
+    notes = [d[k] for k in ("short", "unconfirmed", "alias", "set_aside") if d.get(k)] + (
+        [f"{len(d['revised'])} values of closed bars were revised"] if d.get("revised") else []
+    )
     if d.get("late"): notes += [f"{d['late']} bar{'s' * (d['late'] != 1)} came late"]
-    return f"{ticker}: {d['bars'] - d['gaps']:,} bars from {d['first'][:16]} to {d['last'][:16]} UTC, {d['gaps']} missing" + "".join(f"; {x}" for x in notes)
+    return (
+        f"{ticker}: {d['bars'] - d['gaps']:,} bars from {d['first'][:16]} to {d['last'][:16]} UTC,"
+        f" {d['gaps']} missing"
+        + "".join(f"; {x}" for x in notes)
+    )
 
 # %% ../../nbs/cli/01_data.ipynb #104b3ff8
 @data_app.command()
 def price(
-    ticker: TickerOption = "BTC/USD", exchange: ExchangeOption = None, exchange_url: UrlOption = None,
-    watch: Annotated[bool, typer.Option("--watch", help="go on until stopped with Ctrl-C; with --json one object a line")] = False,
+    ticker: TickerOption = "BTC/USD",
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="go on until stopped with Ctrl-C; with --json one object a line")
+    ] = False,
     every: Annotated[float, typer.Option(help="seconds between two prices")] = 5.0,
-    count: Annotated[int | None, typer.Option(help="stop after so many (default: never)")] = None, as_json: JsonOption = False,
+    count: Annotated[int | None, typer.Option(help="stop after so many (default: never)")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     "The price now: last, bid, ask, change and volume of 24 hours; --watch goes on."
     from cryptolstm.data.prices import watch_prices
     from cryptolstm.data.client import CryptoMarketDataClient
-    if count is not None and not watch: raise InputError("--count counts the prices of --watch; add --watch or leave it out")
-    if market_asked(exchange, exchange_url)[0] == "simulated": raise InputError("the simulated market has no price of the moment; pass an exchange")
+    if count is not None and not watch:
+        raise InputError("--count counts the prices of --watch; add --watch or leave it out")
+    if market_asked(exchange, exchange_url)[0] == "simulated":
+        raise InputError("the simulated market has no price of the moment; pass an exchange")
     client = CryptoMarketDataClient(exchange, exchange_url)
     if not watch:
         p = client.get_realtime_price(ticker)
         return emit(p) if as_json else print(price_line(p))
     if count is not None and count < 1: raise InputError(f"count is {count}; pass 1 or more, or leave it out")
-    for p in watch_prices(client.exchange, ticker, every, count): print(json.dumps(p, allow_nan=False) if as_json else price_line(p), flush=True)
+    for p in watch_prices(client.exchange, ticker, every, count):
+        print(json.dumps(p, allow_nan=False) if as_json else price_line(p), flush=True)
 
 # %% ../../nbs/cli/01_data.ipynb #6751209a
 def price_line(
@@ -136,7 +175,10 @@ def price_line(
 ) -> str:
     "A price as a person reads it; what the exchange does not say is a dash."
     number = lambda x, form=",.6g": "–" if x is None else format(x, form)
-    return f"{p['ticker']}  {number(p['last'])}  bid {number(p['bid'])}  ask {number(p['ask'])}  24 h {number(p['change_24h'], '+.2%')}  volume {number(p['volume_24h'])}  {p['mountain_time']}"
+    return (
+        f"{p['ticker']}  {number(p['last'])}  bid {number(p['bid'])}  ask {number(p['ask'])}  24 h"
+        f" {number(p['change_24h'], '+.2%')}  volume {number(p['volume_24h'])}  {p['mountain_time']}"
+    )
 
 # %% ../../nbs/cli/01_data.ipynb #d4ff9174
 def market_asked(
@@ -148,7 +190,11 @@ def market_asked(
     from cryptolstm.data.exchange import market_name
     from cryptolstm.data.client import exchange_name
     name = exchange_name(exchange)
-    return name, market_name(name, url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None) if name in ccxt.exchanges else name
+    return name, (
+        market_name(name, url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None)
+        if name in ccxt.exchanges
+        else name
+    )
 
 # %% ../../nbs/cli/01_data.ipynb #2ccf4f35
 def stored_stretch(
@@ -158,7 +204,9 @@ def stored_stretch(
     exchange: str,
     market: str,           # the name the bars are stored under
 ):                         # bars on the regular grid
-    "What the store holds of a ticker, without a question to the exchange. `InputError` where that is nothing."
+    """What the store holds of a ticker, without a question to the exchange.
+
+    `InputError` where that is nothing."""
     import ccxt
     from cryptolstm.core.files import home
     from cryptolstm.core.bars import stamp
@@ -167,27 +215,67 @@ def stored_stretch(
     name, alias = stored_name(home(), market, ticker)
     path = bar_path(home(), market, name)
     store = read_store(path)
-    if not path.parent.is_dir(): check_exchange(exchange)   # a name that nothing was ever stored under may be mistyped
-    if not len(store.bars): raise InputError(f"no bars of {ticker} are stored for {market}; fetch or import some first")
+    # a name that nothing was ever stored under may be mistyped
+    if not path.parent.is_dir(): check_exchange(exchange)
+    if not len(store.bars):
+        raise InputError(f"no bars of {ticker} are stored for {market}; fetch or import some first")
     stop = hour_number(end) if end else hour_number(store.bars.index[-1]) + 1
-    bars = span_bars(store, (hour_number(store.bars.index[0]) if hours is None else stop - hours, stop), ticker, exchange, "store", **alias)
-    unknown = sum(b - a for a, b in missing_spans((hour_number(bars.index[0]), hour_number(bars.index[-1]) + 1), store.asked))
+    bars = span_bars(
+        store,
+        (hour_number(store.bars.index[0]) if hours is None else stop - hours, stop),
+        ticker,
+        exchange,
+        "store",
+        **alias,
+    )
+    unknown = sum(
+        b - a
+        for a, b in missing_spans((hour_number(bars.index[0]), hour_number(bars.index[-1]) + 1), store.asked)
+    )
     if exchange not in ccxt.exchanges: return bars   # nobody can be asked
-    return stamp(bars, ticker, exchange, not_asked=f"{unknown:,} of the missing hours were never asked for; leave --stored out to fetch them") if unknown else bars
+    return (
+        stamp(
+            bars,
+            ticker,
+            exchange,
+            not_asked=(
+                f"{unknown:,} of the missing hours were never asked for; leave --stored out to fetch them"
+            ),
+        )
+        if unknown
+        else bars
+    )
 
 # %% ../../nbs/cli/01_data.ipynb #264e5269
 @data_app.command()
 def check(
     tickers: TickersArgument = None,
-    hours: Annotated[int | None, typer.Option(help="bars to look at (default: 8760; all there are with --stored, or of imported bars)")] = None,
+    hours: Annotated[
+        int | None,
+        typer.Option(
+            help="bars to look at (default: 8760; all there are with --stored, or of imported bars)"
+        ),
+    ] = None,
     end: EndOption = None,
-    exchange: ExchangeOption = None, exchange_url: UrlOption = None,
-    against: Annotated[str | None, typer.Option(help="ccxt id of a second exchange to compare with, or `simulated`")] = None,
-    against_url: Annotated[str | None, typer.Option(help="another base address of that exchange's API")] = None,
-    against_quote: Annotated[str | None, typer.Option(help="quote currency there, e.g. USDT (default: the same)")] = None,
-    stored: Annotated[bool, typer.Option("--stored", "--offline", help="look at what is stored; ask no exchange")] = False, as_json: JsonOption = False,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    against: Annotated[
+        str | None, typer.Option(help="ccxt id of a second exchange to compare with, or `simulated`")
+    ] = None,
+    against_url: Annotated[
+        str | None, typer.Option(help="another base address of that exchange's API")
+    ] = None,
+    against_quote: Annotated[
+        str | None, typer.Option(help="quote currency there, e.g. USDT (default: the same)")
+    ] = None,
+    stored: Annotated[
+        bool, typer.Option("--stored", "--offline", help="look at what is stored; ask no exchange")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    "Look for gaps, stuck prices, bad prints and more. What is missing of the span is fetched first, unless --stored."
+    """Look for gaps, stuck prices, bad prints and more.
+
+    What is missing of the span is fetched first, unless --stored."""
     asked, failed = asked_for(tickers), {}
     from cryptolstm.data.quality import quality_report
     market = {"exchange": exchange, "url": exchange_url, "stored": stored}
@@ -196,13 +284,30 @@ def check(
     others = other_market(bars, market, against, against_url, against_quote, failed) if against else {}
     reports = each(bars, lambda t: quality_report(bars[t], others.get(t), moment(bars[t], end)), failed)
     if as_json and (reports or len(asked) > 1):
-        emit({t: {"ok": True, **reports[t].to_dict()} if t in reports else {"ok": False, "error": str(failed[t]), "exit_code": failed[t].exit_code} for t in asked})
+        emit(
+            {
+                t: (
+                    {"ok": True, **reports[t].to_dict()}
+                    if t in reports
+                    else {"ok": False, "error": str(failed[t]), "exit_code": failed[t].exit_code}
+                )
+                for t in asked
+            }
+        )
     if not as_json:
         for t in reports: print_quality(reports[t])
     finish(failed, asked)
 
 # %% ../../nbs/cli/01_data.ipynb #d4fd44e3
-def market_stretch(ticker: str, hours: int | None, end: str | None, exchange: str | None, url: str | None, stored: bool, progress: bool = True):
+def market_stretch(
+    ticker: str,
+    hours: int | None,
+    end: str | None,
+    exchange: str | None,
+    url: str | None,
+    stored: bool,
+    progress: bool = True,
+):
     "Bars to be checked: of the named market, never of another one in its stead."
     import ccxt
     from cryptolstm.data.client import check_request, market_bars
@@ -217,18 +322,40 @@ def check_against(market: dict, against: str, url: str | None, quote: str | None
     "`InputError` for a comparison that cannot be meant, before anything is fetched."
     if market_asked(against, url) == market_asked(market["exchange"], market["url"]) and not quote:
         raise InputError(f"--against {against} is the exchange itself; pass another one")
-    if not market["stored"] and against != "simulated" and not url and os.environ.get("CRYPTOLSTM_EXCHANGE_URL"):
-        raise InputError("CRYPTOLSTM_EXCHANGE_URL is the address of one exchange only; pass --against-url for the other")
+    if (
+        not market["stored"]
+        and against != "simulated"
+        and not url
+        and os.environ.get("CRYPTOLSTM_EXCHANGE_URL")
+    ):
+        raise InputError(
+            "CRYPTOLSTM_EXCHANGE_URL is the address of one exchange only; pass --against-url for the other"
+        )
 
-def other_market(bars: dict, market: dict, against: str, url: str | None, quote: str | None, failed: dict) -> dict:
+
+def other_market(
+    bars: dict, market: dict, against: str, url: str | None, quote: str | None, failed: dict
+) -> dict:
     "The bars of the second market for the same spans; a ticker that fails there is still checked, alone."
     from cryptolstm.core.bars import HOUR
     there = lambda t: f"{t.partition('/')[0]}/{quote}" if quote else t
-    return each(bars, lambda t: market_stretch(check_ticker(there(t)), len(bars[t]), (bars[t].index[-1] + HOUR).isoformat(), against, url, market["stored"]), failed)
+    return each(
+        bars,
+        lambda t: market_stretch(
+            check_ticker(there(t)),
+            len(bars[t]),
+            (bars[t].index[-1] + HOUR).isoformat(),
+            against,
+            url,
+            market["stored"],
+        ),
+        failed,
+    )
 
 # %% ../../nbs/cli/01_data.ipynb #103eb595
 def moment(bars, end: str | None):
-    "The moment that the age of the last bar is measured to: the exchange's clock if it was asked, else this computer's; None where age means nothing."
+    """The moment that the age of the last bar is measured to: the exchange's clock if it was asked, else this
+    computer's; None where age means nothing."""
     import pandas as pd
     if end or bars.attrs.get("simulated"): return None
     return bars.attrs.get("clock_time") or pd.Timestamp.now("UTC")
@@ -240,7 +367,9 @@ def print_quality(
     "The report as a person reads it: one sentence, then the table."
     from cryptolstm.data.quality import report_rows
     out = Console(highlight=False)
-    out.print(f"{report.ticker}  {report.exchange}  {report.sentence}", style="bold", markup=False, soft_wrap=True)
+    out.print(
+        f"{report.ticker}  {report.exchange}  {report.sentence}", style="bold", markup=False, soft_wrap=True
+    )
     table = Table(box=None, padding=(0, 2), show_header=False)
     for label, text in report_rows(report): table.add_row(label, Text(text))
     out.print(table)
@@ -252,31 +381,52 @@ def import_(
     ticker: Annotated[str, typer.Option(help="BASE/QUOTE of the bars")],
     exchange: Annotated[str, typer.Option(help="whose bars they are: a ccxt id, or a name of your own")],
     tz: Annotated[str, typer.Option(help="zone of times that do not say theirs")] = "UTC",
-    replace: Annotated[bool, typer.Option("--replace", help="where a stored bar differs, the file is right")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="where a stored bar differs, the file is right")
+    ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave bad rows out and report them")] = False,
-    gaps: Annotated[str, typer.Option(help="`known`: hours missing in the file do not exist; `open`: the exchange is asked for them later")] = "known",
+    gaps: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "`known`: hours missing in the file do not exist; `open`: the exchange is asked for them"
+                " later"
+            )
+        ),
+    ] = "known",
     as_json: JsonOption = False,
 ) -> None:
     "Put the bars of a file into the store, all or none."
     from dataclasses import asdict
     from cryptolstm.data.transfer import import_bars, report_text
-    try: report = import_bars(file, ticker, exchange, tz=tz, replace=replace, skip_bad=skip_bad, gaps=gaps)
-    except InputError as e: raise InputError(re.sub(r"\bpass (replace|skip_bad)\b", lambda m: f"pass --{m[1].replace('_', '-')}", str(e))) from e
+    try:report = import_bars(file, ticker, exchange, tz=tz, replace=replace, skip_bad=skip_bad, gaps=gaps)
+    except InputError as e:
+        raise InputError(re.sub(r"\bpass (replace|skip_bad)\b", lambda m: f"pass --{m[1].replace('_', '-')}", str(e))) from e
     emit(asdict(report)) if as_json else print(report_text(report))
 
 # %% ../../nbs/cli/01_data.ipynb #0e0847e8
 @data_app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="ends in .csv or .parquet")],
-    ticker: TickerOption = "BTC/USD", exchange: ExchangeOption = None, exchange_url: UrlOption = None,
-    start: Annotated[str | None, typer.Option(help="ISO open time of the first bar (default: the first stored)")] = None,
-    end: Annotated[str | None, typer.Option(help="ISO close time of the last bar (default: the last stored)")] = None,
+    ticker: TickerOption = "BTC/USD",
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    start: Annotated[
+        str | None, typer.Option(help="ISO open time of the first bar (default: the first stored)")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option(help="ISO close time of the last bar (default: the last stored)")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     "Write stored bars to a file; nothing is fetched and gaps stay absent."
     from cryptolstm.data.transfer import export_bars
     name, market = market_asked(exchange, exchange_url)
-    if name == "simulated": raise InputError("simulated bars are not stored, and no file may pass for a market; pass an exchange whose bars are stored")
+    if name == "simulated":
+        raise InputError(
+            "simulated bars are not stored, and no file may pass for a market; pass an exchange whose bars"
+            " are stored"
+        )
     written = export_bars(ticker, market, file, start=start, end=end)
-    if as_json: emit({"file": str(written)})
+    if as_json:emit({"file": str(written)})
     else: print(written)

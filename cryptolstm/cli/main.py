@@ -19,7 +19,12 @@ from .signal import signal_app
 from .research import research_app
 
 # %% ../../nbs/cli/06_main.ipynb #0d6a954b
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help="Walk-forward LSTM research on hourly crypto bars.")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Walk-forward LSTM research on hourly crypto bars.",
+)
 app.add_typer(signal_app)
 app.add_typer(research_app)
 app.add_typer(data_app, name="data")
@@ -31,7 +36,9 @@ def main() -> None:
     "Entry point of the `cryptolstm` command."
     try: app()
     except CryptolstmError as e: say(f"error: {e}", "red"); sys.exit(e.exit_code)
-    except OSError as e: say(f"error: {e.filename or 'a file'} cannot be used ({e.strerror or e}); check its rights and the space there; CRYPTOLSTM_HOME says where data are kept", "red"); sys.exit(1)
+    except OSError as e:
+        say(f"error: {e.filename or 'a file'} cannot be used ({e.strerror or e}); check its rights and the space there; CRYPTOLSTM_HOME says where data are kept", "red"); sys.exit(1)
     except SystemExit as e:
-        if e.code == 130: say("stopped; bars that were fetched are kept, the same command goes on from there")   # typer's code for Ctrl-C
+        # typer's code for Ctrl-C
+        if e.code == 130: say("stopped; bars that were fetched are kept, the same command goes on from there")
         raise

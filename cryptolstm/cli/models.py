@@ -24,7 +24,9 @@ from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, Tick
                                      UrlOption, build_run, emit, say)
 
 # %% ../../nbs/cli/02_models.ipynb #64a2447a
-models_app = typer.Typer(no_args_is_help=True, help="Stored models: list versions, go back, remove old ones, compare two.")
+models_app = typer.Typer(
+    no_args_is_help=True, help="Stored models: list versions, go back, remove old ones, compare two."
+)
 ModelOption = Annotated[str | None, typer.Option(help="name of a model line, see `models list`")]
 
 def _line(ticker: str, model: str | None, exchange: str | None, exchange_url: str | None) -> str:
@@ -32,54 +34,122 @@ def _line(ticker: str, model: str | None, exchange: str | None, exchange_url: st
     from cryptolstm.core.config import run_config
     from cryptolstm.model.registry import line_name
     from cryptolstm.strategy.upkeep import expected_market
-    run = run_config({"ticker": ticker, **{k: v for k, v in {"exchange": exchange, "exchange_url": exchange_url}.items() if v is not None}})
+    run = run_config(
+        {
+            "ticker": ticker,
+            **{
+                k: v for k, v in {"exchange": exchange, "exchange_url": exchange_url}.items() if v is not None
+            },
+        }
+    )
     return line_name(run.ticker, model, expected_market(run))
 
 # %% ../../nbs/cli/02_models.ipynb #115e3433
 @models_app.command("list")
 def list_(
-    ticker: TickerOption = "BTC/USD", model: ModelOption = None, exchange: ExchangeOption = None, exchange_url: UrlOption = None, as_json: JsonOption = False,
+    ticker: TickerOption = "BTC/USD",
+    model: ModelOption = None,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     "The versions of a model, oldest first, and which one decides."
     line = _line(ticker, model, exchange, exchange_url)
     table = versions(line)
     of, others = ", ".join(table["ticker"].dropna().unique()), [name for name in lines() if name != line]
-    if as_json: return emit({"line": line, "ticker": of or None, "versions": [plain(row) for row in table.to_dict("records")], "other_lines": others})
+    if as_json:
+        return emit(
+            {
+                "line": line,
+                "ticker": of or None,
+                "versions": [plain(row) for row in table.to_dict("records")],
+                "other_lines": others,
+            }
+        )
     out, number = Console(highlight=False), lambda x, form: "–" if plain(x) is None else format(x, form)
     out.print(f"{line}  {of}", style="bold", markup=False)
-    shown = Table("", "version", "trained until", "hours", "windows", "loss", "no move", "hit", "IC", box=None, padding=(0, 2, 0, 0))
+    shown = Table(
+        "",
+        "version",
+        "trained until",
+        "hours",
+        "windows",
+        "loss",
+        "no move",
+        "hit",
+        "IC",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for _, r in table.iterrows():
-        shown.add_row(Text(f"  {r['state']}", "green" if r["current"] else "dim"), r["version"], (r["trained_until"] or "–")[:16].replace("T", " "), number(r["hours"], ".0f"), number(r["windows"], ",.0f"),
-                      number(r["val_loss"], ".4f"), number(r["val_loss_of_zero"], ".4f"), number(r["hit"], ".1%"), number(r["ic"], "+.3f"))
+        shown.add_row(
+            Text(f"  {r['state']}", "green" if r["current"] else "dim"),
+            r["version"],
+            (r["trained_until"] or "–")[:16].replace("T", " "),
+            number(r["hours"], ".0f"),
+            number(r["windows"], ",.0f"),
+            number(r["val_loss"], ".4f"),
+            number(r["val_loss_of_zero"], ".4f"),
+            number(r["hit"], ".1%"),
+            number(r["ic"], "+.3f"),
+        )
     shown.columns[1].no_wrap = True
-    if out.is_terminal: out.print(shown)
+    if out.is_terminal:out.print(shown)
     else: Console(highlight=False, width=200).print(shown)   # unbroken for a pipe
     if others: print(f"  other lines: {', '.join(others)}")
 
 # %% ../../nbs/cli/02_models.ipynb #ab105acf
 @models_app.command("rollback")
 def rollback_(
-    version: Annotated[str | None, typer.Argument(help="name of a version, or its beginning (default: the one in use before the current one)", show_default=False)] = None,
-    ticker: TickerOption = "BTC/USD", model: ModelOption = None, exchange: ExchangeOption = None, exchange_url: UrlOption = None, as_json: JsonOption = False,
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            help="name of a version, or its beginning (default: the one in use before the current one)",
+            show_default=False,
+        ),
+    ] = None,
+    ticker: TickerOption = "BTC/USD",
+    model: ModelOption = None,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     "Put another version in use. The same command undoes it."
     done = rollback(_line(ticker, model, exchange, exchange_url), version)
-    emit(done) if as_json else print(f"{done['line']}: {done['now']} is in use" + (f", {done['was']} was" if done["was"] else ""))
+    (
+        emit(done)
+        if as_json
+        else print(
+            f"{done['line']}: {done['now']} is in use" + (f", {done['was']} was" if done["was"] else "")
+        )
+    )
 
 # %% ../../nbs/cli/02_models.ipynb #88bd6244
 @models_app.command("prune")
 def prune_(
     keep: Annotated[int, typer.Option(help="newest versions that stay; the one in use always does")],
-    ticker: TickerOption = "BTC/USD", model: ModelOption = None, exchange: ExchangeOption = None, exchange_url: UrlOption = None, as_json: JsonOption = False,
+    ticker: TickerOption = "BTC/USD",
+    model: ModelOption = None,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     "Remove old versions, and those set aside as damaged."
     line = _line(ticker, model, exchange, exchange_url)
     gone = prune(line, keep)
-    emit({"line": line, "removed": gone}) if as_json else print(f"{line}: {len(gone)} version{'' if len(gone) == 1 else 's'} removed{': ' if gone else ''}{', '.join(gone)}")
+    (
+        emit({"line": line, "removed": gone})
+        if as_json
+        else print(
+            f"{line}: {len(gone)} version{'' if len(gone) == 1 else 's'}"
+            f" removed{': ' if gone else ''}{', '.join(gone)}"
+        )
+    )
 
 # %% ../../nbs/cli/02_models.ipynb #5bd5f1e8
 def find_version(
-    name: str,                 # a version of the line or its beginning, or the name of another line (its version in use)
+    # a version of the line or its beginning, or the name of another line (its version in use)
+    name: str,
     line: str,                 # from `line_name`
     root: Path | None = None,  # models folder
 ) -> Path:                     # its folder
@@ -88,7 +158,10 @@ def find_version(
     fits = [p for p in version_folders(line, root) if p.name.startswith(name)]
     if len(fits) == 1: return fits[0]
     if not fits and (other := current_version(name.removesuffix(".keras"), root)) is not None: return other
-    raise InputError(f"{name!r} is {'more than one' if fits else 'no'} version of {line}{'' if fits else ' and no model line'}; see cryptolstm models list")
+    raise InputError(
+        f"{name!r} is {'more than one' if fits else 'no'} version of"
+        f" {line}{'' if fits else ' and no model line'}; see cryptolstm models list"
+    )
 
 # %% ../../nbs/cli/02_models.ipynb #1267103e
 def models_run(
@@ -99,21 +172,48 @@ def models_run(
     params: Path | None,
     set_: list[str] | None,
 ) -> RunConfig:                 # whose bars are those the models are for
-    "Rules, costs and market of a comparison. `InputError` where the options name another market than the one the models were trained on."
+    """Rules, costs and market of a comparison.
+
+    `InputError` where the options name another market than the one the models were trained on."""
     from cryptolstm.strategy.upkeep import expected_market
     market = models[0].exchange or ""
-    run = build_run(params, set_, {"ticker": ticker or models[0].ticker, "exchange": exchange or market.split("@")[0] or None, "exchange_url": exchange_url})
+    run = build_run(
+        params,
+        set_,
+        {
+            "ticker": ticker or models[0].ticker,
+            "exchange": exchange or market.split("@")[0] or None,
+            "exchange_url": exchange_url,
+        },
+    )
     if market and expected_market(run) != market:
-        raise InputError(f"the models were trained on bars from {market}, and these would be from {expected_market(run)}; pass the --exchange and --exchange-url they were trained with")
+        raise InputError(
+            f"the models were trained on bars from {market}, and these would be from {expected_market(run)};"
+            " pass the --exchange and --exchange-url they were trained with"
+        )
     return run
 
 # %% ../../nbs/cli/02_models.ipynb #820d2baa
 @models_app.command("compare")
 def compare(
-    a: Annotated[str, typer.Argument(help="version, or name of a model line")], b: Annotated[str, typer.Argument(help="the other one")],
-    ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE of the line that versions are looked for in (default: BTC/USD); names of lines know theirs")] = None,
-    model: ModelOption = None, hours: Annotated[int, typer.Option(help="newest bars, as far as neither model has seen them")] = 720,
-    exchange: ExchangeOption = None, exchange_url: UrlOption = None, params: ParamsOption = None, set_: SetOption = None, as_json: JsonOption = False,
+    a: Annotated[str, typer.Argument(help="version, or name of a model line")],
+    b: Annotated[str, typer.Argument(help="the other one")],
+    ticker: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "BASE/QUOTE of the line that versions are looked for in (default: BTC/USD); names of lines"
+                " know theirs"
+            )
+        ),
+    ] = None,
+    model: ModelOption = None,
+    hours: Annotated[int, typer.Option(help="newest bars, as far as neither model has seen them")] = 720,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    params: ParamsOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     "Two models on the same bars, which neither has seen: forecasts and money."
     line = _line(ticker or "BTC/USD", model, exchange, exchange_url)
@@ -124,10 +224,26 @@ def compare(
     both = [read_version(find_version(name, line), stored_model) for name in (a, b)]
     models = [version.model for version in both]
     run = models_run(models, ticker, exchange, exchange_url, params, set_)
-    bars = market_bars(run.ticker, hours + max(m.config.lookback for m in models) + WARMUP, end=run.end, exchange=run.exchange, exchange_url=run.exchange_url, seed=run.seed, progress=True)
+    bars = market_bars(
+        run.ticker,
+        hours + max(m.config.lookback for m in models) + WARMUP,
+        end=run.end,
+        exchange=run.exchange,
+        exchange_url=run.exchange_url,
+        seed=run.seed,
+        progress=True,
+    )
     begin = max([as_utc(m.trained_until) + HOUR for m in models] + [bars.index[-min(hours, len(bars))]])
-    names = {"a": both[0].folder.name, "b": both[1].folder.name, "exchange": bars.attrs["exchange"], "simulated": bars.attrs["simulated"]}
-    found = {"versions": names, **compare_models(*models, bars, run, start=begin, notes=tuple(version.note for version in both))}
+    names = {
+        "a": both[0].folder.name,
+        "b": both[1].folder.name,
+        "exchange": bars.attrs["exchange"],
+        "simulated": bars.attrs["simulated"],
+    }
+    found = {
+        "versions": names,
+        **compare_models(*models, bars, run, start=begin, notes=tuple(version.note for version in both)),
+    }
     if bars.attrs["simulated"]: say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
     emit(found) if as_json else print_comparison(found)
 
@@ -139,11 +255,30 @@ def print_comparison(
     p, money, percent = r["forecast"]["p"], r["money"], lambda x: "–" if x is None else f"{x:+.2%}"
     print(f"{r['ticker']} on {r['market']}")
     better = "b" if (r["forecast"]["difference"] or 0) > 0 else "a"
-    print("too few bars to tell the forecasts apart" if p is None else f"{better} forecasts better (p = {p:.2g})" if p < 0.05 else f"no difference between the forecasts beyond noise (p = {p:.2g})")
+    print(
+        "too few bars to tell the forecasts apart"
+        if p is None
+        else (
+            f"{better} forecasts better (p = {p:.2g})"
+            if p < 0.05
+            else f"no difference between the forecasts beyond noise (p = {p:.2g})"
+        )
+    )
     table = Table("", "a", "b", box=None, padding=(0, 2, 0, 0))
-    for label, key, form in (("skill against no move", "skill", percent), ("total return", "total_return", percent), ("trades", "trades", str)):
+    for label, key, form in (
+        ("skill against no move", "skill", percent),
+        ("total return", "total_return", percent),
+        ("trades", "trades", str),
+    ):
         table.add_row(f"  {label}", *(form(r[k][key]) for k in "ab"))
     table.add_row("  version", r["versions"]["a"], r["versions"]["b"])
     Console(highlight=False, width=None if Console().is_terminal else 200).print(table)
-    interval = "too few bars for an interval" if money["low"] is None else f"95 %: {percent(money['low'])} to {percent(money['high'])}"
-    print(f"  money, a minus b: {percent(money['difference'])} ({interval}), {r['bars']:,} bars from {r['from'][:16].replace('T', ' ')} to {r['until'][:16].replace('T', ' ')} UTC")
+    interval = (
+        "too few bars for an interval"
+        if money["low"] is None
+        else f"95 %: {percent(money['low'])} to {percent(money['high'])}"
+    )
+    print(
+        f"  money, a minus b: {percent(money['difference'])} ({interval}), {r['bars']:,} bars from"
+        f" {r['from'][:16].replace('T', ' ')} to {r['until'][:16].replace('T', ' ')} UTC"
+    )

@@ -32,19 +32,24 @@ def answer(result: dict, ok: bool, as_json: bool, show) -> None:
 def check_rows(rows: list[tuple[bool, str, str]]) -> None:
     "One line per check: whether it passed, its name, what was found."
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for ok, name, said in rows: table.add_row(Text("ok" if ok else "NO", "green" if ok else "bold red"), name, said)
+    for ok, name, said in rows:
+        table.add_row(Text("ok" if ok else "NO", "green" if ok else "bold red"), name, said)
     Console(highlight=False, soft_wrap=True).print(table)
 
 # %% ../../nbs/cli/03_proof.ipynb #a4480ce4
 @proof_app.command()
 def verify(
     page: Annotated[Path, typer.Argument(help="an HTML report, e.g. reports/eth_usd/backtest.html")],
-    quick: Annotated[bool, typer.Option("--quick", help="page, manifest and stored bars only; no second run")] = False, as_json: JsonOption = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="page, manifest and stored bars only; no second run")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     "Make the numbers of a report again from its manifest and compare: exit code 0 if all match, 1 if not."
     from cryptolstm.report.verify import verify as check
     result = check(page, quick, progress=True)
     answer(result, result["ok"], as_json, print_verified)
+
 
 def print_verified(r: dict) -> None:
     "What matches and what does not."
@@ -63,7 +68,8 @@ def yours(
     except CryptolstmError: raise
     except Exception as e:
         if not name: raise
-        steps, files = traceback.extract_tb(e.__traceback__), {f"{part.partition(':')[0].split('.')[-1]}.py" for part in name.split(" or ")}
+        steps = traceback.extract_tb(e.__traceback__)
+        files = {f"{part.partition(':')[0].split('.')[-1]}.py" for part in name.split(" or ")}
         own = next((f for f in reversed(steps) if Path(f.filename).name in files), steps[-1])
         said = f"{name} raised {type(e).__name__} ({' '.join(str(e).split())[:200]}) in line {own.lineno} of {Path(own.filename).name}"
         raise InputError("; ".join([said, *getattr(e, "__notes__", ()), "mend it, then check again"])) from e
@@ -72,16 +78,32 @@ def yours(
 # %% ../../nbs/cli/03_proof.ipynb #87d02f05
 @proof_app.command("check-leaks")
 def check_leaks(
-    features: Annotated[str | None, typer.Option(help="module:function from bars to columns (default: this package's features, rules and orders)")] = None,
-    decide: Annotated[str | None, typer.Option(help="module:function from the feature table to signals")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="module:function from bars to columns (default: this package's features, rules and orders)"
+        ),
+    ] = None,
+    decide: Annotated[
+        str | None, typer.Option(help="module:function from the feature table to signals")
+    ] = None,
     ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE (default: BTC/USD)")] = None,
     hours: Annotated[int, typer.Option(help="bars it is tried on")] = 1500,
-    warmup: Annotated[int | None, typer.Option(help="bars of history that must suffice for the last one (default: 744)")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="bars of history that must suffice for the last one (default: 744)")
+    ] = None,
     end: Annotated[str | None, typer.Option(help="ISO time after the last bar")] = None,
-    exchange: ExchangeOption = None, exchange_url: UrlOption = None, params: ParamsOption = None, set_: SetOption = None, as_json: JsonOption = False,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    params: ParamsOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    "Take the future away, change it, start elsewhere: exit code 1 if a value changes, with the column that does."
-    run = build_run(params, set_, {"ticker": ticker, "exchange": exchange, "exchange_url": exchange_url, "end": end})
+    """Take the future away, change it, start elsewhere: exit code 1 if a value changes, with the column that
+    does."""
+    run = build_run(
+        params, set_, {"ticker": ticker, "exchange": exchange, "exchange_url": exchange_url, "end": end}
+    )
     from cryptolstm.data.client import market_bars
     from cryptolstm.features.indicators import WARMUP
     from cryptolstm.proof import leaks
@@ -89,20 +111,42 @@ def check_leaks(
     if hours < 100: raise InputError(f"hours is {hours}; pass at least 100, or no cut lies inside")
     made = yours(features, lambda: leaks.load_function(features)) if features else certificate.features
     decides = yours(decide, lambda: leaks.load_function(decide)) if decide else None
-    bars = market_bars(run.ticker, hours, run.end, run.exchange, run.exchange_url, seed=run.seed, progress=True)
-    proof = yours(" or ".join(filter(None, (features, decide))), lambda: certificate.certificate(bars, made, decides, run, warmup=WARMUP if warmup is None else warmup))
-    proof = {**proof, "ticker": run.ticker, "exchange": bars.attrs["exchange"], "features": features or "cryptolstm", "decide": decide or ("cryptolstm" if not features else None)}
+    bars = market_bars(
+        run.ticker, hours, run.end, run.exchange, run.exchange_url, seed=run.seed, progress=True
+    )
+    proof = yours(
+        " or ".join(filter(None, (features, decide))),
+        lambda: certificate.certificate(
+            bars, made, decides, run, warmup=WARMUP if warmup is None else warmup
+        ),
+    )
+    proof = {
+        **proof,
+        "ticker": run.ticker,
+        "exchange": bars.attrs["exchange"],
+        "features": features or "cryptolstm",
+        "decide": decide or ("cryptolstm" if not features else None),
+    }
     answer(proof, proof["passed"], as_json, print_proof)
+
 
 def print_proof(proof: dict) -> None:
     "The sentence, then one line per check."
     print(proof["sentence"])
-    check_rows([(c["passed"], c["name"], ", ".join(c["columns"][:8]) or f"{len(c['cuts'])} cuts") for c in proof["checks"]])
+    check_rows(
+        [
+            (c["passed"], c["name"], ", ".join(c["columns"][:8]) or f"{len(c['cuts'])} cuts")
+            for c in proof["checks"]
+        ]
+    )
 
 # %% ../../nbs/cli/03_proof.ipynb #063954ee
 @proof_app.command("compare-tickers")
 def compare_tickers(
-    files: Annotated[list[Path], typer.Argument(help="what `cryptolstm backtest --json` printed, one file per ticker")], as_json: JsonOption = False,
+    files: Annotated[
+        list[Path], typer.Argument(help="what `cryptolstm backtest --json` printed, one file per ticker")
+    ],
+    as_json: JsonOption = False,
 ) -> None:
     "Several tickers at once: p-values corrected for all of them, and what the best would show by luck."
     from cryptolstm.stats.overfit import across_tickers, tickers_sentence
@@ -110,22 +154,47 @@ def compare_tickers(
     rows = json.loads(table.reset_index().to_json(orient="records", double_precision=15))
     answer({**table.attrs, "sentence": tickers_sentence(table), "rows": rows}, True, as_json, print_tickers)
 
+
 def read_result(
     file: Path,   # JSON
 ) -> dict:
     "One table from a file; `InputError` where there is none."
-    if not file.is_file(): raise InputError(f"there is no file {file}; pass what cryptolstm backtest --json printed")
-    try: found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e: raise InputError(f"{file} is not JSON ({e}); pass what cryptolstm backtest --json printed") from e
-    if not isinstance(found, dict): raise InputError(f"{file} holds no table; pass what cryptolstm backtest --json printed")
+    if not file.is_file():
+        raise InputError(f"there is no file {file}; pass what cryptolstm backtest --json printed")
+    try:found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise InputError(f"{file} is not JSON ({e}); pass what cryptolstm backtest --json printed") from e
+    if not isinstance(found, dict):
+        raise InputError(f"{file} holds no table; pass what cryptolstm backtest --json printed")
     return found
 
 def print_tickers(r: dict) -> None:
     "The sentence, then a line per ticker."
     print(f"{r['sentence']}.\n")
     number = lambda x, form: "–" if x is None else format(x, form).replace("-", "−")
-    table = Table("  ticker", "verdict", *(Text(head, justify="right") for head in ("right", "p", "Holm", "BH", "Sharpe", "return", "hold")), box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        "  ticker",
+        "verdict",
+        *(Text(head, justify="right") for head in ("right", "p", "Holm", "BH", "Sharpe", "return", "hold")),
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for column in table.columns[2:]: column.justify = "right"
     for t in r["rows"]:
-        table.add_row(f"  {t['ticker']}", t["verdict"], *(number(t[k], form) for k, form in (("hit", ".1%"), ("p", ".3f"), ("p_holm", ".3f"), ("p_bh", ".3f"), ("sharpe", ".2f"), ("total_return", "+.1%"), ("hold", "+.1%"))))
+        table.add_row(
+            f"  {t['ticker']}",
+            t["verdict"],
+            *(
+                number(t[k], form)
+                for k, form in (
+                    ("hit", ".1%"),
+                    ("p", ".3f"),
+                    ("p_holm", ".3f"),
+                    ("p_bh", ".3f"),
+                    ("sharpe", ".2f"),
+                    ("total_return", "+.1%"),
+                    ("hold", "+.1%"),
+                )
+            ),
+        )
     Console(highlight=False, soft_wrap=True).print(table)

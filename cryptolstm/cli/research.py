@@ -26,8 +26,25 @@ from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlO
 research_app = typer.Typer(no_args_is_help=True)
 
 # %% ../../nbs/cli/05_research.ipynb #1d8de420
-GateOption = Annotated[bool, typer.Option("--gate", help="exit code by verdict: 0 candidate, 3 profitable but not significant, 4 skill but no profit, 5 no skill, 6 underpowered, 7 suspicious, 8 leak")]
-PlaceboOption = Annotated[int, typer.Option(help="also train and test so many times with the secret taken away, and rank the result among those (each run costs as much as the backtest)")]
+GateOption = Annotated[
+    bool,
+    typer.Option(
+        "--gate",
+        help=(
+            "exit code by verdict: 0 candidate, 3 profitable but not significant, 4 skill but no profit, 5 no"
+            " skill, 6 underpowered, 7 suspicious, 8 leak"
+        ),
+    ),
+]
+PlaceboOption = Annotated[
+    int,
+    typer.Option(
+        help=(
+            "also train and test so many times with the secret taken away, and rank the result among those"
+            " (each run costs as much as the backtest)"
+        )
+    ),
+]
 
 # %% ../../nbs/cli/05_research.ipynb #b8153622
 @research_app.command()
@@ -35,22 +52,62 @@ def backtest(
     ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE (default: BTC/USD)")] = None,
     hours: Annotated[int | None, typer.Option(help="bars tested (default: 720)")] = None,
     initial_balance: Annotated[float | None, typer.Option(help="quote currency (default: 100000)")] = None,
-    fee: Annotated[float | None, typer.Option(help="share of traded notional, per side (default: 0.001)")] = None,
+    fee: Annotated[
+        float | None, typer.Option(help="share of traded notional, per side (default: 0.001)")
+    ] = None,
     lookback: Annotated[int | None, typer.Option(help="bars the network sees (default: 60)")] = None,
-    end: Annotated[str | None, typer.Option(help="ISO time after the last bar (default: the newest closed bar)")] = None,
-    exchange: ExchangeOption = None, exchange_url: UrlOption = None, params: ParamsOption = None, set_: SetOption = None,
-    report: Annotated[bool, typer.Option("--report", help="also write reports/<ticker>/backtest.html")] = False,
+    end: Annotated[
+        str | None, typer.Option(help="ISO time after the last bar (default: the newest closed bar)")
+    ] = None,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    params: ParamsOption = None,
+    set_: SetOption = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="also write reports/<ticker>/backtest.html")
+    ] = False,
     gate: GateOption = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="all figures, where the bars drop out, and every trade: why it was made, how it ended, what it cost")] = False,
-    explain: Annotated[list[int] | None, typer.Option(help="tell the story of this trade (0 is the first, -1 the last); may be given again")] = None,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            help=(
+                "all figures, where the bars drop out, and every trade: why it was made, how it ended, what"
+                " it cost"
+            ),
+        ),
+    ] = False,
+    explain: Annotated[
+        list[int] | None,
+        typer.Option(help="tell the story of this trade (0 is the first, -1 the last); may be given again"),
+    ] = None,
     trades: Annotated[Path | None, typer.Option(help="write every trade to FILE.csv or FILE.json")] = None,
-    grid: Annotated[list[str] | None, typer.Option(help="trade the same forecasts with many settings, e.g. --grid threshold_scale=0.2:2:10 --grid stop_atr=1:4:7")] = None,
-    heatmap: Annotated[Path | None, typer.Option(help="with --grid: draw the surface into FILE.png or FILE.html")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "trade the same forecasts with many settings, e.g. --grid threshold_scale=0.2:2:10 --grid"
+                " stop_atr=1:4:7"
+            )
+        ),
+    ] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(help="with --grid: draw the surface into FILE.png or FILE.html")
+    ] = None,
     placebo: PlaceboOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     "Walk-forward backtest: every forecast out of sample, every trade with its costs."
-    given = {"ticker": ticker, "hours": hours, "initial_balance": initial_balance, "fee": fee, "lookback": lookback, "end": end, "exchange": exchange, "exchange_url": exchange_url}
+    given = {
+        "ticker": ticker,
+        "hours": hours,
+        "initial_balance": initial_balance,
+        "fee": fee,
+        "lookback": lookback,
+        "end": end,
+        "exchange": exchange,
+        "exchange_url": exchange_url,
+    }
     run = build_run(params, set_, given)
     check_outputs(report, verbose or bool(explain), trades, grid, heatmap, placebo, gate)
     if grid: return backtest_grid(run, grid, as_json, heatmap)
@@ -62,35 +119,74 @@ def backtest(
         from cryptolstm.research.backtest import summary
         from cryptolstm.research.placebo import backtest_with_placebo
         results = backtest_with_placebo(run, placebo, progress=True)
-        result = {**summary(results), **trade_stories(results, verbose, explain or []), **({"trades_file": str(trades)} if trades else {})}
+        result = {
+            **summary(results),
+            **trade_stories(results, verbose, explain or []),
+            **({"trades_file": str(trades)} if trades else {}),
+        }
     warn_simulated(result)
     emit(result) if as_json else print_backtest(result, verbose)
     if not report: trade_outputs(results, explain or [], trades)
     if gate: end_by_verdict(result)
 
 # %% ../../nbs/cli/05_research.ipynb #b064a74c
-def check_outputs(report: bool, verbose: bool, trades: Path | None, grid: list[str] | None, heatmap: Path | None = None, placebo: int = 0, gate: bool = False) -> None:
+def check_outputs(
+    report: bool,
+    verbose: bool,
+    trades: Path | None,
+    grid: list[str] | None,
+    heatmap: Path | None = None,
+    placebo: int = 0,
+    gate: bool = False,
+) -> None:
     "`InputError` for options that do not go together, before anything is fetched."
-    if trades is not None and trades.suffix not in (".csv", ".json"): raise InputError(f"--trades {trades} is no .csv or .json file; pass for instance --trades trades.csv")
-    if report and (verbose or trades or grid): raise InputError("--report writes a page of its own; run it without --verbose, --explain, --trades and --grid")
+    if trades is not None and trades.suffix not in (".csv", ".json"):
+        raise InputError(f"--trades {trades} is no .csv or .json file; pass for instance --trades trades.csv")
+    if report and (verbose or trades or grid):
+        raise InputError(
+            "--report writes a page of its own; run it without --verbose, --explain, --trades and --grid"
+        )
     if heatmap is not None:
         from cryptolstm.report.surface_page import check_heatmap
         check_heatmap(heatmap)
-        if not grid: raise InputError("--heatmap draws the surface of a sweep; pass at least one --grid as well, for instance --grid stop_atr=1:4:7")
-    if placebo < 0: raise InputError(f"--placebo is {placebo}; pass a whole number of runs from 0, such as 9 (each costs a whole backtest)")
+        if not grid:
+            raise InputError(
+                "--heatmap draws the surface of a sweep; pass at least one --grid as well, for instance"
+                " --grid stop_atr=1:4:7"
+            )
+    if placebo < 0:
+        raise InputError(
+            f"--placebo is {placebo}; pass a whole number of runs from 0, such as 9 (each costs a whole"
+            " backtest)"
+        )
     if grid and placebo: raise InputError("--placebo trains anew and --grid does not; leave out one of them")
-    if grid and gate: raise InputError("--gate ends with the code of one verdict and --grid gives none; leave out one of them")
-    if grid and (verbose or trades): raise InputError("--grid has no single list of trades; leave out --verbose, --explain and --trades, or pass one setting with --set")
+    if grid and gate:
+        raise InputError(
+            "--gate ends with the code of one verdict and --grid gives none; leave out one of them"
+        )
+    if grid and (verbose or trades):
+        raise InputError(
+            "--grid has no single list of trades; leave out --verbose, --explain and --trades, or pass one"
+            " setting with --set"
+        )
     for option, path in (("--trades", trades), ("--heatmap", heatmap)): check_place(option, path)
+
 
 def check_place(option: str, path: Path | None) -> None:
     "`InputError` where no file of this name can be written, found out by writing beside it."
     if path is None: return
-    if path.is_dir(): raise InputError(f"{option} {path} is a folder; pass the name of a file, for instance {path / 'result'}{path.suffix or '.csv'}")
+    if path.is_dir():
+        raise InputError(
+            f"{option} {path} is a folder; pass the name of a file, for instance"
+            f" {path / 'result'}{path.suffix or '.csv'}"
+        )
     folder = next(p for p in path.absolute().parents if p.exists())
     try:
         with tempfile.TemporaryFile(dir=folder): pass
-    except OSError as e: raise InputError(f"{option} {path} cannot be written ({e.strerror or e}); pass a file in a folder of yours") from e
+    except OSError as e:
+        raise InputError(
+            f"{option} {path} cannot be written ({e.strerror or e}); pass a file in a folder of yours"
+        ) from e
 
 def trade_stories(
     results: dict,          # from `run_backtest`
@@ -126,12 +222,23 @@ def backtest_grid(
     from cryptolstm.proof.provenance import data_stamp
     from cryptolstm.research.walkforward import bars_needed
     model_config(run)             # a mistake in it should not cost a download first
-    bars = market_bars(run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True)
+    bars = market_bars(
+        run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True
+    )
     found = sweep_run(bars, run, grid, progress=True)
     data, table = data_stamp(bars, found["tested"]), found["table"]
     standing = Ledger().enter_all(surface_trials(runs, found["returns"], data), best_point(table))
-    result = {"ticker": run.ticker, "grid": grid, "surface": found["summary"], "search": judge_surface(table, found["returns"], standing),
-              "points": json.loads(table.to_json(orient="records", double_precision=15)), "config": asdict(run), "data": data, "reused": found["reused"], **({"heatmap": str(heatmap)} if heatmap else {})}
+    result = {
+        "ticker": run.ticker,
+        "grid": grid,
+        "surface": found["summary"],
+        "search": judge_surface(table, found["returns"], standing),
+        "points": json.loads(table.to_json(orient="records", double_precision=15)),
+        "config": asdict(run),
+        "data": data,
+        "reused": found["reused"],
+        **({"heatmap": str(heatmap)} if heatmap else {}),
+    }
     warn_simulated(result)
     emit(result) if as_json else print_surface(result)
     if heatmap: draw_heatmap(result, table, heatmap)
@@ -139,27 +246,74 @@ def backtest_grid(
 def surface_facts(
     r: dict,   # from `backtest_grid`
 ) -> list[tuple[str, str]]:
-    "What the terminal and the page say of a surface: its best point beside what is usual, and what that point is worth after all that were tried."
+    """What the terminal and the page say of a surface: its best point beside what is usual, and what that
+    point is worth after all that were tried."""
     from cryptolstm.core.text import figure_text
     from cryptolstm.proof.provenance import market_text
     s, search, percent = r["surface"], r["search"], lambda x: figure_text(x, "+.2%")
     text = lambda v: v if isinstance(v, str) else "none" if v is None else f"{v:g}"
     axes = ", ".join(f"{k} {text(s['best'][k])}" for k in r["grid"])
-    best = "no point traded" if s["without_a_trade"] == 1 else f"{percent(s['best']['total_return'])} at {axes}; {s['best']['num_trades']:.0f} trades, Sharpe {figure_text(s['best']['sharpe_ratio'], '.2f')}" + (", the best of the points that traded" if s["without_a_trade"] else "")
-    rows = [("best", best), ("median", percent(s["median_return"])), ("worst", percent(s["worst_return"])), ("hold", f"{percent(s['hold_return'])}; {s['beat_hold']:.0%} of the points did better"),
-            ("profit", f"{s['profitable']:.0%} of the points; {s['without_a_trade']:.0%} never traded")]
+    best = (
+        "no point traded"
+        if s["without_a_trade"] == 1
+        else (
+            f"{percent(s['best']['total_return'])} at {axes}; {s['best']['num_trades']:.0f} trades, Sharpe"
+            f" {figure_text(s['best']['sharpe_ratio'], '.2f')}"
+        )
+        + (", the best of the points that traded" if s["without_a_trade"] else "")
+    )
+    rows = [
+        ("best", best),
+        ("median", percent(s["median_return"])),
+        ("worst", percent(s["worst_return"])),
+        ("hold", f"{percent(s['hold_return'])}; {s['beat_hold']:.0%} of the points did better"),
+        ("profit", f"{s['profitable']:.0%} of the points; {s['without_a_trade']:.0%} never traded"),
+    ]
     if search["deflated_sharpe"] is not None:
-        rows.append(("deflated", f"{search['deflated_sharpe']:.0%} likely that the best is better than the best of {search['trials']:,} worthless trials on these bars (Sharpe {search['expected_best']:.1f})"))
+        rows.append(
+            (
+                "deflated",
+                (
+                    f"{search['deflated_sharpe']:.0%} likely that the best is better than the best of"
+                    f" {search['trials']:,} worthless trials on these bars (Sharpe"
+                    f" {search['expected_best']:.1f})"
+                ),
+            )
+        )
     if search["pbo"] is not None:
-        rows.append(("overfit", f"{search['pbo']:.0%} of {search['splits']:,} halvings rank the choice of one half below the middle of the other (PBO, {search['blocks']} blocks)"))
-    if search["spa"] is not None: rows.append(("luck", f"p = {search['spa']['consistent']:.3f} that no point is better than cash (Hansen's SPA)"))
-    made = "of an earlier run of these bars and settings; nothing was trained" if r["reused"] else "trained now, and kept for the next grid"
+        rows.append(
+            (
+                "overfit",
+                (
+                    f"{search['pbo']:.0%} of {search['splits']:,} halvings rank the choice of one half below"
+                    f" the middle of the other (PBO, {search['blocks']} blocks)"
+                ),
+            )
+        )
+    if search["spa"] is not None:
+        rows.append(
+            (
+                "luck",
+                f"p = {search['spa']['consistent']:.3f} that no point is better than cash (Hansen's SPA)",
+            )
+        )
+    made = (
+        "of an earlier run of these bars and settings; nothing was trained"
+        if r["reused"]
+        else "trained now, and kept for the next grid"
+    )
     return [*rows, ("forecasts", made), ("market", market_text(r["data"]))]
 
 def draw_heatmap(r: dict, table, path: Path) -> Path:
     "The surface as a picture, or as a page with its facts."
     from cryptolstm.report.surface_page import save_surface
-    return save_surface(table, path, f"{r['ticker']}: {len(table):,} points of one run", dict(surface_facts(r)), bool(r["data"].get("simulated")))
+    return save_surface(
+        table,
+        path,
+        f"{r['ticker']}: {len(table):,} points of one run",
+        dict(surface_facts(r)),
+        bool(r["data"].get("simulated")),
+    )
 
 def print_surface(
     r: dict,   # from `backtest_grid`
@@ -168,8 +322,14 @@ def print_surface(
     from cryptolstm.proof.provenance import data_notes
     out, s = Console(highlight=False), r["surface"]
     out.print(f"{r['ticker']}  {s['points']:,} POINTS OF ONE RUN", style="bold", markup=False)
-    facts(out, [*surface_facts(r), *([("heat map", r["heatmap"])] if "heatmap" in r else [])],
-          [*data_notes(r["data"]), f"The best of {s['points']:,} points is the largest of many draws, not what to expect"])
+    facts(
+        out,
+        [*surface_facts(r), *([("heat map", r["heatmap"])] if "heatmap" in r else [])],
+        [
+            *data_notes(r["data"]),
+            f"The best of {s['points']:,} points is the largest of many draws, not what to expect",
+        ],
+    )
 
 # %% ../../nbs/cli/05_research.ipynb #3ccb07ff
 def end_by_verdict(
@@ -180,7 +340,13 @@ def end_by_verdict(
     raise typer.Exit(GATE[level_key(result["verdict"]["level"])])
 
 # %% ../../nbs/cli/05_research.ipynb #d64d82fa
-LEVEL_STYLE = {"CANDIDATE": "bold green", "SKILL, NOT PROFITABLE": "bold yellow", "SUSPICIOUS": "bold red", "LEAK": "bold red"}  # the others are calm: no skill is a normal result
+# the others are calm: no skill is a normal result
+LEVEL_STYLE = {
+    "CANDIDATE": "bold green",
+    "SKILL, NOT PROFITABLE": "bold yellow",
+    "SUSPICIOUS": "bold red",
+    "LEAK": "bold red",
+}
 
 def print_backtest(
     r: dict,   # from `summary`
@@ -191,41 +357,91 @@ def print_backtest(
     from cryptolstm.research.baselines import HOLD, REVERSAL
     from cryptolstm.report.figures import DETAILS, drawdown_text, figure_rows
     out, data, run = Console(highlight=False), r["data"], r["config"]
-    out.print(f"{r['ticker']}  {r['verdict']['level']}", style=LEVEL_STYLE.get(r["verdict"]["level"], "bold"), markup=False)
+    out.print(
+        f"{r['ticker']}  {r['verdict']['level']}",
+        style=LEVEL_STYLE.get(r["verdict"]["level"], "bold"),
+        markup=False,
+    )
     sentence = r["verdict"]["sentence"]
-    if out.is_terminal: sentence = textwrap.fill(sentence.replace(" %", "\xa0%"), out.width).replace("\xa0", " ")   # a number and its % stay together
+    # a number and its % stay together
+    if out.is_terminal:
+        sentence = textwrap.fill(sentence.replace(" %", "\xa0%"), out.width).replace("\xa0", " ")
     out.print(sentence, markup=False, soft_wrap=True)
     table = Table("", "strategy", HOLD, REVERSAL, box=None, padding=(0, 2, 0, 0))
     for column in table.columns[1:]: column.justify = "right"
-    for label, *cells in figure_rows(r) + (figure_rows(r, DETAILS) if verbose else []): table.add_row(f"  {label}", *cells)
+    for label, *cells in figure_rows(r) + (figure_rows(r, DETAILS) if verbose else []):
+        table.add_row(f"  {label}", *cells)
     out.print(); out.print(table); out.print()
     moment = lambda t: t[:16].replace("T", " ")
-    facts(out, [("market", market_text(data)), ("tested", f"{moment(data['tested_from'])} to {moment(data['tested_until'])} UTC, {r['bars']:,} hours, all out of sample"),
-                ("trained", f"{r['folds']} time{'' if r['folds'] == 1 else 's'}, on up to {run['train_hours']:,} hours before each stretch"
-                 + (", fewer windows than weights" if r["underpowered"] else "")),
-                ("trial", r["search"]["sentence"] + (f"; {r['certificate']['sentence']}" if r["certificate"] else "")),
-                *([("placebo", r["placebo"]["sentence"])] if r["placebo"] else []),
-                *([("seeds", f"they differ about the direction on {r['fan']['disagree']:.1%} of the bars")] if r["fan"] else []),
-                *([(k, r[key]) for k, key in (("report", "report"), ("trades", "trades_file")) if key in r])], [*data_notes(data), *([r["warning"]] if r["warning"] else [])])
+    facts(
+        out,
+        [
+            ("market", market_text(data)),
+            (
+                "tested",
+                (
+                    f"{moment(data['tested_from'])} to {moment(data['tested_until'])} UTC, {r['bars']:,}"
+                    " hours, all out of sample"
+                ),
+            ),
+            (
+                "trained",
+                f"{r['folds']} time{'' if r['folds'] == 1 else 's'}, on up to {run['train_hours']:,} hours"
+                " before each stretch"
+                + (", fewer windows than weights" if r["underpowered"] else ""),
+            ),
+            (
+                "trial",
+                r["search"]["sentence"] + (f"; {r['certificate']['sentence']}" if r["certificate"] else ""),
+            ),
+            *([("placebo", r["placebo"]["sentence"])] if r["placebo"] else []),
+            *(
+                [("seeds", f"they differ about the direction on {r['fan']['disagree']:.1%} of the bars")]
+                if r["fan"]
+                else []
+            ),
+            *([(k, r[key]) for k, key in (("report", "report"), ("trades", "trades_file")) if key in r]),
+        ],
+        [*data_notes(data), *([r["warning"]] if r["warning"] else [])],
+    )
     if verbose:
         rest = ", ".join(f"{stage} {count['bars left']:,}" for stage, count in r["funnel"].items())
-        strongest = ", ".join(f"{name} {rho:+.3f}" for name, rho in list(r["correlation"].items())[:5] if rho is not None)
-        facts(out, [("drawdown", drawdown_text(r)), ("bars left", rest), ("next move", f"rank correlation with inputs, the strongest: {strongest}")], [])
+        strongest = ", ".join(
+            f"{name} {rho:+.3f}" for name, rho in list(r["correlation"].items())[:5] if rho is not None
+        )
+        facts(
+            out,
+            [
+                ("drawdown", drawdown_text(r)),
+                ("bars left", rest),
+                ("next move", f"rank correlation with inputs, the strongest: {strongest}"),
+            ],
+            [],
+        )
     for story in r.get("trade_log", []): print(f"\n{story}")
 
 # %% ../../nbs/cli/05_research.ipynb #0dce1955
 @research_app.command()
 def report(
     ticker: Annotated[str, typer.Argument(help="BASE/QUOTE")],
-    params: ParamsOption = None, set_: SetOption = None, exchange: ExchangeOption = None, exchange_url: UrlOption = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the reports (default: reports/)")] = None, placebo: PlaceboOption = 0, gate: GateOption = False, as_json: JsonOption = False,
+    params: ParamsOption = None,
+    set_: SetOption = None,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the reports (default: reports/)")] = None,
+    placebo: PlaceboOption = 0,
+    gate: GateOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     "Run nbs/backtest.ipynb for a ticker and write its HTML page."
-    given = {**settings(set_), **{k: v for k, v in {"exchange": exchange, "exchange_url": exchange_url}.items() if v is not None}}
+    given = {
+        **settings(set_),
+        **{k: v for k, v in {"exchange": exchange, "exchange_url": exchange_url}.items() if v is not None},
+    }
     from cryptolstm.report.render import run_report
     check_outputs(True, False, None, None, placebo=placebo)
     done = run_report(ticker, params, given, out=out, placebo=placebo)
     warn_simulated(done.summary)
-    if as_json: emit({**done.summary, "report": str(done.html)})
+    if as_json:emit({**done.summary, "report": str(done.html)})
     else: print(done.summary["verdict"]["sentence"]); print(done.html)
     if gate: end_by_verdict(done.summary)

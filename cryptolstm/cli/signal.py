@@ -25,24 +25,55 @@ signal_app = typer.Typer(no_args_is_help=True)
 @signal_app.command()
 def signal(
     ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE (default: BTC/USD)")] = None,
-    hours: Annotated[int, typer.Option(help="newest training windows, one an hour; `hours` in a --params file are those a backtest tests and do not count here")] = 240,
+    hours: Annotated[
+        int,
+        typer.Option(
+            help=(
+                "newest training windows, one an hour; `hours` in a --params file are those a backtest tests"
+                " and do not count here"
+            )
+        ),
+    ] = 240,
     model: Annotated[str | None, typer.Option(help="name of a model line of your own")] = None,
     lookback: Annotated[int | None, typer.Option(help="bars the network sees (default: 60)")] = None,
-    retrain_threshold: Annotated[int, typer.Option(help="hours after which a model's training span is too old")] = 24,
-    exchange: ExchangeOption = None, exchange_url: UrlOption = None, params: ParamsOption = None, set_: SetOption = None,
-    report: Annotated[bool, typer.Option("--report", help="also write reports/<ticker>/signal.html")] = False, as_json: JsonOption = False,
+    retrain_threshold: Annotated[
+        int, typer.Option(help="hours after which a model's training span is too old")
+    ] = 24,
+    exchange: ExchangeOption = None,
+    exchange_url: UrlOption = None,
+    params: ParamsOption = None,
+    set_: SetOption = None,
+    report: Annotated[bool, typer.Option("--report", help="also write reports/<ticker>/signal.html")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     "Train or reuse a model and print one signal. Real bars only, unless --exchange simulated."
-    if "hours" in settings(set_): raise InputError("--set hours is the number of bars a backtest tests; pass --hours for the windows a signal is trained on")
-    run = build_run(params, set_, {"ticker": ticker, "lookback": lookback, "exchange": exchange, "exchange_url": exchange_url, "hours": hours})
+    if "hours" in settings(set_):
+        raise InputError(
+            "--set hours is the number of bars a backtest tests; pass --hours for the windows a signal is"
+            " trained on"
+        )
+    run = build_run(
+        params,
+        set_,
+        {
+            "ticker": ticker,
+            "lookback": lookback,
+            "exchange": exchange,
+            "exchange_url": exchange_url,
+            "hours": hours,
+        },
+    )
     if report:
         from cryptolstm.report.signal_page import run_signal_report
         done = run_signal_report(run, model, retrain_threshold)
         result = {**done.summary, "report": str(done.html)}
     else:
         from cryptolstm.strategy.signal import SignalGenerator
-        result = SignalGenerator(model=model, progress=True, config=run).generate_signals(hours, retrain_threshold)
-    if result["data_source"].get("simulated"): say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
+        result = SignalGenerator(model=model, progress=True, config=run).generate_signals(
+            hours, retrain_threshold
+        )
+    if result["data_source"].get("simulated"):
+        say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
     emit(result) if as_json else print_signal(result)
 
 # %% ../../nbs/cli/04_signal.ipynb #42454176
@@ -52,16 +83,61 @@ def print_signal(
     "The signal as a person reads it: what, why, from what, and what each rule said."
     from cryptolstm.proof.provenance import market_text
     from cryptolstm.strategy.answer import why
-    out, number = Console(highlight=False), lambda x, sign="": "–" if x is None else f"{x:{sign},.6g}".replace("-", "−")
-    out.print(f"{s['ticker']}  {({1: 'LONG', -1: 'SHORT', 0: 'HOLD'})[s['signal']]}", style="bold", markup=False)
+    out = Console(highlight=False)
+    number = lambda x, sign="": "–" if x is None else f"{x:{sign},.6g}".replace("-", "−")
+    out.print(
+        f"{s['ticker']}  {({1: 'LONG', -1: 'SHORT', 0: 'HOLD'})[s['signal']]}", style="bold", markup=False
+    )
     info = s["model_info"]
-    chance = [("probability", "of a move beyond the threshold in that direction: " + ("not calibrated" if s["p_exceed"] is None else f"{s['p_exceed']:.3f}") + f"; {s['p_min']:g} is asked for")]
-    facts(out, [("why", why(s)), ("price", f"{number(s['current_price'])} at {s['bar_close_time'][:16].replace('T', ' ')} UTC ({display_time(s['bar_close_time'])})"),
-                ("forecast", f"{number(s['predicted_price'])} in {s['horizon']} h, a move of {number(s['price_difference'], '+')}; the threshold is ±{number(s['threshold'])}"),
-                ("confidence", "not calibrated" if s["confidence"] is None else f"{s['confidence']:.3f}"), *(chance if s["entry"] == "probability" else []), ("market", market_text(s["data_source"])),
-                ("model", f"{info['decision']}; {info['windows']:,} training windows for {info['weights']:,} weights"), ("watched", s["monitor"]["sentence"]), *([("report", s["report"])] if "report" in s else [])], s["warnings"])
+    chance = [
+        (
+            "probability",
+            "of a move beyond the threshold in that direction: "
+            + ("not calibrated" if s["p_exceed"] is None else f"{s['p_exceed']:.3f}")
+            + f"; {s['p_min']:g} is asked for",
+        )
+    ]
+    facts(
+        out,
+        [
+            ("why", why(s)),
+            (
+                "price",
+                (
+                    f"{number(s['current_price'])} at {s['bar_close_time'][:16].replace('T', ' ')} UTC"
+                    f" ({display_time(s['bar_close_time'])})"
+                ),
+            ),
+            (
+                "forecast",
+                (
+                    f"{number(s['predicted_price'])} in {s['horizon']} h, a move of"
+                    f" {number(s['price_difference'], '+')}; the threshold is ±{number(s['threshold'])}"
+                ),
+            ),
+            ("confidence", "not calibrated" if s["confidence"] is None else f"{s['confidence']:.3f}"),
+            *(chance if s["entry"] == "probability" else []),
+            ("market", market_text(s["data_source"])),
+            (
+                "model",
+                f"{info['decision']}; {info['windows']:,} training windows for {info['weights']:,} weights",
+            ),
+            ("watched", s["monitor"]["sentence"]),
+            *([("report", s["report"])] if "report" in s else []),
+        ],
+        s["warnings"],
+    )
     table = Table("  rule", "value", "long", "short", box=None, padding=(0, 2, 0, 0))
     bound = lambda rule, side: rule["bound"][side].replace("<=", "≤").replace("-", "−")
     for rule in s["rules"].values():
-        table.add_row(f"  {rule['what']}", number(rule["value"]), *(Text(f"{'yes' if rule[side] else 'no'}, {bound(rule, side)}", "green" if rule[side] else "dim") for side in ("long", "short")))
+        table.add_row(
+            f"  {rule['what']}",
+            number(rule["value"]),
+            *(
+                Text(
+                    f"{'yes' if rule[side] else 'no'}, {bound(rule, side)}", "green" if rule[side] else "dim"
+                )
+                for side in ("long", "short")
+            ),
+        )
     out.print(); out.print(table)

@@ -23,10 +23,20 @@ from ..core.config import RunConfig, read_params, run_config
 # %% ../../nbs/cli/00_terminal.ipynb #69db6026
 TickerOption = Annotated[str, typer.Option(help="BASE/QUOTE, for instance BTC/USD")]
 ExchangeOption = Annotated[str | None, typer.Option(help="ccxt id, or `simulated` for the demo market")]
-UrlOption = Annotated[str | None, typer.Option(help="another base address of the same API (proxy, sandbox, loop-back)")]
+UrlOption = Annotated[
+    str | None, typer.Option(help="another base address of the same API (proxy, sandbox, loop-back)")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="any other setting, e.g. --set train_hours=8760 --set network.epochs=5 --set rules.macd=false")]
-ParamsOption = Annotated[Path | None, typer.Option(help="YAML with settings; options given here are stronger")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="any other setting, e.g. --set train_hours=8760 --set network.epochs=5 --set rules.macd=false",
+    ),
+]
+ParamsOption = Annotated[
+    Path | None, typer.Option(help="YAML with settings; options given here are stronger")
+]
 
 # %% ../../nbs/cli/00_terminal.ipynb #e99bb8b4
 def say(text: str, style: str = "") -> None:
@@ -38,21 +48,30 @@ def emit(result: dict) -> None:
     print(json.dumps(result, indent=2, allow_nan=False, default=str, ensure_ascii=False))
 
 # %% ../../nbs/cli/00_terminal.ipynb #8045521b
-NESTED = {"network": "network.epochs=5", "rules": "rules.macd=false"}   # fields that are tables, and an example of each
+# fields that are tables, and an example of each
+NESTED = {"network": "network.epochs=5", "rules": "rules.macd=false"}
 
 def assignment(
-    text: str,            # "name=value", "network.name=value" or "rules.name=value", the value in YAML's spelling
+    # "name=value", "network.name=value" or "rules.name=value", the value in YAML's spelling
+    text: str,
 ) -> tuple[str, object]:  # field, value; what is nested as ("network", {name: value})
     "One `--set` option; `InputError` where it is none."
     name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not name: raise InputError(f"--set {text!r} is not an assignment; pass for instance --set train_hours=8760")
+    if not equals or not name:
+        raise InputError(f"--set {text!r} is not an assignment; pass for instance --set train_hours=8760")
     outer, dot, inner = name.partition(".")
     if dot and (outer not in NESTED or not inner or "." in inner):
-        raise InputError(f"--set {name}: only settings of the network and rules are nested, one level deep; pass for instance --set network.epochs=5 or --set rules.macd=false")
-    try: parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as e: raise InputError(f"--set {name}: {value!r} is not a value; pass for instance 3, 0.5, text or [32, 16]") from e
+        raise InputError(
+            f"--set {name}: only settings of the network and rules are nested, one level deep; pass for"
+            " instance --set network.epochs=5 or --set rules.macd=false"
+        )
+    try:parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as e:
+        raise InputError(f"--set {name}: {value!r} is not a value; pass for instance 3, 0.5, text or [32, 16]") from e
     if outer in NESTED and not dot and not isinstance(parsed, dict):
-        raise InputError(f"--set {outer} is {parsed!r}; pass one of its settings, for instance --set {NESTED[outer]}")
+        raise InputError(
+            f"--set {outer} is {parsed!r}; pass one of its settings, for instance --set {NESTED[outer]}"
+        )
     return outer, {inner: parsed} if dot else parsed
 
 # %% ../../nbs/cli/00_terminal.ipynb #e9bdefe3
@@ -71,11 +90,14 @@ def build_run(
     assignments: list[str] | None,   # from `--set`
     options: dict,                   # named options; None = not given
 ) -> RunConfig:
-    "The run a command line asks for: defaults, then the file, then `--set`, then named options. Settings of the network and rules join those of the file."
+    """The run a command line asks for: defaults, then the file, then `--set`, then named options.
+
+    Settings of the network and rules join those of the file."""
     file, over = read_params(params) if params else {}, settings(assignments)
     nested = {table: {**file.get(table, {}), **over.get(table, {})} for table in NESTED}
     values = {**file, **over, **{k: v for k, v in options.items() if v is not None}, **nested}
-    return run_config({k: str(v) if k == "end" and v is not None else v for k, v in values.items()})   # YAML reads dates and years as such
+    # YAML reads dates and years as such
+    return run_config({k: str(v) if k == "end" and v is not None else v for k, v in values.items()})
 
 # %% ../../nbs/cli/00_terminal.ipynb #08e6d4a1
 def facts(out: Console, rows: list[tuple[str, str]], notes: list[str]) -> None:
@@ -84,10 +106,14 @@ def facts(out: Console, rows: list[tuple[str, str]], notes: list[str]) -> None:
     for label, text in rows: grid.add_row(f"  {label}", Text(text))
     for note in notes: grid.add_row("  note", Text(f"{note}."), style="yellow")
     if out.is_terminal: out.print(grid)
-    else: print(*(f"  {label:<12}{text}" for label, text in [*rows, *(("note", f"{note}.") for note in notes)]), sep="\n")
+    else:
+        print(*(f"  {label:<12}{text}" for label, text in [*rows, *(("note", f"{note}.") for note in notes)]), sep="\n")
 
 # %% ../../nbs/cli/00_terminal.ipynb #41663638
 def warn_simulated(result: dict) -> None:
     "Say in red that a result is not about a real market."
     if result["data"].get("simulated"):
-        say(f"SIMULATED MARKET: {result['data'].get('fallback') or 'the demo market was asked for'}.", "bold white on red")
+        say(
+            f"SIMULATED MARKET: {result['data'].get('fallback') or 'the demo market was asked for'}.",
+            "bold white on red",
+        )

@@ -19,8 +19,10 @@ def as_utc(
     when,               # anything pandas reads as one moment: ISO text, datetime, Timestamp; naive means UTC
 ) -> pd.Timestamp:      # time-zone aware, UTC
     "One moment, in UTC. `InputError` where it cannot be read."
-    try: t = pd.NaT if isinstance(when, (int, float, np.number)) else pd.Timestamp(when)   # a bare number could mean a year or a nanosecond
-    except (ValueError, TypeError) as e: raise InputError(f"{when!r} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z") from e
+    # a bare number could mean a year or a nanosecond
+    try: t = pd.NaT if isinstance(when, (int, float, np.number)) else pd.Timestamp(when)
+    except (ValueError, TypeError) as e:
+        raise InputError(f"{when!r} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z") from e
     if t is pd.NaT: raise InputError(f"{when!r} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z")
     return t.tz_localize("UTC") if t.tzinfo is None else t.tz_convert("UTC")
 
@@ -43,13 +45,19 @@ def check_index(
 ) -> None:
     "`InputError` naming the first offending row unless `index` is UTC, on the hour and strictly increasing."
     if not isinstance(index, pd.DatetimeIndex) or str(index.tz) != "UTC":
-        raise InputError(f"{what} must be indexed by UTC open time; pass an index made with pd.to_datetime(..., utc=True)")
+        raise InputError(
+            f"{what} must be indexed by UTC open time; pass an index made with pd.to_datetime(..., utc=True)"
+        )
     step = np.diff(index.asi8)
     if (bad := np.flatnonzero(step <= 0)).size:
         word = "duplicated" if step[bad[0]] == 0 else "out of order"
-        raise InputError(f"{what}: row {bad[0] + 1} ({index[bad[0] + 1]:%Y-%m-%d %H:%M}) is {word}; sort and drop duplicates first")
+        raise InputError(
+            f"{what}: row {bad[0] + 1} ({index[bad[0] + 1]:%Y-%m-%d %H:%M}) is {word}; sort and drop"
+            " duplicates first"
+        )
     hour = HOUR // pd.Timedelta(1, index.unit)
-    if len(index) and index.asi8[0] % hour == 0 and (step == hour).all(): return                 # nearly always
+    # nearly always
+    if len(index) and index.asi8[0] % hour == 0 and (step == hour).all(): return
     if (bad := np.flatnonzero(index.asi8 % hour)).size:
         raise InputError(f"{what}: row {bad[0]} ({index[bad[0]]}) is not on the hour; pass hourly bars")
 
@@ -58,23 +66,41 @@ def check_bars(
     bars: pd.DataFrame,   # columns `COLUMNS` (others are kept), UTC index of open times
 ) -> pd.DataFrame:        # the same rows, `COLUMNS` as float64; rows marked `is_gap` may hold NaN
     "The frame itself if it is a proper bar frame, else `InputError` saying which row breaks which rule."
-    if not isinstance(bars, pd.DataFrame): raise InputError(f"bars are of the type {type(bars).__name__}; pass a DataFrame with {', '.join(COLUMNS)}")
+    if not isinstance(bars, pd.DataFrame):
+        raise InputError(
+            f"bars are of the type {type(bars).__name__}; pass a DataFrame with {', '.join(COLUMNS)}"
+        )
     if missing := [c for c in COLUMNS if c not in bars.columns]:
         raise InputError(f"bars lack the column {missing[0]}; pass {', '.join(COLUMNS)}")
     check_index(bars.index)
-    try: bars = bars.copy(deep=False) if (bars.dtypes[COLUMNS] == "float64").all() else bars.astype({c: "float64" for c in COLUMNS})
-    except (TypeError, ValueError) as e: raise InputError(f"bars hold something that is no number ({e}); pass prices and volumes as numbers") from e
+    try:
+        bars = (
+            bars.copy(deep=False)
+            if (bars.dtypes[COLUMNS] == "float64").all()
+            else bars.astype({c: "float64" for c in COLUMNS})
+        )
+    except (TypeError, ValueError) as e:
+        raise InputError(
+            f"bars hold something that is no number ({e}); pass prices and volumes as numbers"
+        ) from e
     o, h, l, c, v = (bars[k].to_numpy() for k in COLUMNS)
     gap = _gaps(bars)
-    sound = (l > 0) & (l <= o) & (l <= c) & (h >= o) & (h >= c) & (h < np.inf) & (v >= 0) & (v < np.inf)   # False for NaN, too
+    # False for NaN, too
+    sound = (l > 0) & (l <= o) & (l <= c) & (h >= o) & (h >= c) & (h < np.inf) & (v >= 0) & (v < np.inf)
     if sound.all(): return bars
     empty = gap & np.isnan(c)
-    rules = {"a value that is not finite": ~np.isfinite(bars[COLUMNS].to_numpy()).all(axis=1), "a price that is not positive": np.fmin(l, c) <= 0,
-             "a high below its own open, close or low": h < np.maximum(np.maximum(o, c), l), "a low above its own open or close": l > np.minimum(o, c),
-             "a negative volume": v < 0}
+    rules = {
+        "a value that is not finite": ~np.isfinite(bars[COLUMNS].to_numpy()).all(axis=1),
+        "a price that is not positive": np.fmin(l, c) <= 0,
+        "a high below its own open, close or low": h < np.maximum(np.maximum(o, c), l),
+        "a low above its own open or close": l > np.minimum(o, c),
+        "a negative volume": v < 0,
+    }
     for rule, broken in rules.items():
         if (bad := np.flatnonzero(broken & ~empty)).size:
-            raise InputError(f"bars: row {bad[0]} ({bars.index[bad[0]]:%Y-%m-%d %H:%M}) has {rule}; repair or drop it")
+            raise InputError(
+                f"bars: row {bad[0]} ({bars.index[bad[0]]:%Y-%m-%d %H:%M}) has {rule}; repair or drop it"
+            )
     return bars
 
 def _gaps(bars: pd.DataFrame) -> np.ndarray:   # (n,) bool
@@ -90,16 +116,19 @@ def regular_grid(
     bars: pd.DataFrame,   # checked bars, possibly with hours missing
     max_gap: int = 3,     # longest hole, in bars, that is carried forward
 ) -> pd.DataFrame:        # every hour from first to last, plus the bool column `is_gap`
-    "Bars on the complete hourly grid; missing hours are marked, short ones carried forward, long ones left NaN."
+    """Bars on the complete hourly grid; missing hours are marked, short ones carried forward, long ones left
+    NaN."""
     if not len(bars): return bars.assign(is_gap=False)
     grid = bars.reindex(pd.date_range(bars.index[0], bars.index[-1], freq="h", name=bars.index.name))
     absent = grid["close"].isna()
-    run = absent.groupby((~absent).cumsum()).transform("sum")          # length of the hole each absent row lies in
+    # length of the hole each absent row lies in
+    run = absent.groupby((~absent).cumsum()).transform("sum")
     short = absent & (run <= max_gap)
     last = grid["close"].ffill()
     for c in ("open", "high", "low", "close"): grid.loc[short, c] = last[short]
     grid.loc[short, "volume"] = 0.0
-    grid["is_gap"] = absent | (grid["is_gap"] == True if "is_gap" in grid else False)  # noqa: E712  NaN counts as False
+    # NaN counts as False
+    grid["is_gap"] = absent | (grid["is_gap"] == True if "is_gap" in grid else False)  # noqa: E712
     grid.attrs = dict(bars.attrs)
     return grid
 
@@ -130,7 +159,13 @@ def stamp(
 ) -> pd.DataFrame:        # a shallow copy carrying the stamp in `.attrs`
     "Bars that say where they come from."
     out = bars.copy(deep=False)
-    out.attrs = {**bars.attrs, "ticker": ticker, "exchange": exchange, "simulated": exchange == "simulated", **more}
+    out.attrs = {
+        **bars.attrs,
+        "ticker": ticker,
+        "exchange": exchange,
+        "simulated": exchange == "simulated",
+        **more,
+    }
     return out
 
 # %% ../../nbs/core/04_bars.ipynb #5fe07b31

@@ -26,7 +26,8 @@ class RunConfig:
     ticker: str = "BTC/USD"            # BASE/QUOTE
     hours: int = 720                   # bars tested, all out of sample
     end: str | None = None             # ISO time after the last bar wanted; None = the newest closed bar
-    exchange: str = "auto"             # ccxt id, "simulated", or "auto": stored, else exchange, else the demo market under a red banner
+    # ccxt id, "simulated", or "auto": stored, else exchange, else the demo market under a red banner
+    exchange: str = "auto"
     exchange_url: str | None = None    # another base address of the same API
     lookback: int = 60                 # bars the network sees
     horizon: int = 1                   # bars ahead it predicts
@@ -36,29 +37,40 @@ class RunConfig:
     fee: float = 0.001                 # share of traded notional, per side
     slippage: float = 0.0002           # share of price, per side, always against us
     stop_atr: float | None = 2.0       # stop-loss distance in ATR; None = no stop
-    sizing: str = "all_in"             # "all_in", "fraction" (of equity) or "volatility" (annual target, leverage 1 at most)
+    # "all_in", "fraction" (of equity) or "volatility" (annual target, leverage 1 at most)
+    sizing: str = "all_in"
     size: float = 1.0                  # the fraction, or the annual volatility aimed at
-    entry: str = "threshold"           # what a forecast must do: lie beyond the dynamic "threshold" (the spec), make a move beyond it likely ("probability"), or pay the "cost" of a round trip
+    # what a forecast must do: lie beyond the dynamic "threshold" (the spec), make a move beyond it likely
+    # ("probability"), or pay the "cost" of a round trip
+    entry: str = "threshold"
     threshold_scale: float = 1.0       # multiplies both terms of the dynamic threshold
-    p_min: float = 0.3                 # entry="probability": how likely a move beyond the threshold in the predicted direction must be
+    # entry="probability": how likely a move beyond the threshold in the predicted direction must be
+    p_min: float = 0.3
     cost_margin: float = 0.5           # entry="cost": how far the forecast must exceed the round-trip cost
     short_volume: str = "below"        # the spec's letter; "above" is the mirror of the long rule
-    exit: str = "neutral"              # "neutral": no signal closes the position (the spec); "opposite": only the other side does
+    # "neutral": no signal closes the position (the spec); "opposite": only the other side does
+    exit: str = "neutral"
     min_hold: int = 0                  # bars a position is kept at least (a stop may end it earlier)
-    stop_percent: float | None = None         # stop-loss distance as a share of the fill price; the nearer one, if `stop_atr` is given too; None, here and below = none
+    # stop-loss distance as a share of the fill price; the nearer one, if `stop_atr` is given too; None, here
+    # and below = none
+    stop_percent: float | None = None
     take_profit_atr: float | None = None      # take-profit distance in ATR
     take_profit_percent: float | None = None  # take-profit distance as a share of the fill price
-    trailing_atr: float | None = None         # trailing stop, distance in ATR from the best price of earlier bars
+    # trailing stop, distance in ATR from the best price of earlier bars
+    trailing_atr: float | None = None
     max_hold: int | None = None        # bars after which a position is closed
-    slippage_range: float = 0.0        # share of the range of the bar filled in, over its high, on top of `slippage`
+    # share of the range of the bar filled in, over its high, on top of `slippage`
+    slippage_range: float = 0.0
     borrow_rate: float = 0.0           # share of a short's notional (a long's borrowed money), per day
     lot: float = 0.0                   # step of quantities, in coins; 0 = any quantity
     min_notional: float = 0.0          # smallest entry, quote currency
     max_volume_share: float | None = None     # largest entry as a share of the volume of the bar filled in
     max_leverage: float = 1.0          # largest share of equity that "fraction" and "volatility" may commit
-    maker_fee: float | None = None     # fee of a take-profit, which rests in the book until it is taken; None = as `fee`
+    # fee of a take-profit, which rests in the book until it is taken; None = as `fee`
+    maker_fee: float | None = None
     seed: int = 0                      # of weights, shuffling, dropout and the demo market
-    rules: dict = field(default_factory=dict)    # name of a rule → false to drop it, or a number for its bound; the names are those of `signals.RULES`
+    # name of a rule → false to drop it, or a number for its bound; the names are those of `signals.RULES`
+    rules: dict = field(default_factory=dict)
     network: dict = field(default_factory=dict)  # overrides of `ModelConfig`: architecture and training
 
     def __post_init__(self): check_run(self)
@@ -74,21 +86,54 @@ def as_number(
 
 # %% ../../nbs/core/05_config.ipynb #b705e36e
 _RANGES = {  # field: (smallest, largest); the text of the error is made from it
-    "hours": (48, 200_000), "lookback": (2, 1000), "horizon": (1, 72), "train_hours": (48, 200_000), "retrain_every": (1, 200_000),
-    "initial_balance": (1e-9, 1e15), "fee": (0, 0.1), "slippage": (0, 0.1), "stop_atr": (0.01, 100), "size": (1e-6, 10), "threshold_scale": (0, 1e6),
-    "p_min": (0, 1), "cost_margin": (0, 100), "min_hold": (0, 10_000), "seed": (0, 2**31 - 1), "stop_percent": (0.0001, 0.99), "take_profit_atr": (0.01, 1000),
-    "take_profit_percent": (0.0001, 100), "trailing_atr": (0.01, 100), "max_hold": (1, 10_000), "slippage_range": (0, 0.5), "borrow_rate": (0, 1),
-    "lot": (0, 1e9), "min_notional": (0, 1e12), "max_volume_share": (1e-9, 1), "max_leverage": (1, 10), "maker_fee": (0, 0.1)}
+    "hours": (48, 200_000),
+    "lookback": (2, 1000),
+    "horizon": (1, 72),
+    "train_hours": (48, 200_000),
+    "retrain_every": (1, 200_000),
+    "initial_balance": (1e-9, 1e15),
+    "fee": (0, 0.1),
+    "slippage": (0, 0.1),
+    "stop_atr": (0.01, 100),
+    "size": (1e-6, 10),
+    "threshold_scale": (0, 1e6),
+    "p_min": (0, 1),
+    "cost_margin": (0, 100),
+    "min_hold": (0, 10_000),
+    "seed": (0, 2**31 - 1),
+    "stop_percent": (0.0001, 0.99),
+    "take_profit_atr": (0.01, 1000),
+    "take_profit_percent": (0.0001, 100),
+    "trailing_atr": (0.01, 100),
+    "max_hold": (1, 10_000),
+    "slippage_range": (0, 0.5),
+    "borrow_rate": (0, 1),
+    "lot": (0, 1e9),
+    "min_notional": (0, 1e12),
+    "max_volume_share": (1e-9, 1),
+    "max_leverage": (1, 10),
+    "maker_fee": (0, 0.1),
+}
 _WHOLE = ("hours", "lookback", "horizon", "train_hours", "retrain_every", "min_hold", "max_hold", "seed")
-_OFF = {"stop_atr": "no stop", "stop_percent": "no stop", "take_profit_atr": "no target", "take_profit_percent": "no target", "trailing_atr": "no trailing stop",
-        "max_hold": "no limit", "max_volume_share": "no limit", "maker_fee": "the fee of all fills"}   # field: what null means
+_OFF = {
+    "stop_atr": "no stop",
+    "stop_percent": "no stop",
+    "take_profit_atr": "no target",
+    "take_profit_percent": "no target",
+    "trailing_atr": "no trailing stop",
+    # field: what null means
+    "max_hold": "no limit",
+    "max_volume_share": "no limit",
+    "maker_fee": "the fee of all fills",
+}
 _CHOICES = {"entry": ENTRY_MODES, "exit": EXIT_MODES, "sizing": SIZINGS, "short_volume": SHORT_VOLUMES}
 
 # %% ../../nbs/core/05_config.ipynb #dacc6021
 def check_run(
     run: RunConfig,   # a configuration under construction
 ) -> None:
-    "Put every field into its one spelling and range, or raise `InputError` naming the field and what to pass."
+    """Put every field into its one spelling and range, or raise `InputError` naming the field and what to
+    pass."""
     object.__setattr__(run, "ticker", check_ticker(run.ticker))
     for name, (low, high) in _RANGES.items():
         value = as_number(getattr(run, name))
@@ -97,13 +142,19 @@ def check_run(
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not low <= value <= high or (whole and not float(value).is_integer()):
             none = f", or null for {_OFF[name]}" if name in _OFF else ""
-            raise InputError(f"{name} is {value!r}; pass a {'whole ' if whole else ''}number from {low:,.12g} to {high:,.12g}{none}")
+            raise InputError(
+                f"{name} is {value!r}; pass a {'whole ' if whole else ''}number from {low:,.12g} to"
+                f" {high:,.12g}{none}"
+            )
         object.__setattr__(run, name, int(value) if whole else float(value))
     for name, known in _CHOICES.items():
         if getattr(run, name) not in known: raise unknown_name(name, getattr(run, name), known)
     if run.end is not None: object.__setattr__(run, "end", as_utc(run.end).isoformat())
-    if not isinstance(run.network, Mapping): raise InputError(f"network is {run.network!r}; pass a table such as network: {{epochs: 20}}")
-    if not isinstance(run.rules, Mapping) or not all(isinstance(v, (bool, int, float)) for v in run.rules.values()):
+    if not isinstance(run.network, Mapping):
+        raise InputError(f"network is {run.network!r}; pass a table such as network: {{epochs: 20}}")
+    if not isinstance(run.rules, Mapping) or not all(
+        isinstance(v, (bool, int, float)) for v in run.rules.values()
+    ):
         raise InputError(f"rules is {run.rules!r}; pass a table such as rules: {{macd: false, adx: 30}}")
     _check_rest(run)
 
@@ -112,12 +163,23 @@ def _check_rest(run: RunConfig) -> None:
     for name in ("exchange", "exchange_url"):
         value = getattr(run, name)
         if not (isinstance(value, str) and value or (value is None and name == "exchange_url")):
-            raise InputError(f"{name} is {value!r}; pass {'a ccxt id, simulated or auto' if name == 'exchange' else 'an address such as http://127.0.0.1:8765'}")
-    if run.sizing == "fraction" and run.size > run.max_leverage: raise InputError(f"size is {run.size:g}; pass a fraction of equity up to {run.max_leverage:g}")
-    if run.max_hold is not None and run.max_hold < run.min_hold: raise InputError(f"max_hold is {run.max_hold} and min_hold {run.min_hold}; pass a max_hold that is not shorter")
+            raise InputError(
+                f"{name} is {value!r}; pass"
+                f" {'a ccxt id, simulated or auto' if name == 'exchange' else 'an address such as http://127.0.0.1:8765'}"
+            )
+    if run.sizing == "fraction" and run.size > run.max_leverage:
+        raise InputError(f"size is {run.size:g}; pass a fraction of equity up to {run.max_leverage:g}")
+    if run.max_hold is not None and run.max_hold < run.min_hold:
+        raise InputError(
+            f"max_hold is {run.max_hold} and min_hold {run.min_hold}; pass a max_hold that is not shorter"
+        )
     if run.sizing == "all_in" and run.max_leverage != 1:
-        raise InputError(f"max_leverage is {run.max_leverage:g} but sizing=all_in borrows nothing; pass sizing=fraction to use it")
-    if run.sizing == "all_in" and run.size != 1: raise InputError(f"size is {run.size:g} but sizing=all_in takes all; pass sizing=fraction to use it")
+        raise InputError(
+            f"max_leverage is {run.max_leverage:g} but sizing=all_in borrows nothing; pass sizing=fraction to"
+            " use it"
+        )
+    if run.sizing == "all_in" and run.size != 1:
+        raise InputError(f"size is {run.size:g} but sizing=all_in takes all; pass sizing=fraction to use it")
 
 # %% ../../nbs/core/05_config.ipynb #2846626e
 def run_config(
@@ -137,10 +199,14 @@ def read_params(
     "The values of a parameter file. `InputError` for a missing file, broken YAML or an unknown key."
     path = Path(path)
     if not path.is_file(): raise InputError(f"there is no parameter file {path}; pass one of params/*.yaml")
-    try: values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except UnicodeDecodeError as e: raise InputError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
-    except (yaml.YAMLError, ValueError) as e: raise InputError(f"{path} is not YAML ({' '.join(str(e).split())}); write lines such as ticker: ETH/USD") from e   # ValueError: a 13th month
-    if not isinstance(values, dict): raise InputError(f"{path} holds {type(values).__name__}; write a table such as ticker: ETH/USD")
+    try:values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
+    except (yaml.YAMLError, ValueError) as e:
+        # ValueError: a 13th month
+        raise InputError(f"{path} is not YAML ({' '.join(str(e).split())}); write lines such as ticker: ETH/USD") from e
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}; write a table such as ticker: ETH/USD")
     run_config(values)
     return values
 
@@ -156,4 +222,5 @@ def run_from_namespace(
     return run_config({k: None if v == "" else v for k, v in plain.items()})
 
 # %% ../../nbs/core/05_config.ipynb #47c3f854
-DEFAULT_EXCHANGE = "coinbaseexchange"   # lists all our tickers in USD and gives years of hourly bars without a key
+# lists all our tickers in USD and gives years of hourly bars without a key
+DEFAULT_EXCHANGE = "coinbaseexchange"

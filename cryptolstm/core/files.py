@@ -22,7 +22,9 @@ def write_atomic(
     path: Path | str,                    # final place; missing folders are made
     write: bytes | str | Callable,       # the content, or a function that writes it to the path it is given
 ) -> Path:                               # the final path
-    "Write a file whole or not at all: temporary neighbour, fsync, rename. The neighbour is removed on any failure."
+    """Write a file whole or not at all: temporary neighbour, fsync, rename.
+
+    The neighbour is removed on any failure."""
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix); os.close(fd)
     try:
@@ -36,9 +38,12 @@ def write_atomic(
 
 # %% ../../nbs/core/02_files.ipynb #f228d07e
 def home() -> Path:  # the folder; it need not exist yet
-    "Where bars, models and ledgers are kept: `CRYPTOLSTM_HOME`, else the platform's user data directory. `InputError` for a file."
+    """Where bars, models and ledgers are kept: `CRYPTOLSTM_HOME`, else the platform's user data directory.
+
+    `InputError` for a file."""
     folder = Path(os.environ.get("CRYPTOLSTM_HOME") or platformdirs.user_data_dir("cryptolstm"))
-    if folder.is_file(): raise InputError(f"{folder} is a file; set CRYPTOLSTM_HOME to a folder, which need not exist yet")
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; set CRYPTOLSTM_HOME to a folder, which need not exist yet")
     return folder
 
 # %% ../../nbs/core/02_files.ipynb #73c5de6f
@@ -70,7 +75,8 @@ def plain(
 def code_hash(
     folder: Path,   # of a package
 ) -> str:
-    "SHA-256 over the relative names and the contents of all Python files in a folder and the folders below it."
+    """SHA-256 over the relative names and the contents of all Python files in a folder and the folders below
+    it."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

@@ -40,8 +40,19 @@ def threads_asked(
     except ValueError: return 0
 
 # %% ../../nbs/core/03_machine.ipynb #b2538f02
-VECTORS = {"X86_V4": "AVX-512", "AVX512F": "AVX-512", "X86_V3": "AVX2", "AVX2": "AVX2", "X86_V2": "SSE4.2", "SSE42": "SSE4.2", "SVE": "SVE", "ASIMD": "NEON"}   # NumPy's names, widest first
-KERNELS = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")   # variables that choose other kernels
+# NumPy's names, widest first
+VECTORS = {
+    "X86_V4": "AVX-512",
+    "AVX512F": "AVX-512",
+    "X86_V3": "AVX2",
+    "AVX2": "AVX2",
+    "X86_V2": "SSE4.2",
+    "SSE42": "SSE4.2",
+    "SVE": "SVE",
+    "ASIMD": "NEON",
+}
+# variables that choose other kernels
+KERNELS = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
 
 def vector_instructions() -> str:
     "The widest vector instructions that NumPy uses here, such as AVX2."
@@ -52,35 +63,67 @@ def vector_instructions() -> str:
 def processor() -> str:
     "The name of the processor, on Linux with family and model, which a shared name may not tell apart."
     if sys.platform == "darwin":
-        return subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout.strip()
-    try: lines = [line.partition(":")[::2] for line in Path("/proc/cpuinfo").read_text().splitlines()]
-    except OSError: return platform.processor() or platform.machine()
+        return subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
+        ).stdout.strip()
+    try:
+        lines = [line.partition(":")[::2] for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except OSError:
+        return platform.processor() or platform.machine()
     first = {k.strip(): v.strip() for k, v in reversed(lines)}
-    parts = [first.get("model name"), *(f"{k} {first[k]}" for k in ("cpu family", "model", "CPU implementer", "CPU part") if k in first)]
+    parts = [
+        first.get("model name"),
+        *(f"{k} {first[k]}" for k in ("cpu family", "model", "CPU implementer", "CPU part") if k in first),
+    ]
     return ", ".join(p for p in parts if p) or platform.machine()
 
 @lru_cache
 def cpu_kind() -> str:
-    "Processor and vector instructions, with the variables that restrict them. Results are equal to the bit on one kind of CPU only."
-    return ", ".join([processor(), vector_instructions(), *(f"{k}={os.environ[k]}" for k in KERNELS if k in os.environ)])
+    """Processor and vector instructions, with the variables that restrict them.
 
-OTHER_KIND = 1e-3   # relative difference of figures to be expected from another kind of CPU; docs/determinism.md says how it was measured
+    Results are equal to the bit on one kind of CPU only."""
+    return ", ".join(
+        [processor(), vector_instructions(), *(f"{k}={os.environ[k]}" for k in KERNELS if k in os.environ)]
+    )
+
+# relative difference of figures to be expected from another kind of CPU; docs/determinism.md says how it was
+# measured
+OTHER_KIND = 1e-3
 
 # %% ../../nbs/core/03_machine.ipynb #f83e8795
-LIBRARIES = ("tensorflow", "keras", "numpy", "pandas", "scipy", "scikit-learn", "statsmodels", "arch", "ta", "numba")
+LIBRARIES = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "statsmodels",
+    "arch",
+    "ta",
+    "numba",
+)
 
 def versions() -> dict[str, str]:
     "Versions of this package, Python and the libraries that make numbers."
     def of(name):
-        try: return version(name)
+        try:return version(name)
         except PackageNotFoundError: return "absent"
-    return {"cryptolstm": cryptolstm.__version__, "python": platform.python_version(), **{name: of(name) for name in LIBRARIES}}
+    return {
+        "cryptolstm": cryptolstm.__version__,
+        "python": platform.python_version(),
+        **{name: of(name) for name in LIBRARIES},
+    }
 
 def git_commit() -> str | None:
     "The commit of the checkout this package lies in, with + where files differ from it; None outside of one."
     folder = Path(cryptolstm.__file__).resolve().parents[1]
     if not (folder / ".git").exists(): return None
-    ask = lambda *words: subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20)
-    try: head, state = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.TimeoutExpired): return None
+    ask = lambda *words: subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20
+    )
+    try:
+        head, state = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return None if head.returncode else head.stdout.strip() + ("+" if state.stdout.strip() else "")

@@ -34,15 +34,26 @@ def volume_column(
     name: str,               # how to call the file in errors
 ) -> str:
     "The column with the volume in base currency. `InputError` where it is missing or cannot be told."
-    found = {n: re.sub(r"[^a-z0-9]", "", n.removeprefix("volume")) for n in names if n.startswith("volume") or n in ("v", "vol")}
+    found = {
+        n: re.sub(r"[^a-z0-9]", "", n.removeprefix("volume"))
+        for n in names
+        if n.startswith("volume") or n in ("v", "vol")
+    }
     found = {n: SAME_COIN.get(tag, tag) for n, tag in found.items()}
     for tags in (("", "v", "vol"), (SAME_COIN.get(base, base),), ("base", "crypto", "from", "coin")):
         if hits := [n for n, tag in found.items() if tag in tags]: return hits[0]
     fiat = re.compile(r"usd|eur|gbp|jpy|currency|quote|fiat|to$|dai")
     coins = [n for n, tag in found.items() if not fiat.search(tag)]
     if base is None and len(coins) == 1: return coins[0]
-    if not found: raise InputError(f"{name} has no column for volume; found {', '.join(names)}; add one with the volume in base currency")
-    raise InputError(f"{name} has {', '.join(found)}, none of them the volume in {(base or 'base currency').upper()}; rename the right one to volume")
+    if not found:
+        raise InputError(
+            f"{name} has no column for volume; found {', '.join(names)}; add one with the volume in base"
+            " currency"
+        )
+    raise InputError(
+        f"{name} has {', '.join(found)}, none of them the volume in {(base or 'base currency').upper()};"
+        " rename the right one to volume"
+    )
 
 # %% ../../nbs/data/07_barfiles.ipynb #e372a7a8
 def day_and_time(
@@ -56,8 +67,11 @@ def day_and_time(
     first = f"{date[0].as_py()} {clock[0].as_py()}"
     if ":" in (date[0].as_py() or ""): return None
     if re.fullmatch(r"\d{9,}(\.\d+)?", clock[0].as_py() or ""): return clock   # since 1970
-    if not re.search(r" \d?\d:\d\d(:\d\d(\.\d+)?)?$", first): raise InputError(
-        f"{name} has its times in two columns, date and time, and {first!r} is none; write them into one column as 2025-01-31 13:00")
+    if not re.search(r" \d?\d:\d\d(:\d\d(\.\d+)?)?$", first):
+        raise InputError(
+            f"{name} has its times in two columns, date and time, and {first!r} is none; write them into one"
+            " column as 2025-01-31 13:00"
+        )
     return pc.binary_join_element_wise(date, clock, " ")
 
 # %% ../../nbs/data/07_barfiles.ipynb #e969a5f4
@@ -73,7 +87,10 @@ def pick_columns(
     day = picked["time"] == "date" and "time" in names and day_and_time(table, name)
     picked |= {c: next((n for n in known if n in names), None) for c, known in PRICES.items()}
     if lost := [c for c, n in picked.items() if n is None]:
-        raise InputError(f"{name} has no column for {' and '.join(lost)}; found {found}; rename the columns to time,open,high,low,close,volume")
+        raise InputError(
+            f"{name} has no column for {' and '.join(lost)}; found {found}; rename the columns to"
+            " time,open,high,low,close,volume"
+        )
     check_stamp(table.stamp, ticker, name)
     if ticker: check_symbol(table, ticker, name)
     picked["volume"] = volume_column(names, ticker.split("/")[0].lower() if ticker else None, name)
@@ -89,10 +106,15 @@ def check_stamp(stamp: dict, ticker: str | None, name: str, market: str | None =
     if stamp.get("simulated") or str(stamp.get("exchange", "")).startswith("simulated"):
         raise InputError(f"{name} says that its bars are simulated; pass bars of a real market")
     if ticker and stamp.get("ticker") and letters(str(stamp["ticker"])) != letters(ticker):
-        raise InputError(f"{name} says that its bars are of {stamp['ticker']}, not of {ticker}; pass the ticker it holds")
+        raise InputError(
+            f"{name} says that its bars are of {stamp['ticker']}, not of {ticker}; pass the ticker it holds"
+        )
     theirs = {str(stamp[k]).lower() for k in ("exchange", "market") if stamp.get(k)}
     if market and theirs and market not in theirs:
-        raise InputError(f"{name} says that its bars are of {stamp.get('market') or stamp['exchange']}, not of {market}; pass the exchange it names")
+        raise InputError(
+            f"{name} says that its bars are of {stamp.get('market') or stamp['exchange']}, not of {market};"
+            " pass the exchange it names"
+        )
 
 # %% ../../nbs/data/07_barfiles.ipynb #26635d88
 def check_symbol(table: RawTable, ticker: str, name: str) -> None:
@@ -100,7 +122,8 @@ def check_symbol(table: RawTable, ticker: str, name: str) -> None:
     column = next((table.columns[n] for n in SYMBOLS if n in table.columns), None)
     if column is None: return
     for said in pc.unique(column.cast(pa.string())).to_pylist():
-        if said and letters(said) != letters(ticker): raise InputError(f"{name} holds bars of {said}, not of {ticker}; pass the ticker it holds")
+        if said and letters(said) != letters(ticker):
+            raise InputError(f"{name} holds bars of {said}, not of {ticker}; pass the ticker it holds")
 
 # %% ../../nbs/data/07_barfiles.ipynb #d5b5e972
 def read_numbers(
@@ -108,18 +131,21 @@ def read_numbers(
 ) -> tuple[np.ndarray, np.ndarray]:           # float64, NaN where empty or no number; and where text stands that is no number
     "A column as floats."
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        try: return np.asarray(column.cast(pa.float64(), safe=False), "float64"), np.zeros(len(column), bool)
+        try:return np.asarray(column.cast(pa.float64(), safe=False), "float64"), np.zeros(len(column), bool)
         except pa.ArrowException: column = column.cast(pa.string())
-    try: return np.asarray(column.cast(pa.float64()), "float64"), np.zeros(len(column), bool)
+    try:return np.asarray(column.cast(pa.float64()), "float64"), np.zeros(len(column), bool)
     except pa.ArrowInvalid: pass
     text = pc.utf8_trim_whitespace(column)
     number = pc.match_substring_regex(text, f"^(?:{NUMBER})$")
     blank = pc.or_kleene(pc.is_null(text), pc.is_in(pc.utf8_lower(text), pa.array(BLANKS)))
     values = np.asarray(pc.if_else(number, text, pa.scalar(None, pa.string())).cast(pa.float64()), "float64")
-    return values, ~np.asarray(pc.fill_null(pc.or_(pc.fill_null(number, False), pc.fill_null(blank, False)), False), bool)
+    return values, ~np.asarray(
+        pc.fill_null(pc.or_(pc.fill_null(number, False), pc.fill_null(blank, False)), False), bool
+    )
 
 # %% ../../nbs/data/07_barfiles.ipynb #dbf5b3e1
-UNITS = (("s", 1e11, 1_000_000), ("ms", 1e14, 1000), ("µs", 1e17, 1), ("ns", np.inf, 0))   # unit, values below this have it, µs in one
+# unit, values below this have it, µs in one
+UNITS = (("s", 1e11, 1_000_000), ("ms", 1e14, 1000), ("µs", 1e17, 1), ("ns", np.inf, 0))
 
 def read_epochs(
     column,                                          # pyarrow, numbers or text
@@ -139,9 +165,24 @@ def read_epochs(
     return moments, none | (values < 0), " and ".join(units)
 
 # %% ../../nbs/data/07_barfiles.ipynb #f0ae6351
-SPELLINGS = ("ISO8601", "%Y-%m-%d %I-%p", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M", "%m/%d/%Y %I:%M %p",
-             "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S.%f", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S",
-             "%Y.%m.%d %H:%M", "%Y.%m.%d %H:%M:%S")
+SPELLINGS = (
+    "ISO8601",
+    "%Y-%m-%d %I-%p",
+    "%m/%d/%Y %H:%M",
+    "%d/%m/%Y %H:%M",
+    "%m/%d/%Y %H:%M:%S",
+    "%d/%m/%Y %H:%M:%S",
+    "%m/%d/%y %H:%M",
+    "%d/%m/%y %H:%M",
+    "%m/%d/%Y %I:%M %p",
+    "%d.%m.%Y %H:%M",
+    "%d.%m.%Y %H:%M:%S",
+    "%d.%m.%Y %H:%M:%S.%f",
+    "%Y/%m/%d %H:%M",
+    "%Y/%m/%d %H:%M:%S",
+    "%Y.%m.%d %H:%M",
+    "%Y.%m.%d %H:%M:%S",
+)
 
 def read_texts(
     column,                                          # pyarrow, text
@@ -154,10 +195,12 @@ def read_texts(
     sample = text.iloc[np.linspace(0, len(text) - 1, min(len(text), 2000)).astype(int)]
     hits = {how: int(parse(sample, how).notna().sum()) for how in SPELLINGS}
     best = max(hits, key=hits.get)
-    read, twin = parse(text, best), best.replace("%m/%d", "%d/%m") if "%m/%d" in best else best.replace("%d/%m", "%m/%d")
+    read = parse(text, best)
+    twin = best.replace("%m/%d", "%d/%m") if "%m/%d" in best else best.replace("%d/%m", "%m/%d")
     if twin != best:
         other = parse(text, twin)
-        fit = lambda r: (-int(r.notna().sum()), r.max() - r.min() if r.notna().any() else pd.Timedelta(0))   # more rows read, then closer together
+        # more rows read, then closer together
+        fit = lambda r: (-int(r.notna().sum()), r.max() - r.min() if r.notna().any() else pd.Timedelta(0))
         if fit(other) < fit(read): best, read, other = twin, other, read
         if fit(other) == fit(read) and not other.equals(read): raise InputError(
             f"{name}: day and month cannot be told apart in {text.iloc[0]}; write times as 2025-01-31 13:00")
@@ -184,27 +227,36 @@ def read_times(
     "A column as moments."
     kind = column.type
     if pa.types.is_dictionary(kind): return read_times(column.cast(pa.string()), tz, name)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind): return read_epochs(column)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return read_epochs(column)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         if 2 * read_numbers(column)[1].sum() < len(column): return read_epochs(column)
         moments, zoned, words = quick_iso(column) or read_texts(column, name)
     elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         zoned, words = np.full(len(column), getattr(kind, "tz", None) is not None), str(kind)
         moments = pd.Series(column.cast(pa.timestamp("us"), safe=False).to_pandas()).dt.tz_localize("UTC")
-    else: raise InputError(f"{name}: its times are of type {kind}; write them as ISO text or as numbers since 1970")
+    else:
+        raise InputError(
+            f"{name}: its times are of type {kind}; write them as ISO text or as numbers since 1970"
+        )
     moments = moments.dt.as_unit("us")
     if tz != "UTC" and not zoned.all():
         local = localize(moments[~zoned].dt.tz_localize(None), tz)
         moments = moments.where(zoned, local.reindex(moments.index))
         words += f" in {tz}"
     none = moments.isna().to_numpy(bool)
-    return np.where(none, 0, moments.dt.tz_localize(None).to_numpy("datetime64[us]").astype("int64")), none, words
+    return (
+        np.where(none, 0, moments.dt.tz_localize(None).to_numpy("datetime64[us]").astype("int64")),
+        none,
+        words,
+    )
 
 # %% ../../nbs/data/07_barfiles.ipynb #91265ac9
 def quick_iso(
     column,                  # pyarrow, text
 ):                           # as `read_texts`, or None where the slower way is needed
-    "Clean ISO 8601 text, all of it with a zone or all of it without: pyarrow reads millions of rows a second."
+    """Clean ISO 8601 text, all of it with a zone or all of it without: pyarrow reads millions of rows a
+    second."""
     for zone in (None, "UTC"):
         try: read = column.cast(pa.timestamp("us", zone))
         except pa.ArrowInvalid: continue
@@ -213,9 +265,19 @@ def quick_iso(
         return moments, np.full(len(column), zone is not None), "ISO 8601 text"
 
 # %% ../../nbs/data/07_barfiles.ipynb #859ee398
-REASONS = ["", "has {cell} where a time belongs", "opens at {time}, which is before 2009 or still to come", "has {text} where a number belongs",
-           "has no {blank}", "has a price that is not positive", "has a high below its low", "has an open or close outside high and low",
-           "has a negative volume", "opens at {time}, off the {step} grid", "gives other values than row {other} for {time}"]
+REASONS = [
+    "",
+    "has {cell} where a time belongs",
+    "opens at {time}, which is before 2009 or still to come",
+    "has {text} where a number belongs",
+    "has no {blank}",
+    "has a price that is not positive",
+    "has a high below its low",
+    "has an open or close outside high and low",
+    "has a negative volume",
+    "opens at {time}, off the {step} grid",
+    "gives other values than row {other} for {time}",
+]
 FIRST_BAR = 1_230_768_000_000_000     # 2009-01-01 in µs
 
 @dataclass
@@ -244,18 +306,31 @@ def judge(
     values, text = (np.array(x) for x in zip(*(read_numbers(columns[c]) for c in COLUMNS), strict=True))
     o, h, l, c, v = values
     with np.errstate(invalid="ignore"):
-        rules = [none, (time < FIRST_BAR) | (time > now), text.any(axis=0), ~np.isfinite(values).all(axis=0), np.fmin(np.fmin(o, h), np.fmin(l, c)) <= 0, h < l,
-                 (h < np.maximum(o, c)) | (l > np.minimum(o, c)), v < 0]
+        rules = [
+            none,
+            (time < FIRST_BAR) | (time > now),
+            text.any(axis=0),
+            ~np.isfinite(values).all(axis=0),
+            np.fmin(np.fmin(o, h), np.fmin(l, c)) <= 0,
+            h < l,
+            (h < np.maximum(o, c)) | (l > np.minimum(o, c)),
+            v < 0,
+        ]
     code = np.zeros(len(time), "int8")
     for k in range(len(rules), 0, -1): code[rules[k - 1]] = k
-    return Rows(table, columns, time, values, text, code, np.isnan(values[:4]).all(axis=0) & (code == 4)), words
+    return (
+        Rows(table, columns, time, values, text, code, np.isnan(values[:4]).all(axis=0) & (code == 4)),
+        words,
+    )
 
 # %% ../../nbs/data/07_barfiles.ipynb #121bb3ec
 def bar_seconds(
     time: np.ndarray,       # µs since 1970, any order
     name: str,              # how to call the file in errors
 ) -> int:                   # 3600 or a divisor of it
-    "The length of a file's bars in seconds. `InputError` for bars longer than an hour, or of a length that does not divide it."
+    """The length of a file's bars in seconds.
+
+    `InputError` for bars longer than an hour, or of a length that does not divide it."""
     apart = np.diff(time)
     if (apart < 0).any(): apart = np.diff(np.sort(time))
     apart = apart[apart > 0] // 1_000_000
@@ -263,16 +338,24 @@ def bar_seconds(
     lengths, times = np.unique(apart, return_counts=True)
     usual = int(lengths[times.argmax()])
     if lengths[0] > 3600 or (usual > 3600 and 2 * times.max() > len(apart)):
-        raise InputError(f"{name} has bars of {usual / 3600:g} hours; pass hourly bars or shorter ones, which are put together")
+        raise InputError(
+            f"{name} has bars of {usual / 3600:g} hours; pass hourly bars or shorter ones, which are put"
+            " together"
+        )
     if usual >= 3600 or 2 * (time % 3_600_000_000 == 0).sum() > len(time) + 1: return 3600
-    if usual == 0 or 3600 % usual: raise InputError(f"{name} has rows {usual:g} s apart, which do not fit into an hour; pass bars of 1, 5, 15, 30 or 60 minutes")
+    if usual == 0 or 3600 % usual:
+        raise InputError(
+            f"{name} has rows {usual:g} s apart, which do not fit into an hour; pass bars of 1, 5, 15, 30 or"
+            " 60 minutes"
+        )
     return usual
 
 # %% ../../nbs/data/07_barfiles.ipynb #84d16d29
 def find_twins(
     rows: Rows,
 ) -> np.ndarray:       # (n,) bool: says nothing new, the same bar stands in an earlier row
-    "Mark rows that contradict each other (all of them: no one knows which is right); repeated ones are returned."
+    """Mark rows that contradict each other (all of them: no one knows which is right); repeated ones are
+    returned."""
     good = np.flatnonzero(rows.code == 0)
     time, again = rows.time[good], np.zeros(len(rows.time), bool)
     forward = np.diff(time)
@@ -297,13 +380,23 @@ def why(
     i: int,           # position of a bad row
 ) -> str:             # e.g. "row 17 has 'abc' as close where a number belongs"
     "What is wrong with a row, in words."
-    number, at = rows.table.number, str(np.datetime64(int(rows.time[i]), "us")).replace("T", " ").replace(".000000", "").removesuffix(":00")
+    number = rows.table.number
+    at = (
+        str(np.datetime64(int(rows.time[i]), "us"))
+        .replace("T", " ")
+        .replace(".000000", "")
+        .removesuffix(":00")
+    )
     value = lambda k: f"{str(rows.columns[COLUMNS[k]][i].as_py())[:40]!r} as {COLUMNS[k]}"
     minutes = f"{rows.step // 60}-minute" if rows.step % 60 == 0 else f"{rows.step}-second"
     said = REASONS[rows.code[i]].format(
-        cell=repr(str(rows.columns["time"][i].as_py())[:40]), time=f"{at} UTC", text=" and ".join(value(k) for k in np.flatnonzero(rows.text[:, i])),
-        blank=" and ".join(COLUMNS[k] for k in np.flatnonzero(~np.isfinite(rows.values[:, i]))), step="hour" if rows.step == 3600 else minutes,
-        other=number(int(rows.twin[i])) if rows.twin is not None and rows.twin[i] >= 0 else "?")
+        cell=repr(str(rows.columns["time"][i].as_py())[:40]),
+        time=f"{at} UTC",
+        text=" and ".join(value(k) for k in np.flatnonzero(rows.text[:, i])),
+        blank=" and ".join(COLUMNS[k] for k in np.flatnonzero(~np.isfinite(rows.values[:, i]))),
+        step="hour" if rows.step == 3600 else minutes,
+        other=number(int(rows.twin[i])) if rows.twin is not None and rows.twin[i] >= 0 else "?",
+    )
     return f"row {number(i)} {said}".replace("off the hour grid", "off the hour")
 
 # %% ../../nbs/data/07_barfiles.ipynb #1d5f9c02
@@ -327,7 +420,13 @@ def to_hours(
     counts = {"partial": int((short & keep).sum()), "untraded": int(keep.sum() - len(starts)), "cut": cut}
     if not len(hour): return hour, np.zeros((5, 0)), counts
     ends = np.r_[starts[1:], len(hour)] - 1
-    merged = [o[starts], np.maximum.reduceat(h, starts), np.minimum.reduceat(l, starts), c[ends], np.add.reduceat(v, starts)]
+    merged = [
+        o[starts],
+        np.maximum.reduceat(h, starts),
+        np.minimum.reduceat(l, starts),
+        c[ends],
+        np.add.reduceat(v, starts),
+    ]
     return hour[starts], np.array(merged), counts
 
 # %% ../../nbs/data/07_barfiles.ipynb #fc8186e6
@@ -339,17 +438,24 @@ def refuse_bad(
     "`InputError` naming the first bad row and how many follow, unless they are to be skipped."
     bad, ragged = np.flatnonzero((rows.code > 0) & ~rows.empty), rows.table.ragged
     if not len(bad) and not ragged: return {}
-    told = sorted([(rows.table.number(int(i)), why(rows, int(i))) for i in bad[:1 if not skip_bad else 100]] + [(n, f"row {n} {w}") for n, w in ragged.items()])
+    told = sorted(
+        [(rows.table.number(int(i)), why(rows, int(i))) for i in bad[: 1 if not skip_bad else 100]]
+        + [(n, f"row {n} {w}") for n, w in ragged.items()]
+    )
     if not skip_bad:
         more = len(bad) + len(ragged) - 1
         also = "" if not more else f", and {more:,} more row{'s' * (more > 1)} cannot be understood"
-        raise InputError(f"{name}: {told[0][1]}{also}; nothing was imported, repair the file or pass skip_bad to leave such rows out ({rows.table.count})")
+        raise InputError(
+            f"{name}: {told[0][1]}{also}; nothing was imported, repair the file or pass skip_bad to leave"
+            f" such rows out ({rows.table.count})"
+        )
     return {str(n): w for n, w in told[:100]}
 
 # %% ../../nbs/data/07_barfiles.ipynb #a81952c7
 def read_bars(
     file: Path | str,            # CSV, Parquet, Feather or JSON; also gzip, or zip with one file
-    ticker: str | None = None,   # BASE/QUOTE; tells the base volume from the quote volume and must agree with a symbol column
+    # BASE/QUOTE; tells the base volume from the quote volume and must agree with a symbol column
+    ticker: str | None = None,
     *,
     tz: str = "UTC",             # zone of times that do not say theirs
     skip_bad: bool = False,      # leave bad rows out and report them
@@ -360,7 +466,9 @@ def read_bars(
     raw = file_bytes(file)
     content, layers = unpack(raw, file.name)
     table, now = raw_table(content, file.name), pd.Timestamp.now(tz="UTC")
-    rows, words = judge(table, pick_columns(table, ticker, file.name), tz, file.name, int(now.timestamp() * 1e6))
+    rows, words = judge(
+        table, pick_columns(table, ticker, file.name), tz, file.name, int(now.timestamp() * 1e6)
+    )
     usable = (rows.code == 0) | rows.empty
     rows.step = bar_seconds(rows.time[usable], file.name)
     if rows.step == 3600: rows.empty[:] = False
@@ -368,10 +476,26 @@ def read_bars(
     rows.empty &= rows.code == 4
     again = find_twins(rows)
     bad = refuse_bad(rows, skip_bad, file.name)
-    notes = {"file": file.name, "sha256": hashlib.sha256(raw).hexdigest(), "format": " in ".join([table.form, *reversed(layers)]), "times": words,
-             "order": file_order(rows.time[usable]), "minutes": rows.step / 60, "rows": len(table) + len(table.ragged), "repeated": int(again.sum()),
-             "empty": int(rows.empty.sum()), "skipped": int(((rows.code > 0) & ~rows.empty).sum()) + len(table.ragged), "bad": bad}
-    bars, notes = closed_bars(rows, ((rows.code == 0) | rows.empty) & ~again, notes, min(now.timestamp(), file.stat().st_mtime), file.name)
+    notes = {
+        "file": file.name,
+        "sha256": hashlib.sha256(raw).hexdigest(),
+        "format": " in ".join([table.form, *reversed(layers)]),
+        "times": words,
+        "order": file_order(rows.time[usable]),
+        "minutes": rows.step / 60,
+        "rows": len(table) + len(table.ragged),
+        "repeated": int(again.sum()),
+        "empty": int(rows.empty.sum()),
+        "skipped": int(((rows.code > 0) & ~rows.empty).sum()) + len(table.ragged),
+        "bad": bad,
+    }
+    bars, notes = closed_bars(
+        rows,
+        ((rows.code == 0) | rows.empty) & ~again,
+        notes,
+        min(now.timestamp(), file.stat().st_mtime),
+        file.name,
+    )
     bars.attrs = table.stamp
     return bars, notes | {"dropped": lost_hours(rows, bars), "doubted": doubted_hours(rows, bars)}
 
@@ -381,12 +505,14 @@ def file_bytes(file: Path) -> bytes:
     try: return file.read_bytes()
     except FileNotFoundError as e: raise InputError(f"there is no file {file}; pass a file with bars") from e
     except IsADirectoryError as e: raise InputError(f"{file} is a folder; pass one file with bars") from e
-    except OSError as e: raise OperationError(f"cannot read {file}: {e.strerror or e}; check its permissions") from e
+    except OSError as e:
+        raise OperationError(f"cannot read {file}: {e.strerror or e}; check its permissions") from e
 
 def zone_known(tz: str) -> None:
     "`InputError` for a zone that does not exist."
     try: ZoneInfo(tz)
-    except (KeyError, ValueError, OSError) as e: raise InputError(f"{tz!r} is no time zone; pass one such as UTC or America/Denver") from e
+    except (KeyError, ValueError, OSError) as e:
+        raise InputError(f"{tz!r} is no time zone; pass one such as UTC or America/Denver") from e
 
 def file_order(time: np.ndarray) -> str:
     "Which way the rows of a file run."
@@ -394,8 +520,19 @@ def file_order(time: np.ndarray) -> str:
     return "ascending" if (step >= 0).all() else "descending" if (step <= 0).all() else "unordered"
 
 # %% ../../nbs/data/07_barfiles.ipynb #5fd4c87c
-BRIEF = ["", "", "", "not a number", "a missing value", "a price that is not positive", "high below low", "open or close outside high and low", "a negative volume",
-         "off the grid", "contradicts another row"]    # as `REASONS`
+BRIEF = [
+    "",
+    "",
+    "",
+    "not a number",
+    "a missing value",
+    "a price that is not positive",
+    "high below low",
+    "open or close outside high and low",
+    "a negative volume",
+    "off the grid",
+    "contradicts another row",
+]  # as `REASONS`
 
 def lost_hours(rows: Rows, bars: pd.DataFrame) -> dict[str, str]:
     "ISO time → reason of the hours without a bar that had a bad row; at most 1000 are named."
@@ -405,18 +542,25 @@ def lost_hours(rows: Rows, bars: pd.DataFrame) -> dict[str, str]:
 
 # %% ../../nbs/data/07_barfiles.ipynb #ac109a35
 def doubted_hours(rows: Rows, bars: pd.DataFrame) -> list[tuple[str, int]]:
-    "(ISO time, hours) of the holes that may be there because rows were left out: all of them where such a row has no time that can be read."
+    """(ISO time, hours) of the holes that may be there because rows were left out: all of them where such a
+    row has no time that can be read."""
     hours = hours_of(bars.index)
     holes = np.setdiff1d(np.arange(hours[0], hours[-1] + 1), hours)
     bad = (rows.code > 0) & ~rows.empty
-    if not len(rows.table.ragged) and not (bad & (rows.code <= 2)).any(): holes = np.intersect1d(holes, rows.time[bad] // 3_600_000_000)
+    if not len(rows.table.ragged) and not (bad & (rows.code <= 2)).any():
+        holes = np.intersect1d(holes, rows.time[bad] // 3_600_000_000)
     return [(hour_iso(a), b - a) for a, b in runs(holes)]
 
 # %% ../../nbs/data/07_barfiles.ipynb #54b64df8
-def closed_bars(rows: Rows, good: np.ndarray, notes: dict, written: float, name: str) -> tuple[pd.DataFrame, dict]:
-    "Sorted hourly bars from the rows that are good; the one that was in progress when the file was written is left out."
+def closed_bars(
+    rows: Rows, good: np.ndarray, notes: dict, written: float, name: str
+) -> tuple[pd.DataFrame, dict]:
+    """Sorted hourly bars from the rows that are good; the one that was in progress when the file was written
+    is left out."""
     time, values = rows.time[good], rows.values[:, good]
-    if (np.diff(time) < 0).any(): order = np.argsort(time, kind="stable"); time, values = time[order], values[:, order]
+    if (np.diff(time) < 0).any():
+        order = np.argsort(time, kind="stable")
+        time, values = time[order], values[:, order]
     notes |= {"partial": 0, "untraded": 0, "cut": [], "in_progress": None}
     hour = time // 3_600_000_000
     if rows.step < 3600 and len(hour):
@@ -425,11 +569,19 @@ def closed_bars(rows: Rows, good: np.ndarray, notes: dict, written: float, name:
     if len(hour) and hour[-1] * 3600 <= written < (hour[-1] + 1) * 3600:
         notes["in_progress"] = hour_iso(hour[-1])
         hour, values = hour[:-1], values[:, :-1]
-    if not len(hour): raise InputError(f"{name} has no complete hour that can be understood; pass a file with hourly bars or shorter ones")
+    if not len(hour):
+        raise InputError(
+            f"{name} has no complete hour that can be understood; pass a file with hourly bars or shorter"
+            " ones"
+        )
     index = pd.DatetimeIndex(pd.to_datetime(hour * 3600, unit="s", utc=True), name="timestamp").as_unit("us")
     spans = runs(hour)
     gaps = [(hour_iso(b), int(c - b)) for (_, b), (c, _) in zip(spans, spans[1:], strict=False)]
-    return check_bars(pd.DataFrame(np.ascontiguousarray(values.T), index=index, columns=COLUMNS)), notes | {"bars": len(hour), "gaps": gaps}
+    return check_bars(pd.DataFrame(np.ascontiguousarray(values.T), index=index, columns=COLUMNS)), notes | {
+        "bars": len(hour),
+        "gaps": gaps,
+    }
+
 
 def hour_iso(hour: int) -> str:
     "An hour number as ISO 8601."

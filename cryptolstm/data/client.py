@@ -36,8 +36,13 @@ def check_request(
     end=None,              # close time of the last bar wanted; None = the newest closed one
 ) -> tuple[str, int, int | None]:  # the ticker in its one spelling, hours, the hour the span stops before
     "What was asked for, checked."
-    whole = isinstance(hours, int | np.integer | float) and not isinstance(hours, bool) and float(hours).is_integer()
-    if not whole or not 1 <= hours <= 1_000_000: raise InputError(f"hours is {hours!r}; pass a whole number of bars from 1 to 1000000")
+    whole = (
+        isinstance(hours, int | np.integer | float)
+        and not isinstance(hours, bool)
+        and float(hours).is_integer()
+    )
+    if not whole or not 1 <= hours <= 1_000_000:
+        raise InputError(f"hours is {hours!r}; pass a whole number of bars from 1 to 1000000")
     return check_ticker(ticker), int(hours), None if end is None else hour_number(end)
 
 # %% ../../nbs/data/09_client.ipynb #d238938f
@@ -45,7 +50,9 @@ def exchange_name(
     exchange: str | None,   # as typed; None and auto = `CRYPTOLSTM_EXCHANGE`, else `DEFAULT_EXCHANGE`
 ) -> str:                   # in lower case, as ccxt's ids and the folders of the store are
     "The exchange that is meant."
-    typed, set_to = (str(x or "auto").strip().lower() for x in (exchange, os.environ.get("CRYPTOLSTM_EXCHANGE")))
+    typed, set_to = (
+        str(x or "auto").strip().lower() for x in (exchange, os.environ.get("CRYPTOLSTM_EXCHANGE"))
+    )
     return next((x for x in (typed, set_to) if x not in ("", "auto")), DEFAULT_EXCHANGE)
 
 # %% ../../nbs/data/09_client.ipynb #59542c56
@@ -53,13 +60,17 @@ class CryptoMarketDataClient:
     "Bars and prices of one market, through ccxt and a store on disk."
     def __init__(self,
         exchange: str | None = None,        # ccxt id; None = `CRYPTOLSTM_EXCHANGE`, else `DEFAULT_EXCHANGE`
-        exchange_url: str | None = None,    # another base address of the same API; None = `CRYPTOLSTM_EXCHANGE_URL`, else the exchange's own
+        # another base address of the same API; None = `CRYPTOLSTM_EXCHANGE_URL`, else the exchange's own
+        exchange_url: str | None = None,
         home: Path | None = None,           # the data folder; None = `core.home()`
         progress: bool = False,             # show bars fetched on stderr
     ):
         self.id = exchange_name(exchange)
-        if self.id == "simulated": raise InputError("the simulated market is made when it is asked for; there is nothing to fetch, "
-                                                    f"pass an exchange such as {DEFAULT_EXCHANGE}")
+        if self.id == "simulated":
+            raise InputError(
+                "the simulated market is made when it is asked for; there is nothing to fetch, "
+                f"pass an exchange such as {DEFAULT_EXCHANGE}"
+            )
         self.url = exchange_url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None
         self.home, self.progress = Path(home or data_home()), progress
         self.exchange = connect(self.id, self.url)   # asks nothing yet
@@ -74,12 +85,14 @@ class CryptoMarketDataClient:
         return stored_name(self.home, self.market, ticker)
 
     def get_historical_bars(self, ticker: str, hours: int, end=None, again: bool = False) -> pd.DataFrame:
-        """Stamped bars of the last `hours` hours that closed, or that closed by `end`; `attrs['short']` says when there are fewer, `attrs['unconfirmed']`
-        when some came empty and are not known to be gaps. `again` asks for all of them, also for what is stored."""
+        """Stamped bars of the last `hours` hours that closed, or that closed by `end`; `attrs['short']` says
+        when there are fewer, `attrs['unconfirmed']` when some came empty and are not known to be gaps.
+        `again` asks for all of them, also for what is stored."""
         return bars_or_alias(self, *check_request(ticker, hours, end), again=again)
 
     def stored_bars(self, ticker: str, hours: int, end=None) -> pd.DataFrame | None:
-        "The same from the store alone, ending at the newest stored bar; None where it does not know all of the span."
+        """The same from the store alone, ending at the newest stored bar; None where it does not know all of
+        the span."""
         ticker, hours, stop = check_request(ticker, hours, end)
         name, more = self.stored_name(ticker)
         store = read_store(self.path(name))
@@ -107,32 +120,67 @@ def client_bars(
     progress: bool | Callable | None = None,  # as of `fill_store`; None = the client's
     again: bool = False,       # ask for all of it, also for what is stored
 ) -> pd.DataFrame:
-    "Bars from the store, completed from the exchange. Where nobody answers, hours that came empty before are served as they are, and called unconfirmed."
+    """Bars from the store, completed from the exchange.
+
+    Where nobody answers, hours that came empty before are served as they are, and called unconfirmed."""
     store = read_store(client.path(ticker))
     try: return _completed(client, ticker, hours, stop, clock, progress, again, store)
     except ExchangeUnreachable:
-        if again or stop is None or not len(store.bars) or missing_spans(_span(stop, hours), store.asked): raise
+        if again or stop is None or not len(store.bars) or missing_spans(_span(stop, hours), store.asked):
+            raise
         return span_bars(store, (stop - hours, stop), ticker, client.id, "store", **_address(client))
 
 def _span(stop: int, hours: int) -> tuple[int, int]: return max(stop - hours, FIRST_HOUR), stop
 
 # %% ../../nbs/data/09_client.ipynb #13dc3643
-def _completed(client: CryptoMarketDataClient, ticker: str, hours: int, stop: int | None, clock: Callable, progress, again: bool, store: BarStore) -> pd.DataFrame:
+def _completed(
+    client: CryptoMarketDataClient,
+    ticker: str,
+    hours: int,
+    stop: int | None,
+    clock: Callable,
+    progress,
+    again: bool,
+    store: BarStore,
+) -> pd.DataFrame:
     "`client_bars`, if the exchange answers."
     path, said, source = client.path(ticker), _address(client), "store"
     if again or stop is None or missing_spans(_span(stop, hours), store.covered):
-        client.exchange.last_response_headers = None   # what was answered in this call decides whether the exchange counts as reached
-        wish = f"the newest {hours} bars of {ticker}" if stop is None else f"the bars of {ticker} from {hour_time(stop - hours):%Y-%m-%d %H:%M} to {hour_time(stop):%Y-%m-%d %H:%M}"
+        # what was answered in this call decides whether the exchange counts as reached
+        client.exchange.last_response_headers = None
+        wish = (
+            f"the newest {hours} bars of {ticker}"
+            if stop is None
+            else (
+                f"the bars of {ticker} from {hour_time(stop - hours):%Y-%m-%d %H:%M} to"
+                f" {hour_time(stop):%Y-%m-%d %H:%M}"
+            )
+        )
         now, said["clock"] = clock(client.exchange, ticker, wish)
         said["clock_time"] = pd.Timestamp(now, unit="ms", tz="UTC").isoformat()
         stop = now // HOUR_MS if stop is None else stop
         wanted = (max(stop - hours, FIRST_HOUR), min(stop, now // HOUR_MS))
-        if wanted[0] >= wanted[1]: raise InputError(f"no bar of that span has closed at {client.id} yet; pass an end before {hour_time(wanted[1])}")
+        if wanted[0] >= wanted[1]:
+            raise InputError(
+                f"no bar of that span has closed at {client.id} yet; pass an end before"
+                f" {hour_time(wanted[1])}"
+            )
         if again or missing_spans(wanted, store.covered):
             said |= store.news
             shown = client.progress if progress is None else progress
-            store, source = fill_store(client.exchange, ticker, path, wanted, now, shown, again, **{k: v for k, v in said.items() if k in _KEPT}), "exchange"
+            store = fill_store(
+                client.exchange,
+                ticker,
+                path,
+                wanted,
+                now,
+                shown,
+                again,
+                **{k: v for k, v in said.items() if k in _KEPT},
+            )
+            source = "exchange"
     return span_bars(store, (stop - hours, stop), ticker, client.id, source, **said)
+
 
 _KEPT = ("market", "exchange_url", "clock")   # parts of a stamp that are kept with the bars
 
@@ -144,7 +192,9 @@ def bars_or_alias(
     stop: int | None,
     **how                      # `clock`, `progress` and `again` of `client_bars`
 ) -> pd.DataFrame:             # `attrs["alias"]` where the exchange has another name for the ticker
-    "Bars of a ticker, under its new name where it was renamed. `NotListed` says what is stored of a ticker that is gone."
+    """Bars of a ticker, under its new name where it was renamed.
+
+    `NotListed` says what is stored of a ticker that is gone."""
     try: return client_bars(client, ticker, hours, stop, **how)
     except NotListed as e:
         if e.renamed:
@@ -183,12 +233,17 @@ def fetch_many(
     progress: bool = False,             # one bar for all on stderr, with the time that is left
     again: bool = False,                # ask for everything, also for what is stored
 ) -> dict[str, dict]:                   # by ticker: ok, bars, first, last, gaps, source and what the stamp says; or ok=False, error, exit_code
-    "Fetch what is missing of several tickers into the store. A ticker that fails is in the result; `InputError` only for what no ticker could do with."
+    """Fetch what is missing of several tickers into the store.
+
+    A ticker that fails is in the result; `InputError` only for what no ticker could do with."""
     asked = [check_request(t, hours, end) for t in dict.fromkeys(check_ticker(t) for t in tickers)]
-    if not 1 <= int(workers) <= 32: raise InputError(f"workers is {workers!r}; pass a whole number from 1 to 32")
+    if not 1 <= int(workers) <= 32:
+        raise InputError(f"workers is {workers!r}; pass a whole number from 1 to 32")
     clients = [CryptoMarketDataClient(exchange, exchange_url, home) for _ in asked]
     if not clients: raise InputError("there is no ticker to fetch; pass one such as BTC/USD")
-    leader, clock, stopped = (threading.Lock(), connect(clients[0].id, clients[0].url)), _OneClock(), threading.Event()
+    leader = (threading.Lock(), connect(clients[0].id, clients[0].url))
+    clock = _OneClock()
+    stopped = threading.Event()
     shown = tqdm(desc=f"bars of {len(asked)} ticker{'s' * (len(asked) != 1)}", unit="bar", file=sys.stderr, disable=not progress, leave=False, total=len(asked) * asked[0][1])
     def done(n: int) -> None:
         if stopped.is_set(): raise OperationError("the fetch was stopped")
@@ -198,7 +253,9 @@ def fetch_many(
         before, add = [0], lambda n: (done(n), before.__setitem__(0, before[0] + n))
         try: bars = bars_or_alias(client, *request, clock=clock, progress=add, again=again)
         except CryptolstmError as e: return {"ok": False, "error": str(e), "exit_code": e.exit_code}
-        finally: shown.update(0 if stopped.is_set() else request[1] - before[0])   # what was stored already counts as done
+        finally:
+            # what was stored already counts as done
+            shown.update(0 if stopped.is_set() else request[1] - before[0])
         return {"ok": True, **outcome(bars)}
     with shown, ThreadPoolExecutor(int(workers)) as pool:
         try: return dict(zip([t for t, *_ in asked], pool.map(one, clients, asked), strict=True))
@@ -212,9 +269,25 @@ def outcome(
     bars: pd.DataFrame,   # stamped, on the regular grid
 ) -> dict:                # JSON-able
     "Bars in a few words."
-    told = ("source", "market", "clock_time", "short", "unconfirmed", "late", "dropped", "revised", "alias", "set_aside")
-    return {"bars": len(bars), "first": bars.index[0].isoformat(), "last": bars.index[-1].isoformat(), "gaps": int(bars["is_gap"].sum()),
-            **{k: bars.attrs[k] for k in told if k in bars.attrs}}
+    told = (
+        "source",
+        "market",
+        "clock_time",
+        "short",
+        "unconfirmed",
+        "late",
+        "dropped",
+        "revised",
+        "alias",
+        "set_aside",
+    )
+    return {
+        "bars": len(bars),
+        "first": bars.index[0].isoformat(),
+        "last": bars.index[-1].isoformat(),
+        "gaps": int(bars["is_gap"].sum()),
+        **{k: bars.attrs[k] for k in told if k in bars.attrs},
+    }
 
 # %% ../../nbs/data/09_client.ipynb #bbfc63a2
 def imported_bars(
@@ -224,17 +297,23 @@ def imported_bars(
     end=None,                       # close time of the last bar wanted; None = the newest stored one
     home: Path | None = None,       # the data folder
 ) -> pd.DataFrame:                  # stamped, as of `market_bars`
-    "Stored bars of a market nobody can be asked about, holes included. `InputError` where they do not reach over all of the span."
+    """Stored bars of a market nobody can be asked about, holes included.
+
+    `InputError` where they do not reach over all of the span."""
     name, more = stored_name(Path(home or data_home()), market, ticker)
     path = bar_path(Path(home or data_home()), market, name)
     if not path.is_file(): check_exchange(market)
     store = read_store(path)
-    if not len(store.bars): raise InputError(f"nothing usable is stored of {ticker} at {market}; import the file again")
+    if not len(store.bars):
+        raise InputError(f"nothing usable is stored of {ticker} at {market}; import the file again")
     a, b = hour_number(store.bars.index[0]), hour_number(store.bars.index[-1]) + 1
     stop = b if end is None else hour_number(end)
     if stop - hours < a or stop > b:
-        raise InputError(f"{market} exists only as imported bars of {ticker} from {hour_time(a):%Y-%m-%d %H:%M} to {hour_time(b):%Y-%m-%d %H:%M}, "
-                         f"too few for these {hours} hours; pass fewer, or an end inside that span")
+        raise InputError(
+            f"{market} exists only as imported bars of {ticker} from {hour_time(a):%Y-%m-%d %H:%M} to"
+            f" {hour_time(b):%Y-%m-%d %H:%M}, too few for these {hours} hours; pass fewer, or an end inside"
+            " that span"
+        )
     return span_bars(store, (stop - hours, stop), ticker, market, "import", **more)
 
 # %% ../../nbs/data/09_client.ipynb #59d3cc1f
@@ -260,14 +339,29 @@ def market_bars(
         return _without_exchange(client, ticker, hours, end, seed, e)
 
 # %% ../../nbs/data/09_client.ipynb #be1613cf
-def _without_exchange(client: CryptoMarketDataClient, ticker: str, hours: int, end, seed: int, error: CryptolstmError) -> pd.DataFrame:
+def _without_exchange(
+    client: CryptoMarketDataClient, ticker: str, hours: int, end, seed: int, error: CryptolstmError
+) -> pd.DataFrame:
     "Stored bars, else the demo market if nothing real is stored and nobody was reached, else the error."
     stored, gone = client.stored_bars(ticker, hours, end), isinstance(error, NotListed)
     if stored is not None:
         why = f"{error.verb} {ticker}" if gone else "could not be reached"
-        return stamp(stored, ticker, client.id, stale=f"{client.id} {why}; the newest bar stored opened at {stored.index[-1]:%Y-%m-%d %H:%M} UTC")
+        return stamp(
+            stored,
+            ticker,
+            client.id,
+            stale=f"{client.id} {why}; the newest bar stored opened at {stored.index[-1]:%Y-%m-%d %H:%M} UTC",
+        )
     if gone: raise error
     if held := len(read_store(client.path(client.stored_name(ticker)[0])).bars):
-        raise ExchangeUnreachable(f"{error}; the {held} stored bars of {ticker} do not answer for these {hours} hours, pass fewer or another end") from error
-    why = f"{client.id} could not be reached and no bars of {ticker} are stored, so this is the simulated demo market"
-    return regular_grid(stamp(demo_market(hours, seed=seed, end=end, ticker=ticker), ticker, "simulated", fallback=why))
+        raise ExchangeUnreachable(
+            f"{error}; the {held} stored bars of {ticker} do not answer for these {hours} hours, pass fewer"
+            " or another end"
+        ) from error
+    why = (
+        f"{client.id} could not be reached and no bars of {ticker} are stored, so this is the simulated demo"
+        " market"
+    )
+    return regular_grid(
+        stamp(demo_market(hours, seed=seed, end=end, ticker=ticker), ticker, "simulated", fallback=why)
+    )

@@ -30,17 +30,20 @@ def fading_memory(
     return lfilter([1.0], [1.0, -phi], drive)
 
 # %% ../../nbs/data/03_demo.ipynb #a61c858a
-# Mean |return| per UTC hour, relative to the day; per weekday, Monday first; mean volume per UTC hour (BTC, 2022 to 2026).
+# Mean |return| per UTC hour, relative to the day; per weekday, Monday first; mean volume per UTC hour (BTC,
+# 2022 to 2026).
 HOUR_OF_DAY = np.array([.99, 1.08, .97, .84, .77, .76, .83, .84, .83, .80, .75, .78,
                         .86, 1.30, 1.70, 1.48, 1.18, 1.24, 1.11, 1.11, 1.02, .95, .97, .82])
 DAY_OF_WEEK = np.array([1.13, 1.10, 1.10, 1.08, 1.08, .70, .81])
 VOLUME_OF_DAY = np.array([.92, .95, .90, .79, .73, .70, .78, .94, .87, .81, .78, .80,
                           1.02, 1.37, 1.83, 1.72, 1.39, 1.21, 1.10, 1.06, 1.01, .80, .77, .74])
-MEMORIES = {720.0: .24, 60.0: .30, 3.0: .36}  # half-life in hours: standard deviation of the log volatility it contributes
+# half-life in hours: standard deviation of the log volatility it contributes
+MEMORIES = {720.0: .24, 60.0: .30, 3.0: .36}
 LEVERAGE = -.12                               # correlation of a return with the next shock to log volatility
 JUMP_RATE, JUMP_SIZE = 1 / 300, 3.0           # jumps per bar, and their standard deviation in hourly sigmas
 BRIDGE = 1.03                                 # volatility of the path inside a bar over that between bars
-FLUSH = .025                                  # share of bars without an upper (and, independently, a lower) wick
+# share of bars without an upper (and, independently, a lower) wick
+FLUSH = .025
 
 # %% ../../nbs/data/03_demo.ipynb #edd69c66
 def volatility_path(
@@ -48,7 +51,8 @@ def volatility_path(
     index: pd.DatetimeIndex,    # open times, UTC
     z: np.ndarray,              # (n,) standardised returns; only z[t−1] and older enter σ[t]
 ) -> np.ndarray:                # (n,) volatility of each bar, relative: the mean square is about 1
-    "Log-normal volatility with three memories, leverage and the profiles of day and week; known before the bar's own return."
+    """Log-normal volatility with three memories, leverage and the profiles of day and week; known before the
+    bar's own return."""
     before = np.r_[0.0, np.clip(z[:-1], -4, 4)]
     log_vol = np.zeros(len(index))
     for half_life, sd in MEMORIES.items():
@@ -56,7 +60,9 @@ def volatility_path(
         log_vol += sd * fading_memory(shock, half_life)
     hour = HOUR_OF_DAY / np.sqrt(np.mean(HOUR_OF_DAY**2))
     day = DAY_OF_WEEK / np.sqrt(np.mean(DAY_OF_WEEK**2))
-    return np.exp(log_vol - sum(sd**2 for sd in MEMORIES.values())) * hour[index.hour] * day[index.day_of_week]
+    return (
+        np.exp(log_vol - sum(sd**2 for sd in MEMORIES.values())) * hour[index.hour] * day[index.day_of_week]
+    )
 
 # %% ../../nbs/data/03_demo.ipynb #a9916630
 def shocks(
@@ -77,17 +83,22 @@ def bridge_extremes(
     sigma: np.ndarray,               # (n,) volatility of the path inside each bar, same unit as r
     nodes: int = 12,                 # sub-intervals
 ) -> tuple[np.ndarray, np.ndarray]:  # (low, high), each (n,): log distance from the open; low <= min(0, r), high >= max(0, r)
-    "Extremes of a bridge from 0 to r: the maximum between nodes a and b is (a+b+√((b−a)²−2s²·ln U))/2, the minimum mirrored."
+    """Extremes of a bridge from 0 to r: the maximum between nodes a and b is (a+b+√((b−a)²−2s²·ln U))/2, the
+    minimum mirrored."""
     n, clock = len(r), np.arange(1, nodes + 1) / nodes
     step = sigma[:, None] / np.sqrt(nodes)
     walk = np.cumsum(rng.standard_normal((n, nodes)) * step, axis=1)
     when = rng.integers(0, nodes, n)[:, None]
-    path = walk - clock * walk[:, -1:] + clock * (r - jump)[:, None] + jump[:, None] * (np.arange(nodes) >= when)
+    path = (
+        walk - clock * walk[:, -1:] + clock * (r - jump)[:, None] + jump[:, None] * (np.arange(nodes) >= when)
+    )
     a, b = np.c_[np.zeros(n), path[:, :-1]], path
     reach = [np.sqrt((b - a) ** 2 - 2 * step**2 * np.log(1 - rng.random((n, nodes)))) for _ in range(2)]
     low, high = ((a + b - reach[0]) / 2).min(axis=1), ((a + b + reach[1]) / 2).max(axis=1)
     flush = rng.random((2, n)) < FLUSH
-    return np.minimum(np.where(flush[0], 0, low), np.minimum(r, 0)), np.maximum(np.where(flush[1], 0, high), np.maximum(r, 0))
+    return np.minimum(np.where(flush[0], 0, low), np.minimum(r, 0)), np.maximum(
+        np.where(flush[1], 0, high), np.maximum(r, 0)
+    )
 
 # %% ../../nbs/data/03_demo.ipynb #4b16c3df
 def volume_path(
@@ -110,16 +121,31 @@ def six_digits(
     return np.array([round(v, d) for v, d in zip(x.tolist(), digits.tolist(), strict=True)])
 
 # %% ../../nbs/data/03_demo.ipynb #b2db38bd
-START_PRICES = {"BTC": 60_000.0, "ETH": 3_000.0, "ADA": .45, "DOT": 6.5, "LINK": 14.0, "MATIC": .65, "UNI": 9.0, "AAVE": 110.0, "ATOM": 8.0,
-                "XTZ": .9, "ALGO": .18, "SOL": 150.0, "AVAX": 32.0}
+START_PRICES = {
+    "BTC": 60_000.0,
+    "ETH": 3_000.0,
+    "ADA": 0.45,
+    "DOT": 6.5,
+    "LINK": 14.0,
+    "MATIC": 0.65,
+    "UNI": 9.0,
+    "AAVE": 110.0,
+    "ATOM": 8.0,
+    "XTZ": 0.9,
+    "ALGO": 0.18,
+    "SOL": 150.0,
+    "AVAX": 32.0,
+}
 HOURLY_TURNOVER = 9e7     # quote currency traded in an ordinary hour
-DEMO_END = "2025-01-01"   # close of the last bar unless told otherwise: a fixed date, so that the demo market is the same every day
+# close of the last bar unless told otherwise: a fixed date, so that the demo market is the same every day
+DEMO_END = "2025-01-01"
 
 # %% ../../nbs/data/03_demo.ipynb #41ded0c0
 def start_price(
     ticker: str,   # BASE/QUOTE
 ) -> float:        # quote currency
-    "Where a simulated ticker starts: the table's price, else a stable one between 1 and 100 made from the name."
+    """Where a simulated ticker starts: the table's price, else a stable one between 1 and 100 made from the
+    name."""
     base = check_ticker(ticker).split("/")[0]
     return START_PRICES.get(base) or float(10 ** (zlib.crc32(base.encode()) % 2001 / 1000))
 
@@ -135,8 +161,16 @@ def _generator(hours: int, seed: int, end, ticker: str) -> tuple[str, pd.Datetim
     return ticker, index, np.random.default_rng([int(seed), zlib.crc32(ticker.encode())])
 
 # %% ../../nbs/data/03_demo.ipynb #7d27c5f3
-def _bars(index: pd.DatetimeIndex, x: np.ndarray, low: np.ndarray, high: np.ndarray, volume: np.ndarray, price: float) -> pd.DataFrame:
-    "Simple returns, extremes (log distance from the open) and volume as a bar frame that opens where it closed."
+def _bars(
+    index: pd.DatetimeIndex,
+    x: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    volume: np.ndarray,
+    price: float,
+) -> pd.DataFrame:
+    """Simple returns, extremes (log distance from the open) and volume as a bar frame that opens where it
+    closed."""
     exact = price * np.cumprod(1 + x)
     before = np.r_[price, exact[:-1]]
     close = six_digits(exact)
@@ -147,16 +181,21 @@ def _bars(index: pd.DatetimeIndex, x: np.ndarray, low: np.ndarray, high: np.ndar
     return check_bars(pd.DataFrame(table, index=index))
 
 # %% ../../nbs/data/03_demo.ipynb #e97201c9
-def _simulate(index: pd.DatetimeIndex, rng: np.random.Generator, price: float, annual_vol: float, rho: float = 0.0) -> pd.DataFrame:
-    "Bars of a market; with rho ≠ 0 the next shock has that correlation with `volume_state` of the bar before."
+def _simulate(
+    index: pd.DatetimeIndex, rng: np.random.Generator, price: float, annual_vol: float, rho: float = 0.0
+) -> pd.DataFrame:
+    """Bars of a market; with rho ≠ 0 the next shock has that correlation with `volume_state` of the bar
+    before."""
     n, unit = len(index), annual_vol / np.sqrt(8760)
     z, jump = shocks(rng, n)
     sigma = unit * volatility_path(rng, index, z)
-    x = np.clip(sigma * (z + jump), -.5, .5)                      # symmetric, so clipping keeps the mean at zero
+    # symmetric, so clipping keeps the mean at zero
+    x = np.clip(sigma * (z + jump), -.5, .5)
     low, high = bridge_extremes(rng, np.log1p(x), sigma * jump, BRIDGE * sigma)
     volume = six_digits(volume_path(rng, index, (high - low) / unit, HOURLY_TURNOVER / price))
     if rho:
-        state = np.r_[0.0, volume_state(pd.Series(volume)).fillna(0).to_numpy()[:-1]]  # what was known when the bar opened
+        # what was known when the bar opened
+        state = np.r_[0.0, volume_state(pd.Series(volume)).fillna(0).to_numpy()[:-1]]
         quiet = np.sqrt(1 - rho**2)                               # keeps the volatility what it was
         x = np.clip(sigma * (rho * state + quiet * (z + jump)), -.5, .5)
         low, high = bridge_extremes(rng, np.log1p(x), quiet * sigma * jump, BRIDGE * sigma)
@@ -166,13 +205,17 @@ def _simulate(index: pd.DatetimeIndex, rng: np.random.Generator, price: float, a
 def demo_market(
     hours: int,                # bars
     seed: int = 0,             # another seed, another market
-    end=None,                  # close time of the last bar (anything `as_utc` reads, rounded down to the hour); None = 2025-01-01
+    # close time of the last bar (anything `as_utc` reads, rounded down to the hour); None = 2025-01-01
+    end=None,
     ticker: str = "BTC/USD",   # sets the price level and enters the generator
     annual_vol: float = 0.55,  # standard deviation of a year's log return
 ) -> pd.DataFrame:             # checked bars stamped `simulated`
-    "Hourly bars of a market whose price is a martingale. Same arguments, same bars; a longer market is another one, not a continuation."
+    """Hourly bars of a market whose price is a martingale.
+
+    Same arguments, same bars; a longer market is another one, not a continuation."""
     ticker, index, rng = _generator(hours, seed, end, ticker)
-    if not 0 < annual_vol <= 5: raise InputError(f"annual_vol is {annual_vol!r}; pass a number above 0 and up to 5, such as 0.55")
+    if not 0 < annual_vol <= 5:
+        raise InputError(f"annual_vol is {annual_vol!r}; pass a number above 0 and up to 5, such as 0.55")
     return stamp(_simulate(index, rng, start_price(ticker), annual_vol), ticker, "simulated", seed=int(seed))
 
 # %% ../../nbs/data/03_demo.ipynb #f7cb549b
@@ -188,29 +231,44 @@ def hill_index(
 def facts(
     bars: pd.DataFrame,   # any bar frame of at least 1,000 bars; gap rows are left out
 ) -> dict[str, float]:    # name → value; correlations and shares as fractions
-    "Stylised facts of hourly returns, to hold a simulated market against a real one. `InputError` below 1,000 bars."
-    if len(bars) < 1000: raise InputError(f"facts need at least 1000 bars, got {len(bars)}; pass a longer market")
+    """Stylised facts of hourly returns, to hold a simulated market against a real one.
+
+    `InputError` below 1,000 bars."""
+    if len(bars) < 1000:
+        raise InputError(f"facts need at least 1000 bars, got {len(bars)}; pass a longer market")
     whole = ~bars["is_gap"].astype(bool) if "is_gap" in bars else pd.Series(True, index=bars.index)
     log = np.log(bars["close"]).where(whole)
     r = log.diff().where(pd.Series(bars.index, index=bars.index).diff() == HOUR)
     width, a = np.log(bars["high"] / bars["low"]).where(r.notna()), r.abs()
     by_hour = a.groupby(bars.index.hour).mean() / a.mean()
     body = bars[["open", "close"]].max(axis=1)
-    return {"annual vol": float(r.std() * np.sqrt(8760)), "excess kurtosis": float(r.kurt()), "skew": float(r.skew()),
-            "tail index": hill_index(r.dropna().to_numpy()), "ACF r 1": float(r.autocorr(1)),
-            **{f"ACF |r| {k}": float(a.autocorr(k)) for k in (1, 24, 168)}, "ACF r² 1": float((r**2).autocorr(1)),
-            "leverage": float(r.corr((r**2).shift(-1))), "volume ~ |r|": float(bars["volume"].corr(a, method="spearman")),
-            "range / |r|": float(width.mean() / a.mean()), "Parkinson": float((width**2).mean() / (4 * np.log(2)) / r.var()),
-            "no upper wick": float((bars["high"] == body)[r.notna()].mean()), "peak hour": float(by_hour.idxmax()),
-            "peak / mean": float(by_hour.max()), "weekend / mean": float(a[bars.index.day_of_week >= 5].mean() / a.mean())}
+    return {
+        "annual vol": float(r.std() * np.sqrt(8760)),
+        "excess kurtosis": float(r.kurt()),
+        "skew": float(r.skew()),
+        "tail index": hill_index(r.dropna().to_numpy()),
+        "ACF r 1": float(r.autocorr(1)),
+        **{f"ACF |r| {k}": float(a.autocorr(k)) for k in (1, 24, 168)},
+        "ACF r² 1": float((r**2).autocorr(1)),
+        "leverage": float(r.corr((r**2).shift(-1))),
+        "volume ~ |r|": float(bars["volume"].corr(a, method="spearman")),
+        "range / |r|": float(width.mean() / a.mean()),
+        "Parkinson": float((width**2).mean() / (4 * np.log(2)) / r.var()),
+        "no upper wick": float((bars["high"] == body)[r.notna()].mean()),
+        "peak hour": float(by_hour.idxmax()),
+        "peak / mean": float(by_hour.max()),
+        "weekend / mean": float(a[bars.index.day_of_week >= 5].mean() / a.mean()),
+    }
 
 # %% ../../nbs/data/03_demo.ipynb #4a6be7b7
-STATE_CENTRE, STATE_SCALE = .013, .528   # of log(volume / its 20-bar mean): zero mean weighted by the next σ, unit mean square
+# of log(volume / its 20-bar mean): zero mean weighted by the next σ, unit mean square
+STATE_CENTRE, STATE_SCALE = .013, .528
 
 def volume_state(
     volume: pd.Series,   # volume of consecutive bars
 ) -> pd.Series:          # about unit mean square, within ±2.5; NaN for the first 19 bars
-    "How busy a bar is against the mean of its last 20 (itself included), standardised: the state the planted market leans on."
+    """How busy a bar is against the mean of its last 20 (itself included), standardised: the state the
+    planted market leans on."""
     ratio = np.log(volume / volume.rolling(20).mean())
     return ((ratio - STATE_CENTRE) / STATE_SCALE).clip(-2.5, 2.5)
 
@@ -224,16 +282,20 @@ def planted_state(
 # %% ../../nbs/data/03_demo.ipynb #5e78ab38
 def planted_market(
     hours: int,                # bars
-    r2: float = 0.10,          # share of the next return's variance (in units of its σ) that the state explains
+    # share of the next return's variance (in units of its σ) that the state explains
+    r2: float = 0.10,
     seed: int = 0,             # as in `demo_market`
     end=None,                  # as in `demo_market`
     ticker: str = "BTC/USD",   # as in `demo_market`
     annual_vol: float = 0.55,  # as in `demo_market`
     sign: int = 1,             # 1: busy bars are followed by rises; -1: by falls
 ) -> pd.DataFrame:             # checked bars stamped `simulated`; attrs carry `planted_r2` and `planted_sign`
-    "A demo market in which the next return depends on `planted_state` with correlation ±√r2. Not a martingale: skill must be found here."
+    """A demo market in which the next return depends on `planted_state` with correlation ±√r2.
+
+    Not a martingale: skill must be found here."""
     ticker, index, rng = _generator(hours, seed, end, ticker)
-    if not 0 <= r2 < 1: raise InputError(f"r2 is {r2!r}; pass a share from 0 up to (not including) 1, such as 0.1")
+    if not 0 <= r2 < 1:
+        raise InputError(f"r2 is {r2!r}; pass a share from 0 up to (not including) 1, such as 0.1")
     if sign not in (1, -1): raise InputError(f"sign is {sign!r}; pass 1 or -1")
     bars = _simulate(index, rng, start_price(ticker), annual_vol, rho=sign * float(np.sqrt(r2)))
     return stamp(bars, ticker, "simulated", seed=int(seed), planted_r2=float(r2), planted_sign=int(sign))

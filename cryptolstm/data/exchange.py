@@ -34,7 +34,8 @@ def plausible(
     ms: int | None,   # since 1970
 ) -> int:             # the same
     "A moment at which there can be a market; else the answer counts as a failed request."
-    if ms is None or not FIRST_HOUR * HOUR_MS <= ms < LAST_HOUR * HOUR_MS: raise ccxt.BadResponse(f"a time of {ms} ms since 1970")
+    if ms is None or not FIRST_HOUR * HOUR_MS <= ms < LAST_HOUR * HOUR_MS:
+        raise ccxt.BadResponse(f"a time of {ms} ms since 1970")
     return ms
 
 FIRST_HOUR, LAST_HOUR = hour_number("2009-01-01"), hour_number("2100-01-01")   # no market is older
@@ -63,7 +64,8 @@ def market_name(
     known = getattr(ccxt, exchange)()
     where = urlsplit(exchange_url)
     host = where.netloc.rpartition("@")[2].lower()      # a password in an address is nobody's business
-    if host in {h.replace("{hostname}", known.hostname or "") for h in _hosts(known.urls["api"])}: return exchange
+    if host in {h.replace("{hostname}", known.hostname or "") for h in _hosts(known.urls["api"])}:
+        return exchange
     return f"{exchange}@{host}{where.path.rstrip('/')}"
 
 # %% ../../nbs/data/01_exchange.ipynb #19cf4753
@@ -73,10 +75,12 @@ class _Turns:
 
     def wait(self, pause: float) -> None:
         with self.lock:
-            while (left := max(self.free_at, self.held) - time.monotonic()) > 0: time.sleep(left)   # once more where `hold` came meanwhile
+            # once more where `hold` came meanwhile
+            while (left := max(self.free_at, self.held) - time.monotonic()) > 0: time.sleep(left)
             self.free_at = time.monotonic() + pause
 
-    def hold(self, seconds: float) -> None: self.held = max(self.held, time.monotonic() + seconds)   # at once, not after those who wait
+    # at once, not after those who wait
+    def hold(self, seconds: float) -> None: self.held = max(self.held, time.monotonic() + seconds)
 
 _TURNS: dict[str, _Turns] = {}   # by market
 
@@ -86,13 +90,19 @@ def read_table(
     read: Callable,      # ccxt's reader of one candle
 ) -> list | None:        # [ms, open, high, low, close, volume] each; None where this short way is not safe
     "Candles read as a table, in the columns and the unit of time that `read` shows."
-    if len(rows) < 4 or {*map(type, rows)} != {list} or len({*map(len, rows)}) > 1 or len(rows[0]) < 6: return None
+    if len(rows) < 4 or {*map(type, rows)} != {list} or len({*map(len, rows)}) > 1 or len(rows[0]) < 6:
+        return None
     try:
         table, shown = np.array(rows, dtype="float64"), read([float(k + 2) for k in range(len(rows[0]))])
         columns = [int(x) - 2 for x in shown[1:6]]
-        column, scale = next(((k, u) for u in (1, 1000) for k in [shown[0] / u - 2] if k in range(table.shape[1])), (None, None))
-    except (ValueError, TypeError, AttributeError, LookupError): return None
-    if column is None or not all(0 <= k < table.shape[1] for k in columns) or not np.isfinite(table).all(): return None
+        column, scale = next(
+            ((k, u) for u in (1, 1000) for k in [shown[0] / u - 2] if k in range(table.shape[1])),
+            (None, None),
+        )
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return None
+    if column is None or not all(0 <= k < table.shape[1] for k in columns) or not np.isfinite(table).all():
+        return None
     times = table[:, int(column)] * scale
     if times.min() < FIRST_HOUR * HOUR_MS or times.max() >= LAST_HOUR * HOUR_MS: return None
     times = times.astype("int64").tolist()
@@ -102,12 +112,14 @@ def read_table(
 # %% ../../nbs/data/01_exchange.ipynb #0205d47b
 class _Careful:
     "Mixed into an exchange of ccxt: only JSON is an answer, one rate limit for all, candles read as a table."
-    turns, leader, base_url = None, None, None    # leader: (lock, exchange) that loads the list of markets for several
+    # leader: (lock, exchange) that loads the list of markets for several
+    turns, leader, base_url = None, None, None
     under_way = nullcontext()                     # what a request holds while it is under way
 
     def fetch(self, url, method="GET", headers=None, body=None):
         with self.under_way: answer = super().fetch(url, method, headers, body)
-        if isinstance(answer, str | bytes): raise ccxt.BadResponse(f"{self.id} {method} {url} answers with something that is not JSON")
+        if isinstance(answer, str | bytes):
+            raise ccxt.BadResponse(f"{self.id} {method} {url} answers with something that is not JSON")
         return answer
 
     def throttle(self, cost=None): self.turns.wait(self.rateLimit * (1 if cost is None else cost) / 1000)
@@ -120,14 +132,19 @@ class _Careful:
         return self.markets
 
     def parse_ohlcvs(self, ohlcvs, market=None, timeframe="1m", since=None, limit=None, tail=False):
-        rows = read_table(ohlcvs, lambda row: self.parse_ohlcv(row, market)) if isinstance(ohlcvs, list) else None
+        rows = (
+            read_table(ohlcvs, lambda row: self.parse_ohlcv(row, market))
+            if isinstance(ohlcvs, list)
+            else None
+        )
         if rows is None:
             for r in ohlcvs or (): plausible(self.parse_ohlcv(r, market)[0])
             return super().parse_ohlcvs(ohlcvs, market, timeframe, since, limit, tail)
         return self.filter_by_since_limit(self.sort_by(rows, 0), since, limit, 0, tail)
 
 # %% ../../nbs/data/01_exchange.ipynb #3ef6aefc
-TIMEOUT = 5.0    # seconds without a byte before a request counts as failed; its whole answer may take twice as long
+# seconds without a byte before a request counts as failed; its whole answer may take twice as long
+TIMEOUT = 5.0
 
 def _whole(raw, until: float) -> bytes:
     "A body to its end, or `requests.Timeout` at a moment of `time.monotonic`."
@@ -159,10 +176,14 @@ def connect(
     "A ccxt exchange. `InputError` for an unknown one, one without hourly bars, or an address that is none."
     check_exchange(exchange)
     local = re.match(r"https?://(127\.|localhost|\[::1\])", exchange_url or "")
-    ex = type(exchange, (_Careful, getattr(ccxt, exchange)), {})({"timeout": int(TIMEOUT * 1000), "requests_trust_env": not local})
-    if not ex.has.get("fetchOHLCV") or "1h" not in (ex.timeframes or {}): raise InputError(f"{exchange} gives no hourly bars; pass another exchange")
+    ex = type(exchange, (_Careful, getattr(ccxt, exchange)), {})(
+        {"timeout": int(TIMEOUT * 1000), "requests_trust_env": not local}
+    )
+    if not ex.has.get("fetchOHLCV") or "1h" not in (ex.timeframes or {}):
+        raise InputError(f"{exchange} gives no hourly bars; pass another exchange")
     if exchange_url is not None:
-        if not re.match(r"https?://[^/\s]+", exchange_url): raise InputError(f"{exchange_url!r} is no address; pass one such as http://127.0.0.1:8765")
+        if not re.match(r"https?://[^/\s]+", exchange_url):
+            raise InputError(f"{exchange_url!r} is no address; pass one such as http://127.0.0.1:8765")
         ex.urls["api"] = rebase(ex.urls["api"], exchange_url.rstrip("/"))
         ex.base_url = exchange_url.rstrip("/")
     ex.session = _session(not local)
@@ -202,26 +223,37 @@ def asked_pause(
     error: BaseException | None,   # how the last request ended
 ) -> float:                        # seconds, 0 where it does not say
     "How long the exchange asks to wait (`Retry-After`, in seconds or as a date by its own clock)."
-    if not isinstance(error, ccxt.RateLimitExceeded | ccxt.DDoSProtection | ccxt.ExchangeNotAvailable): return 0.0
+    if not isinstance(error, ccxt.RateLimitExceeded | ccxt.DDoSProtection | ccxt.ExchangeNotAvailable):
+        return 0.0
     headers = exchange.last_response_headers or {}
     text = str(headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", text): return float(text)
-    try: return max((parsedate_to_datetime(text) - parsedate_to_datetime(headers["Date"])).total_seconds(), 0.0)
-    except (ValueError, TypeError, KeyError): return 0.0
+    try:
+        return max(
+            (parsedate_to_datetime(text) - parsedate_to_datetime(headers["Date"])).total_seconds(), 0.0
+        )
+    except (ValueError, TypeError, KeyError):
+        return 0.0
 
 # %% ../../nbs/data/01_exchange.ipynb #df1ee48d
 def _give_up(exchange: ccxt.Exchange) -> Callable:
-    "When tenacity stops: few tries, fewer while nothing has been answered; at once where the exchange asks for more time than is left."
+    """When tenacity stops: few tries, fewer while nothing has been answered; at once where the exchange asks
+    for more time than is left."""
     def stop(state) -> bool:
         unanswered = exchange.last_response_headers is None
         most, budget = (3, FIRST_CONTACT) if unanswered else (5, BUDGET)
         left = budget - state.seconds_since_start
-        return state.attempt_number >= most or left <= 0 or asked_pause(exchange, state.outcome.exception()) > left
+        return (
+            state.attempt_number >= most
+            or left <= 0
+            or asked_pause(exchange, state.outcome.exception()) > left
+        )
     return stop
 
 # %% ../../nbs/data/01_exchange.ipynb #489eed22
 def _pause(exchange: ccxt.Exchange) -> Callable:
-    "How long tenacity waits: twice as long each time, or what the exchange asks for; then all who talk to it wait."
+    """How long tenacity waits: twice as long each time, or what the exchange asks for; then all who talk to
+    it wait."""
     def wait(state) -> float:
         asked = asked_pause(exchange, state.outcome.exception())
         if asked and exchange.turns is not None: exchange.turns.hold(asked)
@@ -232,13 +264,19 @@ def _pause(exchange: ccxt.Exchange) -> Callable:
 def _why(error: ccxt.BaseError) -> str:
     "An error of ccxt in a few words; bodies of web pages are not repeated."
     text = f"{error} {error.__cause__}"
-    for mark, words in (("Connection refused", "connection refused"), ("resolve", "its name cannot be resolved"), ("unreachable", "no network")):
-        if mark in text and isinstance(error, ccxt.NetworkError): return words
+    for mark, words in (
+        ("Connection refused", "connection refused"),
+        ("resolve", "its name cannot be resolved"),
+        ("unreachable", "no network"),
+    ):
+        if mark in text and isinstance(error, ccxt.NetworkError):
+            return words
     code = re.search(r"\b([45]\d\d) ", str(error))
     if isinstance(error, ccxt.RateLimitExceeded | ccxt.DDoSProtection): return "it limits our requests"
     if isinstance(error, ccxt.RequestTimeout): return "it did not answer in time"
     if isinstance(error, ccxt.BadResponse): return "its answer cannot be understood"
-    if isinstance(error, ccxt.ExchangeNotAvailable): return f"it answers with HTTP status {code[1]}" if code else "it is not available"
+    if isinstance(error, ccxt.ExchangeNotAvailable):
+        return f"it answers with HTTP status {code[1]}" if code else "it is not available"
     if isinstance(error, ccxt.NetworkError): return "the connection broke"
     return " ".join(re.sub(r"<[^>]*>", " ", str(error)).split())[:160]
 
@@ -251,12 +289,17 @@ def ask(
     what: str,               # what is asked for, to be named in the error
     call: Callable,          # one request
 ):                           # whatever `call` returns
-    "The answer to a request, tried again within the budget; `ExchangeUnreachable`, `Refused` or another `OperationError` after that."
+    """The answer to a request, tried again within the budget; `ExchangeUnreachable`, `Refused` or another
+    `OperationError` after that."""
     def attempt():
-        try: return call()
-        except (TypeError, AttributeError, LookupError, ValueError, OverflowError, RecursionError) as e: raise ccxt.BadResponse(f"{exchange.id} {e}") from e
+        try:return call()
+        except (TypeError, AttributeError, LookupError, ValueError, OverflowError, RecursionError) as e:
+            raise ccxt.BadResponse(f"{exchange.id} {e}") from e
     again = (ccxt.NetworkError, ccxt.BadResponse)
-    try: return Retrying(stop=_give_up(exchange), wait=_pause(exchange), reraise=True, retry=retry_if_exception_type(again))(attempt)
+    try:
+        return Retrying(
+            stop=_give_up(exchange), wait=_pause(exchange), reraise=True, retry=retry_if_exception_type(again)
+        )(attempt)
     except ccxt.BaseError as e:
         if isinstance(e, ccxt.NetworkError) and exchange.last_response_headers is None:
             host = urlsplit(exchange.last_request_url or "").netloc.rpartition("@")[2] or exchange.id
@@ -267,7 +310,8 @@ def ask(
 
 # %% ../../nbs/data/01_exchange.ipynb #1ff2b349
 class NotListed(InputError):
-    "The exchange does not list a ticker, or no longer trades it (`verb`): `renamed` is the ticker it trades instead, `stop` the hour its bars end, if known."
+    """The exchange does not list a ticker, or no longer trades it (`verb`): `renamed` is the ticker it trades
+    instead, `stop` the hour its bars end, if known."""
     verb, renamed, stop = "does not list", None, None
 
 # %% ../../nbs/data/01_exchange.ipynb #5c2537e6
@@ -290,8 +334,15 @@ def not_listed(
     new = f"{RENAMED.get(base)}/{quote}"
     near = [new] if new in traded else difflib.get_close_matches(ticker, traded, n=3)
     end = None if stop is None else f"{hour_time(stop):%Y-%m-%dT%H:%MZ}"
-    hint = (f"its last bar closed at {end}, pass an end of {end} or before" if end and new not in traded else
-            f"did you mean {' or '.join(near)}?" if near else f"pass one it lists, such as {' or '.join(sorted(traded)[:3])}")
+    hint = (
+        f"its last bar closed at {end}, pass an end of {end} or before"
+        if end and new not in traded
+        else (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"pass one it lists, such as {' or '.join(sorted(traded)[:3])}"
+        )
+    )
     verb = "no longer trades" if ticker in exchange.markets else "does not list"
     error = NotListed(f"{exchange.id} {verb} {ticker}; {hint}")
     error.verb, error.renamed, error.stop = verb, new if new in traded else None, stop
@@ -301,7 +352,8 @@ def not_listed(
 def check_listed(
     exchange: ccxt.Exchange,
     ticker: str,
-    closed: str = "refuse",    # a ticker that is listed and no longer traded: "refuse" it, "take" it, or refuse it only where "renamed"
+    # a ticker that is listed and no longer traded: "refuse" it, "take" it, or refuse it only where "renamed"
+    closed: str = "refuse",
 ) -> None:
     "`NotListed` with the closest ticker where the exchange does not list this one."
     markets = ask(exchange, f"its list of markets, to look for {ticker}", exchange.load_markets)
@@ -332,7 +384,10 @@ def exchange_clock(
     if exchange.has.get("fetchTime") is True:
         return ask(exchange, f"the time{why}", lambda: plausible(int(exchange.fetch_time()))), "exchange"
     check_listed(exchange, ticker, closed="take")
-    if is_closed(exchange, ticker): ticker = next((t for t in exchange.markets if not is_closed(exchange, t)), ticker)   # any price will do
+    # any price will do
+    if is_closed(exchange, ticker):
+        ticker = next((t for t in exchange.markets if not is_closed(exchange, t)), ticker)
     ask(exchange, f"the price of {ticker}{why}", lambda: exchange.fetch_ticker(ticker))
-    if date := (exchange.last_response_headers or {}).get("Date"): return int(parsedate_to_datetime(date).timestamp() * 1000), "http date"
+    if date := (exchange.last_response_headers or {}).get("Date"):
+        return int(parsedate_to_datetime(date).timestamp() * 1000), "http date"
     return int(time.time() * 1000), "local"

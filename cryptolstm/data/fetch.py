@@ -31,7 +31,15 @@ from .exchange import (FIRST_HOUR, Refused, another_line, ask, check_listed, is_
                                       not_listed)
 
 # %% ../../nbs/data/04_fetch.ipynb #c1a3ef56
-_FAULTS = ("", "off the hour", "a missing value", "a price that is not positive", "high below low", "open or close outside high and low", "a negative volume")
+_FAULTS = (
+    "",
+    "off the hour",
+    "a missing value",
+    "a price that is not positive",
+    "high below low",
+    "open or close outside high and low",
+    "a negative volume",
+)
 
 def clean_candles(
     candles: list,                 # ccxt's rows: open time in ms, open, high, low, close, volume; any order
@@ -43,15 +51,24 @@ def clean_candles(
     rows = np.array([r[1:6] for r in candles], dtype="float64").reshape(-1, 5)
     hour, (o, h, l, c, v) = t // HOUR_MS, rows.T
     with np.errstate(invalid="ignore"):
-        broken = [t % HOUR_MS != 0, ~np.isfinite(rows).all(axis=1), np.minimum(np.minimum(o, h), np.minimum(l, c)) <= 0, h < l,
-                  (h < np.maximum(o, c)) | (l > np.minimum(o, c)), v < 0]
+        broken = [
+            t % HOUR_MS != 0,
+            ~np.isfinite(rows).all(axis=1),
+            np.minimum(np.minimum(o, h), np.minimum(l, c)) <= 0,
+            h < l,
+            (h < np.maximum(o, c)) | (l > np.minimum(o, c)),
+            v < 0,
+        ]
     wanted, bad = (hour >= span[0]) & (hour < span[1]) & (t + HOUR_MS <= now), np.logical_or.reduce(broken)
     reason = np.argmax(broken, axis=0) + 1
     good = np.column_stack([hour, rows])[wanted & ~bad]
     good = good[np.argsort(good[:, 0], kind="stable")]
     last = np.append(good[1:, 0] != good[:-1, 0], True)[:len(good)]
     dropped = {hour_time(int(x)).isoformat(): "duplicated" for x in good[~last, 0]}
-    dropped |= {pd.Timestamp(int(t[i]), unit="ms", tz="UTC").isoformat(): _FAULTS[reason[i]] for i in np.flatnonzero(wanted & bad)}
+    dropped |= {
+        pd.Timestamp(int(t[i]), unit="ms", tz="UTC").isoformat(): _FAULTS[reason[i]]
+        for i in np.flatnonzero(wanted & bad)
+    }
     return good[last], dropped
 
 # %% ../../nbs/data/04_fetch.ipynb #bec62498
@@ -60,7 +77,9 @@ def bars_of(
 ) -> pd.DataFrame:         # bars, sorted
     "Rows as a bar frame."
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    index = pd.DatetimeIndex(rows[:, 0].astype("int64") * 3600 * 10**6, name="timestamp", dtype="datetime64[us, UTC]")
+    index = pd.DatetimeIndex(
+        rows[:, 0].astype("int64") * 3600 * 10**6, name="timestamp", dtype="datetime64[us, UTC]"
+    )
     return pd.DataFrame(rows[:, 1:], index=index, columns=COLUMNS)
 
 # %% ../../nbs/data/04_fetch.ipynb #db31756a
@@ -79,11 +98,16 @@ def fetch_page(
     ticker: str,
     span: tuple[int, int],     # hours that are missing
     now: int,                  # the exchange's clock, ms
-    watch: int = 0,            # hours before the span to be asked for as well; with the span at most `page_limit`
+    # hours before the span to be asked for as well; with the span at most `page_limit`
+    watch: int = 0,
     looks: int = LOOKS,        # how often a missing bar is asked for at least
 ) -> tuple[np.ndarray, dict[str, str]]:  # rows as of `clean_candles`, rows dropped
-    "The closed bars of one page; hours without a bar are asked for until that brings nothing new, `looks` times at least. A page that is empty throughout is asked for once."
-    what = f"the bars of {ticker} from {hour_time(span[0]):%Y-%m-%d %H:%M} to {hour_time(span[1]):%Y-%m-%d %H:%M}"
+    """The closed bars of one page; hours without a bar are asked for until that brings nothing new, `looks`
+    times at least. A page that is empty throughout is asked for once."""
+    what = (
+        f"the bars of {ticker} from {hour_time(span[0]):%Y-%m-%d %H:%M} to"
+        f" {hour_time(span[1]):%Y-%m-%d %H:%M}"
+    )
     first, rows, dropped, count, known = span[0] - watch, np.empty((0, 6)), {}, 0, -1
     holes = np.arange(*span)
     while len(holes) and (count < looks or len(rows) > known) and (len(rows) or not count):
@@ -189,7 +213,8 @@ def newest_bar(
     high: int,                 # an hour from which on there are none
     limit: int,                # bars the exchange gives at once
 ) -> int:                      # the last hour with a bar
-    "Where the bars of a ticker end, by halving what lies between; a hole longer than a page may be taken for the end."
+    """Where the bars of a ticker end, by halving what lies between; a hole longer than a page may be taken
+    for the end."""
     while high - low > 1:
         a = max(low + 1, min((low + high) // 2, high - limit))
         rows = look(a, min(a + limit, high))
@@ -207,7 +232,9 @@ def settle_empty(
     now: int,                      # the exchange's clock, ms
     keep: Callable,                # takes the rows and dropped rows of every further answer
 ) -> set:                          # the pages that came after all
-    "Another try at empty pages, with pauses. `OperationError` where the exchange keeps back its newest bars, or all; `NotListed` where it says why."
+    """Another try at empty pages, with pauses.
+
+    `OperationError` where the exchange keeps back its newest bars, or all; `NotListed` where it says why."""
     limit, top, healed, closed = page_limit(line), now // HOUR_MS, set(), is_closed(line, ticker)
     def look(a: int, b: int) -> np.ndarray:
         nonlocal hours
@@ -219,30 +246,51 @@ def settle_empty(
         last = int(max(hours[hours < wanted[1]], default=wanted[0] - 1))
         if (hours >= wanted[1]).any(): return []
         newest = [(a, b) for a, b in empty if b > last + 1 and (a, b) not in healed]
-        return newest or (pages([(max(last + 1, wanted[0]), wanted[1])], limit) if wanted[1] - last - 1 > WATCH or last < wanted[0] else [])
-    if wanted[1] - 1 not in hours and wanted[1] < top and not (hours >= wanted[1]).any():   # is there anything after it?
-        if not len(look(wanted[1], min(wanted[1] + limit, top))) and not len(hours): look(max(top - limit, wanted[1]), top)
+        return newest or (
+            pages([(max(last + 1, wanted[0]), wanted[1])], limit)
+            if wanted[1] - last - 1 > WATCH or last < wanted[0]
+            else []
+        )
+    # is there anything after it?
+    if wanted[1] - 1 not in hours and wanted[1] < top and not (hours >= wanted[1]).any():
+        if not len(look(wanted[1], min(wanted[1] + limit, top))) and not len(hours):
+            look(max(top - limit, wanted[1]), top)
     if not len(hours): probe(look, FIRST_HOUR, wanted[0], limit)
     waited, pause, tries = 0.0, exchanges.PAUSE, 1
-    while (left := sorted({*trailing(), *(p for p in empty if p not in healed and tries < LOOKS)})) and not closed and waited + pause < exchanges.BUDGET and tries < 5:
+    while (
+        (left := sorted({*trailing(), *(p for p in empty if p not in healed and tries < LOOKS)}))
+        and not closed
+        and waited + pause < exchanges.BUDGET
+        and tries < 5
+    ):
         time.sleep(pause)
         waited, pause, tries = waited + pause, 2 * pause, tries + 1
         healed |= {p for p in reversed(left) if len(look(*p))}
     if not (silent := trailing()): return healed
-    span = f"{hour_time(min(a for a, _ in silent)):%Y-%m-%d %H:%M} to {hour_time(max(b for _, b in silent)):%Y-%m-%d %H:%M}"
+    span = (
+        f"{hour_time(min(a for a, _ in silent)):%Y-%m-%d %H:%M} to"
+        f" {hour_time(max(b for _, b in silent)):%Y-%m-%d %H:%M}"
+    )
     if not len(hours) and closed: raise not_listed(line, ticker)
-    if not len(hours): raise OperationError(f"{line.id} lists {ticker} but gives no bars of it, neither from {span} nor at any other time; try again later")
+    if not len(hours):
+        raise OperationError(
+            f"{line.id} lists {ticker} but gives no bars of it, neither from {span} nor at any other time;"
+            " try again later"
+        )
     stop = newest_bar(look, int(hours.max()), min(a for a, _ in silent), limit) + 1
     if closed: raise not_listed(line, ticker, stop)
-    raise OperationError(f"{line.id} gives no bars of {ticker} from {span}, although it has earlier ones; try again later, "
-                         f"or pass an end of {hour_time(stop):%Y-%m-%dT%H:%MZ} or before")
+    raise OperationError(
+        f"{line.id} gives no bars of {ticker} from {span}, although it has earlier ones; try again later, "
+        f"or pass an end of {hour_time(stop):%Y-%m-%dT%H:%MZ} or before"
+    )
 
 # %% ../../nbs/data/04_fetch.ipynb #c063d584
 class _Fetched:
     "What a fetch has brought so far, and when it was last saved."
     def __init__(self, path: Path, store: BarStore, origin: dict):
         self.path, self.store, self.origin, self.new, self.saved = path, store, origin, [], time.monotonic()
-        self.asked, self.empty, self.seen_again = [], [], []   # spans; jobs; (job, its rows) where stored bars were asked for again
+        # spans; jobs; (job, its rows) where stored bars were asked for again
+        self.asked, self.empty, self.seen_again = [], [], []
         self.floor = -1                                        # nothing below this hour needs to be asked for
 
     def keep(self, rows: np.ndarray, dropped: dict) -> None:
@@ -257,7 +305,11 @@ class _Fetched:
 
     def hours(self) -> np.ndarray:
         "Hours with a bar, the stored ones included."
-        return np.unique(np.concatenate([hours_of(self.store.bars.index), *(rows[:, 0].astype("int64") for rows, _ in self.new)]))
+        return np.unique(
+            np.concatenate(
+                [hours_of(self.store.bars.index), *(rows[:, 0].astype("int64") for rows, _ in self.new)]
+            )
+        )
 
     def save(self, empty: Iterable = (), now: int = 0) -> BarStore:
         "Everything on disk; `empty`: spans of which what has no bar was asked for in vain."
@@ -273,7 +325,8 @@ class _Fetched:
 
 # %% ../../nbs/data/04_fetch.ipynb #4ad07baf
 def _before_listing(line: ccxt.Exchange, ticker: str, got: _Fetched, bottom: int, now: int) -> int:
-    "The hour below which nothing needs to be asked for, because two pages and a few probes farther back are empty; else -1."
+    """The hour below which nothing needs to be asked for, because two pages and a few probes farther back are
+    empty; else -1."""
     if len(got.empty) < 2: return -1
     above, last, limit, hours = got.empty[-2], got.empty[-1], page_limit(line), got.hours()
     if last.start - bottom <= 2 * limit or not len(hours) or hours[0] < above.stop: return -1
@@ -283,39 +336,70 @@ def _before_listing(line: ccxt.Exchange, ticker: str, got: _Fetched, bottom: int
 
 # %% ../../nbs/data/04_fetch.ipynb #41c50fe3
 def _forgotten(got: _Fetched) -> list[tuple[int, int]]:
-    "Hours without a bar that the exchange no longer gives, as it does not give the stored bars before them either."
+    """Hours without a bar that the exchange no longer gives, as it does not give the stored bars before them
+    either."""
     hours, gone = got.hours(), []
     for job, rows in got.seen_again:
         a = job.start
         stored = inside(hours_of(got.store.bars.index), [(a - job.watch, a)]).any()
-        if stored and not (rows[:, 0] < a).any() and a not in hours: gone.append((a, min(job.end, int(min(hours[hours > a], default=job.end)))))
+        if stored and not (rows[:, 0] < a).any() and a not in hours:
+            gone.append((a, min(job.end, int(min(hours[hours > a], default=job.end)))))
     return gone
 
 # %% ../../nbs/data/04_fetch.ipynb #d76f5f44
-def _fill(exchange: ccxt.Exchange, ticker: str, path: Path, wanted: tuple[int, int], now: int, done: Callable, origin: dict, again: bool = False) -> BarStore:
+def _fill(
+    exchange: ccxt.Exchange,
+    ticker: str,
+    path: Path,
+    wanted: tuple[int, int],
+    now: int,
+    done: Callable,
+    origin: dict,
+    again: bool = False,
+) -> BarStore:
     "`fill_store`, under the lock."
     store, limit = open_store(path), page_limit(exchange)
     todo = page_jobs(store, wanted, limit, again)
     if not todo: return store
     check_listed(exchange, ticker, closed="take" if wanted[1] < now // HOUR_MS else "renamed")
-    origin = {**origin, "exchange": exchange.id, "ticker": ticker, "fetched_at": pd.Timestamp(now, unit="ms", tz="UTC").isoformat()}
+    origin = {
+        **origin,
+        "exchange": exchange.id,
+        "ticker": ticker,
+        "fetched_at": pd.Timestamp(now, unit="ms", tz="UTC").isoformat(),
+    }
     got, line = _Fetched(path, store, origin), another_line(exchange)
     def fetch(on, job):
-        return None if job.stop <= got.floor else fetch_page(on, ticker, (job.start, job.stop), now, job.watch, LOOKS if job.fresh else 1)
+        return (
+            None
+            if job.stop <= got.floor
+            else fetch_page(on, ticker, (job.start, job.stop), now, job.watch, LOOKS if job.fresh else 1)
+        )
     try:
         with closing(_ahead(exchange, todo, fetch)) as answers:
             for job, page in zip(todo, answers, strict=True):
                 done(job.stop - job.start)
                 if page is None or (job.stop <= got.floor and not len(page[0])): continue
                 got.take(job, *page)
-                if not len(page[0]) and got.floor < 0: got.floor = _before_listing(line, ticker, got, todo[-1].start, now)
+                if not len(page[0]) and got.floor < 0:
+                    got.floor = _before_listing(line, ticker, got, todo[-1].start, now)
                 if time.monotonic() - got.saved > CHECKPOINT: got.save()
-        healed = settle_empty(line, ticker, wanted, got.hours(), [(j.start, j.stop) for j in got.empty if j.fresh], now, got.keep)
+        healed = settle_empty(
+            line,
+            ticker,
+            wanted,
+            got.hours(),
+            [(j.start, j.stop) for j in got.empty if j.fresh],
+            now,
+            got.keep,
+        )
         listed = got.floor > 0 and not healed   # what lies below the floor lies before the listing
         if listed: got.asked.append((wanted[0], got.floor))
-        if gone := _forgotten(got): origin["forgotten"] = merge_spans([*store.origin.get("forgotten", []), *gone])
+        if gone := _forgotten(got):
+            origin["forgotten"] = merge_spans([*store.origin.get("forgotten", []), *gone])
         got.save(got.asked, now)
-    finally: got.save()
+    finally:
+        got.save()
     return got.store if got.floor < 0 or listed else _fill(exchange, ticker, path, wanted, now, done, origin)
 
 # %% ../../nbs/data/04_fetch.ipynb #3e6111ea
@@ -327,19 +411,31 @@ def fill_store(
     path: Path,                    # from `bar_path`
     wanted: tuple[int, int],       # closed hours only
     now: int,                      # the exchange's clock, ms
-    progress: bool | Callable = False,  # True: a bar on stderr; a function: called with the number of hours done
+    # True: a bar on stderr; a function: called with the number of hours done
+    progress: bool | Callable = False,
     again: bool = False,           # ask for all of the span, also for what is known
     **origin,                      # `market`, `clock`, `exchange_url`
 ) -> BarStore:
-    "The store after everything missing of a span was fetched into it. `OperationError` where the exchange does not give its newest bars."
+    """The store after everything missing of a span was fetched into it.
+
+    `OperationError` where the exchange does not give its newest bars."""
     try:
         with store_lock(path, (lambda: progress(0)) if callable(progress) else lambda: None):
             if callable(progress): return _fill(exchange, ticker, path, wanted, now, progress, origin, again)
-            with tqdm(desc=f"{ticker} bars", unit="bar", file=sys.stderr, disable=not progress, leave=False) as shown:
-                shown.total = sum(b - a for a, b in missing_spans(wanted, [] if again else read_store(path).covered)) if progress else None
+            with tqdm(
+                desc=f"{ticker} bars", unit="bar", file=sys.stderr, disable=not progress, leave=False
+            ) as shown:
+                shown.total = (
+                    sum(b - a for a, b in missing_spans(wanted, [] if again else read_store(path).covered))
+                    if progress
+                    else None
+                )
                 return _fill(exchange, ticker, path, wanted, now, shown.update, origin, again)
     except Refused as e:
         if not is_closed(exchange, ticker): raise
         raise not_listed(exchange, ticker) from e
     except Timeout as e:
-        raise OperationError(f"another process has been fetching {ticker} for {bar_store.LOCK_WAIT:.0f} s; wait for it or end it") from e
+        raise OperationError(
+            f"another process has been fetching {ticker} for {bar_store.LOCK_WAIT:.0f} s; wait for it or"
+            " end it"
+        ) from e

@@ -38,31 +38,62 @@ def price_of(
     exchange: str,    # ccxt id
 ) -> dict:            # ticker, last, bid, ask, change_24h (fraction or None), volume_24h (base currency), exchange_time, mountain_time, exchange
     "A price in our words. `OperationError` where the exchange does not give one."
-    if not is_price(said.get("last")): raise OperationError(f"{exchange} gives no last price of {ticker} that is one; try again later")
+    if not is_price(said.get("last")):
+        raise OperationError(f"{exchange} gives no last price of {ticker} that is one; try again later")
     bid, offer = (said[k] if is_price(said.get(k)) else None for k in ("bid", "ask"))
-    if bid and offer and bid > offer: bid = offer = None   # crossed: one of them is wrong, and nobody knows which
-    percent, volume = (x if isinstance(x, int | float) and np.isfinite(x) else None for x in (said.get("percentage"), said.get("baseVolume")))
+    # crossed: one of them is wrong, and nobody knows which
+    if bid and offer and bid > offer: bid = offer = None
+    percent, volume = (
+        x if isinstance(x, int | float) and np.isfinite(x) else None
+        for x in (said.get("percentage"), said.get("baseVolume"))
+    )
     when = pd.Timestamp(said["timestamp"], unit="ms", tz="UTC")
-    return {"ticker": ticker, "last": said["last"], "bid": bid, "ask": offer, "change_24h": None if percent is None else percent / 100,
-            "volume_24h": volume, "exchange_time": when.isoformat(), "mountain_time": display_time(when), "exchange": exchange}
+    return {
+        "ticker": ticker,
+        "last": said["last"],
+        "bid": bid,
+        "ask": offer,
+        "change_24h": None if percent is None else percent / 100,
+        "volume_24h": volume,
+        "exchange_time": when.isoformat(),
+        "mountain_time": display_time(when),
+        "exchange": exchange,
+    }
 
 # %% ../../nbs/data/02_prices.ipynb #25537112
-DAY_STATS = {"coinbaseexchange": {"fetchTickerMethod": "publicGetProductsIdStats"}}  # options of ccxt for a second request with the 24 h open
+# options of ccxt for a second request with the 24 h open
+DAY_STATS = {"coinbaseexchange": {"fetchTickerMethod": "publicGetProductsIdStats"}}
 
 def realtime_price(
     exchange: ccxt.Exchange,
     ticker: str,
 ) -> dict:     # as of `price_of`, and `alias` where the ticker was renamed
     "The price of a ticker by its exchange's own clock."
-    exchange.last_response_headers = None   # what is answered in this call decides whether the exchange counts as reached
+    # what is answered in this call decides whether the exchange counts as reached
+    exchange.last_response_headers = None
     name, (ticker, more) = ticker, listed_name(exchange, ticker)
     said = ask(exchange, f"the price of {ticker}", lambda: with_price(exchange.fetch_ticker(ticker)))
     percent, at = said.get("percentage"), said.get("timestamp")
     if percent is None and exchange.id in DAY_STATS:
         plain, exchange.options = exchange.options, {**exchange.options, **DAY_STATS[exchange.id]}
-        try: percent = ask(exchange, f"the day of {ticker}", lambda: exchange.fetch_ticker(ticker)).get("percentage")
-        finally: exchange.options = plain
-    return price_of({**said, "percentage": percent, "timestamp": at if at is not None else exchange_clock(exchange, ticker)[0]}, name, exchange.id) | more
+        try:
+            percent = ask(exchange, f"the day of {ticker}", lambda: exchange.fetch_ticker(ticker)).get(
+                "percentage"
+            )
+        finally:
+            exchange.options = plain
+    return (
+        price_of(
+            {
+                **said,
+                "percentage": percent,
+                "timestamp": at if at is not None else exchange_clock(exchange, ticker)[0],
+            },
+            name,
+            exchange.id,
+        )
+        | more
+    )
 
 # %% ../../nbs/data/02_prices.ipynb #744b3619
 def has_stream(
@@ -83,10 +114,16 @@ class _Line:
     def __init__(self, exchange: ccxt.Exchange, ticker: str):
         self.ticker, self.opened, self.loop = ticker, None, asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.line = line = getattr(ccxt.pro, exchange.id)({"timeout": int(TIMEOUT * 1000), "asyncio_loop": self.loop})
+        self.line = line = getattr(ccxt.pro, exchange.id)(
+            {"timeout": int(TIMEOUT * 1000), "asyncio_loop": self.loop}
+        )
         if exchange.base_url: line.urls["api"] = rebase(line.urls["api"], exchange.base_url)
         line.set_markets_from_exchange(exchange)
-        line.streaming = {**line.streaming, "keepAlive": min(line.streaming["keepAlive"], 1000 * PING), "connectionTimeout": 1000 * TIMEOUT}
+        line.streaming = {
+            **line.streaming,
+            "keepAlive": min(line.streaming["keepAlive"], 1000 * PING),
+            "connectionTimeout": 1000 * TIMEOUT,
+        }
         line.last_response_headers = {}   # the list of markets was answered: the exchange counts as reached
         line.on_connected = self._note
 
@@ -95,11 +132,16 @@ class _Line:
         type(self.line).on_connected(self.line, client, message)
 
     def close(self) -> None:
-        with suppress(TimeoutError): asyncio.run_coroutine_threadsafe(self.line.close(), self.loop).result(1.0)   # or without a goodbye
+        # or without a goodbye
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self.line.close(), self.loop).result(1.0)
 
 # %% ../../nbs/data/02_prices.ipynb #03504eb9
 def _pushed(this: _Line) -> dict:
-    "The next message. `ccxt.NetworkError` where the line breaks or cannot be opened, `_Stood` where it stood for longer than the budget."
+    """The next message.
+
+    `ccxt.NetworkError` where the line breaks or cannot be opened, `_Stood` where it stood for longer than
+    the budget."""
     job = asyncio.run_coroutine_threadsafe(this.line.watch_ticker(this.ticker), this.loop)
     try: return with_price(job.result(HUSH))
     except (TimeoutError, ccxt.NetworkError) as e:
@@ -107,7 +149,8 @@ def _pushed(this: _Line) -> dict:
         if silent:
             job.cancel()
             this.close()
-        if silent or (opened is not None and time.monotonic() - opened >= exchanges.BUDGET): raise _Stood from e
+        if silent or (opened is not None and time.monotonic() - opened >= exchanges.BUDGET):
+            raise _Stood from e
         raise e if isinstance(e, ccxt.NetworkError) else ccxt.RequestTimeout(str(e)) from e
 
 # %% ../../nbs/data/02_prices.ipynb #783ade73
@@ -115,15 +158,19 @@ def stream_prices(
     exchange: ccxt.Exchange,   # from `connect`
     ticker: str,
 ) -> Iterator[dict]:           # as of `price_of`, one for each message
-    "Prices pushed by the exchange, until the caller stops. `OperationError` where a line that broke cannot be opened within the budget."
+    """Prices pushed by the exchange, until the caller stops.
+
+    `OperationError` where a line that broke cannot be opened within the budget."""
     name, (ticker, more) = ticker, listed_name(exchange, ticker)
     this = _Line(exchange, ticker)
     try:
         while True:
             said = None
-            with suppress(ccxt.NetworkError, ccxt.BadResponse, _Stood): said = _pushed(this)   # to wait for a price is no request
+            # to wait for a price is no request
+            with suppress(ccxt.NetworkError, ccxt.BadResponse, _Stood): said = _pushed(this)
             while said is None:
-                with suppress(_Stood): said = ask(this.line, f"the stream of prices of {ticker}", lambda: _pushed(this))
+                with suppress(_Stood):
+                    said = ask(this.line, f"the stream of prices of {ticker}", lambda: _pushed(this))
             yield price_of(said, name, exchange.id) | more
     finally:
         this.close()
@@ -135,18 +182,21 @@ def watch_prices(
     ticker: str,
     every: float = 5.0,            # seconds from one question to the next, where it must be asked
     count: int | None = None,      # how many prices; None = until the caller stops
-    stream: bool | None = None,    # None = where the exchange has it; False = ask; True = `InputError` where it has none
+    # None = where the exchange has it; False = ask; True = `InputError` where it has none
+    stream: bool | None = None,
 ) -> Iterator[dict]:               # as of `price_of`, and `by`: "stream" or "polling"
     "Prices as they come. `OperationError` where the exchange stops answering for longer than the budget."
     ticker, pushed = check_ticker(ticker), has_stream(exchange.id) if stream is None else stream
     if not every >= 0: raise InputError(f"every is {every!r}; pass seconds, 0 or more")
-    if pushed and not has_stream(exchange.id): raise InputError(f"{exchange.id} pushes no prices; pass stream=False to ask for them")
+    if pushed and not has_stream(exchange.id):
+        raise InputError(f"{exchange.id} pushes no prices; pass stream=False to ask for them")
     prices = stream_prices(exchange, ticker) if pushed else _poll(exchange, ticker, every)
     try:
         for k, price in enumerate(prices, 1):
             if count is None or k <= count: yield {**price, "by": "stream" if pushed else "polling"}
             if count is not None and k >= count: return
-    finally: prices.close()
+    finally:
+        prices.close()
 
 # %% ../../nbs/data/02_prices.ipynb #c833f78f
 def _poll(exchange: ccxt.Exchange, ticker: str, every: float) -> Iterator[dict]:

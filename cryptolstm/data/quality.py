@@ -26,8 +26,10 @@ THRESHOLDS = {
     "jump": 10.0,          # robust sigmas from close to close
     "taken_back": 0.7,     # share of a jump that must be undone for it to be a likely bad print
     "at_once": 2,          # bars it may take to undo it
-    "break": 2.0,          # factor beyond which a jump that is not undone is rather another unit, or another coin, than news
-    "spike": 8.0,          # robust sigmas that a high or low must reach beyond its own open and close and the neighbours' range
+    # factor beyond which a jump that is not undone is rather another unit, or another coin, than news
+    "break": 2.0,
+    # robust sigmas that a high or low must reach beyond its own open and close and the neighbours' range
+    "spike": 8.0,
     "stale": 3,            # bars in a row with one single price
     "missing": 0.01,       # share of missing bars above which the stretch is doubtful
     "apart": 100.0,        # basis points between the closes of two markets
@@ -51,7 +53,13 @@ def find_gaps(
     "Every gap, oldest first."
     first, length = stretches(bars["is_gap"].to_numpy(bool))
     empty = bars["close"].isna().to_numpy()[first]
-    return pd.DataFrame({"at": bars.index[first], "hours": length, "effect": np.where(empty, "splits the series", "carried forward")})
+    return pd.DataFrame(
+        {
+            "at": bars.index[first],
+            "hours": length,
+            "effect": np.where(empty, "splits the series", "carried forward"),
+        }
+    )
 
 # %% ../../nbs/data/05_quality.ipynb #1531772a
 def find_zero_volume(
@@ -68,7 +76,8 @@ def find_stale(
     "Runs of at least `stale` bars with one single price; a gap ends a run."
     close, gap = bars["close"].to_numpy(), bars["is_gap"].to_numpy(bool)
     flat = (bars["high"] == bars["low"]).to_numpy() & ~gap
-    again = np.r_[False, flat[1:] & flat[:-1] & (close[1:] == close[:-1])]   # flat, at the price of the flat bar before
+    # flat, at the price of the flat bar before
+    again = np.r_[False, flat[1:] & flat[:-1] & (close[1:] == close[:-1])]
     first, length = stretches(again, THRESHOLDS["stale"] - 1)
     return pd.DataFrame({"at": bars.index[first - 1], "bars": length + 1, "price": close[first]})
 
@@ -76,13 +85,19 @@ def find_stale(
 def moves(
     bars: pd.DataFrame,   # on the regular grid
 ) -> pd.DataFrame:        # rows: bars that exist; columns `move` (log, since the bar before), `sigma` (robust, one hour), `sigmas` (size)
-    "Each bar's move and its size in robust sigmas of the surrounding bars; NaN where too few moves are known."
+    """Each bar's move and its size in robust sigmas of the surrounding bars; NaN where too few moves are
+    known."""
     real = bars[~bars["is_gap"].to_numpy(bool)]
     hours = np.r_[np.nan, np.diff(real.index.as_unit("s").asi8) / 3600]
     move = np.log(real["close"]).diff()
     size = (move / np.sqrt(hours)).abs()
-    telling, (wide, near, enough) = size.where(real["high"] > real["low"]), (THRESHOLDS[k] for k in ("window", "near", "enough"))
-    month, day = (1.4826 * telling.rolling(n, center=True, min_periods=m).median() for n, m in ((wide, enough), (near, near // 2)))
+    telling, (wide, near, enough) = size.where(real["high"] > real["low"]), (
+        THRESHOLDS[k] for k in ("window", "near", "enough")
+    )
+    month, day = (
+        1.4826 * telling.rolling(n, center=True, min_periods=m).median()
+        for n, m in ((wide, enough), (near, near // 2))
+    )
     sigma = np.fmax(month, day).where(month > 0)
     return pd.DataFrame({"move": move, "sigma": sigma, "sigmas": size / sigma})
 
@@ -93,16 +108,28 @@ def find_jumps(
 ) -> pd.DataFrame:                    # at, size (fraction), sigmas, then ("stood", "taken back", "not known yet")
     "Moves from close to close beyond `jump` robust sigmas, and what the next bars made of them."
     table = moves(bars) if known is None else known
-    move, sigmas, least, within = table["move"].to_numpy(), table["sigmas"].to_numpy(), THRESHOLDS["taken_back"], THRESHOLDS["at_once"]
+    move = table["move"].to_numpy()
+    sigmas = table["sigmas"].to_numpy()
+    least = THRESHOLDS["taken_back"]
+    within = THRESHOLDS["at_once"]
     found, over = [], 0              # `over`: the bar after the last bad print and its way back
     for i in np.flatnonzero(sigmas > THRESHOLDS["jump"]):
         if i < over: continue        # the way back
         undone = -np.cumsum(move[i + 1:i + 1 + within]) / move[i]
         back = np.flatnonzero((undone >= least) & (undone <= 2 - least))
         if len(back): over = i + 2 + back[0]
-        found.append((i, "taken back" if len(back) else "stood" if len(undone) == within else "not known yet"))
+        found.append(
+            (i, "taken back" if len(back) else "stood" if len(undone) == within else "not known yet")
+        )
     rows = [i for i, _ in found]
-    return pd.DataFrame({"at": table.index[rows], "size": np.expm1(move[rows]), "sigmas": sigmas[rows], "then": [x for _, x in found]})
+    return pd.DataFrame(
+        {
+            "at": table.index[rows],
+            "size": np.expm1(move[rows]),
+            "sigmas": sigmas[rows],
+            "then": [x for _, x in found],
+        }
+    )
 
 # %% ../../nbs/data/05_quality.ipynb #9194227d
 def find_spikes(
@@ -119,7 +146,16 @@ def find_spikes(
     parts = []
     for side, x in beyond.items():
         hit = (x / table["sigma"] > THRESHOLDS["spike"]).to_numpy()
-        parts.append(pd.DataFrame({"at": real.index[hit], "side": side, "size": np.expm1(x[hit].to_numpy()), "sigmas": (x / table["sigma"])[hit].to_numpy()}))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "at": real.index[hit],
+                    "side": side,
+                    "size": np.expm1(x[hit].to_numpy()),
+                    "sigmas": (x / table["sigma"])[hit].to_numpy(),
+                }
+            )
+        )
     return pd.concat(parts).sort_values("at", kind="stable", ignore_index=True)
 
 # %% ../../nbs/data/05_quality.ipynb #14df6c9d
@@ -134,33 +170,76 @@ def _at(t) -> str: return f"{t:%Y-%m-%d %H:%M}"
 
 _T = THRESHOLDS
 CHECKS = {
-    "gaps": Check("gaps", "hours the exchange has no bar for", "hours", lambda r: f"{_at(r.at)} {r.hours} h ({r.effect})"),
-    "zero_volume": Check("no volume", "bars in which nothing was traded", "bars", lambda r: f"{_at(r.at)} {r.bars} h"),
-    "stale": Check("stuck price", f"at least {_T['stale']} bars in a row with one single price", "bars", lambda r: f"{_at(r.at)} {r.bars} h at {r.price:,.6g}"),
-    "jumps": Check("price jumps", f"closes more than {_T['jump']:g} robust sigmas of the surrounding {_T['near']} and {_T['window']} bars from the close before", "sigmas",
-                   lambda r: f"{_at(r.at)} {r.size:+.1%} ({r.sigmas:.0f} σ, {r.then})"),
-    "spikes": Check("spikes", f"highs or lows more than {_T['spike']:g} robust sigmas beyond their own bar's open and close and the bars beside it", "sigmas",
-                    lambda r: f"{_at(r.at)} {r.side} {r.size:.1%} beyond ({r.sigmas:.0f} σ)")}
+    "gaps": Check(
+        "gaps",
+        "hours the exchange has no bar for",
+        "hours",
+        lambda r: f"{_at(r.at)} {r.hours} h ({r.effect})",
+    ),
+    "zero_volume": Check(
+        "no volume", "bars in which nothing was traded", "bars", lambda r: f"{_at(r.at)} {r.bars} h"
+    ),
+    "stale": Check(
+        "stuck price",
+        f"at least {_T['stale']} bars in a row with one single price",
+        "bars",
+        lambda r: f"{_at(r.at)} {r.bars} h at {r.price:,.6g}",
+    ),
+    "jumps": Check(
+        "price jumps",
+        f"closes more than {_T['jump']:g} robust sigmas of the surrounding {_T['near']} and {_T['window']}"
+        " bars from the close before",
+        "sigmas",
+        lambda r: f"{_at(r.at)} {r.size:+.1%} ({r.sigmas:.0f} σ, {r.then})",
+    ),
+    "spikes": Check(
+        "spikes",
+        f"highs or lows more than {_T['spike']:g} robust sigmas beyond their own bar's open and close and the"
+        " bars beside it",
+        "sigmas",
+        lambda r: f"{_at(r.at)} {r.side} {r.size:.1%} beyond ({r.sigmas:.0f} σ)",
+    ),
+}
 
 # %% ../../nbs/data/05_quality.ipynb #8ce12e30
 def compare(
     bars: pd.DataFrame,      # on the regular grid
     against: pd.DataFrame,   # the same hours of another market
 ) -> dict:                   # hours in both, here or there alone, differences in basis points, …; `apart`: hours beyond the threshold
-    "How far two markets agree over the span of the first. `InputError` where they have fewer than two hours in common."
+    """How far two markets agree over the span of the first.
+
+    `InputError` where they have fewer than two hours in common."""
     ours, theirs = (regular_grid(check_bars(b)) for b in (bars, against))
     ours, theirs = (b.loc[~b["is_gap"].to_numpy(bool), "close"] for b in (ours, theirs))
     theirs = theirs[ours.index[0]:ours.index[-1]]
     both = ours.index.intersection(theirs.index)
-    if len(both) < 2: raise InputError("the two markets have fewer than two hours in common; pass bars of the same span")
+    if len(both) < 2:
+        raise InputError("the two markets have fewer than two hours in common; pass bars of the same span")
     x, y, said = ours[both], theirs[both], against.attrs
     bps = 1e4 * (x / y - 1)
     far = (bps.abs() > THRESHOLDS["apart"]).to_numpy()
-    return {"ticker": said.get("ticker"), "exchange": said.get("exchange"), "simulated": bool(said.get("simulated")), "common": len(both),
-            "share": len(both) / (len(ours) + len(theirs) - len(both)), "only_here": len(ours) - len(both), "only_there": len(theirs) - len(both),
-            "median_bps": float(bps.abs().median()), "max_bps": float(bps.abs().max()), "max_at": bps.abs().idxmax(),
-            "correlation": _alike(x, y), "notes": notes_of(against),
-            "apart": pd.DataFrame({"at": both[far], "close": x[far].to_numpy(), "other": y[far].to_numpy(), "bps": bps[far].to_numpy()})}
+    return {
+        "ticker": said.get("ticker"),
+        "exchange": said.get("exchange"),
+        "simulated": bool(said.get("simulated")),
+        "common": len(both),
+        "share": len(both) / (len(ours) + len(theirs) - len(both)),
+        "only_here": len(ours) - len(both),
+        "only_there": len(theirs) - len(both),
+        "median_bps": float(bps.abs().median()),
+        "max_bps": float(bps.abs().max()),
+        "max_at": bps.abs().idxmax(),
+        "correlation": _alike(x, y),
+        "notes": notes_of(against),
+        "apart": pd.DataFrame(
+            {
+                "at": both[far],
+                "close": x[far].to_numpy(),
+                "other": y[far].to_numpy(),
+                "bps": bps[far].to_numpy(),
+            }
+        ),
+    }
 
 # %% ../../nbs/data/05_quality.ipynb #72144613
 def _alike(x: pd.Series, y: pd.Series) -> float | None:
@@ -170,7 +249,8 @@ def _alike(x: pd.Series, y: pd.Series) -> float | None:
     r = np.corrcoef(np.log(x).diff()[step], np.log(y).diff()[step])[0, 1]
     return None if math.isnan(r) else float(r)
 
-NOTES = ("fallback", "stale", "short", "unconfirmed", "alias", "set_aside", "not_asked")   # keys of `bars.attrs` that are sentences for a reader
+# keys of `bars.attrs` that are sentences for a reader
+NOTES = ("fallback", "stale", "short", "unconfirmed", "alias", "set_aside", "not_asked")
 
 def notes_of(
     bars: pd.DataFrame,   # stamped
@@ -192,7 +272,8 @@ class QualityReport:
     judged: int                   # bars with enough neighbours for the price checks
     tables: dict                  # name in `CHECKS` → every row found, oldest first
     dropped: dict = field(default_factory=dict)   # reason → rows received and not used
-    revised: list = field(default_factory=list)   # values of closed bars that the exchange has changed since: {time, column, was, now, …}
+    # values of closed bars that the exchange has changed since: {time, column, was, now, …}
+    revised: list = field(default_factory=list)
     notes: list = field(default_factory=list)     # what else the stamp says: short, stale, another name …
     age: float | None = None      # hours from the last bar's close to the moment of the report
     against: dict | None = None   # from `compare`
@@ -207,38 +288,65 @@ class QualityReport:
     @property
     def breaks(self) -> pd.DataFrame:
         jumps = self.tables["jumps"]
-        return jumps[(jumps["then"] != "taken back") & (np.log1p(jumps["size"].astype(float)).abs() > math.log(THRESHOLDS["break"]))]
+        return jumps[
+            (jumps["then"] != "taken back")
+            & (np.log1p(jumps["size"].astype(float)).abs() > math.log(THRESHOLDS["break"]))
+        ]
 
     def worst(self, name: str, limit: int | None = None) -> pd.DataFrame:
         "The rows of a check, worst first: bad prints, then by weight."
         table = self.tables[name]
         bad = table["then"].eq("taken back") if "then" in table else pd.Series(False, table.index)
-        return table.assign(_bad=bad).sort_values(["_bad", CHECKS[name].weight], ascending=False, kind="stable").drop(columns="_bad").head(limit)
+        return (
+            table.assign(_bad=bad)
+            .sort_values(["_bad", CHECKS[name].weight], ascending=False, kind="stable")
+            .drop(columns="_bad")
+            .head(limit)
+        )
 
     @property
-    def revised_bars(self) -> int: return len({row["time"] for row in self.revised})
+    def revised_bars(self) -> int:
+        return len({row["time"] for row in self.revised})
 
     @property
-    def grade(self) -> str: return _grade(self)
+    def grade(self) -> str:
+        return _grade(self)
 
     @property
-    def sentence(self) -> str: return _sentence(self)
+    def sentence(self) -> str:
+        return _sentence(self)
 
     def to_dict(self, limit: int = 50) -> dict: return _to_dict(self, limit)
 
 # %% ../../nbs/data/05_quality.ipynb #677b6f8d
 def _grade(r: QualityReport) -> str:
     "clean, usable or doubtful."
-    apart = r.against is not None and len(r.against["apart"]) > THRESHOLDS["apart_share"] * r.against["common"]
-    if r.missing > THRESHOLDS["missing"] * r.hours or len(r.tables["stale"]) or len(r.bad_prints) or len(r.breaks) or apart: return "doubtful"
-    odd = r.missing or r.dropped or r.revised or any(len(r.tables[k]) for k in ("zero_volume", "spikes")) or (r.against is not None and len(r.against["apart"]))
+    apart = (
+        r.against is not None and len(r.against["apart"]) > THRESHOLDS["apart_share"] * r.against["common"]
+    )
+    if (
+        r.missing > THRESHOLDS["missing"] * r.hours
+        or len(r.tables["stale"])
+        or len(r.bad_prints)
+        or len(r.breaks)
+        or apart
+    ):
+        return "doubtful"
+    odd = (
+        r.missing
+        or r.dropped
+        or r.revised
+        or any(len(r.tables[k]) for k in ("zero_volume", "spikes"))
+        or (r.against is not None and len(r.against["apart"]))
+    )
     return "usable" if odd else "clean"
 
 # %% ../../nbs/data/05_quality.ipynb #4746ef1a
 def _many(n: int, word: str) -> str: return f"{n:,} {word}{'s' * (n != 1)}"
 
 def _count(table: pd.DataFrame, one: str, many: str) -> str:
-    "Words for one finding or for several; `{n}` is their number, `{at}` and the columns are those of the worst."
+    """Words for one finding or for several; `{n}` is their number, `{at}` and the columns are those of the
+    worst."""
     worst = table.iloc[0]
     return (one if len(table) == 1 else many).format(n=f"{len(table):,}", **{**worst, "at": _at(worst["at"])})
 
@@ -246,60 +354,143 @@ def _sentence(r: QualityReport) -> str:
     "What a person reads first: what is wrong, and where to look."
     worst = {name: r.worst(name) for name in CHECKS}
     bad = worst["jumps"][worst["jumps"]["then"] == "taken back"]
-    broken, stood = worst["jumps"].loc[worst["jumps"].index.isin(r.breaks.index)], worst["jumps"].drop([*bad.index, *r.breaks.index])
+    broken = worst["jumps"].loc[worst["jumps"].index.isin(r.breaks.index)]
+    stood = worst["jumps"].drop([*bad.index, *r.breaks.index])
     beyond = f"by more than a factor of {THRESHOLDS['break']:g}"
     silent = int(r.tables["zero_volume"]["bars"].sum())
-    parts = [f"{_many(r.bars, 'bar')} without a gap" if not r.missing else
-             _count(worst["gaps"], f"one gap of {{hours}} h from {{at}} in {r.hours:,} hours", f"{{n}} gaps ({r.missing:,} of {r.hours:,} hours missing), the longest {{hours}} h from {{at}}"),
-             len(bad) and _count(bad, "one price jump taken back at once: look at {at}", "{n} price jumps taken back at once, the largest at {at}"),
-             len(broken) and _count(broken, f"one move {beyond} that was not taken back: look at {{at}}",
-                                    f"{{n}} moves {beyond} that were not taken back, the largest at {{at}}"),
-             len(worst["stale"]) and _count(worst["stale"], "a stuck price for {bars} h from {at}", "{n} stuck prices, the longest for {bars} h from {at}"),
-             silent and f"{_many(silent, 'bar')} without volume",
-             len(worst["spikes"]) and _count(worst["spikes"], "one spike at {at}", "{n} spikes, the largest at {at}"),
-             len(stood) and _count(stood, "one large move that stood", "{n} large moves that stood"),
-             r.dropped and f"{_many(sum(r.dropped.values()), 'unusable row')} dropped", r.revised and f"{_many(r.revised_bars, 'closed bar')} changed by the exchange since",
-             r.against and _apart(r.against)]
+    parts = [
+        (
+            f"{_many(r.bars, 'bar')} without a gap"
+            if not r.missing
+            else _count(
+                worst["gaps"],
+                f"one gap of {{hours}} h from {{at}} in {r.hours:,} hours",
+                f"{{n}} gaps ({r.missing:,} of {r.hours:,} hours missing), the longest {{hours}} h from"
+                " {at}",
+            )
+        ),
+        len(bad)
+        and _count(
+            bad,
+            "one price jump taken back at once: look at {at}",
+            "{n} price jumps taken back at once, the largest at {at}",
+        ),
+        len(broken)
+        and _count(
+            broken,
+            f"one move {beyond} that was not taken back: look at {{at}}",
+            f"{{n}} moves {beyond} that were not taken back, the largest at {{at}}",
+        ),
+        len(worst["stale"])
+        and _count(
+            worst["stale"],
+            "a stuck price for {bars} h from {at}",
+            "{n} stuck prices, the longest for {bars} h from {at}",
+        ),
+        silent and f"{_many(silent, 'bar')} without volume",
+        len(worst["spikes"])
+        and _count(worst["spikes"], "one spike at {at}", "{n} spikes, the largest at {at}"),
+        len(stood) and _count(stood, "one large move that stood", "{n} large moves that stood"),
+        r.dropped and f"{_many(sum(r.dropped.values()), 'unusable row')} dropped",
+        r.revised and f"{_many(r.revised_bars, 'closed bar')} changed by the exchange since",
+        r.against and _apart(r.against),
+    ]
     return ("SIMULATED MARKET. " if r.simulated else "") + f"{r.grade}: " + "; ".join(p for p in parts if p)
 
 # %% ../../nbs/data/05_quality.ipynb #34892113
 def _apart(a: dict) -> str:
     "How far a second market is away, and over how much of the span that was looked at."
-    told = f"{len(a['apart']):,} of {_many(a['common'], 'hour')} more than {THRESHOLDS['apart'] / 100:g} % from {a['exchange']}"
+    told = (
+        f"{len(a['apart']):,} of {_many(a['common'], 'hour')} more than {THRESHOLDS['apart'] / 100:g} % from"
+        f" {a['exchange']}"
+    )
     return told + f", {_many(a['only_here'], 'hour')} not compared" * (a["only_here"] > 0)
 
 # %% ../../nbs/data/05_quality.ipynb #fd1907c1
 def _rows(table: pd.DataFrame) -> list[dict]:
     "Rows as plain Python values; times as ISO text."
-    plain = lambda x: x.isoformat() if isinstance(x, pd.Timestamp) else x.item() if isinstance(x, np.generic) else x
+    plain = lambda x: (
+        x.isoformat() if isinstance(x, pd.Timestamp) else x.item() if isinstance(x, np.generic) else x
+    )
     return [{k: plain(v) for k, v in row.items()} for row in table.to_dict("records")]
 
 def _to_dict(r: QualityReport, limit: int) -> dict:
     "The report for programs: JSON-able; of each table the count and the `limit` worst rows."
-    against = r.against and {**_rows(pd.DataFrame([{k: v for k, v in r.against.items() if k != "apart"}]).astype(object))[0], "apart": {
-        "count": len(r.against["apart"]), "rows": _rows(r.against["apart"].sort_values("bps", key=abs, ascending=False).head(limit))}}
-    return {"ticker": r.ticker, "exchange": r.exchange, "simulated": r.simulated, "grade": r.grade, "sentence": r.sentence, "first": r.first.isoformat(),
-            "last": r.last.isoformat(), "hours": r.hours, "bars": r.bars, "missing": r.missing, "judged": r.judged, "age_hours": r.age,
-            "found": {name: {"count": len(table), "rows": _rows(r.worst(name, limit))} for name, table in r.tables.items()},
-            "dropped": r.dropped, "revised": r.revised[:limit], "revised_bars": r.revised_bars, "notes": r.notes, "against": against, "stamp": r.stamp}
+    against = r.against and {
+        **_rows(pd.DataFrame([{k: v for k, v in r.against.items() if k != "apart"}]).astype(object))[0],
+        "apart": {
+            "count": len(r.against["apart"]),
+            "rows": _rows(r.against["apart"].sort_values("bps", key=abs, ascending=False).head(limit)),
+        },
+    }
+    return {
+        "ticker": r.ticker,
+        "exchange": r.exchange,
+        "simulated": r.simulated,
+        "grade": r.grade,
+        "sentence": r.sentence,
+        "first": r.first.isoformat(),
+        "last": r.last.isoformat(),
+        "hours": r.hours,
+        "bars": r.bars,
+        "missing": r.missing,
+        "judged": r.judged,
+        "age_hours": r.age,
+        "found": {
+            name: {"count": len(table), "rows": _rows(r.worst(name, limit))}
+            for name, table in r.tables.items()
+        },
+        "dropped": r.dropped,
+        "revised": r.revised[:limit],
+        "revised_bars": r.revised_bars,
+        "notes": r.notes,
+        "against": against,
+        "stamp": r.stamp,
+    }
 
 # %% ../../nbs/data/05_quality.ipynb #0714292d
 def quality_report(
     bars: pd.DataFrame,                     # checked bars; put on the regular grid if `is_gap` is missing
     against: pd.DataFrame | None = None,    # the same hours of another market
-    now=None,                               # the moment of the report, for the age of the last bar; None = age not given
+    # the moment of the report, for the age of the last bar; None = age not given
+    now=None,
 ) -> QualityReport:
     "Look at bars and say what is missing, stuck or odd; nothing is altered. `InputError` for no bars."
     if not len(bars): raise InputError("there are no bars to look at; pass at least one")
     grid = bars if "is_gap" in bars else regular_grid(check_bars(bars))
     known, said = moves(grid), bars.attrs
-    tables = {"gaps": find_gaps(grid), "zero_volume": find_zero_volume(grid), "stale": find_stale(grid), "jumps": find_jumps(grid, known),
-              "spikes": find_spikes(grid, known)}
+    tables = {
+        "gaps": find_gaps(grid),
+        "zero_volume": find_zero_volume(grid),
+        "stale": find_stale(grid),
+        "jumps": find_jumps(grid, known),
+        "spikes": find_spikes(grid, known),
+    }
     age = None if now is None else (as_utc(now) - grid.index[-1] - HOUR) / HOUR
     return QualityReport(
-        said.get("ticker"), said.get("exchange"), bool(said.get("simulated")), grid.index[0], grid.index[-1], len(grid), len(known), int(known["sigma"].notna().sum()),
-        tables, dict(said.get("dropped") or {}), list(said.get("revised") or []), notes_of(bars), age,
-        None if against is None else compare(grid, against), {**{k: said[k] for k in ("source", "market", "fetched_at", "clock", "exchange_url", "seed") if k in said}, "sha256": bars_hash(grid)})
+        said.get("ticker"),
+        said.get("exchange"),
+        bool(said.get("simulated")),
+        grid.index[0],
+        grid.index[-1],
+        len(grid),
+        len(known),
+        int(known["sigma"].notna().sum()),
+        tables,
+        dict(said.get("dropped") or {}),
+        list(said.get("revised") or []),
+        notes_of(bars),
+        age,
+        None if against is None else compare(grid, against),
+        {
+            **{
+                k: said[k]
+                for k in ("source", "market", "fetched_at", "clock", "exchange_url", "seed")
+                if k in said
+            },
+            "sha256": bars_hash(grid),
+        },
+    )
 
 # %% ../../nbs/data/05_quality.ipynb #8227cdf2
 def report_rows(
@@ -310,11 +501,21 @@ def report_rows(
     def found(name: str) -> str:
         shown, n = [CHECKS[name].show(row) for row in r.worst(name, limit).itertuples()], len(r.tables[name])
         return f"{n:,}: " * (n > 1) + "; ".join(shown) + " …" * (n > limit) if n else "none"
-    rows = [("span", f"{_at(r.first)} to {_at(r.last + HOUR)} UTC, {r.hours:,} hours"), ("missing", f"{r.missing:,} ({r.missing / r.hours:.2%})"),
-            *((check.label, found(name)) for name, check in CHECKS.items())]
-    if r.judged < r.bars: rows.append(("not judged", f"{r.bars - r.judged:,} bars have too few neighbours for the price checks"))
+    rows = [
+        ("span", f"{_at(r.first)} to {_at(r.last + HOUR)} UTC, {r.hours:,} hours"),
+        ("missing", f"{r.missing:,} ({r.missing / r.hours:.2%})"),
+        *((check.label, found(name)) for name, check in CHECKS.items()),
+    ]
+    if r.judged < r.bars:
+        rows.append(
+            ("not judged", f"{r.bars - r.judged:,} bars have too few neighbours for the price checks")
+        )
     rows.append(("rows dropped", ", ".join(f"{n} × {why}" for why, n in r.dropped.items()) or "none"))
-    newest = "; ".join(f"{_at(as_utc(x['time']))} {x['column']} {'absent' if x['was'] is None else format(x['was'], ',.6g')} → {x['now']:,.6g}" for x in r.revised[-limit:])
+    newest = "; ".join(
+        f"{_at(as_utc(x['time']))} {x['column']} {'absent' if x['was'] is None else format(x['was'], ',.6g')}"
+        f" → {x['now']:,.6g}"
+        for x in r.revised[-limit:]
+    )
     rows.append(("revised", f"{_many(r.revised_bars, 'bar')}: {newest}" if r.revised else "none"))
     if r.age is not None: rows.append(("last bar", f"closed {r.age:,.1f} h ago"))
     if r.against: rows += _against_rows(r.against, limit)
@@ -326,7 +527,25 @@ def _against_rows(a: dict, limit: int) -> list[tuple[str, str]]:
     far = a["apart"].sort_values("bps", key=abs, ascending=False).head(limit)
     shown = "; ".join(f"{_at(row.at)} {row.close:,.6g} against {row.other:,.6g}" for row in far.itertuples())
     alike = "undefined" if a["correlation"] is None else f"{a['correlation']:.4f}"
-    return [("against", f"{a['ticker']} on {a['exchange']}{' (invented)' if a['simulated'] else ''}: {a['common']:,} hours in both ({a['share']:.2%}), {a['only_here']:,} only here, {a['only_there']:,} only there"),
-            ("difference", f"median {a['median_bps']:.1f} bp, most {a['max_bps']:.0f} bp at {_at(a['max_at'])}; returns correlate {alike}"),
-            (f"over {THRESHOLDS['apart'] / 100:g} % apart", f"{len(a['apart']):,}: {shown}" if len(far) else "none"),
-            *((f"note on {a['exchange']}", text) for text in a["notes"])]
+    return [
+        (
+            "against",
+            (
+                f"{a['ticker']} on {a['exchange']}{' (invented)' if a['simulated'] else ''}: {a['common']:,}"
+                f" hours in both ({a['share']:.2%}), {a['only_here']:,} only here, {a['only_there']:,} only"
+                " there"
+            ),
+        ),
+        (
+            "difference",
+            (
+                f"median {a['median_bps']:.1f} bp, most {a['max_bps']:.0f} bp at {_at(a['max_at'])}; returns"
+                f" correlate {alike}"
+            ),
+        ),
+        (
+            f"over {THRESHOLDS['apart'] / 100:g} % apart",
+            f"{len(a['apart']):,}: {shown}" if len(far) else "none",
+        ),
+        *((f"note on {a['exchange']}", text) for text in a["notes"]),
+    ]

@@ -34,10 +34,22 @@ def unpack(
         elif raw[:4] == b"PK\x03\x04":
             with zipfile.ZipFile(io.BytesIO(raw)) as z:
                 inside = [n for n in z.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
-                if len(inside) != 1: raise InputError(f"{name} is a zip of {len(inside)} files; unpack it and pass one of them")
+                if len(inside) != 1:
+                    raise InputError(
+                        f"{name} is a zip of {len(inside)} files; unpack it and pass one of them"
+                    )
                 inner, layer = z.read(inside[0]), "zip"
-        else: return raw, []
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as e:
+        else:
+            return raw, []
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as e:
         if isinstance(e, InputError): raise
         raise InputError(f"{name} cannot be unpacked ({e}); download it again") from e
     inner, layers = unpack(inner, name)
@@ -52,12 +64,15 @@ class RawTable:
     number: Callable[[int], int]                # position in the columns → row number in the file
     count: str                                  # how rows are counted, in words
     names: list[str]                            # all columns of the file, those that are of no use included
-    ragged: dict[int, str] = field(default_factory=dict)   # row number → why it is no row at all; these are not in the columns
-    stamp: dict = field(default_factory=dict)   # what the file itself says of its bars: ticker, exchange, market, simulated
+    # row number → why it is no row at all; these are not in the columns
+    ragged: dict[int, str] = field(default_factory=dict)
+    # what the file itself says of its bars: ticker, exchange, market, simulated
+    stamp: dict = field(default_factory=dict)
 
     def __len__(self) -> int: return len(next(iter(self.columns.values()))) if self.columns else 0
 
-TEXT_ROWS, BAR_ROWS = "rows are counted from 1, all lines above included", "rows are counted from 1, the first bar is row 1"
+TEXT_ROWS = "rows are counted from 1, all lines above included"
+BAR_ROWS = "rows are counted from 1, the first bar is row 1"
 
 # %% ../../nbs/data/06_rawtable.ipynb #e320ba35
 @dataclass
@@ -71,8 +86,25 @@ class Head:
     form: str             # what the columns look like
 
 # %% ../../nbs/data/06_rawtable.ipynb #aa492fef
-TIMES = ("unix", "unix_timestamp", "timestamp", "open_time", "opentime", "open_timestamp", "date", "datetime", "time", "gmt_time", "ts", "t",
-         "__index_level_0__", "index", "start", "unnamed:_0")   # the first one present counts; the last is pandas' name for none
+TIMES = (
+    "unix",
+    "unix_timestamp",
+    "timestamp",
+    "open_time",
+    "opentime",
+    "open_timestamp",
+    "date",
+    "datetime",
+    "time",
+    "gmt_time",
+    "ts",
+    "t",
+    # the first one present counts; the last is pandas' name for none
+    "__index_level_0__",
+    "index",
+    "start",
+    "unnamed:_0",
+)
 PRICES = {"open": ("open", "o"), "high": ("high", "h"), "low": ("low", "l"), "close": ("close", "c")}
 SYMBOLS = ("symbol", "ticker", "pair", "instrument", "tic")
 
@@ -80,10 +112,29 @@ def wanted_column(
     name: str,     # from `plain_name`
 ) -> bool:
     "Whether a column can be one that is kept or compared."
-    return name in TIMES or name in SYMBOLS or name in ("v", "vol") or name.startswith("volume") or any(name in known for known in PRICES.values())
+    return (
+        name in TIMES
+        or name in SYMBOLS
+        or name in ("v", "vol")
+        or name.startswith("volume")
+        or any(name in known for known in PRICES.values())
+    )
 
 # %% ../../nbs/data/06_rawtable.ipynb #169fa88a
-KLINES = ["open_time", "open", "high", "low", "close", "volume", "close_time", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume", "ignore"]
+KLINES = [
+    "open_time",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "close_time",
+    "quote_volume",
+    "count",
+    "taker_buy_volume",
+    "taker_buy_quote_volume",
+    "ignore",
+]
 
 def plain_name(
     name: str,     # a column as in the file, e.g. " Open Time" or "<OPEN>"
@@ -112,7 +163,9 @@ def find_head(
     raw: bytes,     # text
     name: str,      # how to call the file in errors
 ) -> Head:
-    "The first line that can be a row of bars or their header. `InputError` where there is none in the first 50."
+    """The first line that can be a row of bars or their header.
+
+    `InputError` where there is none in the first 50."""
     at, above = 3 if raw[:3] == b"\xef\xbb\xbf" else 0, []
     for row in range(50):
         end = raw.find(b"\n", at)
@@ -122,15 +175,30 @@ def find_head(
         fields = split_line(line, sep)
         if len(fields) > 5 or sum(wanted_column(plain_name(f)) for f in fields) > 2:
             if not all(is_number(f) for f in fields[1:5]):
-                columns = [plain_name(f) or "unnamed:_0" * (k == 0) for k, f in enumerate(fields)]   # pandas writes an index without a name
+                # pandas writes an index without a name
+                columns = [plain_name(f) or "unnamed:_0" * (k == 0) for k, f in enumerate(fields)]
                 return Head(columns, sep, min(end + 1, len(raw)), row + 1, "\n".join(above), "")
             names = {12: KLINES, 6: KLINES[:6], 7: [*KLINES[:6], "trades"]}.get(len(fields))
-            if names is None: raise InputError(f"{name}: {len(fields)} columns without a header; write time,open,high,low,close,volume above them in their order")
-            return Head(names, sep, at, row, "\n".join(above), "Binance Vision klines" if len(fields) == 12 else "CSV without header")
+            if names is None:
+                raise InputError(
+                    f"{name}: {len(fields)} columns without a header; write time,open,high,low,close,volume"
+                    " above them in their order"
+                )
+            return Head(
+                names,
+                sep,
+                at,
+                row,
+                "\n".join(above),
+                "Binance Vision klines" if len(fields) == 12 else "CSV without header",
+            )
         if end >= len(raw): break
         above, at = [*above, line], end + 1
     kind = "a web page" if raw[:200].lstrip().startswith(b"<") else "no table of bars"
-    raise InputError(f"{name} is {kind}: none of its first lines has six columns; pass a file with time, open, high, low, close and volume")
+    raise InputError(
+        f"{name} is {kind}: none of its first lines has six columns; pass a file with time, open, high, low,"
+        " close and volume"
+    )
 
 # %% ../../nbs/data/06_rawtable.ipynb #993c7fae
 def csv_form(
@@ -138,7 +206,8 @@ def csv_form(
 ) -> str:          # what kind of text file it is, in words
     "Who makes files with such columns."
     names = set(head.names)
-    if "cryptodatadownload" in head.above.lower() or {"unix", "date", "symbol"} <= names: return "CryptoDataDownload CSV"
+    if "cryptodatadownload" in head.above.lower() or {"unix", "date", "symbol"} <= names:
+        return "CryptoDataDownload CSV"
     if "weighted_price" in names: return "Kaggle Bitstamp CSV"
     if {"open_time", "close_time"} <= names: return "Binance Vision klines"
     return "CSV"
@@ -173,7 +242,9 @@ def _no_text(name: str, said: str) -> InputError:
     "Why pyarrow refuses a text."
     if "UTF8" in said or "utf-8" in said: return InputError(f"{name} is not UTF-8 text; save it as UTF-8")
     if "Empty" in said: return InputError(f"{name} has a header and no bars; pass a file with bars")
-    return InputError(f"{name} cannot be split into rows ({' '.join(said.split())[:80]}); look for quotes that do not close")
+    return InputError(
+        f"{name} cannot be split into rows ({' '.join(said.split())[:80]}); look for quotes that do not close"
+    )
 
 def row_numbers(
     raw: bytes,
@@ -197,18 +268,31 @@ def read_json(
     name: str,      # how to call the file in errors
 ) -> RawTable:
     "Bars as a list of lists or of records. `InputError` where it is neither."
-    try: said = json.loads(raw)
-    except ValueError as e: raise InputError(f"{name} is not JSON ({e}); download it again") from e
-    except RecursionError as e: raise InputError(f"{name} is JSON nested too deeply to be bars; pass [[ms, open, high, low, close, volume], ...]") from e
-    if not isinstance(said, list) or not said: raise InputError(f"{name} is JSON without a list of bars; pass [[ms, open, high, low, close, volume], ...]")
-    if records := isinstance(said[0], dict): names = list(said[0])
+    try:said = json.loads(raw)
+    except ValueError as e:raise InputError(f"{name} is not JSON ({e}); download it again") from e
+    except RecursionError as e:
+        raise InputError(f"{name} is JSON nested too deeply to be bars; pass [[ms, open, high, low, close, volume], ...]") from e
+    if not isinstance(said, list) or not said:
+        raise InputError(
+            f"{name} is JSON without a list of bars; pass [[ms, open, high, low, close, volume], ...]"
+        )
+    if records := isinstance(said[0], dict):names = list(said[0])
     else: names = KLINES if isinstance(said[0], list) and len(said[0]) == 12 else KLINES[:6]
-    fits = lambda r: isinstance(r, dict) and r.keys() >= said[0].keys() if records else isinstance(r, list) and len(r) == len(names)
+    fits = lambda r: (
+        isinstance(r, dict) and r.keys() >= said[0].keys()
+        if records
+        else isinstance(r, list) and len(r) == len(names)
+    )
     good = [i for i, r in enumerate(said) if fits(r)]
     ragged = {i + 1: "is no bar" for i in {*range(len(said))} - {*good}}
     cell = lambda x: "" if x is None else x if isinstance(x, str) else repr(x)
-    columns = {plain_name(n): pa.chunked_array([pa.array([cell(said[i][n if records else k]) for i in good], pa.string())]) for k, n in enumerate(names)
-               if wanted_column(plain_name(n))}
+    columns = {
+        plain_name(n): pa.chunked_array(
+            [pa.array([cell(said[i][n if records else k]) for i in good], pa.string())]
+        )
+        for k, n in enumerate(names)
+        if wanted_column(plain_name(n))
+    }
     form = "JSON records" if records else "Binance klines JSON" if len(names) == 12 else "freqtrade JSON"
     return RawTable(form, columns, lambda i: good[i] + 1, BAR_ROWS, [*map(str, names)], ragged)
 
@@ -218,11 +302,22 @@ def file_stamp(
 ) -> dict:            # ticker, exchange, market, simulated, as far as it says
     "What a file says of its own bars."
     def read(key: bytes) -> dict:
-        try: said = json.loads(metadata.get(key) or b"{}")
+        try:said = json.loads(metadata.get(key) or b"{}")
         except (ValueError, RecursionError): return {}   # the notes of somebody else
         return said if isinstance(said, dict) else {}
-    parts = [read(b"pandas").get("attributes"), read(b"PANDAS_ATTRS"), read(b"cryptolstm").get("origin"), read(b"cryptolstm_export").get("origin")]
-    return {k: v for part in parts if isinstance(part, dict) for k, v in part.items() if k in ("ticker", "exchange", "market", "simulated")}
+    parts = [
+        read(b"pandas").get("attributes"),
+        read(b"PANDAS_ATTRS"),
+        read(b"cryptolstm").get("origin"),
+        read(b"cryptolstm_export").get("origin"),
+    ]
+    return {
+        k: v
+        for part in parts
+        if isinstance(part, dict)
+        for k, v in part.items()
+        if k in ("ticker", "exchange", "market", "simulated")
+    }
 
 # %% ../../nbs/data/06_rawtable.ipynb #ececc225
 def read_arrow(
@@ -231,14 +326,26 @@ def read_arrow(
 ) -> RawTable:
     "A table with types. `InputError` for a damaged file."
     parquet = raw[:4] == b"PAR1"
-    try: got = pq.read_table(pa.BufferReader(raw)) if parquet else feather.read_table(pa.BufferReader(raw))
-    except (pa.ArrowException, OSError) as e: raise InputError(f"{name} is a damaged {'Parquet' if parquet else 'Feather'} file ({' '.join(str(e).split())[:80]}); make it again") from e
+    try:got = pq.read_table(pa.BufferReader(raw)) if parquet else feather.read_table(pa.BufferReader(raw))
+    except (pa.ArrowException, OSError) as e:
+        raise InputError(f"{name} is a damaged {'Parquet' if parquet else 'Feather'} file ({' '.join(str(e).split())[:80]}); make it again") from e
     names = [plain_name(n) for n in got.column_names]
-    if len(names) == 0: raise InputError(f"{name} has no columns; pass time, open, high, low, close and volume")
+    if len(names) == 0:
+        raise InputError(f"{name} has no columns; pass time, open, high, low, close and volume")
     for n, kind in zip(names, got.schema.types, strict=True):
-        if wanted_column(n) and pa.types.is_nested(kind): raise InputError(f"{name}: column {n} holds {kind}, not one value a row; pass one number or time a row")
+        if wanted_column(n) and pa.types.is_nested(kind):
+            raise InputError(
+                f"{name}: column {n} holds {kind}, not one value a row; pass one number or time a row"
+            )
     form = "Parquet" if parquet else "freqtrade Feather" if names == ["date", *COLUMNS] else "Feather"
-    return RawTable(form, {n: got.column(names.index(n)) for n in names}, lambda i: i + 1, BAR_ROWS, names, stamp=file_stamp(got.schema.metadata or {}))
+    return RawTable(
+        form,
+        {n: got.column(names.index(n)) for n in names},
+        lambda i: i + 1,
+        BAR_ROWS,
+        names,
+        stamp=file_stamp(got.schema.metadata or {}),
+    )
 
 # %% ../../nbs/data/06_rawtable.ipynb #54235df5
 def raw_table(
@@ -248,9 +355,11 @@ def raw_table(
     "A file as a table, whatever it is. `InputError` where it cannot be one."
     start = raw[:1000].lstrip(b"\xef\xbb\xbf \r\n\t")
     if not start.strip(b"\x00"): raise InputError(f"{name} is empty; pass a file with bars")
-    if raw[:4] in (b"PAR1", b"FEA1") or raw[:6] == b"ARROW1": table = read_arrow(raw, name)
-    elif start[:1] in b"[{": table = read_json(raw.lstrip(b"\xef\xbb\xbf \r\n\t"), name)
-    elif b"\x00" in start: raise InputError(f"{name} is neither text nor Parquet, Feather or JSON; pass one of these")
+    if raw[:4] in (b"PAR1", b"FEA1") or raw[:6] == b"ARROW1":table = read_arrow(raw, name)
+    elif start[:1] in b"[{":table = read_json(raw.lstrip(b"\xef\xbb\xbf \r\n\t"), name)
+    elif b"\x00" in start:
+        raise InputError(f"{name} is neither text nor Parquet, Feather or JSON; pass one of these")
     else: table = read_text(raw, name)
-    if table.columns and not len(table) and not table.ragged: raise InputError(f"{name} has no bars; pass a file with bars")
+    if table.columns and not len(table) and not table.ragged:
+        raise InputError(f"{name} has no bars; pass a file with bars")
     return table

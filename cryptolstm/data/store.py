@@ -90,7 +90,9 @@ def runs(
     "Hour numbers as spans."
     if not len(hours): return []
     cut = np.flatnonzero(np.diff(hours) != 1)
-    return list(zip(hours[np.r_[0, cut + 1]].tolist(), (hours[np.r_[cut, len(hours) - 1]] + 1).tolist(), strict=True))
+    return list(
+        zip(hours[np.r_[0, cut + 1]].tolist(), (hours[np.r_[cut, len(hours) - 1]] + 1).tolist(), strict=True)
+    )
 
 # %% ../../nbs/data/00_store.ipynb #88b4edb8
 def inside(
@@ -104,7 +106,10 @@ def inside(
 # %% ../../nbs/data/00_store.ipynb #c93e9ffc
 def no_bars() -> pd.DataFrame:  # zero rows, proper columns and index
     "An empty bar frame."
-    return pd.DataFrame({c: pd.Series(dtype="float64") for c in COLUMNS}, index=pd.DatetimeIndex([], tz="UTC", name="timestamp").as_unit("us"))
+    return pd.DataFrame(
+        {c: pd.Series(dtype="float64") for c in COLUMNS},
+        index=pd.DatetimeIndex([], tz="UTC", name="timestamp").as_unit("us"),
+    )
 
 # %% ../../nbs/data/00_store.ipynb #b843ad58
 def revisions(
@@ -118,8 +123,16 @@ def revisions(
     late = new.index[(at < 0) & inside(hours_of(new.index), asked)]
     was, now = old[COLUMNS].to_numpy()[at[at >= 0]], new[COLUMNS].to_numpy()[at >= 0]
     times, note = new.index[at >= 0], {} if seen is None else {"seen": seen}
-    found = [{"time": times[i].isoformat(), "column": COLUMNS[k], "was": float(was[i, k]), "now": float(now[i, k]), **note}
-             for i, k in np.argwhere(was != now)]
+    found = [
+        {
+            "time": times[i].isoformat(),
+            "column": COLUMNS[k],
+            "was": float(was[i, k]),
+            "now": float(now[i, k]),
+            **note,
+        }
+        for i, k in np.argwhere(was != now)
+    ]
     return found, [t.isoformat() for t in late]
 
 # %% ../../nbs/data/00_store.ipynb #2472e9a1
@@ -137,7 +150,8 @@ def doubts(
     for a, b, first in suspected:
         there = slice(*np.searchsorted(hours, (a, b)))
         seen[there] = np.minimum(seen[there], first)
-    sure, left = now - seen >= CONFIRM, [(x, y, int(t)) for a, b, t in suspected for x, y in missing_spans((a, b), empty)]
+    sure = now - seen >= CONFIRM
+    left = [(x, y, int(t)) for a, b, t in suspected for x, y in missing_spans((a, b), empty)]
     left += [(a, b, int(t)) for t in np.unique(seen[~sure]) for a, b in runs(hours[(seen == t) & ~sure])]
     return runs(hours[sure]), sorted(left)
 
@@ -147,20 +161,35 @@ REMEMBERED = 1000   # revisions kept for a ticker, the newest ones
 @dataclass
 class BarStore:
     "The bars of one ticker in one market, and what is known about their making."
-    bars: pd.DataFrame = field(default_factory=no_bars)     # closed bars as the exchange gave them, gaps absent
-    covered: list = field(default_factory=list)             # spans that are known, in hour numbers: each hour has its bar or is a gap for certain
-    origin: dict = field(default_factory=dict)              # exchange, market, exchange_url, fetched_at, clock, dropped, revised, late, suspected, forgotten
-    news: dict = field(default_factory=dict)                # what happened at this reading (`set_aside`); not kept on disk
+    # closed bars as the exchange gave them, gaps absent
+    bars: pd.DataFrame = field(default_factory=no_bars)
+    # spans that are known, in hour numbers: each hour has its bar or is a gap for certain
+    covered: list = field(default_factory=list)
+    # exchange, market, exchange_url, fetched_at, clock, dropped, revised, late, suspected, forgotten
+    origin: dict = field(default_factory=dict)
+    # what happened at this reading (`set_aside`); not kept on disk
+    news: dict = field(default_factory=dict)
 
     @property
     def asked(self) -> list[tuple[int, int]]:
         "Spans the exchange was asked for: what is known, and what is only suspected to be a gap."
         return merge_spans([*self.covered, *(s[:2] for s in self.origin.get("suspected", []))])
 
-    def add(self, bars: pd.DataFrame, covered: Iterable, dropped: dict | None = None, empty: Iterable = (), now: int = 0, **origin) -> "BarStore":
-        """A store with more in it; where both have a bar, the new one counts and the difference is noted in `origin['revised']`.
-        Of the spans in `empty`, hours without a bar before the last known bar become suspected gaps, or known ones (`doubts`)."""
-        changed, late = revisions(self.bars, self.asked, bars, origin.get("fetched_at")) if len(bars) else ([], [])
+    def add(
+        self,
+        bars: pd.DataFrame,
+        covered: Iterable,
+        dropped: dict | None = None,
+        empty: Iterable = (),
+        now: int = 0,
+        **origin,
+    ) -> "BarStore":
+        """A store with more in it; where both have a bar, the new one counts and the difference is noted in
+        `origin['revised']`. Of the spans in `empty`, hours without a bar before the last known bar become
+        suspected gaps, or known ones (`doubts`)."""
+        changed, late = (
+            revisions(self.bars, self.asked, bars, origin.get("fetched_at")) if len(bars) else ([], [])
+        )
         both = pd.concat([f for f in (self.bars, bars) if len(f)] or [self.bars])
         both = both[~both.index.duplicated(keep="last")].sort_index()
         has, known = runs(hours_of(both.index)), merge_spans([*self.covered, *covered])
@@ -169,11 +198,13 @@ class BarStore:
             sure, suspected = doubts(suspected, empty, now)
             known = merge_spans([*known, *sure])
         bad = {t: why for t, why in {**self.origin.get("dropped", {}), **(dropped or {})}.items()
-               if why == "duplicated" or pd.Timestamp(t).floor("h") not in both.index}   # the others came good
+               # the others came good
+               if why == "duplicated" or pd.Timestamp(t).floor("h") not in both.index}
         notes = {**{k: v for k, v in self.origin.items() if k != "suspected"}, **origin, "dropped": bad}
         if changed: notes["revised"] = [*self.origin.get("revised", []), *changed][-REMEMBERED:]
         if late: notes["late"] = [*self.origin.get("late", []), *late][-REMEMBERED:]
-        if left := [(x, y, t) for a, b, t in suspected for x, y in missing_spans((a, b), [*has, *known])]: notes["suspected"] = left
+        if left := [(x, y, t) for a, b, t in suspected for x, y in missing_spans((a, b), [*has, *known])]:
+            notes["suspected"] = left
         return BarStore(both, known, notes, self.news)
 
 # %% ../../nbs/data/00_store.ipynb #8047c7cd
@@ -183,10 +214,16 @@ def bar_path(
     ticker: str,      # BASE/QUOTE
 ) -> Path:
     "Where the bars of a ticker are kept."
-    return Path(folder) / "bars" / re.sub(r"[^\w.@-]+", "_", market) / f"{re.sub('[/:]', '_', ticker)}_1h.parquet"
+    return (
+        Path(folder)
+        / "bars"
+        / re.sub(r"[^\w.@-]+", "_", market)
+        / f"{re.sub('[/:]', '_', ticker)}_1h.parquet"
+    )
 
 # %% ../../nbs/data/00_store.ipynb #5f94e4c8
-RENAMED = {"MATIC": "POL", "RNDR": "RENDER", "FTM": "S", "KLAY": "KAIA", "EOS": "A"}   # old name: new name, one for one
+# old name: new name, one for one
+RENAMED = {"MATIC": "POL", "RNDR": "RENDER", "FTM": "S", "KLAY": "KAIA", "EOS": "A"}
 
 def stored_name(
     home: Path,       # the data folder
@@ -196,7 +233,12 @@ def stored_name(
     "Under which name the bars of a ticker are stored, where no exchange can be asked for it."
     base, _, quote = ticker.partition("/")
     new = f"{RENAMED.get(base)}/{quote}"
-    if bar_path(home, market, ticker).is_file() or base not in RENAMED or not bar_path(home, market, new).is_file(): return ticker, {}
+    if (
+        bar_path(home, market, ticker).is_file()
+        or base not in RENAMED
+        or not bar_path(home, market, new).is_file()
+    ):
+        return ticker, {}
     return new, {"alias": f"{ticker} is now called {new}; these are the stored bars of {new}"}
 
 # %% ../../nbs/data/00_store.ipynb #90a0ba31
@@ -206,11 +248,19 @@ def write_store(
 ) -> Path:
     "Write a store whole or not at all, with the sha256 of its bars. `OperationError` where the disk refuses."
     table = pa.Table.from_pandas(store.bars)
-    notes = json.dumps({"covered": store.covered, "origin": store.origin, "sha256": bars_hash(store.bars)}).encode()
+    notes = json.dumps(
+        {"covered": store.covered, "origin": store.origin, "sha256": bars_hash(store.bars)}
+    ).encode()
     seal = hashlib.sha256(notes).hexdigest().encode()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"cryptolstm": notes, b"cryptolstm_sha256": seal})
-    try: return write_atomic(path, lambda p: pq.write_table(table, p, compression="zstd", use_dictionary=False))
-    except OSError as e: raise OperationError(f"cannot write {path}: {e.strerror or e}") from e
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), b"cryptolstm": notes, b"cryptolstm_sha256": seal}
+    )
+    try:
+        return write_atomic(
+            path, lambda p: pq.write_table(table, p, compression="zstd", use_dictionary=False)
+        )
+    except OSError as e:
+        raise OperationError(f"cannot write {path}: {e.strerror or e}") from e
 
 # %% ../../nbs/data/00_store.ipynb #a5e0ffe1
 class DamagedStore(OperationError):
@@ -220,18 +270,23 @@ class DamagedStore(OperationError):
 def load_store(
     path: Path,        # from `bar_path`; it need not exist
 ) -> BarStore:         # empty where there is no file
-    "The store on disk. `DamagedStore` for a file that is not what was written, `OperationError` where the disk refuses."
-    try: content = path.read_bytes()
-    except FileNotFoundError: return BarStore()
-    except OSError as e: raise OperationError(f"cannot read {path}: {e.strerror or e}; check its permissions") from e
+    """The store on disk.
+
+    `DamagedStore` for a file that is not what was written, `OperationError` where the disk refuses."""
+    try:content = path.read_bytes()
+    except FileNotFoundError:return BarStore()
+    except OSError as e:
+        raise OperationError(f"cannot read {path}: {e.strerror or e}; check its permissions") from e
     try:
         table = pq.read_table(pa.BufferReader(content), use_threads=False)
         said = (table.schema.metadata or {}).get(b"cryptolstm")
         seal = (table.schema.metadata or {}).get(b"cryptolstm_sha256", b"").decode()
-        if seal and (said is None or hashlib.sha256(said).hexdigest() != seal): raise ValueError("its notes were changed")
+        if seal and (said is None or hashlib.sha256(said).hexdigest() != seal):
+            raise ValueError("its notes were changed")
         notes, bars = json.loads(said or b"{}"), table.to_pandas()[COLUMNS].rename_axis("timestamp")
-        if "sha256" not in notes: bars = check_bars(bars)
-        elif bars_hash(bars) != notes["sha256"]: raise ValueError("its bars do not match their recorded sha256")
+        if "sha256" not in notes:bars = check_bars(bars)
+        elif bars_hash(bars) != notes["sha256"]:
+            raise ValueError("its bars do not match their recorded sha256")
     except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as e:
         raise DamagedStore(f"{path} cannot be read as stored bars ({' '.join(str(e).split())[:120]})") from e
     bars.index, bars.attrs = bars.index.as_unit("us"), {}
@@ -263,13 +318,17 @@ def store_lock(
 def open_store(
     path: Path,       # from `bar_path`; the caller holds `store_lock(path)`
 ) -> BarStore:        # `news["set_aside"]` names the file put aside
-    "The store on disk; a damaged file is renamed and an empty store returned. What a killed writer left half done is removed."
-    for half in path.parent.glob(f".{path.name}.*{path.suffix}"): half.unlink(missing_ok=True)   # nobody else writes while the lock is held
+    """The store on disk; a damaged file is renamed and an empty store returned.
+
+    What a killed writer left half done is removed."""
+    # nobody else writes while the lock is held
+    for half in path.parent.glob(f".{path.name}.*{path.suffix}"): half.unlink(missing_ok=True)
     try: return load_store(path)
     except DamagedStore as e:
         aside = path.with_name(f"{path.name}.damaged-{pd.Timestamp.now(tz='UTC'):%Y%m%dT%H%M%S%fZ}")
         try: path.rename(aside)
-        except OSError as refused: raise OperationError(f"{e} and cannot be put aside ({refused.strerror}); move it away") from refused
+        except OSError as refused:
+            raise OperationError(f"{e} and cannot be put aside ({refused.strerror}); move it away") from refused
         print(f"{e}; it was put aside as {aside.name} and its bars are fetched again", file=sys.stderr)
         return BarStore(news={"set_aside": aside.name})
 
@@ -282,7 +341,8 @@ def read_store(
     except DamagedStore:
         try:
             with store_lock(path): return open_store(path)
-        except Timeout as e: raise OperationError(f"{path} is damaged and another process has held it for {LOCK_WAIT:.0f} s; wait for it or end it") from e
+        except Timeout as e:
+            raise OperationError(f"{path} is damaged and another process has held it for {LOCK_WAIT:.0f} s; wait for it or end it") from e
 
 # %% ../../nbs/data/00_store.ipynb #5d58dd77
 def span_bars(
@@ -297,13 +357,21 @@ def span_bars(
     a, b = (hour_time(x) for x in span)
     part = store.bars[(store.bars.index >= a) & (store.bars.index < b)]
     if not len(part):
-        raise InputError(f"{exchange} has no bars of {ticker} from {a:%Y-%m-%d %H:%M} to {b:%Y-%m-%d %H:%M}; pass another end or ticker")
-    bars, more = regular_grid(part), {k: store.origin[k] for k in ("fetched_at", "clock", "market", "exchange_url") if k in store.origin}
+        raise InputError(
+            f"{exchange} has no bars of {ticker} from {a:%Y-%m-%d %H:%M} to {b:%Y-%m-%d %H:%M}; pass another"
+            " end or ticker"
+        )
+    bars = regular_grid(part)
+    more = {
+        k: store.origin[k] for k in ("fetched_at", "clock", "market", "exchange_url") if k in store.origin
+    }
     lost = Counter(why for t, why in store.origin.get("dropped", {}).items() if a <= pd.Timestamp(t) < b)
     if lost: more["dropped"] = dict(lost)
-    if changed := [r for r in store.origin.get("revised", []) if a <= pd.Timestamp(r["time"]) < b]: more["revised"] = changed
+    if changed := [r for r in store.origin.get("revised", []) if a <= pd.Timestamp(r["time"]) < b]:
+        more["revised"] = changed
     if late := sum(a <= pd.Timestamp(t) < b for t in store.origin.get("late", [])): more["late"] = late
-    if unsure := _unsure(store, span): more["unconfirmed"] = f"{unsure:,} hour{'s' * (unsure != 1)} came empty and will be asked for again"
+    if unsure := _unsure(store, span):
+        more["unconfirmed"] = f"{unsure:,} hour{'s' * (unsure != 1)} came empty and will be asked for again"
     if short := _short(store, bars, span, ticker, exchange): more["short"] = short
     return stamp(bars, ticker, exchange, source=source, **{"market": exchange, **more, **store.news, **said})
 
@@ -317,9 +385,15 @@ def _short(store: BarStore, bars: pd.DataFrame, span: tuple[int, int], ticker: s
     "What of a span is not there although it was asked for; empty where all is."
     text = []
     if len(bars) < span[1] - span[0]:
-        text += [f"{exchange} {'has' if not missing_spans(span, store.covered) else 'gave'} {len(bars)} of the {span[1] - span[0]} bars of {ticker} asked for: the first opens at "
-                 f"{bars.index[0]:%Y-%m-%d %H:%M}, the last at {bars.index[-1]:%Y-%m-%d %H:%M}"]
+        text += [
+            f"{exchange} {'has' if not missing_spans(span, store.covered) else 'gave'} {len(bars)} of the"
+            f" {span[1] - span[0]} bars of {ticker} asked for: the first opens at"
+            f" {bars.index[0]:%Y-%m-%d %H:%M}, the last at {bars.index[-1]:%Y-%m-%d %H:%M}"
+        ]
     for a, b in store.origin.get("forgotten", []):
         if bars.loc[hour_time(a):hour_time(b - 1), "is_gap"].any():   # they may have been imported since
-            text += [f"{exchange} no longer gives the bars from {hour_time(a):%Y-%m-%d %H:%M} to {hour_time(b):%Y-%m-%d %H:%M}; they are marked as gaps"]
+            text += [
+                f"{exchange} no longer gives the bars from {hour_time(a):%Y-%m-%d %H:%M} to"
+                f" {hour_time(b):%Y-%m-%d %H:%M}; they are marked as gaps"
+            ]
     return "; ".join(text)

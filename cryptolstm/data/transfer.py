@@ -54,7 +54,8 @@ class ImportReport:
     skipped: int               # bad rows left out (`skip_bad`)
     bad: dict                  # row number → what was wrong with it, the first 100
     dropped: dict              # ISO time → reason of hours without a bar because their rows were bad
-    doubted: list              # (ISO time, hours) of gaps that may be there only because rows were left out; not taken for known
+    # (ISO time, hours) of gaps that may be there only because rows were left out; not taken for known
+    doubted: list
     set_aside: str | None      # a damaged store that was put aside
 
     def __str__(self) -> str: return report_text(self)
@@ -66,18 +67,37 @@ def report_text(
     "A report for people to read."
     missing = sum(n for _, n in r.gaps)
     many = lambda n, word: f"{n:,} {word}{'s' * (n != 1)}"
-    text = [f"{r.ticker} at {r.exchange}: {many(r.bars, 'bar')} from {r.first[:16]} to {r.last[:16]} UTC; {r.new:,} new, {r.same:,} stored already"
-            + (f", {r.replaced:,} replaced" if r.replaced else ""),
-            f"read from {r.file} as {r.format}: times {r.times}, {r.order}, {r.minutes:g}-minute bars, {many(r.rows, 'row')}"]
+    text = [
+        f"{r.ticker} at {r.exchange}: {many(r.bars, 'bar')} from {r.first[:16]} to {r.last[:16]} UTC;"
+        f" {r.new:,} new, {r.same:,} stored already"
+        + (f", {r.replaced:,} replaced" if r.replaced else ""),
+        (
+            f"read from {r.file} as {r.format}: times {r.times}, {r.order}, {r.minutes:g}-minute bars,"
+            f" {many(r.rows, 'row')}"
+        ),
+    ]
     shown = ", ".join(f"{t} {n} h" for t, n in r.gaps[:5]) + (" …" if len(r.gaps) > 5 else "")
-    said = {f"{many(len(r.gaps), 'gap')}, {many(missing, 'hour')} without a bar: {shown}": r.gaps, f"{many(r.repeated, 'repeated row')} left out": r.repeated,
-            f"{many(r.empty, 'row')} without a trade": r.empty, f"{many(r.untraded, 'hour')} without a trade": r.untraded,
-            f"{many(r.partial, 'hour')} made of fewer rows than fit into one": r.partial,
-            f"hours cut off by the ends of the file left out: {', '.join(r.cut)}": r.cut, f"the bar of {r.in_progress} was not closed when the file was last changed and is left out": r.in_progress,
-            "whether its last bar was closed is judged by the time the file was last changed; copying or downloading it late hides an unfinished bar": r.in_progress is None,
-            f"{many(sum(n for _, n in r.doubted), 'hour')} without a bar may be owed to rows left out; no gaps until asked for": r.doubted,
-            f"{many(r.skipped, 'bad row')} left out: {'; '.join([*r.bad.values()][:3])}{' …' if r.skipped > 3 else ''}": r.skipped,
-            f"the store was damaged and put aside as {r.set_aside}": r.set_aside}
+    said = {
+        f"{many(len(r.gaps), 'gap')}, {many(missing, 'hour')} without a bar: {shown}": r.gaps,
+        f"{many(r.repeated, 'repeated row')} left out": r.repeated,
+        f"{many(r.empty, 'row')} without a trade": r.empty,
+        f"{many(r.untraded, 'hour')} without a trade": r.untraded,
+        f"{many(r.partial, 'hour')} made of fewer rows than fit into one": r.partial,
+        f"hours cut off by the ends of the file left out: {', '.join(r.cut)}": r.cut,
+        f"the bar of {r.in_progress} was not closed when the file was last changed and is left out": (
+            r.in_progress
+        ),
+        "whether its last bar was closed is judged by the time the file was last changed; copying or downloading it late hides an unfinished bar": (
+            r.in_progress is None
+        ),
+        f"{many(sum(n for _, n in r.doubted), 'hour')} without a bar may be owed to rows left out; no gaps until asked for": (
+            r.doubted
+        ),
+        f"{many(r.skipped, 'bad row')} left out: {'; '.join([*r.bad.values()][:3])}{' …' if r.skipped > 3 else ''}": (
+            r.skipped
+        ),
+        f"the store was damaged and put aside as {r.set_aside}": r.set_aside,
+    }
     return "\n".join(text + [line for line, is_so in said.items() if is_so])
 
 # %% ../../nbs/data/08_transfer.ipynb #d2515deb
@@ -86,8 +106,12 @@ def check_market(
 ) -> str:              # lower case; with "@host:port" for an address that is not the exchange's own, as in the store
     "An exchange as the name of a folder. `InputError` for one that cannot be, or that means something else."
     name = str(exchange).strip().lower()
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*(@[\w.:/-]+)?", name): raise InputError(f"{exchange!r} is no name of an exchange; pass letters, digits, - and _, such as binance")
-    if name in ("simulated", "auto"): raise InputError(f"{name} is no exchange that a file can come from; pass its name, such as binance")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*(@[\w.:/-]+)?", name):
+        raise InputError(
+            f"{exchange!r} is no name of an exchange; pass letters, digits, - and _, such as binance"
+        )
+    if name in ("simulated", "auto"):
+        raise InputError(f"{name} is no exchange that a file can come from; pass its name, such as binance")
     return name
 
 # %% ../../nbs/data/08_transfer.ipynb #585f1e1f
@@ -100,9 +124,12 @@ def import_bars(
     tz: str = "UTC",             # zone of times that do not say theirs
     replace: bool = False,       # where a stored bar differs the file is right
     skip_bad: bool = False,      # leave bad rows out and report them
-    gaps: str = "known",         # holes in the file are "known" gaps, or "open": the exchange is asked for them
+    # holes in the file are "known" gaps, or "open": the exchange is asked for them
+    gaps: str = "known",
 ) -> ImportReport:
-    "Put the bars of a file into the store, all or none. `InputError` for a bad row (named), or where stored bars differ."
+    """Put the bars of a file into the store, all or none.
+
+    `InputError` for a bad row (named), or where stored bars differ."""
     ticker, exchange = check_ticker(ticker), check_market(exchange)
     if gaps not in ("known", "open"): raise InputError(f"gaps is {gaps!r}; pass known or open")
     bars, notes = read_bars(file, ticker, tz=tz, skip_bad=skip_bad)
@@ -115,17 +142,46 @@ def import_bars(
             fresh, counts = compare_stored(store, bars, replace, notes["file"])
             hours = hours_of(bars.index)
             doubted = [(hour_number(t), hour_number(t) + n) for t, n in notes["doubted"]]
-            spans = missing_spans((int(hours[0]), int(hours[-1]) + 1), doubted) if gaps == "known" else runs(hours)
+            spans = (
+                missing_spans((int(hours[0]), int(hours[-1]) + 1), doubted)
+                if gaps == "known"
+                else runs(hours)
+            )
             if len(fresh) or merge_spans([*store.covered, *spans]) != merge_spans(store.covered):
-                write_store(path, store.add(fresh, spans, notes["dropped"], doubted, int(1000 * time.time()), imports=provenance(store, bars, notes)))
-    except Timeout as e: raise OperationError(f"another process is changing {path}; wait for it or end it") from e
-    except OSError as e: raise OperationError(f"cannot write to {path.parent}: {e.strerror or e}; check its permissions") from e
+                write_store(
+                    path,
+                    store.add(
+                        fresh,
+                        spans,
+                        notes["dropped"],
+                        doubted,
+                        int(1000 * time.time()),
+                        imports=provenance(store, bars, notes),
+                    ),
+                )
+    except Timeout as e:
+        raise OperationError(f"another process is changing {path}; wait for it or end it") from e
+    except OSError as e:
+        raise OperationError(
+            f"cannot write to {path.parent}: {e.strerror or e}; check its permissions"
+        ) from e
     first, last = (t.isoformat() for t in bars.index[[0, -1]])
-    return ImportReport(ticker=ticker, exchange=exchange, path=str(path), first=first, last=last, set_aside=store.news.get("set_aside"), **counts, **notes)
+    return ImportReport(
+        ticker=ticker,
+        exchange=exchange,
+        path=str(path),
+        first=first,
+        last=last,
+        set_aside=store.news.get("set_aside"),
+        **counts,
+        **notes,
+    )
 
 # %% ../../nbs/data/08_transfer.ipynb #c896db9c
 def compare_stored(store, bars: pd.DataFrame, replace: bool, name: str) -> tuple[pd.DataFrame, dict]:
-    "The bars that the store lacks or has differently, and counts. `InputError` where they differ and may not be replaced."
+    """The bars that the store lacks or has differently, and counts.
+
+    `InputError` where they differ and may not be replaced."""
     at = store.bars.index.get_indexer(bars.index)
     known = at >= 0
     was, now = store.bars[COLUMNS].to_numpy()[at[known]], bars.to_numpy()[known]
@@ -133,16 +189,31 @@ def compare_stored(store, bars: pd.DataFrame, replace: bool, name: str) -> tuple
     differ[known] = (was != now).any(axis=1)
     if differ.any() and not replace:
         row, k = np.argwhere(was != now)[0]
-        raise InputError(f"{(n := int(differ.sum())):,} bar{'s' * (n > 1)} of {name} differ{'s' * (n == 1)} from stored ones, the first at {bars.index[known][row]:%Y-%m-%d %H:%M}: {COLUMNS[k]} is "
-                         f"{float(was[row, k])!r} in the store and {float(now[row, k])!r} in the file; nothing was imported, pass replace to take the file's")
-    return bars[~known | differ], {"new": int((~known).sum()), "same": int((known & ~differ).sum()), "replaced": int(differ.sum())}
+        raise InputError(
+            f"{(n := int(differ.sum())):,} bar{'s' * (n > 1)} of {name} differ{'s' * (n == 1)} from stored"
+            f" ones, the first at {bars.index[known][row]:%Y-%m-%d %H:%M}: {COLUMNS[k]} is"
+            f" {float(was[row, k])!r} in the store and {float(now[row, k])!r} in the file; nothing was"
+            " imported, pass replace to take the file's"
+        )
+    return bars[~known | differ], {
+        "new": int((~known).sum()),
+        "same": int((known & ~differ).sum()),
+        "replaced": int(differ.sum()),
+    }
 
 # %% ../../nbs/data/08_transfer.ipynb #16c8e7fb
 def provenance(store, bars: pd.DataFrame, notes: dict) -> list[dict]:
     "What the store keeps of its imports: one entry for every file, the newest last."
     first, last = (t.isoformat() for t in bars.index[[0, -1]])
-    entry = {"file": notes["file"], "sha256": notes["sha256"], "imported_at": pd.Timestamp.now(tz="UTC").floor("s").isoformat(), "format": notes["format"],
-             "bars": len(bars), "first": first, "last": last}
+    entry = {
+        "file": notes["file"],
+        "sha256": notes["sha256"],
+        "imported_at": pd.Timestamp.now(tz="UTC").floor("s").isoformat(),
+        "format": notes["format"],
+        "bars": len(bars),
+        "first": first,
+        "last": last,
+    }
     return [e for e in store.origin.get("imports", []) if e["sha256"] != entry["sha256"]] + [entry]
 
 # %% ../../nbs/data/08_transfer.ipynb #39e6a77d
@@ -154,27 +225,45 @@ def export_bars(
     start=None,                  # open time of the first bar; None = the first stored
     end=None,                    # close time of the last bar; None = the last stored
 ) -> Path:                       # the file
-    "Write stored bars to a file, whole or not at all; of a renamed ticker those of its new name, and says so. `InputError` where there are none, or for another suffix."
+    """Write stored bars to a file, whole or not at all; of a renamed ticker those of its new name, and says
+    so. `InputError` where there are none, or for another suffix."""
     ticker, exchange, file = check_ticker(ticker), check_market(exchange), Path(file)
-    if not file.parent.is_dir(): raise InputError(f"there is no folder {file.parent}; make it or pass another file")
-    if file.suffix.lower() not in (".csv", ".parquet"): raise InputError(f"{file.name} ends in neither .csv nor .parquet; pass a name with one of these")
+    if not file.parent.is_dir():
+        raise InputError(f"there is no folder {file.parent}; make it or pass another file")
+    if file.suffix.lower() not in (".csv", ".parquet"):
+        raise InputError(f"{file.name} ends in neither .csv nor .parquet; pass a name with one of these")
     ticker, alias = stored_name(Path(home or data_home()), exchange, ticker)
     if alias: print(alias["alias"], file=sys.stderr)
     bars = read_store(bar_path(Path(home or data_home()), exchange, ticker)).bars
-    if not len(bars): raise InputError(f"no bars of {ticker} at {exchange} are stored; fetch or import some first")
+    if not len(bars):
+        raise InputError(f"no bars of {ticker} at {exchange} are stored; fetch or import some first")
     kept = np.ones(len(bars), bool)
     if start is not None: kept &= np.asarray(bars.index >= as_utc(start))
     if end is not None: kept &= np.asarray(bars.index < as_utc(end).floor("h"))
-    if not kept.any(): raise InputError(f"none of the stored bars of {ticker} lies there; they run from {bars.index[0]:%Y-%m-%d %H:%M} to {bars.index[-1]:%Y-%m-%d %H:%M}")
-    try: return write_atomic(file, lambda p: write_bars(bars[kept], p, {"ticker": ticker, "exchange": exchange}))
-    except OSError as e: raise OperationError(f"cannot write {file}: {e.strerror or e}") from e
+    if not kept.any():
+        raise InputError(
+            f"none of the stored bars of {ticker} lies there; they run from {bars.index[0]:%Y-%m-%d %H:%M} to"
+            f" {bars.index[-1]:%Y-%m-%d %H:%M}"
+        )
+    try:
+        return write_atomic(
+            file, lambda p: write_bars(bars[kept], p, {"ticker": ticker, "exchange": exchange})
+        )
+    except OSError as e:
+        raise OperationError(f"cannot write {file}: {e.strerror or e}") from e
 
 # %% ../../nbs/data/08_transfer.ipynb #8dd50d77
 def write_bars(bars: pd.DataFrame, path: Path, origin: dict) -> None:
     "Bars as the kind of file that the path's suffix names."
     if path.suffix.lower() == ".csv":
-        bars.set_axis(bars.index.strftime("%Y-%m-%dT%H:%M:%SZ").rename("timestamp")).to_csv(path, columns=COLUMNS, lineterminator="\n")
+        bars.set_axis(bars.index.strftime("%Y-%m-%dT%H:%M:%SZ").rename("timestamp")).to_csv(
+            path, columns=COLUMNS, lineterminator="\n"
+        )
         return
     table = pa.Table.from_pandas(bars[COLUMNS].rename_axis("timestamp")).select(["timestamp", *COLUMNS])
     notes = json.dumps({"origin": {**origin, "sha256": bars_hash(bars)}}).encode()
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"cryptolstm_export": notes}), path, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"cryptolstm_export": notes}),
+        path,
+        compression="zstd",
+    )

@@ -30,12 +30,14 @@ def compiled(
     function=None,   # of numbers and arrays; None = a decorator with options
     **options,       # of `njit`
 ):
-    "`njit` that keeps the machine code on disk, or only in memory where no folder can be written, and in notebooks."
+    """`njit` that keeps the machine code on disk, or only in memory where no folder can be written, and in
+    notebooks."""
     if function is None: return partial(compiled, **options)
     if not Path(function.__code__.co_filename).is_file(): return njit(**options)(function)
     before, config.CACHE_DIR = config.CACHE_DIR, str(machine_code_folder())
     try: return njit(cache=True, **options)(function)
-    except RuntimeError: return njit(**options)(function)   # numba: "cannot cache function …: no locator available"
+    except RuntimeError:
+        return njit(**options)(function)   # numba: "cannot cache function …: no locator available"
     finally: config.CACHE_DIR = before
 
 # %% ../../nbs/execution/00_kernel.ipynb #f757cc87
@@ -88,15 +90,32 @@ def order_size(
     return size if size * price >= min_notional else 0.0
 
 # %% ../../nbs/execution/00_kernel.ipynb #39eb782a
-MAX_WAIT = 3                                                                       # missing hours an order survives
-REASONS = ("", "signal", "reverse", "stop", "gap_stop", "liquidation", "open",     # why a trade ended; the kernel writes the position
+# missing hours an order survives
+MAX_WAIT = 3
+# why a trade ended; the kernel writes the position
+REASONS = ("", "signal", "reverse", "stop", "gap_stop", "liquidation", "open",
            "take_profit", "trailing", "time")
 SIGNAL, REVERSE, LIQUIDATION, OPEN = 1, 2, 5, 6
-COUNTS = ("both_touched", "target_and_trailing", "too_small", "cut_by_volume", "beyond_volume")   # bars and orders worth knowing of
+# bars and orders worth knowing of
+COUNTS = ("both_touched", "target_and_trailing", "too_small", "cut_by_volume", "beyond_volume")
 BOTH, WITH_TRAILING, TOO_SMALL, CUT, BEYOND = range(5)
-TRADE = np.dtype([("entry_row", "i8"), ("exit_row", "i8"), ("side", "i8"), ("quantity", "f8"), ("entry_price", "f8"), ("exit_price", "f8"),
-                  ("entry_fee", "f8"), ("exit_fee", "f8"), ("borrow", "f8"), ("stop", "f8"), ("target", "f8"), ("trail", "f8"),
-                  ("reason", "i8")])   # one round trip
+TRADE = np.dtype(
+    [
+        ("entry_row", "i8"),
+        ("exit_row", "i8"),
+        ("side", "i8"),
+        ("quantity", "f8"),
+        ("entry_price", "f8"),
+        ("exit_price", "f8"),
+        ("entry_fee", "f8"),
+        ("exit_fee", "f8"),
+        ("borrow", "f8"),
+        ("stop", "f8"),
+        ("target", "f8"),
+        ("trail", "f8"),
+        ("reason", "i8"),
+    ]
+)  # one round trip
 
 # %% ../../nbs/execution/00_kernel.ipynb #bf7cde65
 class Terms(NamedTuple):
@@ -124,22 +143,44 @@ def terms(
 ) -> Terms:
     "Settings as the kernel wants them."
     off = lambda name: np.inf if run[name] is None else run[name] * 1.0
-    return Terms(run["fee"], run["fee"] if run["maker_fee"] is None else run["maker_fee"], run["slippage"], run["slippage_range"], run["borrow_rate"] / 24,
-                 off("stop_atr"), off("stop_percent"), off("take_profit_atr"), off("take_profit_percent"), off("trailing_atr"), run["min_hold"] * 1.0,
-                 off("max_hold"), run["exit"] == "opposite", run["lot"], run["min_notional"], off("max_volume_share"))
+    return Terms(
+        run["fee"],
+        run["fee"] if run["maker_fee"] is None else run["maker_fee"],
+        run["slippage"],
+        run["slippage_range"],
+        run["borrow_rate"] / 24,
+        off("stop_atr"),
+        off("stop_percent"),
+        off("take_profit_atr"),
+        off("take_profit_percent"),
+        off("trailing_atr"),
+        run["min_hold"] * 1.0,
+        off("max_hold"),
+        run["exit"] == "opposite",
+        run["lot"],
+        run["min_notional"],
+        off("max_volume_share"),
+    )
 
 # %% ../../nbs/execution/00_kernel.ipynb #40039ce3
 @compiled
 def _open_trade(trade, row, side, quantity, price, fee, stop, target, trail):
     "Write the entry of a round trip; returns the cash it takes (negative for a short, which brings cash in)."
     trade["entry_row"], trade["side"], trade["quantity"], trade["entry_price"] = row, side, quantity, price
-    trade["entry_fee"], trade["borrow"], trade["stop"], trade["target"], trade["trail"] = fee * quantity * price, 0.0, stop, target, trail
+    trade["entry_fee"], trade["borrow"], trade["stop"], trade["target"], trade["trail"] = (
+        fee * quantity * price,
+        0.0,
+        stop,
+        target,
+        trail,
+    )
     return side * quantity * price + fee * quantity * price
 
 # %% ../../nbs/execution/00_kernel.ipynb #2d36f89f
 @compiled
 def _close_trade(trade, row, price, fee, reason):
-    "Write the exit of a round trip; returns the cash it brings (negative for a short, which has to be bought back)."
+    """Write the exit of a round trip; returns the cash it brings (negative for a short, which has to be
+    bought back)."""
     trade["exit_row"], trade["exit_price"], trade["reason"] = row, price, reason
     trade["exit_fee"] = fee * trade["quantity"] * price
     return trade["side"] * trade["quantity"] * price - trade["exit_fee"]
@@ -147,18 +188,47 @@ def _close_trade(trade, row, price, fee, reason):
 # %% ../../nbs/execution/00_kernel.ipynb #5c1b0a77
 @compiled
 def _idle(t, signal, cash, equity, low_equity, position):
-    "Nothing is held or ordered: mark bars from row t up to the one that decides something. Returns the row behind it."
-    for i in range(np.uintp(t), np.uintp(len(signal))):          # unsigned: no row is asked whether it counts from the end
+    """Nothing is held or ordered: mark bars from row t up to the one that decides something.
+
+    Returns the row behind it."""
+    # unsigned: no row is asked whether it counts from the end
+    for i in range(np.uintp(t), np.uintp(len(signal))):
         equity[i], low_equity[i], position[i] = cash, cash, 0
         if signal[i] != 0 and cash > 0: return np.intp(i) + 1
     return len(signal)
 
+
 @compiled
-def _hold(t, end, real, signal, close, bad, good, opposite, side, qty, cash, dear, stop, target, equity, low_equity, position):
-    "A position is held and nothing ordered: the same before row `end`, but no bar that is missing, touches an order or may be ruin."
+def _hold(
+    t,
+    end,
+    real,
+    signal,
+    close,
+    bad,
+    good,
+    opposite,
+    side,
+    qty,
+    cash,
+    dear,
+    stop,
+    target,
+    equity,
+    low_equity,
+    position,
+):
+    """A position is held and nothing ordered: the same before row `end`, but no bar that is missing, touches
+    an order or may be ruin."""
     silent = 0 if opposite else side              # a signal that changes nothing, besides `side`
     for i in range(np.uintp(t), np.uintp(max(t, end))):
-        if not real[i] or side * (bad[i] - stop) <= 0 or side * (good[i] - target) >= 0 or cash + qty * bad[i] * dear <= 0: return np.intp(i)
+        if (
+            not real[i]
+            or side * (bad[i] - stop) <= 0
+            or side * (good[i] - target) >= 0
+            or cash + qty * bad[i] * dear <= 0
+        ):
+            return np.intp(i)
         equity[i], position[i] = cash + qty * close[i], side
         low_equity[i] = min(cash + qty * bad[i], equity[i])
         if signal[i] != side and signal[i] != silent: return np.intp(i) + 1
@@ -168,45 +238,81 @@ def _hold(t, end, real, signal, close, bad, good, opposite, side, qty, cash, dea
 @compiled
 def _walk(
     open_, high, low, close, volume, real,    # (n,) every hour; `real` is False where nothing was traded
-    signal, share, atr,                       # known at the close: side wanted (n,), share of equity an entry would take and ATR (n,) or one for all
+    # known at the close: side wanted (n,), share of equity an entry would take and ATR (n,) or one for all
+    signal, share, atr,
     cash, terms,                              # initial balance, `Terms`
     equity, low_equity, position, trades, counts,   # (n,) results and (5,) `COUNTS`, written here
 ):
-    "Walk through the bars once. Returns the number of trades, the final cash and quantity, and the last price of what is held."
+    """Walk through the bars once.
+
+    Returns the number of trades, the final cash and quantity, and the last price of what is held."""
     side, qty, entered = 0, 0.0, 0                # the position: direction, signed quantity, row of entry
-    stop, target, best, trail = 0.0, 0.0, 0.0, np.inf   # its orders: two prices, the best price of earlier bars and the distance from it
-    want, decided, timed = 0, -1, False           # the order: side to hold from the next open on, row of the decision, made by max_hold
+    # its orders: two prices, the best price of earlier bars and the distance from it
+    stop, target, best, trail = 0.0, 0.0, 0.0, np.inf
+    # the order: side to hold from the next open on, row of the decision, made by max_hold
+    want, decided, timed = 0, -1, False
     last, k, fee, n, t = np.nan, 0, terms.fee, len(close), 0   # last known price, index of the current trade
     while t < n:
         # 0. a stretch in which nothing is bought or sold, up to the close that decides something
         next_ = t
-        if side == 0 and (want == 0 or cash <= 0): next_ = _idle(t, signal, cash, equity, low_equity, position)
+        if side == 0 and (want == 0 or cash <= 0):
+            next_ = _idle(t, signal, cash, equity, low_equity, position)
         elif side == want and trail == np.inf and (terms.borrow == 0 or (side > 0 and cash >= 0)):
             end = n if terms.max_hold == np.inf else min(n, entered + int(terms.max_hold))
             bad_, good_ = (low, high) if side > 0 else (high, low)
-            dear = (1 - side * (terms.slip + terms.slip_range)) * (1 - side * fee)     # leaving costs no more than that
-            next_ = _hold(t, end, real, signal, close, bad_, good_, terms.opposite, side, qty, cash, dear, stop, target, equity, low_equity, position)
+            # leaving costs no more than that
+            dear = (1 - side * (terms.slip + terms.slip_range)) * (1 - side * fee)
+            next_ = _hold(
+                t,
+                end,
+                real,
+                signal,
+                close,
+                bad_,
+                good_,
+                terms.opposite,
+                side,
+                qty,
+                cash,
+                dear,
+                stop,
+                target,
+                equity,
+                low_equity,
+                position,
+            )
         if next_ > t:
             t = next_ - 1
             if real[t]: last = close[t]
         else:
             worst = np.inf                        # lowest equity seen inside this bar
-            now, bad, good, slip = last, last, last, terms.slip   # price at the open, the extremes against us and for us
+            # price at the open, the extremes against us and for us
+            now, bad, good, slip = last, last, last, terms.slip
             if real[t]:
                 now = open_[t]
                 if terms.slip_range > 0: slip += terms.slip_range * (high[t] - low[t]) / high[t]
-                if t - decided > 1 + MAX_WAIT: want = side                                              # too old: cancelled
-                most = terms.volume_share * volume[t] if terms.volume_share < np.inf else np.inf        # coins one may trade in this bar
-                ruined = side != 0 and cash + qty * now * (1 - side * slip) * (1 - side * fee) <= 0     # leaving at this open cannot be paid
+                # too old: cancelled
+                if t - decided > 1 + MAX_WAIT: want = side
+                # coins one may trade in this bar
+                most = terms.volume_share * volume[t] if terms.volume_share < np.inf else np.inf
+                # leaving at this open cannot be paid
+                ruined = side != 0 and cash + qty * now * (1 - side * slip) * (1 - side * fee) <= 0
 
-                # 1. ruin comes before anything; then the order decided at an earlier close: leave first, then enter
+                # 1. ruin comes before anything; then the order decided at an earlier close: leave first, then
+                # enter
                 if ruined:
                     _close_trade(trades[k], t, -cash / (qty * (1 - side * fee)), fee, LIQUIDATION)
                     worst, cash, side, qty, k = 0.0, 0.0, 0, 0.0, k + 1
                 elif want != side:
                     if side != 0:
                         if abs(qty) > most: counts[BEYOND] += 1
-                        cash += _close_trade(trades[k], t, now * (1 - side * slip), fee, REVERSE if want != 0 else TIME if timed else SIGNAL)
+                        cash += _close_trade(
+                            trades[k],
+                            t,
+                            now * (1 - side * slip),
+                            fee,
+                            REVERSE if want != 0 else TIME if timed else SIGNAL,
+                        )
                         worst, side, qty, k = cash, 0, 0.0, k + 1
                     part = share[min(decided, len(share) - 1)]
                     if want != 0 and part > 0 and cash > 0:
@@ -222,13 +328,15 @@ def _walk(
                                 side, qty, entered, best = want, want * size, t, price
                                 stop, target = price - want * to_stop, price + want * to_target
                                 cash -= _open_trade(trades[k], t, want, size, price, fee, stop, target, trail)
-                            else: counts[TOO_SMALL] += 1
+                            else:
+                                counts[TOO_SMALL] += 1
                 bad, good = (low[t], high[t]) if side > 0 else (high[t], low[t])
 
             if side != 0:
                 if terms.borrow > 0:
                     rent = terms.borrow * (-qty * now if side < 0 else max(-cash, 0.0))
-                    if not real[t]: rent = min(rent, max(cash + qty * last, 0.0))     # nobody trades: no more than there is
+                    # nobody trades: no more than there is
+                    if not real[t]: rent = min(rent, max(cash + qty * last, 0.0))
                     trades[k]["borrow"] += rent
                     cash -= rent
 
@@ -237,7 +345,8 @@ def _walk(
                 if real[t]:
                     level, reason = touched(side, now, bad, good, stop, target, best - side * trail)
                     if reason == STOP and side * (good - target) >= 0: counts[BOTH] += 1
-                    if reason == TAKE_PROFIT and side * (bad - best + side * trail) <= 0: counts[WITH_TRAILING] += 1
+                    if reason == TAKE_PROFIT and side * (bad - best + side * trail) <= 0:
+                        counts[WITH_TRAILING] += 1
                 reached = bad if reason == TAKE_PROFIT else level    # as far as the market got against us
                 if real[t] and cash + qty * reached * (1 - side * slip) * (1 - side * fee) <= 0:
                     _close_trade(trades[k], t, -cash / (qty * (1 - side * fee)), fee, LIQUIDATION)
@@ -245,7 +354,13 @@ def _walk(
                 elif reason != 0:
                     if reason == TAKE_PROFIT: worst = min(worst, cash + qty * bad)
                     if abs(qty) > most: counts[BEYOND] += 1
-                    cash += _close_trade(trades[k], t, level * (1 - side * slip), terms.maker_fee if reason == TAKE_PROFIT else fee, reason)
+                    cash += _close_trade(
+                        trades[k],
+                        t,
+                        level * (1 - side * slip),
+                        terms.maker_fee if reason == TAKE_PROFIT else fee,
+                        reason,
+                    )
                     worst, side, qty, k = min(worst, cash), 0, 0.0, k + 1
                 else:
                     worst = min(worst, cash + qty * bad)
@@ -262,6 +377,11 @@ def _walk(
             if side != 0 and want == side and t + 1 - entered >= terms.max_hold: want, timed = 0, True
         t += 1
     if side != 0:
-        trades[k]["exit_row"], trades[k]["exit_price"], trades[k]["exit_fee"], trades[k]["reason"] = -1, last, 0.0, OPEN
+        trades[k]["exit_row"], trades[k]["exit_price"], trades[k]["exit_fee"], trades[k]["reason"] = (
+            -1,
+            last,
+            0.0,
+            OPEN,
+        )
         k += 1
     return k, cash, qty, last

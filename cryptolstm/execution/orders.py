@@ -50,7 +50,10 @@ def measured_sigma(
 ) -> np.ndarray:          # (n,) per bar; NaN for the first `window` bars and while a row among them is empty
     "Standard deviation (ddof 1) of the last hourly log returns."
     out = np.full(len(close), np.nan)
-    if len(close) > window: out[window:] = np.lib.stride_tricks.sliding_window_view(np.diff(np.log(close)), window).std(axis=1, ddof=1)
+    if len(close) > window:
+        out[window:] = np.lib.stride_tricks.sliding_window_view(np.diff(np.log(close)), window).std(
+            axis=1, ddof=1
+        )
     return out
 
 # %% ../../nbs/execution/01_orders.ipynb #580d2ea7
@@ -69,11 +72,37 @@ def entry_share(
     return np.minimum(cap, size / (sigma * np.sqrt(8760)))
 
 # %% ../../nbs/execution/01_orders.ipynb #1e79f9b2
-_LIMITS = {"initial_balance": (1e-9, 1e15), "fee": (0, 0.1), "maker_fee": (0, 0.1), "slippage": (0, 0.1), "slippage_range": (0, 0.5), "stop_atr": (1e-6, 1e6),
-           "stop_percent": (1e-6, 0.99), "take_profit_atr": (1e-6, 1e6), "take_profit_percent": (1e-6, 100), "trailing_atr": (1e-6, 1e6),
-           "size": (1e-6, 10), "min_hold": (0, 10**6), "max_hold": (1, 10**6), "borrow_rate": (0, 1), "lot": (0, 1e9), "min_notional": (0, 1e12),
-           "max_volume_share": (1e-9, 1), "max_leverage": (1, 10)}
-_OFF = ("maker_fee", "stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "max_hold", "max_volume_share")   # None: not in force
+_LIMITS = {
+    "initial_balance": (1e-9, 1e15),
+    "fee": (0, 0.1),
+    "maker_fee": (0, 0.1),
+    "slippage": (0, 0.1),
+    "slippage_range": (0, 0.5),
+    "stop_atr": (1e-6, 1e6),
+    "stop_percent": (1e-6, 0.99),
+    "take_profit_atr": (1e-6, 1e6),
+    "take_profit_percent": (1e-6, 100),
+    "trailing_atr": (1e-6, 1e6),
+    "size": (1e-6, 10),
+    "min_hold": (0, 10**6),
+    "max_hold": (1, 10**6),
+    "borrow_rate": (0, 1),
+    "lot": (0, 1e9),
+    "min_notional": (0, 1e12),
+    "max_volume_share": (1e-9, 1),
+    "max_leverage": (1, 10),
+}
+# None: not in force
+_OFF = (
+    "maker_fee",
+    "stop_atr",
+    "stop_percent",
+    "take_profit_atr",
+    "take_profit_percent",
+    "trailing_atr",
+    "max_hold",
+    "max_volume_share",
+)
 
 # %% ../../nbs/execution/01_orders.ipynb #a05547ec
 def _check_number(
@@ -87,7 +116,10 @@ def _check_number(
     if not number or not low <= value <= high or (whole and value != int(value)):
         kind = "whole number" if whole else "number"
         above = "above 0" if low and low < 1e-3 else f"from {low:g}"
-        raise InputError(f"{name} is {value!r}; pass a {kind} {above} to {high:g}" + (", or None to do without" if name in _OFF else ""))
+        raise InputError(
+            f"{name} is {value!r}; pass a {kind} {above} to {high:g}"
+            + (", or None to do without" if name in _OFF else "")
+        )
     return int(value) if whole else float(value)
 
 # %% ../../nbs/execution/01_orders.ipynb #b2bc0e81
@@ -99,13 +131,24 @@ def _check_settings(
     for name, known in (("sizing", SIZINGS), ("exit", EXIT_MODES)):
         if run[name] not in known: raise unknown_name(name, run[name], known)
     if run["sizing"] == "fraction" and run["size"] > run["max_leverage"]:
-        raise InputError(f"size is {run['size']:g}; pass a fraction of equity from 0 to {run['max_leverage']:g} (max_leverage)")
+        raise InputError(
+            f"size is {run['size']:g}; pass a fraction of equity from 0 to {run['max_leverage']:g}"
+            " (max_leverage)"
+        )
     if run["sizing"] == "all_in" and run["max_leverage"] != 1:
-        raise InputError(f'max_leverage is {run["max_leverage"]:g} but sizing="all_in" borrows nothing; pass sizing="fraction" to use it')
+        raise InputError(
+            f'max_leverage is {run["max_leverage"]:g} but sizing="all_in" borrows nothing; pass'
+            ' sizing="fraction" to use it'
+        )
     if run["sizing"] == "all_in" and run["size"] != 1:
-        raise InputError(f'size is {run["size"]:g} but sizing="all_in" takes all; pass sizing="fraction" to use it')
+        raise InputError(
+            f'size is {run["size"]:g} but sizing="all_in" takes all; pass sizing="fraction" to use it'
+        )
     if run["max_hold"] is not None and run["max_hold"] < run["min_hold"]:
-        raise InputError(f"max_hold is {run['max_hold']} and min_hold {run['min_hold']}; pass a max_hold that is not shorter")
+        raise InputError(
+            f"max_hold is {run['max_hold']} and min_hold {run['min_hold']}; pass a max_hold that is not"
+            " shorter"
+        )
     return run
 
 # %% ../../nbs/execution/01_orders.ipynb #a3d0343d
@@ -118,20 +161,42 @@ def _aligned(
     whole: bool = False,   # integers may stay what they are
 ) -> np.ndarray:           # (n,) float64
     "Values as one float per bar; `InputError` where they do not fit the bars."
-    try: dimensions = np.ndim(values)
+    try:dimensions = np.ndim(values)
     except ValueError: dimensions = 2                # rows of different lengths
     if dimensions != 1:
         kind = f"{type(values).__name__} of {dimensions} dimensions" if dimensions else type(values).__name__
-        raise InputError(f"{what} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}; pass one value per bar: a list, an array or a Series")
+        raise InputError(
+            f"{what} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}; pass one value per bar: a list, an"
+            " array or a Series"
+        )
     if len(values) != len(index):
         row = min(len(values), len(index))
-        where = f"row {row} ({index[row]:%Y-%m-%d %H:%M}) has none" if row < len(index) else f"row {row} has no bar"
-        raise InputError(f"{what} has {len(values)} rows and the bars {len(index)}: {where}; pass one value per bar")
+        where = (
+            f"row {row} ({index[row]:%Y-%m-%d %H:%M}) has none"
+            if row < len(index)
+            else f"row {row} has no bar"
+        )
+        raise InputError(
+            f"{what} has {len(values)} rows and the bars {len(index)}: {where}; pass one value per bar"
+        )
     if isinstance(values, pd.Series) and not values.index.equals(index):
-        row = int(np.flatnonzero(np.asarray(values.index != index))[0]) if isinstance(values.index, pd.DatetimeIndex) else 0
-        raise InputError(f"{what}: row {row} ({values.index[row]}) is not the bar there ({index[row]}); reindex it to the bars")
-    try: return np.asarray(values) if whole and getattr(values, "dtype", None) in _INTEGERS else np.asarray(values, "float64")
-    except (TypeError, ValueError) as e: raise InputError(f"{what} holds {np.asarray(values).dtype} values; pass numbers") from e
+        row = (
+            int(np.flatnonzero(np.asarray(values.index != index))[0])
+            if isinstance(values.index, pd.DatetimeIndex)
+            else 0
+        )
+        raise InputError(
+            f"{what}: row {row} ({values.index[row]}) is not the bar there ({index[row]}); reindex it to the"
+            " bars"
+        )
+    try:
+        return (
+            np.asarray(values)
+            if whole and getattr(values, "dtype", None) in _INTEGERS
+            else np.asarray(values, "float64")
+        )
+    except (TypeError, ValueError) as e:
+        raise InputError(f"{what} holds {np.asarray(values).dtype} values; pass numbers") from e
 
 # %% ../../nbs/execution/01_orders.ipynb #3cbbcaee
 def _first(
@@ -142,14 +207,17 @@ def _first(
 ) -> None:
     "`InputError` for the first row that breaks a rule, if there is one."
     if (bad := np.flatnonzero(broken)).size:
-        raise InputError(f"row {bad[0]} ({index[bad[0]]:%Y-%m-%d %H:%M}): {text.format(f'{values[bad[0]]:g}')}")
+        raise InputError(
+            f"row {bad[0]} ({index[bad[0]]:%Y-%m-%d %H:%M}): {text.format(f'{values[bad[0]]:g}')}"
+        )
 
 def _sides(
     values: np.ndarray,          # (n,) from `_aligned`
     index: pd.DatetimeIndex,
 ) -> np.ndarray:                 # (n,) int8
     "Signals in one byte each. `InputError` for one that is not −1, 0 or 1."
-    with np.errstate(invalid="ignore"): sides = values.astype("int8")               # NaN becomes some number, and is not equal to it
+    # NaN becomes some number, and is not equal to it
+    with np.errstate(invalid="ignore"): sides = values.astype("int8")
     _first((sides != values) | (sides > 1) | (sides < -1), index, "the signal is {}; pass -1, 0 or 1", values)
     return sides
 
@@ -177,7 +245,9 @@ def _grid_rows(
     if hours[-1] - hours[0] == (len(hours) - 1) * unit: return np.arange(len(hours))     # no hole
     rows = (hours - hours[0]) // unit
     if len(rows) > 1 and not (np.diff(rows) == 1).any():
-        raise InputError(f"bars: row 1 ({index[1]:%Y-%m-%d %H:%M}) opens {rows[1]} hours after row 0; pass hourly bars")
+        raise InputError(
+            f"bars: row 1 ({index[1]:%Y-%m-%d %H:%M}) opens {rows[1]} hours after row 0; pass hourly bars"
+        )
     return rows
 
 # %% ../../nbs/execution/01_orders.ipynb #78fa0626
@@ -200,17 +270,40 @@ def _arrays(
     prices = [bars[k].to_numpy() for k in COLUMNS]
     real = ~np.isnan(prices[3])
     if "is_gap" in bars: real &= ~bars["is_gap"].to_numpy(bool)
-    if not real.all(): prices = [np.where(real, p, np.nan) for p in prices]          # what is carried into a gap is no range and no return
+    # what is carried into a gap is no range and no return
+    if not real.all(): prices = [np.where(real, p, np.nan) for p in prices]
     o, h, l, c, v = (spread(p, np.nan) for p in prices)
     if atr is not None:
         atr = _aligned(atr, index, "atr")
-        _first((atr < 0) | np.isinf(atr), index, "the ATR is {}; pass a range that is not negative, or NaN while it is unknown", atr)
+        _first(
+            (atr < 0) | np.isinf(atr),
+            index,
+            "the ATR is {}; pass a range that is not negative, or NaN while it is unknown",
+            atr,
+        )
         atr = spread(atr, np.nan)
-    elif any(run[k] is not None for k in ("stop_atr", "take_profit_atr", "trailing_atr")): atr = _wilder(h, l, c, 14)
-    else: atr = np.array([np.nan])               # no order asks for it
+    elif any(run[k] is not None for k in ("stop_atr", "take_profit_atr", "trailing_atr")):
+        atr = _wilder(h, l, c, 14)
+    else:
+        atr = np.array([np.nan])  # no order asks for it
     if sigma is not None:
         sigma = _aligned(sigma, index, "sigma")
-        _first((sigma < 0) | np.isinf(sigma), index, "σ is {}; pass a standard deviation that is not negative, or NaN while it is unknown", sigma)
+        _first(
+            (sigma < 0) | np.isinf(sigma),
+            index,
+            "σ is {}; pass a standard deviation that is not negative, or NaN while it is unknown",
+            sigma,
+        )
         sigma = spread(sigma, np.nan)
-    return _Arrays(o, h, l, c, v, spread(real, False), spread(side, 0),
-                   entry_share(c, run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"]), atr, rows)
+    return _Arrays(
+        o,
+        h,
+        l,
+        c,
+        v,
+        spread(real, False),
+        spread(side, 0),
+        entry_share(c, run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"]),
+        atr,
+        rows,
+    )

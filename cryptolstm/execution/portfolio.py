@@ -59,20 +59,23 @@ def _seize(book, prices):
     return 0.0
 
 # %% ../../nbs/execution/05_portfolio.ipynb #8067303a
-BOOK = np.dtype([(k, "f8") for k in ("quantity", "flow", "fees", "rent", "notional", "fills")])   # of one ticker; flow: money in less money out
+# of one ticker; flow: money in less money out
+BOOK = np.dtype([(k, "f8") for k in ("quantity", "flow", "fees", "rent", "notional", "fills")])
 DUST = 1e-9   # share of equity below which a difference is rounding, not money
 
 @compiled
 def _walk_many(
     open_, close, real,                         # (n, tickers)
-    wanted, share,                              # (n, tickers): side wanted and share of equity, or (by_weight) the target weight and anything
+    # (n, tickers): side wanted and share of equity, or (by_weight) the target weight and anything
+    wanted, share,
     by_weight, band, cash, fee, slip, borrow,   # borrow: per hour
     book, equity, quantity,                     # results: (tickers,) of dtype `BOOK`, (n,), (n, tickers)
 ):
     "Walk through the hours once. Returns what the exchange had to write off."
     n, m = close.shape
     last, now, decided, written_off, dead = np.full(m, np.nan), np.full(m, np.nan), np.full(m, -1), 0.0, False
-    kept, goal = np.zeros(m), np.zeros(m)       # coins of a ticker that stay whatever is left, and those it should come to
+    # coins of a ticker that stay whatever is left, and those it should come to
+    kept, goal = np.zeros(m), np.zeros(m)
     for t in range(n):
         for i in range(m): now[i] = open_[t, i] if real[t, i] else last[i]
         worth = _value(cash, book, now)
@@ -81,9 +84,18 @@ def _walk_many(
             # 1. signals: leave, where another side is wanted
             for i in range(m):
                 held, d = book["quantity"][i], decided[i]
-                if by_weight or held == 0 or not real[t, i] or d < 0 or t - d > 1 + MAX_WAIT or np.sign(held) == wanted[d, i]: continue
+                if (
+                    by_weight
+                    or held == 0
+                    or not real[t, i]
+                    or d < 0
+                    or t - d > 1 + MAX_WAIT
+                    or np.sign(held) == wanted[d, i]
+                ):
+                    continue
                 cash -= _fill(book, i, -held, now[i] * (1 - np.sign(held) * slip), fee)
-            # 2. what each ticker should come to, from one valuation; what grows needs money, what is held and what shrinks leaves room
+            # 2. what each ticker should come to, from one valuation; what grows needs money, what is held and
+            # what shrinks leaves room
             worth = _value(cash, book, now)
             room, need = worth, 0.0
             for i in range(m):
@@ -91,15 +103,22 @@ def _walk_many(
                 goal[i] = held
                 if worth > 0 and real[t, i] and d >= 0 and t - d <= 1 + MAX_WAIT:
                     aim = wanted[d, i]
-                    dear = now[i] * (1 + (slip if by_weight else aim * slip)) * (1 + fee)   # a coin with its costs
-                    if by_weight and aim == 0: goal[i] = 0.0
-                    elif by_weight: goal[i] = aim * worth / dear if abs(aim - held * now[i] / worth) > band + DUST else held
-                    elif held == 0 and aim != 0 and share[d, i] > 0: goal[i] = aim * worth * share[d, i] / dear
-                    kept[i] = 0.0 if goal[i] * held <= 0 else min(held, goal[i]) if held > 0 else max(held, goal[i])
+                    # a coin with its costs
+                    dear = now[i] * (1 + (slip if by_weight else aim * slip)) * (1 + fee)
+                    if by_weight and aim == 0:goal[i] = 0.0
+                    elif by_weight:
+                        goal[i] = aim * worth / dear if abs(aim - held * now[i] / worth) > band + DUST else held
+                    elif held == 0 and aim != 0 and share[d, i] > 0:
+                        goal[i] = aim * worth * share[d, i] / dear
+                    kept[i] = (
+                        0.0 if goal[i] * held <= 0 else min(held, goal[i]) if held > 0 else max(held, goal[i])
+                    )
                     need += abs(goal[i] - kept[i]) * dear
-                else: kept[i] = held
+                else:
+                    kept[i] = held
                 gone = kept[i] - held
-                if held != 0: room -= abs(kept[i] * now[i]) + gone * now[i] * ((1 + np.sign(gone) * slip) * (1 + np.sign(gone) * fee) - 1)
+                if held != 0:
+                    room -= abs(kept[i] * now[i]) + gone * now[i] * ((1 + np.sign(gone) * slip) * (1 + np.sign(gone) * fee) - 1)
             part = 1.0 if need <= room else room / need if room > DUST * worth else 0.0
             for i in range(m):
                 held = book["quantity"][i]
@@ -134,11 +153,19 @@ def _grid(
     check,               # (values, index, ticker) → None
 ) -> _Grid:
     "Check bars and wishes of every ticker and lay them out. `InputError` names the ticker and the row."
-    if not isinstance(bars, Mapping) or not bars: raise InputError("bars is no table of tickers; pass for instance {'BTC/USD': bars}")
-    if not isinstance(wanted, (Mapping, pd.DataFrame)): raise InputError(f"what is wanted is a {type(wanted).__name__}; pass one column per ticker, for instance {{'BTC/USD': signal}}")
+    if not isinstance(bars, Mapping) or not bars:
+        raise InputError("bars is no table of tickers; pass for instance {'BTC/USD': bars}")
+    if not isinstance(wanted, (Mapping, pd.DataFrame)):
+        raise InputError(
+            f"what is wanted is a {type(wanted).__name__}; pass one column per ticker, for instance"
+            " {'BTC/USD': signal}"
+        )
     if set(bars) != set(wanted):
         odd = sorted(set(bars) ^ set(wanted))[0]
-        raise InputError(f"{odd} has {'bars and nothing that is wanted of it' if odd in bars else 'no bars'}; pass the same tickers in both")
+        raise InputError(
+            f"{odd} has {'bars and nothing that is wanted of it' if odd in bars else 'no bars'}; pass the"
+            " same tickers in both"
+        )
     frames, wishes = {}, {}
     for ticker, frame in bars.items():
         try:
@@ -147,16 +174,42 @@ def _grid(
             values = _aligned(wanted[ticker], frame.index, "what is wanted")
             check(values, frame.index)
             wishes[ticker] = pd.Series(values, frame.index)
-        except InputError as e: raise InputError(f"{ticker}: {e}") from e
-    index = pd.date_range(min(f.index[0] for f in frames.values()), max(f.index[-1] for f in frames.values()), freq="h", name="timestamp")
-    column = lambda make: np.ascontiguousarray(np.column_stack([make(t).reindex(index) for t in frames]), "float64")
-    present = column(lambda t: (~frames[t]["is_gap"].astype(bool) & frames[t]["close"].notna() if "is_gap" in frames[t] else frames[t]["close"].notna()).astype(float)) == 1
-    return _Grid(index, column(lambda t: frames[t]["open"]), column(lambda t: frames[t]["close"]), present, np.nan_to_num(column(lambda t: wishes[t])))
+        except InputError as e:
+            raise InputError(f"{ticker}: {e}") from e
+    index = pd.date_range(
+        min(f.index[0] for f in frames.values()),
+        max(f.index[-1] for f in frames.values()),
+        freq="h",
+        name="timestamp",
+    )
+    column = lambda make: np.ascontiguousarray(
+        np.column_stack([make(t).reindex(index) for t in frames]), "float64"
+    )
+    present = (
+        column(
+            lambda t: (
+                ~frames[t]["is_gap"].astype(bool) & frames[t]["close"].notna()
+                if "is_gap" in frames[t]
+                else frames[t]["close"].notna()
+            ).astype(float)
+        )
+        == 1
+    )
+    return _Grid(
+        index,
+        column(lambda t: frames[t]["open"]),
+        column(lambda t: frames[t]["close"]),
+        present,
+        np.nan_to_num(column(lambda t: wishes[t])),
+    )
 
 # %% ../../nbs/execution/05_portfolio.ipynb #b1db9850
 def _check_portfolio(run: dict) -> dict:
     "The settings as numbers; `InputError` naming the one that makes no sense."
-    run = {**run, **{k: _check_number(k, run[k]) for k in ("initial_balance", "fee", "slippage", "borrow_rate")}}
+    run = {
+        **run,
+        **{k: _check_number(k, run[k]) for k in ("initial_balance", "fee", "slippage", "borrow_rate")},
+    }
     for name, low in (("cap", 1e-6), ("band", 0.0)):
         value = run[name]
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= 1:
@@ -166,28 +219,55 @@ def _check_portfolio(run: dict) -> dict:
 
 def _wishes(bars, signals, weights, run: dict) -> tuple[_Grid, np.ndarray]:
     "The grid and the shares of a portfolio. `InputError` for weights that add up to more than the account."
-    if (signals is None) == (weights is None): raise InputError("pass either signals or weights, and not both")
+    if (signals is None) == (weights is None):
+        raise InputError("pass either signals or weights, and not both")
     if signals is not None:
-        grid = _grid(bars, signals, lambda v, index: _first(~np.isin(v, (-1, 0, 1)), index, "the signal is {}; pass -1, 0 or 1", v))
+        grid = _grid(
+            bars,
+            signals,
+            lambda v, index: _first(~np.isin(v, (-1, 0, 1)), index, "the signal is {}; pass -1, 0 or 1", v),
+        )
     else:
-        if isinstance(weights, pd.DataFrame) and isinstance(bars, Mapping) and all(isinstance(frame, pd.DataFrame) for frame in bars.values()):   # what else `bars` may be, `_grid` names
+        # what else `bars` may be, `_grid` names
+        if (
+            isinstance(weights, pd.DataFrame)
+            and isinstance(bars, Mapping)
+            and all(isinstance(frame, pd.DataFrame) for frame in bars.values())
+        ):
             for ticker, frame in bars.items():
-                if ticker in weights and len(outside := frame.index.difference(weights.index)): raise InputError(f"{ticker}: there is no weight for the bar of {outside[0]:%Y-%m-%d %H:%M}; pass one for each bar")
+                if ticker in weights and len(outside := frame.index.difference(weights.index)):
+                    raise InputError(
+                        f"{ticker}: there is no weight for the bar of {outside[0]:%Y-%m-%d %H:%M}; pass one"
+                        " for each bar"
+                    )
             weights = {t: weights[t].loc[bars[t].index] if t in bars else weights[t] for t in weights}
-        limit = lambda v, index: _first(~(np.abs(v) <= run["cap"] + 1e-12), index, f"the weight is {{}}; pass a share of equity from {-run['cap']:g} to {run['cap']:g}", v)
+        limit = lambda v, index: _first(
+            ~(np.abs(v) <= run["cap"] + 1e-12),
+            index,
+            f"the weight is {{}}; pass a share of equity from {-run['cap']:g} to {run['cap']:g}",
+            v,
+        )
         grid = _grid(bars, weights, limit)
         gross = np.abs(grid.wanted).sum(axis=1)
-        _first(gross > 1 + 1e-9, grid.index, "the weights add up to {} of equity; pass at most 1, counting shorts as positive", gross)
+        _first(
+            gross > 1 + 1e-9,
+            grid.index,
+            "the weights add up to {} of equity; pass at most 1, counting shorts as positive",
+            gross,
+        )
     sigma = np.full(grid.close.shape, np.nan)
-    if run["weighting"] == "risk":   # σ of the last 24 hourly returns, from `entry_share` (size 1, no cap: 1 / (σ √8760))
-        for i in range(sigma.shape[1]): sigma[:, i] = 1 / (entry_share(grid.close[:, i], "volatility", 1.0, cap=np.inf) * np.sqrt(8760))
+    # σ of the last 24 hourly returns, from `entry_share` (size 1, no cap: 1 / (σ √8760))
+    if run["weighting"] == "risk":
+        for i in range(sigma.shape[1]):
+            sigma[:, i] = 1 / (entry_share(grid.close[:, i], "volatility", 1.0, cap=np.inf) * np.sqrt(8760))
     return grid, shares(sigma, run["weighting"], run["cap"])
 
 # %% ../../nbs/execution/05_portfolio.ipynb #07aff6d6
 def portfolio(
     bars: Mapping[str, pd.DataFrame],   # ticker → hourly bars, as for `simulate`
     signals: Mapping | None = None,     # ticker → (n,) −1, 0 or 1 on its bars, decided at the close
-    weights: Mapping | pd.DataFrame | None = None,   # or: target weights, shares of equity, negative for short; at most 1 in all
+    # or: target weights, shares of equity, negative for short; at most 1 in all
+    weights: Mapping | pd.DataFrame | None = None,
     initial_balance: float = 100_000.0, # quote currency
     fee: float = 0.001,                 # share of traded notional, per side
     slippage: float = 0.0,              # share of price, always against us
@@ -198,26 +278,74 @@ def portfolio(
 ) -> dict:   # initial_balance, final_balance, equity, quantity, weights (at each close), attribution (one row per ticker), written_off, settings, source
     "Trade several tickers on one balance. `InputError` names ticker, row or setting."
     given = locals()
-    run = _check_portfolio({k: given[k] for k in ("initial_balance", "fee", "slippage", "weighting", "cap", "band", "borrow_rate")})
+    run = _check_portfolio(
+        {
+            k: given[k]
+            for k in ("initial_balance", "fee", "slippage", "weighting", "cap", "band", "borrow_rate")
+        }
+    )
     grid, share = _wishes(bars, signals, weights, run)
     n, m = grid.close.shape
     book, equity, quantity = np.zeros(m, BOOK), np.empty(n), np.empty((n, m))
-    lost = _walk_many(grid.open, grid.close, grid.real, grid.wanted, share, weights is not None, run["band"], run["initial_balance"], run["fee"], run["slippage"],
-                      run["borrow_rate"] / 24, book, equity, quantity)
+    lost = _walk_many(
+        grid.open,
+        grid.close,
+        grid.real,
+        grid.wanted,
+        share,
+        weights is not None,
+        run["band"],
+        run["initial_balance"],
+        run["fee"],
+        run["slippage"],
+        run["borrow_rate"] / 24,
+        book,
+        equity,
+        quantity,
+    )
     return _portfolio_result(bars, grid, run, equity, quantity, book, lost)
 
-def _portfolio_result(bars, grid: _Grid, run: dict, equity: np.ndarray, quantity: np.ndarray, book: np.ndarray, written_off: float) -> dict:
+
+def _portfolio_result(
+    bars,
+    grid: _Grid,
+    run: dict,
+    equity: np.ndarray,
+    quantity: np.ndarray,
+    book: np.ndarray,
+    written_off: float,
+) -> dict:
     "Arrays as tables."
     names, marks = list(bars), pd.DataFrame(grid.close).where(grid.real).ffill().to_numpy()
     held = np.where(quantity != 0, quantity * marks, 0.0)
     pnl = book["flow"] + held[-1] - book["fees"] - book["rent"]
-    attribution = pd.DataFrame({"pnl": pnl, "contribution": pnl / run["initial_balance"], "fees": book["fees"], "borrow": book["rent"], "notional": book["notional"],
-                                "fills": book["fills"].astype(int), "exposure": (quantity != 0).mean(axis=0)}, pd.Index(names, name="ticker"))
+    attribution = pd.DataFrame(
+        {
+            "pnl": pnl,
+            "contribution": pnl / run["initial_balance"],
+            "fees": book["fees"],
+            "borrow": book["rent"],
+            "notional": book["notional"],
+            "fills": book["fills"].astype(int),
+            "exposure": (quantity != 0).mean(axis=0),
+        },
+        pd.Index(names, name="ticker"),
+    )
     share = np.divide(held, equity[:, None], out=np.zeros_like(held), where=equity[:, None] > 0)
     table = lambda values: pd.DataFrame(values, grid.index, names)
-    return {"initial_balance": run["initial_balance"], "final_balance": float(equity[-1]), "equity": pd.Series(equity, grid.index, name="equity"), "quantity": table(quantity),
-            "weights": table(share), "attribution": attribution, "total_fees": float(book["fees"].sum()), "total_borrow": float(book["rent"].sum()),
-            "written_off": float(written_off), "settings": run, "source": {t: dict(f.attrs) for t, f in bars.items()}}
+    return {
+        "initial_balance": run["initial_balance"],
+        "final_balance": float(equity[-1]),
+        "equity": pd.Series(equity, grid.index, name="equity"),
+        "quantity": table(quantity),
+        "weights": table(share),
+        "attribution": attribution,
+        "total_fees": float(book["fees"].sum()),
+        "total_borrow": float(book["rent"].sum()),
+        "written_off": float(written_off),
+        "settings": run,
+        "source": {t: dict(f.attrs) for t, f in bars.items()},
+    }
 
 # %% ../../nbs/execution/05_portfolio.ipynb #781a3b07
 def portfolio_reference(
@@ -228,17 +356,24 @@ def portfolio_reference(
 ) -> dict:
     "`portfolio` in plain Python: slow, meant to be obviously right."
     given = locals()
-    run = _check_portfolio({k: given[k] for k in ("initial_balance", "fee", "slippage", "weighting", "cap", "band", "borrow_rate")})
+    run = _check_portfolio(
+        {
+            k: given[k]
+            for k in ("initial_balance", "fee", "slippage", "weighting", "cap", "band", "borrow_rate")
+        }
+    )
     grid, share = _wishes(bars, signals, weights, run)
     tickers = range(len(bars))
     fills, rent, last, order = {i: [] for i in tickers}, dict.fromkeys(tickers, 0.0), {}, {}
-    gone, equity, quantity, holding = None, [], [], dict.fromkeys(tickers, 0)   # gone: what was written off; holding: the side, in exact numbers
+    # gone: what was written off; holding: the side, in exact numbers
+    gone, equity, quantity, holding = None, [], [], dict.fromkeys(tickers, 0)
 
     def held(i): return sum(q for q, _, _ in fills[i])
 
     def earned(i, price): return sum(q * (price - paid) - cost for q, paid, cost in fills[i]) - rent[i]
 
-    def worth(prices): return run["initial_balance"] + sum(earned(i, prices[i]) for i in tickers if fills[i]) + (gone or 0.0)
+    def worth(prices):
+        return run["initial_balance"] + sum(earned(i, prices[i]) for i in tickers if fills[i]) + (gone or 0.0)
 
     def left(total, tickers):   # of the account's worth for entries; next to nothing is nothing
         free = worth(now) - sum(abs(held(i)) * now[i] for i in tickers)
@@ -269,7 +404,11 @@ def portfolio_reference(
                         holding[i] = 0
                 total = worth(now)
                 free = left(total, [i for i in tickers if holding[i]])
-                entering = {i: row for i, row in due.items() if holding[i] == 0 and grid.wanted[row, i] != 0 and share[row, i] > 0 and total > 0}
+                entering = {
+                    i: row
+                    for i, row in due.items()
+                    if holding[i] == 0 and grid.wanted[row, i] != 0 and share[row, i] > 0 and total > 0
+                }
                 asked = sum(total * share[row, i] for i, row in entering.items())
                 for i, row in entering.items():
                     side, money = grid.wanted[row, i], total * share[row, i] * min(free / asked, 1)
@@ -280,13 +419,16 @@ def portfolio_reference(
                 total, goals = worth(now), {}
                 for i, row in due.items():
                     aim, drift = grid.wanted[row, i], abs(grid.wanted[row, i] - held(i) * now[i] / total)
-                    if aim == 0 or drift > run["band"] + DUST: goals[i] = aim * total / (now[i] * (1 + slippage) * (1 + fee))
-                for i, goal in goals.items():                                 # first what shrinks: it needs no money
-                    if holding[i] and goal * held(i) <= 0: trade(i, -held(i), now[i])
+                    if aim == 0 or drift > run["band"] + DUST:
+                        goals[i] = aim * total / (now[i] * (1 + slippage) * (1 + fee))
+                # first what shrinks: it needs no money
+                for i, goal in goals.items():
+                    if holding[i] and goal * held(i) <= 0:trade(i, -held(i), now[i])
                     elif holding[i] and abs(goal) < abs(held(i)): trade(i, goal - held(i), now[i])
                     if goal * held(i) <= 0 or goal == 0: holding[i] = 0
                 grow = {i: goal - (held(i) if holding[i] else 0.0) for i, goal in goals.items()}
-                free, asked = left(total, [i for i in tickers if holding[i]]), sum(abs(x) * now[i] * (1 + slippage) * (1 + fee) for i, x in grow.items())
+                free = left(total, [i for i in tickers if holding[i]])
+                asked = sum(abs(x) * now[i] * (1 + slippage) * (1 + fee) for i, x in grow.items())
                 for i, x in grow.items():
                     if abs(x) > 0 and free > 0: trade(i, x * min(free / asked, 1), now[i])
                     if abs(x) > 0 and free > 0: holding[i] = 1
@@ -294,6 +436,21 @@ def portfolio_reference(
         for i in real: last[i], order[i] = grid.close[t, i], t
         ruin(last)
         equity.append(worth(last) if gone is None else 0.0)
-        quantity.append([held(i) if holding[i] else 0.0 for i in tickers] if gone is None else [0.0] * len(tickers))
-    book = np.array([(quantity[-1][i], -sum(q * p for q, p, _ in fills[i]), sum(c for *_, c in fills[i]), rent[i], 0.0, 0.0) for i in tickers], BOOK)
+        quantity.append(
+            [held(i) if holding[i] else 0.0 for i in tickers] if gone is None else [0.0] * len(tickers)
+        )
+    book = np.array(
+        [
+            (
+                quantity[-1][i],
+                -sum(q * p for q, p, _ in fills[i]),
+                sum(c for *_, c in fills[i]),
+                rent[i],
+                0.0,
+                0.0,
+            )
+            for i in tickers
+        ],
+        BOOK,
+    )
     return _portfolio_result(bars, grid, run, np.array(equity), np.array(quantity), book, gone or 0.0)

@@ -24,20 +24,30 @@ def simulate_reference(
     **settings,           # the other arguments of `simulate`
 ) -> dict:                # as from `simulate`
     "`simulate` in plain Python and other bookkeeping: hundreds of times slower, meant to be obviously right."
-    defaults = {k: p.default for k, p in inspect.signature(simulate).parameters.items() if k not in ("bars", "signal", "atr", "sigma")}
+    defaults = {
+        k: p.default
+        for k, p in inspect.signature(simulate).parameters.items()
+        if k not in ("bars", "signal", "atr", "sigma")
+    }
     run = _check_settings({**defaults, **settings})
     data = _arrays(bars, signal, atr, sigma, run)
     return _result(bars, run, data, *_by_reference(data, run))
 
 def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
     fee, slip, counts = run["fee"], run["slippage"], dict.fromkeys(COUNTS, 0)
-    share, atr = (np.broadcast_to(x, len(data.close)) for x in (data.share, data.atr))     # one for all bars, or one per bar
+    # one for all bars, or one per bar
+    share, atr = (np.broadcast_to(x, len(data.close)) for x in (data.share, data.atr))
     wealth, trade, order, last = run["initial_balance"], None, None, None
     done, equity, low_equity, position = [], [], [], []
 
     def value(price):     # what we own if the coin is worth `price`
         if trade is None: return wealth
-        return wealth + trade["side"] * trade["quantity"] * (price - trade["entry_price"]) - trade["entry_fee"] - trade["borrow"]
+        return (
+            wealth
+            + trade["side"] * trade["quantity"] * (price - trade["entry_price"])
+            - trade["entry_fee"]
+            - trade["borrow"]
+        )
 
     def exit_fill(price): return price * (1 - slip) if trade["side"] == 1 else price * (1 + slip)
 
@@ -45,10 +55,19 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
 
     def leave(row, fill, reason):
         nonlocal wealth, trade
-        if reason != "liquidation" and run["max_volume_share"] is not None and trade["quantity"] > run["max_volume_share"] * data.volume[row]:
+        if (
+            reason != "liquidation"
+            and run["max_volume_share"] is not None
+            and trade["quantity"] > run["max_volume_share"] * data.volume[row]
+        ):
             counts["beyond_volume"] += 1
         share = fee if reason != "take_profit" or run["maker_fee"] is None else run["maker_fee"]
-        trade |= {"exit_row": row, "exit_price": fill, "exit_fee": share * trade["quantity"] * fill, "reason": REASONS.index(reason)}
+        trade |= {
+            "exit_row": row,
+            "exit_price": fill,
+            "exit_fee": share * trade["quantity"] * fill,
+            "reason": REASONS.index(reason),
+        }
         wealth = value(fill) - trade["exit_fee"]
         done.append(trade)
         trade = None
@@ -56,7 +75,11 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
     def liquidate(row):   # at the price where leaving takes the last of the account
         nonlocal wealth
         q = trade["quantity"]
-        leave(row, -value(0.0) / (q * (1 - fee)) if trade["side"] == 1 else value(0.0) / (q * (1 + fee)), "liquidation")
+        leave(
+            row,
+            -value(0.0) / (q * (1 - fee)) if trade["side"] == 1 else value(0.0) / (q * (1 + fee)),
+            "liquidation",
+        )
         wealth = 0.0
 
     def distance(atr_name, percent_name, atr, fill):   # None: not known; infinite: no such order
@@ -64,13 +87,15 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         if run[atr_name] is not None:
             if not atr > 0: return None
             choices.append(run[atr_name] * atr)
-        if percent_name is not None and run[percent_name] is not None: choices.append(run[percent_name] * fill)
+        if percent_name is not None and run[percent_name] is not None:
+            choices.append(run[percent_name] * fill)
         return min(choices)
 
     def enter(row, side, share, atr):
         nonlocal trade
         fill = data.open[row] * (1 + slip) if side == 1 else data.open[row] * (1 - slip)
-        to_stop, to_target = distance("stop_atr", "stop_percent", atr, fill), distance("take_profit_atr", "take_profit_percent", atr, fill)
+        to_stop = distance("stop_atr", "stop_percent", atr, fill)
+        to_target = distance("take_profit_atr", "take_profit_percent", atr, fill)
         to_trail = distance("trailing_atr", None, atr, fill)
         if None in (to_stop, to_target, to_trail): return
         quantity = wealth * share / (fill * (1 + fee))
@@ -81,12 +106,26 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
         if quantity == 0 or quantity * fill < run["min_notional"]:
             counts["too_small"] += 1
             return
-        trade = {"entry_row": row, "side": side, "quantity": quantity, "entry_price": fill, "entry_fee": fee * quantity * fill, "borrow": 0.0,
-                 "stop": fill - side * to_stop, "target": fill + side * to_target, "best": fill, "trail": to_trail}
+        trade = {
+            "entry_row": row,
+            "side": side,
+            "quantity": quantity,
+            "entry_price": fill,
+            "entry_fee": fee * quantity * fill,
+            "borrow": 0.0,
+            "stop": fill - side * to_stop,
+            "target": fill + side * to_target,
+            "best": fill,
+            "trail": to_trail,
+        }
 
     def ended(long, now, low, high):   # (price, reason) of the order touched in this bar, the sentences of the contract one by one
         stop, target, trail = trade["stop"], trade["target"], trade["best"] - trade["side"] * trade["trail"]
-        stop_touched, target_touched, trail_touched = (low <= stop, high >= target, low <= trail) if long else (high >= stop, low <= target, high >= trail)
+        stop_touched, target_touched, trail_touched = (
+            (low <= stop, high >= target, low <= trail)
+            if long
+            else (high >= stop, low <= target, high >= trail)
+        )
         if (now <= stop if long else now >= stop): return now, "gap_stop"
         if (now <= trail if long else now >= trail): return now, "trailing"
         if stop_touched:
@@ -113,20 +152,28 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
                 if trade is not None:
                     leave(t, exit_fill(now), order["why"])
                     seen.append(wealth)
-                if order["side"] != 0 and order["share"] > 0 and wealth > 0: enter(t, order["side"], order["share"], order["atr"])
+                if order["side"] != 0 and order["share"] > 0 and wealth > 0:
+                    enter(t, order["side"], order["share"], order["atr"])
             order = None
         if trade is not None:
             long = trade["side"] == 1
-            borrowed = trade["quantity"] * trade["entry_price"] + trade["entry_fee"] + trade["borrow"] - wealth if long else trade["quantity"] * now
+            borrowed = (
+                trade["quantity"] * trade["entry_price"] + trade["entry_fee"] + trade["borrow"] - wealth
+                if long
+                else trade["quantity"] * now
+            )
             rent = max(borrowed, 0.0) * run["borrow_rate"] / 24
             trade["borrow"] += rent if real else min(rent, max(value(last), 0.0))
             worst = (data.low[t] if long else data.high[t]) if real else last
             hit = ended(long, now, data.low[t], data.high[t]) if real else None
-            if real and left_after_exit(hit[0] if hit and hit[1] != "take_profit" else worst) <= 0: liquidate(t)   # the account is empty before the price gets there
+            # the account is empty before the price gets there
+            if real and left_after_exit(hit[0] if hit and hit[1] != "take_profit" else worst) <= 0:
+                liquidate(t)
             elif hit:
                 if hit[1] == "take_profit": seen.append(value(worst))
                 leave(t, exit_fill(hit[0]), hit[1])
-            elif real: trade["best"] = max(trade["best"], data.high[t]) if long else min(trade["best"], data.low[t])
+            elif real:
+                trade["best"] = max(trade["best"], data.high[t]) if long else min(trade["best"], data.low[t])
             seen.append(value(worst))
         if real: last = data.close[t]
         equity.append(value(last))
@@ -137,11 +184,22 @@ def _by_reference(data: _Arrays, run: dict) -> tuple:   # as from `_by_kernel`
             if trade is not None:
                 age = t + 1 - trade["entry_row"]
                 if age < run["min_hold"] or (side == 0 and run["exit"] == "opposite"): side = trade["side"]
-                if side == trade["side"] and run["max_hold"] is not None and age >= run["max_hold"]: side, why = 0, "time"
-            if side != (trade["side"] if trade else 0): order = {"side": side, "row": t, "share": share[t], "atr": atr[t], "why": why}
+                if side == trade["side"] and run["max_hold"] is not None and age >= run["max_hold"]:
+                    side, why = 0, "time"
+            if side != (trade["side"] if trade else 0):
+                order = {"side": side, "row": t, "share": share[t], "atr": atr[t], "why": why}
     cash, quantity = wealth, 0.0
     if trade is not None:
         cash, quantity = value(0.0), trade["side"] * trade["quantity"]
         done.append(trade | {"exit_row": -1, "exit_price": last, "exit_fee": 0.0, "reason": OPEN})
     records = np.array([tuple(d[k] for k in TRADE.names) for d in done], TRADE)
-    return np.array(equity), np.array(low_equity), np.array(position, "int8"), records, cash, quantity, last, np.array([counts[k] for k in COUNTS])
+    return (
+        np.array(equity),
+        np.array(low_equity),
+        np.array(position, "int8"),
+        records,
+        cash,
+        quantity,
+        last,
+        np.array([counts[k] for k in COUNTS]),
+    )

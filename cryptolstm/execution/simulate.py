@@ -35,17 +35,32 @@ def _trade_table(
 ) -> pd.DataFrame:
     "Round trips as a table; `return` is P&L over the notional at entry, `bars_held` counts hours."
     still, rows = trades["exit_row"] < 0, np.flatnonzero(real)
-    decided = rows[np.searchsorted(rows, trades["entry_row"]) - 1]                 # the last bar before the entry
+    # the last bar before the entry
+    decided = rows[np.searchsorted(rows, trades["entry_row"]) - 1]
     q, entry, side = trades["quantity"], trades["entry_price"], trades["side"]
     fees = trades["entry_fee"] + trades["exit_fee"]
     pnl = side * q * (trades["exit_price"] - entry) - fees - trades["borrow"]
     level = lambda name: np.where(np.isinf(trades[name]), np.nan, trades[name])
-    return pd.DataFrame({
-        "side": side, "decided_time": _times(decided, index), "entry_time": _times(trades["entry_row"], index),
-        "exit_time": _times(trades["exit_row"], index, ~still), "entry_price": entry, "exit_price": trades["exit_price"], "quantity": q, "fees": fees,
-        "borrow": trades["borrow"], "pnl": pnl, "stop_price": level("stop"), "target_price": level("target"), "trail_distance": level("trail"),
-        "return": pnl / (q * entry),
-        "bars_held": np.where(still, len(real), trades["exit_row"]) - trades["entry_row"], "exit_reason": _TEXTS.take(trades["reason"])})
+    return pd.DataFrame(
+        {
+            "side": side,
+            "decided_time": _times(decided, index),
+            "entry_time": _times(trades["entry_row"], index),
+            "exit_time": _times(trades["exit_row"], index, ~still),
+            "entry_price": entry,
+            "exit_price": trades["exit_price"],
+            "quantity": q,
+            "fees": fees,
+            "borrow": trades["borrow"],
+            "pnl": pnl,
+            "stop_price": level("stop"),
+            "target_price": level("target"),
+            "trail_distance": level("trail"),
+            "return": pnl / (q * entry),
+            "bars_held": np.where(still, len(real), trades["exit_row"]) - trades["entry_row"],
+            "exit_reason": _TEXTS.take(trades["reason"]),
+        }
+    )
 
 # %% ../../nbs/execution/02_simulate.ipynb #b90c644c
 def _fill_table(
@@ -54,31 +69,57 @@ def _fill_table(
 ) -> pd.DataFrame:               # one row per fill, in order; side 1 buys, −1 sells
     "Each round trip as its two fills (one, if it is still open)."
     count = 2 * len(trades) - (len(trades) > 0 and trades["exit_row"][-1] < 0)
-    turn = lambda entry, exit: np.column_stack([entry, exit]).ravel()[:count]      # trade by trade, entry before exit
+    # trade by trade, entry before exit
+    turn = lambda entry, exit: np.column_stack([entry, exit]).ravel()[:count]
     at_entry = np.full(len(trades), len(REASONS))                                  # "entry", see `_TEXTS`
-    return pd.DataFrame({"time": _times(turn(trades["entry_row"], trades["exit_row"]), index), "side": turn(trades["side"], -trades["side"]),
-                         "price": turn(trades["entry_price"], trades["exit_price"]), "quantity": turn(trades["quantity"], trades["quantity"]),
-                         "fee": turn(trades["entry_fee"], trades["exit_fee"]), "reason": _TEXTS.take(turn(at_entry, trades["reason"]))})
+    return pd.DataFrame(
+        {
+            "time": _times(turn(trades["entry_row"], trades["exit_row"]), index),
+            "side": turn(trades["side"], -trades["side"]),
+            "price": turn(trades["entry_price"], trades["exit_price"]),
+            "quantity": turn(trades["quantity"], trades["quantity"]),
+            "fee": turn(trades["entry_fee"], trades["exit_fee"]),
+            "reason": _TEXTS.take(turn(at_entry, trades["reason"])),
+        }
+    )
 
 # %% ../../nbs/execution/02_simulate.ipynb #2014a035
 def _result(
     bars: pd.DataFrame, run: dict, data: _Arrays,                                # what was asked
     equity: np.ndarray, low_equity: np.ndarray, position: np.ndarray,            # (hours,) from the kernel
-    trades: np.ndarray, cash: float, quantity: float, last: float,               # round trips, and what is held at the end
+    # round trips, and what is held at the end
+    trades: np.ndarray, cash: float, quantity: float, last: float,
     counts: np.ndarray,                                                          # as `COUNTS`
 ) -> dict:                                                                       # see `simulate`
     "The result of a simulation as one table of tables, each carrying the stamp of the bars."
     table = _trade_table(trades, bars.index, data.real)
-    out = {"initial_balance": run["initial_balance"], "final_balance": float(equity[-1]), "liquidation_value": float(cash)}
+    out = {
+        "initial_balance": run["initial_balance"],
+        "final_balance": float(equity[-1]),
+        "liquidation_value": float(cash),
+    }
     if quantity:  # selling a long brings less than its mark, covering a short costs more
         t = int(np.flatnonzero(data.real)[-1])
-        price = last * (1 - np.sign(quantity) * (run["slippage"] + run["slippage_range"] * (data.high[t] - data.low[t]) / data.high[t]))
+        price = last * (
+            1
+            - np.sign(quantity)
+            * (run["slippage"] + run["slippage_range"] * (data.high[t] - data.low[t]) / data.high[t])
+        )
         out["liquidation_value"] = float(cash + quantity * price - run["fee"] * abs(quantity) * price)
     at_bars = slice(None) if len(equity) == len(bars) else data.rows
     series = lambda values, name: pd.Series(values[at_bars], bars.index, name=name, copy=False)
-    out |= {"equity": series(equity, "equity"), "low_equity": series(low_equity, "low_equity"), "position": series(position, "position"),
-            "trades": table, "fills": _fill_table(trades, bars.index), "total_fees": float(table["fees"].sum()),
-            "total_borrow": float(table["borrow"].sum()), "counts": dict(zip(COUNTS, map(int, counts), strict=True)), "settings": run, "source": dict(bars.attrs)}
+    out |= {
+        "equity": series(equity, "equity"),
+        "low_equity": series(low_equity, "low_equity"),
+        "position": series(position, "position"),
+        "trades": table,
+        "fills": _fill_table(trades, bars.index),
+        "total_fees": float(table["fees"].sum()),
+        "total_borrow": float(table["borrow"].sum()),
+        "counts": dict(zip(COUNTS, map(int, counts), strict=True)),
+        "settings": run,
+        "source": dict(bars.attrs),
+    }
     for value in out.values():
         if isinstance(value, (pd.Series, pd.DataFrame)): value.attrs = dict(bars.attrs)
     return out
@@ -86,41 +127,51 @@ def _result(
 # %% ../../nbs/execution/02_simulate.ipynb #420367df
 def simulate(
     bars: pd.DataFrame,                 # hourly bars; rows marked `is_gap` neither decide nor fill
-    signal,                             # (n,) −1, 0 or 1 per bar, decided at its close; a Series must have the index of the bars
+    # (n,) −1, 0 or 1 per bar, decided at its close; a Series must have the index of the bars
+    signal,
     initial_balance: float = 100_000.0, # quote currency
     fee: float = 0.001,                 # share of traded notional, per side
     slippage: float = 0.0,              # share of price, always against us
-    stop_atr: float | None = None,      # stop-loss distance in ATR at the decision bar, measured from the fill; None, here and below = none
+    # stop-loss distance in ATR at the decision bar, measured from the fill; None, here and below = none
+    stop_atr: float | None = None,
     sizing: str = "all_in",             # "all_in", "fraction" or "volatility"
     size: float = 1.0,                  # the fraction of equity, or the annual volatility aimed at
-    exit: str = "neutral",              # "neutral": 0 closes the position; "opposite": only the other side does
+    # "neutral": 0 closes the position; "opposite": only the other side does
+    exit: str = "neutral",
     min_hold: int = 0,                  # bars a position is kept at least; a stop may end it earlier
     atr=None,                           # (n,) ATR per bar, NaN while unknown; None = Wilder's over 14 bars
     borrow_rate: float = 0.0,           # share of a short's notional, per day
-    sigma: pd.Series | None = None,     # (n,) sd of the last 24 hourly log returns per bar, NaN while unknown; None = measured on these bars
-    stop_percent: float | None = None,  # stop-loss distance as a share of the fill price; the nearer one, if both are given
+    # (n,) sd of the last 24 hourly log returns per bar, NaN while unknown; None = measured on these bars
+    sigma: pd.Series | None = None,
+    # stop-loss distance as a share of the fill price; the nearer one, if both are given
+    stop_percent: float | None = None,
     take_profit_atr: float | None = None,      # take-profit distance in ATR
     take_profit_percent: float | None = None,  # take-profit distance as a share of the fill price
     trailing_atr: float | None = None,  # trailing stop, distance in ATR from the best price of earlier bars
     max_hold: int | None = None,        # bars after which a position is closed at the open
-    slippage_range: float = 0.0,        # share of (high − low) / high of the bar filled in, on top of `slippage`
+    # share of (high − low) / high of the bar filled in, on top of `slippage`
+    slippage_range: float = 0.0,
     lot: float = 0.0,                   # step of quantities, in coins; 0 = any quantity
     min_notional: float = 0.0,          # smallest entry, quote currency
     max_volume_share: float | None = None,     # largest entry as a share of the volume of the bar filled in
     max_leverage: float = 1.0,          # largest share of equity that "fraction" and "volatility" may commit
-    maker_fee: float | None = None,     # fee of a take-profit, which rests in the book until it is taken; None = as `fee`
+    # fee of a take-profit, which rests in the book until it is taken; None = as `fee`
+    maker_fee: float | None = None,
 ) -> dict:  # final_balance, liquidation_value, equity, low_equity, position, trades, fills, total_fees, total_borrow, counts, settings, source
     "What a signal would have earned. `InputError` names the row or setting that makes no sense."
     run = _check_settings({k: v for k, v in locals().items() if k not in ("bars", "signal", "atr", "sigma")})
     data = _arrays(bars, signal, atr, sigma, run)
     return _result(bars, run, data, *_by_kernel(data, run))
 
-def _room(n: int) -> tuple: return *np.empty((2, n)), np.empty(n, "int8"), np.empty(n, TRADE)   # where the kernel writes
+# where the kernel writes
+def _room(n: int) -> tuple: return *np.empty((2, n)), np.empty(n, "int8"), np.empty(n, TRADE)
 
 def _by_kernel(data: _Arrays, run: dict, room: tuple | None = None) -> tuple:   # equity, low equity, position, round trips, cash, quantity, last price, counts
     equity, low_equity, position, trades = room or _room(len(data.close))
     counts = np.zeros(len(COUNTS), "int64")
-    k, cash, quantity, last = _walk(*data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts)
+    k, cash, quantity, last = _walk(
+        *data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts
+    )
     return equity, low_equity, position, trades[:k], cash, quantity, last, counts
 
 # %% ../../nbs/execution/02_simulate.ipynb #2d894f1d

@@ -22,11 +22,33 @@ from .orders import (_aligned, _arrays, _check_number, _check_settings, _first,
 from .simulate import simulate
 
 # %% ../../nbs/execution/06_sweep.ipynb #0684ca8a
-AXES = ("threshold_scale", "fee", "maker_fee", "slippage", "slippage_range", "stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr",
-        "min_hold", "max_hold", "borrow_rate", "lot", "min_notional", "max_volume_share", "sizing", "size", "max_leverage", "exit")   # what may vary without another forecast
+AXES = (
+    "threshold_scale",
+    "fee",
+    "maker_fee",
+    "slippage",
+    "slippage_range",
+    "stop_atr",
+    "stop_percent",
+    "take_profit_atr",
+    "take_profit_percent",
+    "trailing_atr",
+    # what may vary without another forecast
+    "min_hold",
+    "max_hold",
+    "borrow_rate",
+    "lot",
+    "min_notional",
+    "max_volume_share",
+    "sizing",
+    "size",
+    "max_leverage",
+    "exit",
+)
 WORDS = {"sizing": SIZINGS, "exit": EXIT_MODES}   # axes whose values are words
 TOGETHER = ("min_hold", "max_hold", "sizing", "size", "max_leverage")   # settings that may forbid each other
-MAX_POINTS, MAX_RETURNS = 1_000_000, 100_000_000   # of a grid; of numbers kept, where the returns of every point are (800 MB)
+# of a grid; of numbers kept, where the returns of every point are (800 MB)
+MAX_POINTS, MAX_RETURNS = 1_000_000, 100_000_000
 
 def axis_values(
     name: str,       # an axis
@@ -37,12 +59,14 @@ def axis_values(
     help_ = f"pass for instance --grid {name}=1:4:7 (from, to, how many) or --grid {name}=1,2,4"
     try:
         parts = text.split(":")
-        if len(parts) == 1: values = [None if x.strip().lower() == "none" else float(x) for x in text.split(",")]
+        if len(parts) == 1:
+            values = [None if x.strip().lower() == "none" else float(x) for x in text.split(",")]
         else:
             low, high, count = float(parts[0]), float(parts[1]), int(parts[2]) if len(parts) == 3 else 0
             if not 1 <= count <= MAX_POINTS or (count == 1 and low != high): raise ValueError
             values = np.linspace(low, high, count).tolist()
-    except (ValueError, IndexError) as e: raise InputError(f"{text!r} is no range of values for {name}; {help_}") from e
+    except (ValueError, IndexError) as e:
+        raise InputError(f"{text!r} is no range of values for {name}; {help_}") from e
     return [None if v is None else round(v, 12) for v in values]
 
 # %% ../../nbs/execution/06_sweep.ipynb #0e71ce55
@@ -53,8 +77,12 @@ def parse_grid(
     grid = {}
     for text in texts:
         name, equals, values = (part.strip() for part in text.partition("="))
-        if not equals: raise InputError(f"--grid {text!r} is not an axis; pass for instance --grid stop_atr=1:4:7")
-        if name in grid: raise InputError(f"--grid names {name} twice; pass all its values at once, for instance {name}=1,2,4")
+        if not equals:
+            raise InputError(f"--grid {text!r} is not an axis; pass for instance --grid stop_atr=1:4:7")
+        if name in grid:
+            raise InputError(
+                f"--grid names {name} twice; pass all its values at once, for instance {name}=1,2,4"
+            )
         grid[name] = axis_values(name, values) if name in AXES else values
     return check_grid(grid)
 
@@ -62,25 +90,52 @@ def check_grid(
     grid: Mapping[str, Sequence],   # axis → values
 ) -> dict[str, list]:               # the same, every value checked
     "`InputError` for an axis that cannot vary here or a value that makes no sense."
-    if grid is not None and not isinstance(grid, Mapping): raise InputError(f"the grid is of the type {type(grid).__name__}; pass axes and their values, for instance {{'stop_atr': [1, 2, 4]}}")
-    if not grid: raise InputError("the grid is empty; pass at least one axis, for instance stop_atr=[1, 2, 4]")
+    if grid is not None and not isinstance(grid, Mapping):
+        raise InputError(
+            f"the grid is of the type {type(grid).__name__}; pass axes and their values, for instance"
+            " {'stop_atr': [1, 2, 4]}"
+        )
+    if not grid:
+        raise InputError("the grid is empty; pass at least one axis, for instance stop_atr=[1, 2, 4]")
     for name in grid:
         if name not in AXES: raise unknown_name("axis", name, AXES)
     out = {}
     for name, values in grid.items():
-        if isinstance(values, str) or not isinstance(values, Iterable): raise InputError(f"the values of {name} are {values!r}; pass a list of them, for instance [{values!r}]")
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise InputError(
+                f"the values of {name} are {values!r}; pass a list of them, for instance [{values!r}]"
+            )
         values = list(values)
         if not values: raise InputError(f"the axis {name} has no values; pass at least one")
-        if (odd := [v for v in values if name in WORDS and v not in WORDS[name]]): raise unknown_name(name, odd[0], WORDS[name])
-        if name == "threshold_scale" and (bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not 0 <= v < np.inf]):
+        if odd := [v for v in values if name in WORDS and v not in WORDS[name]]:
+            raise unknown_name(name, odd[0], WORDS[name])
+        if name == "threshold_scale" and (
+            bad := [
+                v
+                for v in values
+                if isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not 0 <= v < np.inf
+            ]
+        ):
             raise InputError(f"threshold_scale is {bad[0]!r}; pass numbers from 0")
-        out[name] = [v if name in WORDS else float(v) if name == "threshold_scale" else _check_number(name, v) for v in values]
+        out[name] = [
+            v if name in WORDS else float(v) if name == "threshold_scale" else _check_number(name, v)
+            for v in values
+        ]
     if (count := int(np.prod([len(v) for v in out.values()], dtype=float))) > MAX_POINTS:
         raise InputError(f"the grid has {count:,} points; pass at most {MAX_POINTS:,}")
     return out
 
 # %% ../../nbs/execution/06_sweep.ipynb #0d7041e4
-SCORES = ("total_return", "sharpe_ratio", "max_drawdown", "num_trades", "closed_trades", "win_rate", "exposure", "total_fees")
+SCORES = (
+    "total_return",
+    "sharpe_ratio",
+    "max_drawdown",
+    "num_trades",
+    "closed_trades",
+    "win_rate",
+    "exposure",
+    "total_fees",
+)
 
 @compiled(fastmath={"reassoc"})   # sums in any order: a few at a time
 def _moments(equity, cash, returns):
@@ -101,7 +156,7 @@ def _score(equity, position, trades, cash, returns, out):
     mean, spread = _moments(equity, cash, returns)
     peak, deepest, held, n = cash, 0.0, 0, len(equity)
     for now in equity:
-        if now > peak: peak = now
+        if now > peak:peak = now
         elif now < peak * (1 + deepest): deepest = now / peak - 1
     for side in position: held += side != 0
     closed, wins, fees = 0, 0, 0.0
@@ -110,36 +165,113 @@ def _score(equity, position, trades, cash, returns, out):
         fees += t["entry_fee"] + t["exit_fee"]
         if t["reason"] == OPEN: continue
         closed += 1
-        wins += t["side"] * t["quantity"] * (t["exit_price"] - t["entry_price"]) - t["entry_fee"] - t["exit_fee"] - t["borrow"] > 0
-    out[0], out[2], out[3], out[4], out[6], out[7] = equity[-1] / cash - 1, deepest, len(trades), closed, held / n, fees
+        wins += (
+            t["side"] * t["quantity"] * (t["exit_price"] - t["entry_price"])
+            - t["entry_fee"]
+            - t["exit_fee"]
+            - t["borrow"]
+            > 0
+        )
+    out[0], out[2], out[3], out[4], out[6], out[7] = (
+        equity[-1] / cash - 1,
+        deepest,
+        len(trades),
+        closed,
+        held / n,
+        fees,
+    )
     out[1] = mean / spread * np.sqrt(8760.0) if len(trades) and spread > 0 else np.nan
     out[5] = wins / closed if closed else np.nan
 
 # %% ../../nbs/execution/06_sweep.ipynb #93d021c2
 @compiled(parallel=True)
-def _sweep(open_, high, low, close, volume, real, signal, shares, atr, absent, move, threshold, cash, points, scores, returns, blocks):
-    "One walk per row of `points` (threshold scale, row of `shares`, then the fields of `Terms`), a block of neighbours after another."
+def _sweep(
+    open_,
+    high,
+    low,
+    close,
+    volume,
+    real,
+    signal,
+    shares,
+    atr,
+    absent,
+    move,
+    threshold,
+    cash,
+    points,
+    scores,
+    returns,
+    blocks,
+):
+    """One walk per row of `points` (threshold scale, row of `shares`, then the fields of `Terms`), a block of
+    neighbours after another."""
     for b in prange(blocks):
         n, counts = len(close), np.zeros(5, np.int64)
-        equity, low_equity, position, trades, change = np.empty(n), np.empty(n), np.empty(n, np.int8), np.empty(n, TRADE), np.empty(n)   # once for a block
+        # once for a block
+        equity = np.empty(n)
+        low_equity = np.empty(n)
+        position = np.empty(n, np.int8)
+        trades = np.empty(n, TRADE)
+        change = np.empty(n)
         first, last, chosen = len(points) * b // blocks, len(points) * (b + 1) // blocks, signal.copy()
         for i in range(first, last):
             p = points[i]
             if len(move) and (i == first or p[0] != points[i - 1, 0]):
                 for t in range(n): chosen[t] = signal[t] if move[t] > p[0] * threshold[t] else 0
-            own = Terms(p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13], p[14] != 0, p[15], p[16], p[17])
-            k, _, _, _ = _walk(open_, high, low, close, volume, real, chosen, shares[int(p[1])], atr, cash, own, equity, low_equity, position, trades, counts)
-            for t in absent: equity[t] = equity[t - 1]          # as `figures` has it: an absent hour repeats the one before
+            own = Terms(
+                p[2],
+                p[3],
+                p[4],
+                p[5],
+                p[6],
+                p[7],
+                p[8],
+                p[9],
+                p[10],
+                p[11],
+                p[12],
+                p[13],
+                p[14] != 0,
+                p[15],
+                p[16],
+                p[17],
+            )
+            k, _, _, _ = _walk(
+                open_,
+                high,
+                low,
+                close,
+                volume,
+                real,
+                chosen,
+                shares[int(p[1])],
+                atr,
+                cash,
+                own,
+                equity,
+                low_equity,
+                position,
+                trades,
+                counts,
+            )
+            # as `figures` has it: an absent hour repeats the one before
+            for t in absent: equity[t] = equity[t - 1]
             _score(equity, position, trades[:k], cash, returns[i] if len(returns) else change, scores[i])
 
 # %% ../../nbs/execution/06_sweep.ipynb #da62bc66
-DEFAULTS = {k: p.default for k, p in inspect.signature(simulate).parameters.items() if k not in ("bars", "signal", "atr", "sigma")}
+DEFAULTS = {
+    k: p.default
+    for k, p in inspect.signature(simulate).parameters.items()
+    if k not in ("bars", "signal", "atr", "sigma")
+}
 
 def _check_points(base: dict, grid: Mapping[str, list]) -> dict:
     "The settings of the first point, checked; `InputError` for two values that forbid each other."
     first = {**base, **{name: values[0] for name, values in grid.items() if name in base}}
     together = [name for name in TOGETHER if name in grid]
-    for values in itertools.product(*(grid[name] for name in together)): checked = _check_settings({**first, **dict(zip(together, values, strict=True))})
+    for values in itertools.product(*(grid[name] for name in together)):
+        checked = _check_settings({**first, **dict(zip(together, values, strict=True))})
     return {**checked, **{name: first[name] for name in together}}
 
 def _columns(grid: Mapping[str, list]) -> dict[str, np.ndarray]:
@@ -147,54 +279,107 @@ def _columns(grid: Mapping[str, list]) -> dict[str, np.ndarray]:
     sizes = [len(values) for values in grid.values()]
     return dict(zip(grid, (c.ravel() for c in np.indices(sizes)), strict=True))
 
-def _shares(run: dict, grid: Mapping[str, list], data, sigma: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    "Sizes of every combination of sizing, size and max_leverage (k, n or 1), and their number by the values' places (a, b, c)."
+
+def _shares(
+    run: dict, grid: Mapping[str, list], data, sigma: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of every combination of sizing, size and max_leverage (k, n or 1), and their number by the
+    values' places (a, b, c)."""
     lists = [grid.get(name, [run[name]]) for name in ("sizing", "size", "max_leverage")]
     if sigma is None and "volatility" in lists[0]: sigma = measured_sigma(data.close)
-    rows = [entry_share(data.close, how, size, sigma=sigma, cap=cap) for how, size, cap in itertools.product(*lists)]
-    return np.array([np.broadcast_to(row, max(map(len, rows))) for row in rows]), np.arange(len(rows)).reshape([len(x) for x in lists])
+    rows = [
+        entry_share(data.close, how, size, sigma=sigma, cap=cap)
+        for how, size, cap in itertools.product(*lists)
+    ]
+    return np.array([np.broadcast_to(row, max(map(len, rows))) for row in rows]), np.arange(
+        len(rows)
+    ).reshape([len(x) for x in lists])
+
 
 def _points(run: dict, grid: Mapping[str, list], columns: dict, place: np.ndarray) -> np.ndarray:
     "What `_sweep` reads: threshold scale, row of the sizes, and `terms`, a row per point."
     n, none = len(next(iter(columns.values()))), lambda name: np.nan if name == "maker_fee" else np.inf
-    values = lambda name: [v if isinstance(v, str) else none(name) if v is None else float(v) for v in grid[name]]
+    values = lambda name: [
+        v if isinstance(v, str) else none(name) if v is None else float(v) for v in grid[name]
+    ]
     own = {name: np.array(values(name))[columns[name]] if name in grid else run[name] for name in run}
-    if "maker_fee" in grid: own["maker_fee"] = np.where(np.isnan(own["maker_fee"]), own["fee"], own["maker_fee"])
-    scale = np.array(grid["threshold_scale"])[columns["threshold_scale"]] if "threshold_scale" in grid else 0.0
+    if "maker_fee" in grid:
+        own["maker_fee"] = np.where(np.isnan(own["maker_fee"]), own["fee"], own["maker_fee"])
+    scale = (
+        np.array(grid["threshold_scale"])[columns["threshold_scale"]] if "threshold_scale" in grid else 0.0
+    )
     at = place[tuple(columns.get(name, 0) for name in ("sizing", "size", "max_leverage"))]
     return np.column_stack([np.broadcast_to(np.asarray(x, "float64"), n) for x in (scale, at, *terms(own))])
 
 # %% ../../nbs/execution/06_sweep.ipynb #5a00c355
 def sweep(
     bars: pd.DataFrame,        # as for `simulate`
-    signal,                    # as for `simulate`; with `move` and `threshold`: what is wanted once the threshold is exceeded
+    # as for `simulate`; with `move` and `threshold`: what is wanted once the threshold is exceeded
+    signal,
     grid: Mapping[str, Sequence],   # axis → values, see `AXES`
-    move=None,                 # (n,) size of the forecast move, quote currency; needed for the axis threshold_scale
+    # (n,) size of the forecast move, quote currency; needed for the axis threshold_scale
+    move=None,
     threshold=None,            # (n,) the threshold at scale 1
     atr=None, sigma=None,      # as for `simulate`
-    returns: bool = False,     # also give the net return of every hour at every point, as a probability of overfitting needs it
+    # also give the net return of every hour at every point, as a probability of overfitting needs it
+    returns: bool = False,
     **settings                 # the other arguments of `simulate`; the axes replace theirs
 ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:   # a row per point: the axes and `SCORES`; returns: rows hours, columns points
     "Trade one signal with every combination of settings. `InputError` as from `simulate`."
     grid = check_grid(grid)
     if ("threshold_scale" in grid) != (move is not None and threshold is not None):
-        raise InputError("threshold_scale varies only together with move and threshold; pass both and the axis, or none of them")
+        raise InputError(
+            "threshold_scale varies only together with move and threshold; pass both and the axis, or none of"
+            " them"
+        )
     for name in settings:
         if name not in DEFAULTS: raise unknown_name("setting", name, DEFAULTS)
     run, columns = _check_points({**DEFAULTS, **settings}, grid), _columns(grid)
-    ranged = any(v is not None for k in ("stop_atr", "take_profit_atr", "trailing_atr") for v in grid.get(k, [run[k]]))
-    data = _arrays(bars, signal, atr, sigma, {**run, "stop_atr": 1.0 if ranged else None, "take_profit_atr": None, "trailing_atr": None})
+    ranged = any(
+        v is not None for k in ("stop_atr", "take_profit_atr", "trailing_atr") for v in grid.get(k, [run[k]])
+    )
+    data = _arrays(
+        bars,
+        signal,
+        atr,
+        sigma,
+        {**run, "stop_atr": 1.0 if ranged else None, "take_profit_atr": None, "trailing_atr": None},
+    )
     over = [_on_grid(x, bars.index, data, what) for x, what in ((move, "move"), (threshold, "threshold"))]
-    shares, place = _shares(run, grid, data, None if sigma is None else _on_grid(sigma, bars.index, data, "sigma"))
+    shares, place = _shares(
+        run, grid, data, None if sigma is None else _on_grid(sigma, bars.index, data, "sigma")
+    )
     points = _points(run, grid, columns, place)
     if returns and len(points) * len(data.close) > MAX_RETURNS:
-        raise InputError(f"{len(points):,} points over {len(data.close):,} hours are {len(points) * len(data.close):,} returns to keep; pass a smaller grid or fewer hours, at most {MAX_RETURNS:,} in all")
-    n, hours = len(data.close), bars.index if len(bars) == len(data.close) else pd.date_range(bars.index[0], bars.index[-1], freq="h")
+        raise InputError(
+            f"{len(points):,} points over {len(data.close):,} hours are {len(points) * len(data.close):,}"
+            f" returns to keep; pass a smaller grid or fewer hours, at most {MAX_RETURNS:,} in all"
+        )
+    n = len(data.close)
+    hours = (
+        bars.index if len(bars) == len(data.close) else pd.date_range(bars.index[0], bars.index[-1], freq="h")
+    )
     scores, kept = np.empty((len(points), len(SCORES))), np.empty((len(points) if returns else 0, n))
     absent = np.setdiff1d(np.arange(n), data.rows) if len(bars) < n else np.arange(0)
-    _sweep(*data[:7], shares, data.atr, absent, *over, run["initial_balance"], points, scores, kept, min(len(points), 4 * get_num_threads()))
-    table = {name: np.array(values, object if name in WORDS else "float64")[columns[name]] for name, values in grid.items()}
-    out = pd.DataFrame(table | dict(zip(SCORES, scores.T, strict=True))).astype({"num_trades": int, "closed_trades": int} | {name: object for name in WORDS if name in grid})
+    _sweep(
+        *data[:7],
+        shares,
+        data.atr,
+        absent,
+        *over,
+        run["initial_balance"],
+        points,
+        scores,
+        kept,
+        min(len(points), 4 * get_num_threads()),
+    )
+    table = {
+        name: np.array(values, object if name in WORDS else "float64")[columns[name]]
+        for name, values in grid.items()
+    }
+    out = pd.DataFrame(table | dict(zip(SCORES, scores.T, strict=True))).astype(
+        {"num_trades": int, "closed_trades": int} | {name: object for name in WORDS if name in grid}
+    )
     out.attrs = dict(bars.attrs)
     return (out, pd.DataFrame(kept.T, hours)) if returns else out
 
@@ -225,6 +410,13 @@ def surface_summary(
     returns, best = table["total_return"], table.iloc[best_point(table)]
     share = lambda mask: float(mask.mean())
     number = lambda x: x if isinstance(x, str) else None if not np.isfinite(x) else float(x)
-    return {"points": len(table), "best": {k: number(v) for k, v in best.items()}, "median_return": float(returns.median()), "worst_return": float(returns.min()),
-            "profitable": share(returns > 0), "without_a_trade": share(table["num_trades"] == 0), "hold_return": held,
-            "beat_hold": None if held is None else share(returns > held)}
+    return {
+        "points": len(table),
+        "best": {k: number(v) for k, v in best.items()},
+        "median_return": float(returns.median()),
+        "worst_return": float(returns.min()),
+        "profitable": share(returns > 0),
+        "without_a_trade": share(table["num_trades"] == 0),
+        "hold_return": held,
+        "beat_hold": None if held is None else share(returns > held),
+    }

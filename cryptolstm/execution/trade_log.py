@@ -16,11 +16,17 @@ from ..core.errors import InputError
 from ..core.files import write_atomic
 
 # %% ../../nbs/execution/04_trade_log.ipynb #89b5b0b3
-_ENDED = {"signal": "the signal had gone, so it was closed at the open", "reverse": "the other side was wanted, so it was closed at the open",
-          "stop": "it was stopped inside the bar", "gap_stop": "it was stopped at the open, which lay beyond the stop",
-          "take_profit": "it took its profit at the target", "trailing": "the trailing stop took it out, {:,.6g} behind the best price",
-          "time": "max_hold was over, so it was closed at the open", "liquidation": "the account was empty, so it was liquidated",
-          "open": "it is still open, marked at the last close"}
+_ENDED = {
+    "signal": "the signal had gone, so it was closed at the open",
+    "reverse": "the other side was wanted, so it was closed at the open",
+    "stop": "it was stopped inside the bar",
+    "gap_stop": "it was stopped at the open, which lay beyond the stop",
+    "take_profit": "it took its profit at the target",
+    "trailing": "the trailing stop took it out, {:,.6g} behind the best price",
+    "time": "max_hold was over, so it was closed at the open",
+    "liquidation": "the account was empty, so it was liquidated",
+    "open": "it is still open, marked at the last close",
+}
 
 def _ending(
     trade: pd.Series,   # a row of `results["trades"]`
@@ -29,7 +35,8 @@ def _ending(
     "Why a trade ended, as a clause."
     if trade["exit_reason"] == "take_profit":
         quoted = trade["exit_price"] / (1 - trade["side"] * run["slippage"])
-        if trade["side"] * (quoted / trade["target_price"] - 1) > 1e-9: return "it took its profit at the open, which lay beyond the target"
+        if trade["side"] * (quoted / trade["target_price"] - 1) > 1e-9:
+            return "it took its profit at the open, which lay beyond the target"
     return _ENDED[trade["exit_reason"]].format(trade["trail_distance"])
 
 # %% ../../nbs/execution/04_trade_log.ipynb #5e60bc74
@@ -40,22 +47,48 @@ def explain_trade(
     "The story of one trade. `InputError` where there is no such trade."
     trades, run = results["trades"], results["settings"]
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not -len(trades) <= n < len(trades):
-        raise InputError(f"there is no trade {n!r}; " + (f"pass a number from 0 to {len(trades) - 1}" if len(trades) else "nothing was traded"))
+        raise InputError(
+            f"there is no trade {n!r}; "
+            + (f"pass a number from 0 to {len(trades) - 1}" if len(trades) else "nothing was traded")
+        )
     t = trades.iloc[n]
-    move, held = t["side"] * (t["exit_price"] / t["entry_price"] - 1), f"{t['bars_held']} bar{'' if t['bars_held'] == 1 else 's'}"
+    move = t["side"] * (t["exit_price"] / t["entry_price"] - 1)
+    held = f"{t['bars_held']} bar{'' if t['bars_held'] == 1 else 's'}"
     at = lambda time, price: ("" if pd.isna(time) else f"{time:%Y-%m-%d %H:%M} at ") + f"{price:,.6g}"
     ways = [f"on the way: {t['mae']:+.3%} at worst, {t['mfe']:+.3%} at best"] if "mae" in t else []
-    return "\n".join([f"trade {n % len(trades)} of {len(trades)}: {'long' if t['side'] > 0 else 'short'} {t['quantity']:,.6g} coins",
-                      *_decision_text(results.get("signals"), t["decided_time"]),
-                      f"entry: {at(t['entry_time'], t['entry_price'])}, the open {'plus' if t['side'] > 0 else 'minus'} slippage",
-                      f"waiting for: {_waiting(t, run)}", *ways, f"exit: {at(t['exit_time'], t['exit_price'])} after {held}; {_ending(t, run)}",
-                      f"result: the price moved {move:+.3%} our way; fees {t['fees']:,.2f}, rent {t['borrow']:,.2f}; {t['pnl']:+,.2f} net, {t['return']:+.3%} of the notional"])
+    return "\n".join(
+        [
+            (
+                f"trade {n % len(trades)} of {len(trades)}: {'long' if t['side'] > 0 else 'short'}"
+                f" {t['quantity']:,.6g} coins"
+            ),
+            *_decision_text(results.get("signals"), t["decided_time"]),
+            (
+                f"entry: {at(t['entry_time'], t['entry_price'])}, the open"
+                f" {'plus' if t['side'] > 0 else 'minus'} slippage"
+            ),
+            f"waiting for: {_waiting(t, run)}",
+            *ways,
+            f"exit: {at(t['exit_time'], t['exit_price'])} after {held}; {_ending(t, run)}",
+            (
+                f"result: the price moved {move:+.3%} our way; fees {t['fees']:,.2f}, rent"
+                f" {t['borrow']:,.2f}; {t['pnl']:+,.2f} net, {t['return']:+.3%} of the notional"
+            ),
+        ]
+    )
 
 def _waiting(t: pd.Series, run: dict) -> str:
     "The orders that rested while a trade lived."
-    rests = [f"{name} {t[key]:,.6g}" for name, key in (("stop", "stop_price"), ("target", "target_price")) if np.isfinite(t[key])]
+    rests = [
+        f"{name} {t[key]:,.6g}"
+        for name, key in (("stop", "stop_price"), ("target", "target_price"))
+        if np.isfinite(t[key])
+    ]
     if np.isfinite(t["trail_distance"]):
-        rests.append(f"trailing stop {t['trail_distance']:,.6g} behind the best price, at first {t['entry_price'] - t['side'] * t['trail_distance']:,.6g}")
+        rests.append(
+            f"trailing stop {t['trail_distance']:,.6g} behind the best price, at first"
+            f" {t['entry_price'] - t['side'] * t['trail_distance']:,.6g}"
+        )
     if run["max_hold"] is not None: rests.append(f"the end of {run['max_hold']} bars")
     return ", ".join([*rests, "the signal to change"])
 
@@ -66,9 +99,15 @@ def _decision_text(signals: pd.DataFrame | None, when: pd.Timestamp) -> list[str
     d = signals.loc[when]
     rules = [c.removeprefix("rule_") for c in signals.columns if c.startswith("rule_")]
     yes, no = ([r for r in rules if bool(d[f"rule_{r}"]) is said] for said in (True, False))
-    forecast = f"the forecast {d['predicted_price']:,.6g} is a move of {d['difference']:+,.6g} and the threshold {d['threshold']:,.6g}"
-    return [f"{decided}; {forecast}", f"rules: {', '.join(yes) or 'none'} agreed with the {'long' if d['direction'] > 0 else 'short'}"
-            + (f"; {', '.join(no)} did not" if no else "")]
+    forecast = (
+        f"the forecast {d['predicted_price']:,.6g} is a move of {d['difference']:+,.6g} and the threshold"
+        f" {d['threshold']:,.6g}"
+    )
+    return [
+        f"{decided}; {forecast}",
+        f"rules: {', '.join(yes) or 'none'} agreed with the {'long' if d['direction'] > 0 else 'short'}"
+        + (f"; {', '.join(no)} did not" if no else ""),
+    ]
 
 # %% ../../nbs/execution/04_trade_log.ipynb #4cb2fd21
 def save_trades(
@@ -77,7 +116,8 @@ def save_trades(
 ) -> Path:                # the file
     "Write the trades. `InputError` for another ending."
     path, table = Path(path), results["trades"]
-    if path.suffix not in (".csv", ".json"): raise InputError(f"{path} is no .csv or .json file; pass for instance trades.csv")
+    if path.suffix not in (".csv", ".json"):
+        raise InputError(f"{path} is no .csv or .json file; pass for instance trades.csv")
     source = {k: v for k, v in results["source"].items() if isinstance(v, (str, bool))}
     if path.suffix == ".csv":
         stamp = {k: source[k] for k in ("ticker", "exchange", "simulated") if k in source}

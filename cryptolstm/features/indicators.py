@@ -76,23 +76,39 @@ def price_indicators(
     "RSI, stochastic RSI, MACD, Bollinger bands, ATR, ADX and the two moving averages, at the spec's periods."
     high, low, close = seg["high"], seg["low"], seg["close"]
     rsi = RSIIndicator(close, 14).rsi()
-    stoch = StochRSIIndicator(close, 14, 3, 3).stochrsi().mask(rsi.rolling(14).max() == rsi.rolling(14).min(), 0.5)  # 0/0: in the middle
+    # 0/0: in the middle
+    stoch = (
+        StochRSIIndicator(close, 14, 3, 3)
+        .stochrsi()
+        .mask(rsi.rolling(14).max() == rsi.rolling(14).min(), 0.5)
+    )
     macd, bb = MACD(close, 26, 12, 9), BollingerBands(close, 20, 2)
     return {
-        "rsi": rsi, "stoch_rsi_k": stoch.rolling(3).mean(), "stoch_rsi_d": stoch.rolling(3).mean().rolling(3).mean(),
-        "macd": macd.macd(), "macd_signal": macd.macd_signal(), "macd_diff": macd.macd_diff(),
-        "bb_middle": bb.bollinger_mavg(), "bb_upper": bb.bollinger_hband(), "bb_lower": bb.bollinger_lband(),
+        "rsi": rsi,
+        "stoch_rsi_k": stoch.rolling(3).mean(),
+        "stoch_rsi_d": stoch.rolling(3).mean().rolling(3).mean(),
+        "macd": macd.macd(),
+        "macd_signal": macd.macd_signal(),
+        "macd_diff": macd.macd_diff(),
+        "bb_middle": bb.bollinger_mavg(),
+        "bb_upper": bb.bollinger_hband(),
+        "bb_lower": bb.bollinger_lband(),
         "bb_width": (bb.bollinger_hband() - bb.bollinger_lband()) / bb.bollinger_mavg(),
-        "atr": average_true_range(high, low, close), "adx": average_directional_index(high, low),
-        "ema_20": EMAIndicator(close, 20).ema_indicator(), "ema_50": EMAIndicator(close, 50).ema_indicator()}
+        "atr": average_true_range(high, low, close),
+        "adx": average_directional_index(high, low),
+        "ema_20": EMAIndicator(close, 20).ema_indicator(),
+        "ema_50": EMAIndicator(close, 50).ema_indicator(),
+    }
 
 # %% ../../nbs/features/00_indicators.ipynb #5bf5f243
 def volume_indicators(
     seg: pd.DataFrame,   # bars without a long gap
 ) -> dict:               # column → Series
-    "OBV against its 20-bar mean, 24-hour VWAP, the volume-delta proxy V·(2C−H−L)/(H−L), and volume over its 20-bar mean."
+    """OBV against its 20-bar mean, 24-hour VWAP, the volume-delta proxy V·(2C−H−L)/(H−L), and volume over its
+    20-bar mean."""
     high, low, close, volume = seg["high"], seg["low"], seg["close"], seg["volume"]
-    obv = (np.sign(close.diff()).fillna(0) * volume).cumsum()   # `ta` counts the volume of an unchanged close as bought; the textbook, and we, as neither
+    # `ta` counts the volume of an unchanged close as bought; the textbook, and we, as neither
+    obv = (np.sign(close.diff()).fillna(0) * volume).cumsum()
     spread = (high - low).where(high > low)
     return {
         "obv_diff": obv - obv.rolling(20).mean(),
@@ -102,17 +118,38 @@ def volume_indicators(
 
 # %% ../../nbs/features/00_indicators.ipynb #e6617bb2
 INDICATORS = {  # family → raw columns, in the units people know
-    "rsi": ["rsi"], "stoch_rsi": ["stoch_rsi_k", "stoch_rsi_d"], "macd_diff": ["macd", "macd_signal", "macd_diff"],
-    "bollinger": ["bb_middle", "bb_upper", "bb_lower", "bb_width"], "atr": ["atr"], "adx": ["adx"], "ema": ["ema_20", "ema_50"],
-    "obv": ["obv_diff"], "vwap": ["vwap"], "volume_delta": ["volume_delta"], "volume_ratio": ["volume_ratio"],
-    "log_return": ["log_return"], "realized_volatility": ["sigma"], "price_ratios": ["high_low_ratio", "close_open_ratio", "trend_cross"]}
+    "rsi": ["rsi"],
+    "stoch_rsi": ["stoch_rsi_k", "stoch_rsi_d"],
+    "macd_diff": ["macd", "macd_signal", "macd_diff"],
+    "bollinger": ["bb_middle", "bb_upper", "bb_lower", "bb_width"],
+    "atr": ["atr"],
+    "adx": ["adx"],
+    "ema": ["ema_20", "ema_50"],
+    "obv": ["obv_diff"],
+    "vwap": ["vwap"],
+    "volume_delta": ["volume_delta"],
+    "volume_ratio": ["volume_ratio"],
+    "log_return": ["log_return"],
+    "realized_volatility": ["sigma"],
+    "price_ratios": ["high_low_ratio", "close_open_ratio", "trend_cross"],
+}
 
-FEATURES = {    # family → scale-free columns, what the network sees
-    "rsi": ["rsi"], "stoch_rsi": ["stoch_rsi_k", "stoch_rsi_d"], "macd_diff": ["macd_rel", "macd_signal_rel", "macd_diff_rel"],
-    "bollinger": ["bb_middle_dist", "bb_upper_dist", "bb_lower_dist", "bb_width"], "atr": ["atr_rel"], "adx": ["adx"],
-    "ema": ["ema_20_dist", "ema_50_dist"], "obv": ["obv_rel"], "vwap": ["vwap_dist"], "volume_delta": ["volume_delta_rel"],
-    "volume_ratio": ["volume_ratio"], "log_return": ["log_return_z"], "realized_volatility": ["log_sigma"],
-    "price_ratios": ["high_low_dist", "close_open_dist", "trend_cross"]}
+FEATURES = {  # family → scale-free columns, what the network sees
+    "rsi": ["rsi"],
+    "stoch_rsi": ["stoch_rsi_k", "stoch_rsi_d"],
+    "macd_diff": ["macd_rel", "macd_signal_rel", "macd_diff_rel"],
+    "bollinger": ["bb_middle_dist", "bb_upper_dist", "bb_lower_dist", "bb_width"],
+    "atr": ["atr_rel"],
+    "adx": ["adx"],
+    "ema": ["ema_20_dist", "ema_50_dist"],
+    "obv": ["obv_rel"],
+    "vwap": ["vwap_dist"],
+    "volume_delta": ["volume_delta_rel"],
+    "volume_ratio": ["volume_ratio"],
+    "log_return": ["log_return_z"],
+    "realized_volatility": ["log_sigma"],
+    "price_ratios": ["high_low_dist", "close_open_dist", "trend_cross"],
+}
 
 INPUTS = [c for columns in FEATURES.values() for c in columns]  # the network's columns, in order
 
@@ -124,9 +161,13 @@ def _segment_indicators(
     if len(seg) < 28: return pd.DataFrame(np.nan, index=seg.index, columns=columns)
     out = {**price_indicators(seg), **volume_indicators(seg)}
     moves = hourly_moves(seg)
-    out |= {"log_return": moves.mask(moves.isna() & (np.arange(len(seg)) > 0), 0.0), "sigma": realized_volatility(moves),
-            "high_low_ratio": seg["high"] / seg["low"], "close_open_ratio": seg["close"] / seg["open"],
-            "trend_cross": np.sign(out["ema_20"] - out["ema_50"])}
+    out |= {
+        "log_return": moves.mask(moves.isna() & (np.arange(len(seg)) > 0), 0.0),
+        "sigma": realized_volatility(moves),
+        "high_low_ratio": seg["high"] / seg["low"],
+        "close_open_ratio": seg["close"] / seg["open"],
+        "trend_cross": np.sign(out["ema_20"] - out["ema_50"]),
+    }
     table = pd.DataFrame(out, index=seg.index)[columns]
     table.iloc[:27] = np.nan            # before 28 bars nothing is said, whether or not more bars follow
     return table
@@ -154,17 +195,30 @@ def _distance(
 def features(
     bars: pd.DataFrame,   # a bar frame on the regular grid
 ) -> pd.DataFrame:        # one row per bar: `close`, the raw `INDICATORS` columns and the scale-free `INPUTS`; NaN where not yet defined
-    "All features of every bar, each causal: row t is computed from bars up to t and never changes afterwards."
+    """All features of every bar, each causal: row t is computed from bars up to t and never changes
+    afterwards."""
     raw, close = indicators(bars), bars["close"].astype("float64")
     sigma, mean_volume = raw["sigma"], (bars["volume"] / raw["volume_ratio"]).where(raw["volume_ratio"] > 0)
     rel = {f"{c}_rel": raw[c] / close for c in ("macd", "macd_signal", "macd_diff", "atr")}
-    dist = {f"{c}_dist": _distance(raw[c], close, sigma) for c in ("bb_middle", "bb_upper", "bb_lower", "ema_20", "ema_50", "vwap")}
+    dist = {
+        f"{c}_dist": _distance(raw[c], close, sigma)
+        for c in ("bb_middle", "bb_upper", "bb_lower", "ema_20", "ema_50", "vwap")
+    }
     total = bars["volume"].rolling(20).sum()
-    volume = {"obv_rel": raw["obv_diff"] / total.where(total > 0), "volume_delta_rel": (raw["volume_delta"] / mean_volume).where(bars["volume"] > 0, 0.0)}
-    moves = {"log_return_z": raw["log_return"] / sigma, "log_sigma": np.log(sigma),
-             "high_low_dist": np.log(raw["high_low_ratio"]) / sigma, "close_open_dist": np.log(raw["close_open_ratio"]) / sigma}
+    volume = {
+        "obv_rel": raw["obv_diff"] / total.where(total > 0),
+        "volume_delta_rel": (raw["volume_delta"] / mean_volume).where(bars["volume"] > 0, 0.0),
+    }
+    moves = {
+        "log_return_z": raw["log_return"] / sigma,
+        "log_sigma": np.log(sigma),
+        "high_low_dist": np.log(raw["high_low_ratio"]) / sigma,
+        "close_open_dist": np.log(raw["close_open_ratio"]) / sigma,
+    }
     scale_free = pd.DataFrame({**rel, **dist, **volume, **moves}, index=bars.index)
     return pd.concat([close, raw, scale_free], axis=1)
 
 # %% ../../nbs/features/00_indicators.ipynb #901b4e54
-WARMUP = 744  # bars to fetch ahead of the first one that is used: 720 of the volatility rule + 24 of σ; EMA 50 has forgotten after 500
+# bars to fetch ahead of the first one that is used: 720 of the volatility rule + 24 of σ; EMA 50 has
+# forgotten after 500
+WARMUP = 744

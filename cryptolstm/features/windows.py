@@ -21,7 +21,10 @@ def window_view(
     lookback: int,    # rows in a window
 ) -> np.ndarray:      # (n − lookback + 1, lookback, features), a read-only view; entry i ends at row i + lookback − 1
     "All windows of a feature array without copying it."
-    if len(x) < lookback: raise InputError(f"{len(x)} bars are fewer than one window of {lookback}; pass more bars or a shorter lookback")
+    if len(x) < lookback:
+        raise InputError(
+            f"{len(x)} bars are fewer than one window of {lookback}; pass more bars or a shorter lookback"
+        )
     return np.lib.stride_tricks.sliding_window_view(x, lookback, axis=0).swapaxes(1, 2)
 
 # %% ../../nbs/features/02_windows.ipynb #6691b417
@@ -30,7 +33,8 @@ def window_ends(
     bars,                  # the bars they belong to (marks gaps), as a table or as arrays by name
     lookback: int,         # rows in a window
 ) -> np.ndarray:           # row numbers at which a complete window ends, ascending
-    "Rows that a prediction can be made for: `lookback` known rows within one stretch, and a real bar at the end."
+    """Rows that a prediction can be made for: `lookback` known rows within one stretch, and a real bar at the
+    end."""
     if not len(table) or not len(bars): return np.empty(0, int)
     known = np.isfinite(np.asarray(table, "float64")).all(axis=1) & (segment_ids(bars) >= 0)
     run = np.convolve(known, np.ones(lookback, int))[: len(known)]
@@ -41,15 +45,20 @@ def window_ends(
 def purged_split(
     ends: np.ndarray,           # ascending rows at which windows end
     val_fraction: float = 0.2,  # share at the end kept for validation
-    purge: int = 1,             # rows between the last training end and the first validation end; at least the horizon
+    # rows between the last training end and the first validation end; at least the horizon
+    purge: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:  # training ends, validation ends
     "Chronological split in which no training label overlaps a validation label."
     n_val = int(round(len(ends) * val_fraction))
-    if not 0 < n_val < len(ends): raise InputError(f"{len(ends)} windows cannot be split into training and validation; pass more bars")
+    if not 0 < n_val < len(ends):
+        raise InputError(f"{len(ends)} windows cannot be split into training and validation; pass more bars")
     val = ends[len(ends) - n_val:]
     train = ends[ends <= val[0] - purge]
     train = train[: len(ends) - n_val]
-    if not len(train): raise InputError(f"{len(ends)} windows leave none to train on after a purge of {purge}; pass more bars")
+    if not len(train):
+        raise InputError(
+            f"{len(ends)} windows leave none to train on after a purge of {purge}; pass more bars"
+        )
     return train, val
 
 # %% ../../nbs/features/02_windows.ipynb #b14b6b7b
@@ -61,7 +70,9 @@ def pooled_split(
 ) -> list[tuple]:               # per ticker: training ends, validation ends
     "Split the windows of several tickers at the same date."
     pooled = np.sort(np.concatenate([t[e].as_unit("ns").asi8 for t, e in zip(times, ends, strict=True)]))
-    cut = np.array([pooled[purged_split(np.arange(len(pooled)), val_fraction, purge=1)[1][0]]], "datetime64[ns]")[0]
+    cut = np.array(
+        [pooled[purged_split(np.arange(len(pooled)), val_fraction, purge=1)[1][0]]], "datetime64[ns]"
+    )[0]
     parts = []
     for t, e in zip(times, ends, strict=True):
         row = int(t.searchsorted(pd.Timestamp(cut, tz="UTC")))
@@ -89,9 +100,16 @@ class InputScaler:
         "The columns of a feature table, in the network's order: (n, columns) float64."
         at = table.columns.get_indexer(self._names)
         if (missing := at < 0).any():
-            raise InputError(f"the model needs the feature {self.columns[missing.argmax()]}, which the table lacks; use the features it was trained on")
-        whole = table.iloc[rows].to_numpy()   # fifteen times as fast for one window as choosing columns of a table; a column of text makes it objects
-        return (table.iloc[rows, at].to_numpy() if whole.dtype == object else whole[:, at]).astype("float64", copy=False)
+            raise InputError(
+                f"the model needs the feature {self.columns[missing.argmax()]}, which the table lacks; use"
+                " the features it was trained on"
+            )
+        # fifteen times as fast for one window as choosing columns of a table; a column of text makes it
+        # objects
+        whole = table.iloc[rows].to_numpy()
+        return (table.iloc[rows, at].to_numpy() if whole.dtype == object else whole[:, at]).astype(
+            "float64", copy=False
+        )
 
     def scaled(self, x: np.ndarray) -> np.ndarray:
         "Rows from `pick` as the network sees them: (n, columns) float32."
@@ -99,10 +117,12 @@ class InputScaler:
         return ((np.clip(x, lower, upper) - center) / scale).astype("float32")
 
     @cached_property
-    def _names(self) -> pd.Index: return pd.Index(self.columns)
+    def _names(self) -> pd.Index:
+        return pd.Index(self.columns)
 
     @cached_property
-    def _limits(self) -> np.ndarray: return np.array([self.lower, self.upper, self.center, self.scale])
+    def _limits(self) -> np.ndarray:
+        return np.array([self.lower, self.upper, self.center, self.scale])
 
     def to_dict(self) -> dict: return asdict(self)
 
@@ -112,11 +132,16 @@ def fit_scaler(
     quantile: float = 0.005,   # winsor limits: this quantile and its mirror
     unlimited: tuple = (),     # columns that are not winsorised
 ) -> InputScaler:
-    "Learn winsor limits, medians and interquartile ranges (scikit-learn's `RobustScaler`) from training rows."
-    from sklearn.preprocessing import RobustScaler   # a second to import, and who only predicts does not need it
+    """Learn winsor limits, medians and interquartile ranges (scikit-learn's `RobustScaler`) from training
+    rows."""
+    # a second to import, and who only predicts does not need it
+    from sklearn.preprocessing import RobustScaler
     rows = table.dropna()
     if not len(rows): raise InputError("no complete training row to learn the scaling from; pass more bars")
     free, most = table.columns.isin(unlimited), float(np.finfo("float32").max)
-    lower, upper = np.where(free, -most, rows.quantile(quantile)), np.where(free, most, rows.quantile(1 - quantile))
+    lower = np.where(free, -most, rows.quantile(quantile))
+    upper = np.where(free, most, rows.quantile(1 - quantile))
     robust = RobustScaler().fit(np.clip(rows.to_numpy(), lower, upper))
-    return InputScaler(list(table.columns), lower.tolist(), upper.tolist(), robust.center_.tolist(), robust.scale_.tolist())
+    return InputScaler(
+        list(table.columns), lower.tolist(), upper.tolist(), robust.center_.tolist(), robust.scale_.tolist()
+    )

@@ -39,7 +39,14 @@ class ModelBundle(ModelRecord):
         ready, said = _ready(_exact(self.config), len(self.scaler.columns)), []
         for weights in self.members:
             ready.net.set_weights(weights)
-            said.append(_said(ready, x, np.r_[ends, np.full(-len(ends) % self.config.predict_batch, ends[-1])], self.config)[:len(ends)])
+            said.append(
+                _said(
+                    ready,
+                    x,
+                    np.r_[ends, np.full(-len(ends) % self.config.predict_batch, ends[-1])],
+                    self.config,
+                )[: len(ends)]
+            )
         return np.stack(said, axis=1)
 
 # %% ../../nbs/model/06_bundle.ipynb #ca518bac
@@ -47,7 +54,9 @@ def save_bundle(
     bundle: ModelBundle,   # what to keep
     folder: Path | str,    # made if needed; an existing model in it is replaced
 ) -> Path:                 # the folder
-    "Write the networks for Keras and onnxruntime, and `bundle.json`. Not atomic by itself: the registry writes to a hidden folder and renames it."
+    """Write the networks for Keras and onnxruntime, and `bundle.json`.
+
+    Not atomic by itself: the registry writes to a hidden folder and renames it."""
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("model*"): old.unlink()
     with _chance(0): plain = build_network(_exact(bundle.config), len(bundle.scaler.columns), fast=False)
@@ -78,7 +87,21 @@ def load_bundle(
     try:
         table = read_record(folder)
         files = [folder / member_file(k, "keras") for k in range(table["training"].get("members", 1))]
-        with _chance(0): members = tuple(weights_of(keras.models.load_model(file, compile=False, safe_mode=True)) for file in files)
+        with _chance(0):
+            members = tuple(
+                weights_of(keras.models.load_model(file, compile=False, safe_mode=True)) for file in files
+            )
         return ModelBundle(members=members, **table)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile, zlib.error) as e:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as e:
         raise unreadable(folder, e) from e

@@ -41,13 +41,27 @@ def differs(
     hours: int | None = None,  # training bars asked for; None = any
 ) -> str:                  # one phrase naming the first difference, "" if the model fits
     "Why a stored model must not be used (or continued) for this request."
-    asked = {"ticker": (bundle.ticker, ticker), "exchange": (bundle.exchange, market), "hours": (bundle.hours, bundle.hours if hours is None else hours)}
+    asked = {
+        "ticker": (bundle.ticker, ticker),
+        "exchange": (bundle.exchange, market),
+        "hours": (bundle.hours, bundle.hours if hours is None else hours),
+    }
     asked |= {name: (getattr(bundle.config, name), wants) for name, wants in vars(config).items()}
-    if why := next((f"{what} was {'not said' if has is None else has}, asked for is {wants}" for what, (has, wants) in asked.items() if has != wants), ""): return why
+    if why := next(
+        (
+            f"{what} was {'not said' if has is None else has}, asked for is {wants}"
+            for what, (has, wants) in asked.items()
+            if has != wants
+        ),
+        "",
+    ):
+        return why
     columns, wanted = bundle.scaler.columns, input_columns(config)
     if columns == wanted: return ""
     other = [c for c in wanted if c not in columns] or [c for c in columns if c not in wanted]
-    return f"features were {len(columns)} columns, asked for are {len(wanted)} " + (f"(the difference begins with {other[0]})" if other else "in another order")
+    return f"features were {len(columns)} columns, asked for are {len(wanted)} " + (
+        f"(the difference begins with {other[0]})" if other else "in another order"
+    )
 
 # %% ../../nbs/model/10_challenge.ipynb #7903be9f
 def forecast_pairs(
@@ -57,7 +71,9 @@ def forecast_pairs(
     in_sample: bool = False,   # True = also bars of its training span
     start: int = 0,            # first row wanted
 ) -> pd.DataFrame:             # prediction and realised, in σ; rows where both are known
-    "What a model said and what came true. `TrainingSpanError` for bars it has been trained on, unless one asks for them."
+    """What a model said and what came true.
+
+    `TrainingSpanError` for bars it has been trained on, unless one asks for them."""
     said = model.predict(table, bars, start=start, in_sample=in_sample)
     real = label("return", bars, table["sigma"], model.config.horizon).loc[said.index]
     return pd.DataFrame({"prediction": said, "realised": real}).dropna()
@@ -86,8 +102,14 @@ def validation_figures(
     from cryptolstm.stats.skill import hac_lags, hac_variance, hit_rate, information_coefficient
     number = lambda x: float(x) if np.isfinite(x) else None
     y, f = pairs["realised"], pairs["prediction"]
-    return {"n": len(pairs), "loss": number(huber(f - y).mean()), "loss_of_zero": number(huber(y).mean()),
-            "variance": number(hac_variance(huber(f - y) - huber(y), hac_lags(len(pairs), horizon))), "hit": number(hit_rate(y, f)["hit"]), "ic": number(information_coefficient(y, f))}
+    return {
+        "n": len(pairs),
+        "loss": number(huber(f - y).mean()),
+        "loss_of_zero": number(huber(y).mean()),
+        "variance": number(hac_variance(huber(f - y) - huber(y), hac_lags(len(pairs), horizon))),
+        "hit": number(hit_rate(y, f)["hit"]),
+        "ic": number(information_coefficient(y, f)),
+    }
 
 # %% ../../nbs/model/10_challenge.ipynb #37e07049
 def paired_test(
@@ -100,11 +122,24 @@ def paired_test(
     from cryptolstm.stats.skill import LEAST, hac_lags, hac_variance
     d = np.asarray(a, float) - np.asarray(b, float)
     n = len(d)
-    out = {"n": n, "difference": float(d.mean()) if n else None, "statistic": None, "p_worse": None, "p": None}
+    out = {
+        "n": n,
+        "difference": float(d.mean()) if n else None,
+        "statistic": None,
+        "p_worse": None,
+        "p": None,
+    }
     if n < LEAST: return out
-    if not (v := hac_variance(d, hac_lags(n, horizon))) > 0: return out | ({"statistic": 0.0, "p_worse": 0.5, "p": 1.0} if not d.any() else {})
-    t = float(d.mean() / math.sqrt(v) * math.sqrt(max(n + 1 - 2 * horizon + horizon * (horizon - 1) / n, 1) / n))
-    return out | {"statistic": t, "p_worse": float(stats.t.sf(t, n - 1)), "p": float(2 * stats.t.sf(abs(t), n - 1))}
+    if not (v := hac_variance(d, hac_lags(n, horizon))) > 0:
+        return out | ({"statistic": 0.0, "p_worse": 0.5, "p": 1.0} if not d.any() else {})
+    t = float(
+        d.mean() / math.sqrt(v) * math.sqrt(max(n + 1 - 2 * horizon + horizon * (horizon - 1) / n, 1) / n)
+    )
+    return out | {
+        "statistic": t,
+        "p_worse": float(stats.t.sf(t, n - 1)),
+        "p": float(2 * stats.t.sf(abs(t), n - 1)),
+    }
 
 # %% ../../nbs/model/10_challenge.ipynb #666a5f26
 WORSE = 0.05  # p-value below which a new model counts as worse than the one in use
@@ -118,13 +153,23 @@ def challenge(
     "Whether a new version may replace the one in use."
     val = validation_pairs(new, table, bars)
     val = val[val.index > as_utc(old.fitted_until or old.trained_until)]
-    if len(val): val = val.join(old.predict(table, bars, start=bars.index.get_loc(val.index[0]), in_sample=True).rename("old")).dropna()
+    if len(val):
+        val = val.join(
+            old.predict(table, bars, start=bars.index.get_loc(val.index[0]), in_sample=True).rename("old")
+        ).dropna()
     losses = [huber(val[c] - val["realised"]) if len(val) else np.empty(0) for c in ("prediction", "old")]
     test = paired_test(*losses, new.config.horizon)
     worse = test["p_worse"] is not None and test["p_worse"] < WORSE
-    reason = (f"{len(val)} bars that moved no weight of either model are too few to tell" if test["p_worse"] is None else
-              f"its loss on {len(val)} bars is {'larger' if test['difference'] > 0 else 'not larger'} (p = {test['p_worse']:.2g} for being worse; {WORSE} would reject it)" if not worse else
-              f"its loss on {len(val)} bars is larger beyond noise (p = {test['p_worse']:.2g})")
+    reason = (
+        f"{len(val)} bars that moved no weight of either model are too few to tell"
+        if test["p_worse"] is None
+        else (
+            f"its loss on {len(val)} bars is {'larger' if test['difference'] > 0 else 'not larger'} (p ="
+            f" {test['p_worse']:.2g} for being worse; {WORSE} would reject it)"
+            if not worse
+            else f"its loss on {len(val)} bars is larger beyond noise (p = {test['p_worse']:.2g})"
+        )
+    )
     means = [float(x.mean()) if len(x) else None for x in losses]
     return {"use": not worse, "reason": reason, "loss_new": means[0], "loss_old": means[1], **test}
 
@@ -141,8 +186,11 @@ def youngest_try(
     for folder in version_folders(line, root)[-newest:]:
         try:
             if "decision" not in read_note(folder): continue
-            record = ModelRecord(**{k: v for k, v in read_record(folder).items() if k in ModelRecord.__dataclass_fields__})
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, OperationError): continue   # a damaged challenger was not tried
+            record = ModelRecord(
+                **{k: v for k, v in read_record(folder).items() if k in ModelRecord.__dataclass_fields__}
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OperationError):
+            continue  # a damaged challenger was not tried
         if fits(record) and (age := age_hours(record, now)) >= 1: ages.append(age)
     return min(ages, default=None)
 
@@ -157,13 +205,18 @@ def line_history(
     since,                     # open time of the oldest bar of interest
     root: Path | None = None,  # models folder
 ) -> list[Version]:            # newest first, beginning with the current one
-    "The version in use and those that were used before it, back to the first that had not seen `since`. A damaged one is passed over: an older one knows nothing of its bars either."
+    """The version in use and those that were used before it, back to the first that had not seen `since`.
+
+    A damaged one is passed over: an older one knows nothing of its bars either."""
     found = [current]
     for folder in [p for p in reversed(version_folders(line, root)) if was_used(p)]:
         if as_utc(found[-1].model.trained_until) < as_utc(since) or len(found) == MOST_VERSIONS: break
-        try: version = read_version(folder, read)
+        try:version = read_version(folder, read)
         except OperationError: continue
-        if as_utc(version.model.trained_until) < as_utc(found[-1].model.trained_until) and fits(version.model): found.append(version)
+        if as_utc(version.model.trained_until) < as_utc(found[-1].model.trained_until) and fits(
+            version.model
+        ):
+            found.append(version)
     return found
 
 # %% ../../nbs/model/10_challenge.ipynb #1be75b96
@@ -176,11 +229,24 @@ def line_forecasts(
     "What the line said of the newest bars, each by the newest version that had not seen it."
     stop, parts = len(bars), []
     for k, version in enumerate(history):
-        start = max(int(bars.index.searchsorted(as_utc(version.model.trained_until), side="right")), len(bars) - last)
+        start = max(
+            int(bars.index.searchsorted(as_utc(version.model.trained_until), side="right")), len(bars) - last
+        )
         if start >= stop: continue
-        parts.insert(0, version.model.predict(table.iloc[:stop], bars.iloc[:stop], start=start).to_frame().assign(version=k))
+        parts.insert(
+            0,
+            version.model.predict(table.iloc[:stop], bars.iloc[:stop], start=start)
+            .to_frame()
+            .assign(version=k),
+        )
         stop = start
-    return pd.concat(parts) if parts else pd.DataFrame({"prediction": pd.Series(dtype=float), "version": pd.Series(dtype=int)}, index=bars.index[:0])
+    return (
+        pd.concat(parts)
+        if parts
+        else pd.DataFrame(
+            {"prediction": pd.Series(dtype=float), "version": pd.Series(dtype=int)}, index=bars.index[:0]
+        )
+    )
 
 # %% ../../nbs/model/10_challenge.ipynb #6dc9b9d6
 def line_pairs(
@@ -190,14 +256,20 @@ def line_pairs(
     last: int,                # newest bars wanted
 ) -> pd.DataFrame:            # prediction, realised, version; rows where both are known
     "What the line said of the newest bars, and what came true."
-    if not history: return pd.DataFrame(columns=["prediction", "realised", "version"], index=bars.index[:0], dtype="float64")
+    if not history:
+        return pd.DataFrame(
+            columns=["prediction", "realised", "version"], index=bars.index[:0], dtype="float64"
+        )
     said = line_forecasts(history, table, bars, last)
-    return said.assign(realised=label("return", bars, table["sigma"], history[0].model.config.horizon).loc[said.index]).dropna()
+    return said.assign(
+        realised=label("return", bars, table["sigma"], history[0].model.config.horizon).loc[said.index]
+    ).dropna()
 
 # %% ../../nbs/model/10_challenge.ipynb #2216f96b
 def calibration_pairs(
     validation: pd.DataFrame,   # from `validation_pairs`
-    before: pd.DataFrame,       # prediction and realised of bars that were not seen by the model that forecast them
+    # prediction and realised of bars that were not seen by the model that forecast them
+    before: pd.DataFrame,
 ) -> pd.DataFrame:              # prediction, realised
     "What to calibrate on: forecasts from before, and validation forecasts for the bars that have none."
     both = [before[validation.columns], validation.loc[validation.index.difference(before.index)]]

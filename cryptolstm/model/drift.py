@@ -40,7 +40,9 @@ def class_edges(
     x: np.ndarray,   # values of one feature in the training, finite
 ) -> np.ndarray:     # ascending: below everything, between tenths, and the largest value
     "Where the classes of a feature meet."
-    return np.unique(np.r_[np.nextafter(x.min(), -np.inf), np.quantile(x, np.arange(1, CLASSES) / CLASSES), x.max()])
+    return np.unique(
+        np.r_[np.nextafter(x.min(), -np.inf), np.quantile(x, np.arange(1, CLASSES) / CLASSES), x.max()]
+    )
 
 # %% ../../nbs/model/11_drift.ipynb #24bcf13e
 WINDOW = 168          # newest bars that are compared
@@ -61,8 +63,12 @@ def drift_limit(
     shares: np.ndarray,   # of the training
 ) -> float:               # PSI beyond which the feature has drifted
     "Three times what weeks of the training differ from it, capped below what a week beyond all of it has."
-    weeks = [psi(class_shares(x[k:k + WINDOW], edges), shares) for k in range(0, len(x) - WINDOW + 1, WINDOW // 4)]
-    inside, beyond = max(psi_of_one(shares, k) for k in range(1, len(shares) - 1)), min(psi_of_one(shares, k) for k in (0, len(shares) - 1))
+    weeks = [
+        psi(class_shares(x[k : k + WINDOW], edges), shares)
+        for k in range(0, len(x) - WINDOW + 1, WINDOW // 4)
+    ]
+    inside = max(psi_of_one(shares, k) for k in range(1, len(shares) - 1))
+    beyond = min(psi_of_one(shares, k) for k in (0, len(shares) - 1))
     return min(3 * max(1, 2000 / len(x)) * max(0.25, *weeks), inside + (beyond - inside) / 4)
 
 # %% ../../nbs/model/11_drift.ipynb #d56355f9
@@ -77,7 +83,11 @@ def reference(
         x = x.to_numpy("float64")
         edges = class_edges(x)
         shares = class_shares(x, edges)
-        out[name] = {"edges": edges.tolist(), "shares": shares.tolist(), "limit": drift_limit(x, edges, shares)}
+        out[name] = {
+            "edges": edges.tolist(),
+            "shares": shares.tolist(),
+            "limit": drift_limit(x, edges, shares),
+        }
     return {"bars": len(table), "features": out}
 
 # %% ../../nbs/model/11_drift.ipynb #5be9bfc0
@@ -89,7 +99,13 @@ def drift(
     if not ref: return None
     rows = table[list(ref["features"])].dropna().iloc[-WINDOW:]
     if len(rows) < WINDOW: return None
-    found = {k: (psi(class_shares(rows[k].to_numpy("float64"), np.array(f["edges"])), np.array(f["shares"])), f["limit"]) for k, f in ref["features"].items()}
+    found = {
+        k: (
+            psi(class_shares(rows[k].to_numpy("float64"), np.array(f["edges"])), np.array(f["shares"])),
+            f["limit"],
+        )
+        for k, f in ref["features"].items()
+    }
     out = pd.DataFrame(found, index=["psi", "limit"]).T
     return out.assign(drifted=out["psi"] > out["limit"])
 
@@ -103,8 +119,11 @@ def promises_kept(
     bars: pd.DataFrame,       # the bars they were computed from
     last: int = WINDOW,       # decided bars that count, the newest ones
 ) -> pd.DataFrame:            # per bar whose outcome is known: prediction, version, realised, and `PROMISED` of that version
-    "Forecasts of the line, what came true, and what had been promised; versions that promised nothing are left out."
-    promised = pd.DataFrame([v.note.get("validation") or {} for v in history], columns=PROMISED, dtype="float64")
+    """Forecasts of the line, what came true, and what had been promised; versions that promised nothing are
+    left out."""
+    promised = pd.DataFrame(
+        [v.note.get("validation") or {} for v in history], columns=PROMISED, dtype="float64"
+    )
     said = line_pairs(history, table, bars, last + history[0].model.config.horizon)
     return said.join(promised, on="version").dropna(subset=["loss", "loss_of_zero"]).iloc[-last:]
 
@@ -115,18 +134,37 @@ def live_skill(
     bars: pd.DataFrame,       # the bars they were computed from
     last: int = WINDOW,       # decided bars that count, the newest ones
 ) -> dict:                    # bars, versions (that forecast them), promised and live skill (share of the loss of "no move" saved), p, broken; None where not known
-    "What a line does on bars its versions had not seen, against what they promised. Below 30 such bars nothing is tested."
+    """What a line does on bars its versions had not seen, against what they promised.
+
+    Below 30 such bars nothing is tested."""
     from scipy.stats import norm
     from cryptolstm.stats.skill import LEAST, hac_lags, hac_variance
     rows, first = promises_kept(history, table, bars, last), history[0].note.get("validation") or {}
     share = lambda loss, zero: float(1 - loss / zero) if zero else None
-    if not len(rows): return {"bars": 0, "versions": 0, "promised": share(first.get("loss") or 0, first.get("loss_of_zero")), "live": None, "p": None, "broken": False}
+    if not len(rows):
+        return {
+            "bars": 0,
+            "versions": 0,
+            "promised": share(first.get("loss") or 0, first.get("loss_of_zero")),
+            "live": None,
+            "p": None,
+            "broken": False,
+        }
     loss, zero, p = huber(rows["prediction"] - rows["realised"]), huber(rows["realised"]), None
     worse = (loss - zero) - (rows["loss"] - rows["loss_of_zero"])
-    v = hac_variance(worse.to_numpy(), hac_lags(len(rows), history[0].model.config.horizon)) + np.sqrt(rows["variance"].fillna(0)).mean() ** 2
+    v = (
+        hac_variance(worse.to_numpy(), hac_lags(len(rows), history[0].model.config.horizon))
+        + np.sqrt(rows["variance"].fillna(0)).mean() ** 2
+    )
     if len(rows) >= LEAST and v > 0: p = float(norm.sf(worse.mean() / math.sqrt(v)))
-    return {"bars": len(rows), "versions": int(rows["version"].nunique()), "promised": share(rows["loss"].mean(), rows["loss_of_zero"].mean()), "live": share(loss.mean(), zero.mean()),
-            "p": p, "broken": p is not None and p < BROKEN}
+    return {
+        "bars": len(rows),
+        "versions": int(rows["version"].nunique()),
+        "promised": share(rows["loss"].mean(), rows["loss_of_zero"].mean()),
+        "live": share(loss.mean(), zero.mean()),
+        "p": p,
+        "broken": p is not None and p < BROKEN,
+    }
 
 # %% ../../nbs/model/11_drift.ipynb #24c3dffe
 def health(
@@ -138,9 +176,23 @@ def health(
     ref = history[0].note.get("reference")
     found, skill = drift(ref, table), live_skill(history, table, bars)
     gone, said = [] if found is None else found.index[found["drifted"]].tolist(), []
-    if gone: said.append(f"the market has left what the model was trained on: {', '.join(gone)} drifted in the last {WINDOW} bars")
-    if skill["broken"]: said.append(f"the model no longer does what its validation promised: skill {skill['live']:+.1%} on {skill['bars']} bars, promised was {skill['promised']:+.1%}")
-    return {"skill": skill, "psi": None if found is None else {k: float(v) for k, v in found["psi"].items()}, "drifted": gone, "sentence": health_sentence(ref, found, skill), "warnings": said}
+    if gone:
+        said.append(
+            f"the market has left what the model was trained on: {', '.join(gone)} drifted in the last"
+            f" {WINDOW} bars"
+        )
+    if skill["broken"]:
+        said.append(
+            f"the model no longer does what its validation promised: skill {skill['live']:+.1%} on"
+            f" {skill['bars']} bars, promised was {skill['promised']:+.1%}"
+        )
+    return {
+        "skill": skill,
+        "psi": None if found is None else {k: float(v) for k, v in found["psi"].items()},
+        "drifted": gone,
+        "sentence": health_sentence(ref, found, skill),
+        "warnings": said,
+    }
 
 def health_sentence(
     ref: Mapping | None,            # from `reference`
@@ -150,8 +202,20 @@ def health_sentence(
     "Whether anybody would notice, in one line."
     from cryptolstm.stats.skill import LEAST
     some = None if found is None else int(found["drifted"].sum())
-    features = (f"drift is not watched, since it takes {MIN_REFERENCE} training bars" if not ref else f"drift is not known: some of the last {WINDOW} bars are missing" if some is None
-                else f"{some or 'none'} of {len(found)} features drifted in {WINDOW} bars")
-    if skill["live"] is None or skill["promised"] is None: return f"{features}; no forecast of this line has come true yet"
+    features = (
+        f"drift is not watched, since it takes {MIN_REFERENCE} training bars"
+        if not ref
+        else (
+            f"drift is not known: some of the last {WINDOW} bars are missing"
+            if some is None
+            else f"{some or 'none'} of {len(found)} features drifted in {WINDOW} bars"
+        )
+    )
+    if skill["live"] is None or skill["promised"] is None:
+        return f"{features}; no forecast of this line has come true yet"
     seen = f"skill {skill['live']:+.1%} on {skill['bars']} unseen bars, promised {skill['promised']:+.1%}"
-    return f"{features}; {seen}" + (f" (p = {skill['p']:.2g} for a broken promise)" if skill["p"] is not None else f" (too few to test, it takes {LEAST})")
+    return f"{features}; {seen}" + (
+        f" (p = {skill['p']:.2g} for a broken promise)"
+        if skill["p"] is not None
+        else f" (too few to test, it takes {LEAST})"
+    )

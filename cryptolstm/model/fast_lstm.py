@@ -13,11 +13,13 @@ from ..core.machine import quiet_stderr, threads_asked
 with quiet_stderr():
     import keras
     from keras import layers
-    if keras.backend.backend() == "tensorflow": import tensorflow as tf   # on other backends `FastLSTM` is the layer of Keras itself
+    # on other backends `FastLSTM` is the layer of Keras itself
+    if keras.backend.backend() == "tensorflow": import tensorflow as tf
 
 # %% ../../nbs/model/03_fast_lstm.ipynb #1048704e
 def threads_fixed() -> bool:
-    "Whether each operation of TensorFlow has one thread, so that results do not depend on the number of cores."
+    """Whether each operation of TensorFlow has one thread, so that results do not depend on the number of
+    cores."""
     chosen = tf.config.threading.get_intra_op_parallelism_threads()
     return (chosen or threads_asked("TF_NUM_INTRAOP_THREADS")) == 1
 
@@ -49,7 +51,10 @@ def forward(
     "All steps of an LSTM; what the backward pass needs is kept."
     steps, units = tf.shape(x)[0], u.shape[-1]
     a = tf.matmul(x[:, None], w[None]) + b   # the input's part of every step at once
-    kept = [tf.TensorArray(x.dtype, steps, element_shape=shape) for shape in ((None, units), (None, units), (4, None, units))]
+    kept = [
+        tf.TensorArray(x.dtype, steps, element_shape=shape)
+        for shape in ((None, units), (None, units), (4, None, units))
+    ]
 
     def step(t, h, c, hs, cs, gates):
         z = a[t] + tf.matmul(h[None] if mask is None else h * mask, u)
@@ -75,13 +80,21 @@ def backward(
         ifo, f, o, g = gates[t, :3], gates[t, 1], gates[t, 2], gates[t, 3]
         dh, tanh_c = dh + dhs[t], tf.tanh(cs[t])
         dc = dc + dh * o * (1 - tf.square(tanh_c))
-        dz = tf.concat([tf.stack([dc * g, dc * before[t], dh * tanh_c]) * (ifo - tf.square(ifo)), (dc * ifo[0] * (1 - tf.square(g)))[None]], 0)
+        dz = tf.concat(
+            [
+                tf.stack([dc * g, dc * before[t], dh * tanh_c]) * (ifo - tf.square(ifo)),
+                (dc * ifo[0] * (1 - tf.square(g)))[None],
+            ],
+            0,
+        )
         back = tf.matmul(dz, u, transpose_b=True)
         if mask is not None: back = back * mask
         return t - 1, tf.add_n([back[k] for k in range(4)]), dc * f, dzs.write(t, dz)
 
     dzs = tf.TensorArray(dhs.dtype, steps, element_shape=(4, None, units))
-    _, dh, dc, dzs = tf.while_loop(lambda t, *_: t >= 0, step, (steps - 1, tf.zeros_like(h), dc, dzs), parallel_iterations=1)
+    _, dh, dc, dzs = tf.while_loop(
+        lambda t, *_: t >= 0, step, (steps - 1, tf.zeros_like(h), dc, dzs), parallel_iterations=1
+    )
     return tf.transpose(dzs.stack(), [1, 0, 2, 3]), dh, dc
 
 # %% ../../nbs/model/03_fast_lstm.ipynb #b6fa53eb
@@ -130,17 +143,21 @@ def lstm_in_parts(
     parts: int,               # that are computed independently of one another
 ):                            # as from `lstm`
     "An LSTM over the parts of a batch."
-    rows = zip(divided(x, parts, 1), divided(mask, parts, 1), divided(h, parts, 0), divided(c, parts, 0), strict=True)
+    rows = zip(
+        divided(x, parts, 1), divided(mask, parts, 1), divided(h, parts, 0), divided(c, parts, 0), strict=True
+    )
     hs, cs = zip(*[lstm(x, w, u, b, mask, h, c) for x, mask, h, c in rows], strict=True)
     return (hs[0], cs[0]) if parts == 1 else (tf.concat(hs, 1), tf.concat(cs, 0))
 
 # %% ../../nbs/model/03_fast_lstm.ipynb #90927b15
 class FastLSTM(layers.LSTM):
-    "`keras.layers.LSTM` with a faster loop on TensorFlow; equal weights and masks, and results that differ by rounding only."
+    """`keras.layers.LSTM` with a faster loop on TensorFlow; equal weights and masks, and results that differ
+    by rounding only."""
 
     def __init__(self,
         *args,            # as for `keras.layers.LSTM`
-        parts: int = 2,   # of a batch, computed side by side; not a part of the configuration, which is Keras'
+        # of a batch, computed side by side; not a part of the configuration, which is Keras'
+        parts: int = 2,
         **options,        # as for `keras.layers.LSTM`
     ):
         super().__init__(*args, **options)
@@ -149,7 +166,8 @@ class FastLSTM(layers.LSTM):
     def inner_loop(self, sequences, initial_state, mask=None, training=False):
         "Called by Keras for the loop over the steps: last output, all outputs, last states."
         dropped = training and self.recurrent_dropout > 0
-        if not can_hurry(self, mask): return super().inner_loop(sequences, initial_state, mask, training=training)
+        if not can_hurry(self, mask):
+            return super().inner_loop(sequences, initial_state, mask, training=training)
         cell, (h, c) = self.cell, initial_state
         i, f, g, o = cell.get_recurrent_dropout_mask(h) if dropped else (None,) * 4
         weights = split_gates(cell.kernel), split_gates(cell.recurrent_kernel), split_gates(cell.bias[None])
@@ -163,6 +181,14 @@ def can_hurry(
     mask,                 # mask of the steps, or None
 ) -> bool:
     "Whether `lstm` computes what this layer means, and is the faster way to do it."
-    if keras.backend.backend() != "tensorflow" or (layer.recurrent_dropout == 0 and tf.config.list_physical_devices("GPU")): return False
+    if keras.backend.backend() != "tensorflow" or (
+        layer.recurrent_dropout == 0 and tf.config.list_physical_devices("GPU")
+    ):
+        return False
     names = (layer.activation.__name__, layer.recurrent_activation.__name__)
-    return mask is None and names == ("tanh", "sigmoid") and layer.use_bias and not (layer.dropout or layer.go_backwards or layer.unroll)
+    return (
+        mask is None
+        and names == ("tanh", "sigmoid")
+        and layer.use_bias
+        and not (layer.dropout or layer.go_backwards or layer.unroll)
+    )

@@ -18,23 +18,39 @@ from .onnx_model import OnnxNetwork
 # %% ../../nbs/model/08_live_model.ipynb #bc77953d
 @dataclass(frozen=True, kw_only=True)
 class LiveModel(ModelRecord):
-    "A stored model computed by onnxruntime: `predict`, `predict_one`, `confidence` and `check_out_of_sample` as in `ModelBundle`."
+    """A stored model computed by onnxruntime: `predict`, `predict_one`, `confidence` and
+    `check_out_of_sample` as in `ModelBundle`."""
     networks: tuple = field(repr=False, compare=False)  # one `OnnxNetwork` per member
 
     @classmethod
     def load(cls,
         folder: Path | str,   # written by `save_bundle`
     ) -> "LiveModel | None":  # None if the model has no accepted ONNX file: use `load_bundle`
-        "A stored model without Keras. `OperationError` in one sentence if a file is missing, damaged or of a later format."
+        """A stored model without Keras.
+
+        `OperationError` in one sentence if a file is missing, damaged or of a later format."""
         folder = Path(folder)
         try:
             table = read_record(folder)
             if "difference" not in (table.get("onnx") or {}): return None
-            return cls(networks=tuple(OnnxNetwork(folder / member_file(k, "onnx")) for k in range(table["training"].get("members", 1))), **table)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e: raise unreadable(folder, e) from e
+            return cls(
+                networks=tuple(
+                    OnnxNetwork(folder / member_file(k, "onnx"))
+                    for k in range(table["training"].get("members", 1))
+                ),
+                **table
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+            raise unreadable(folder, e) from e
 
     def outputs(self, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
         "What the networks say about the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
-        view, first, size = window_view(x, self.config.lookback), ends - self.config.lookback + 1, self.config.predict_batch
-        parts = [first[k:k + size] for k in range(0, len(first), size)]   # all windows at once would be copied, and 26,000 take gigabytes
-        return np.stack([np.concatenate([network.predict(view[part]) for part in parts]) for network in self.networks], axis=1)
+        view = window_view(x, self.config.lookback)
+        first = ends - self.config.lookback + 1
+        size = self.config.predict_batch
+        # all windows at once would be copied, and 26,000 take gigabytes
+        parts = [first[k:k + size] for k in range(0, len(first), size)]
+        return np.stack(
+            [np.concatenate([network.predict(view[part]) for part in parts]) for network in self.networks],
+            axis=1,
+        )

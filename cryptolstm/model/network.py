@@ -37,9 +37,24 @@ def build_network(
     "The spec's network with freshly drawn weights."
     l2, kind = keras.regularizers.L2, {"dtype": config.precision}
     lstm = partial(FastLSTM, parts=config.parts) if fast else layers.LSTM
-    net = keras.Sequential([keras.Input((config.lookback, n_features)), layers.BatchNormalization(momentum=config.bn_momentum, **kind)])
-    for k, (units, drop, recurrent) in enumerate(zip(config.units, config.dropout, config.recurrent_dropout, strict=True)):
-        net.add(lstm(units, return_sequences=k < len(config.units) - 1, recurrent_dropout=recurrent, kernel_regularizer=l2(config.l2), **kind))
+    net = keras.Sequential(
+        [
+            keras.Input((config.lookback, n_features)),
+            layers.BatchNormalization(momentum=config.bn_momentum, **kind),
+        ]
+    )
+    for k, (units, drop, recurrent) in enumerate(
+        zip(config.units, config.dropout, config.recurrent_dropout, strict=True)
+    ):
+        net.add(
+            lstm(
+                units,
+                return_sequences=k < len(config.units) - 1,
+                recurrent_dropout=recurrent,
+                kernel_regularizer=l2(config.l2),
+                **kind
+            )
+        )
         net.add(layers.Dropout(drop, **kind))
         net.add(layers.BatchNormalization(momentum=config.bn_momentum, **kind))
     for k, units in enumerate(config.dense):
@@ -61,13 +76,19 @@ class Batches(keras.utils.PyDataset):
         seed: int | None = None # None = in the order given
     ):
         super().__init__()
-        self.view, self.first, self.y, self.size = window_view(x, lookback), ends - lookback + 1, y, batch_size
+        self.view, self.first, self.y, self.size = (
+            window_view(x, lookback),
+            ends - lookback + 1,
+            y,
+            batch_size,
+        )
         self.ends, self.rng = ends, None if seed is None else np.random.default_rng(seed)
         self.shuffle()
 
     def __len__(self): return -(-len(self.ends) // self.size)
 
-    def shuffle(self): self.order = np.arange(len(self.ends)) if self.rng is None else self.rng.permutation(len(self.ends))
+    def shuffle(self):
+        self.order = np.arange(len(self.ends)) if self.rng is None else self.rng.permutation(len(self.ends))
 
     def __getitem__(self, i):
         pick = self.order[i * self.size:(i + 1) * self.size]
@@ -81,7 +102,9 @@ class Batches(keras.utils.PyDataset):
         options.autotune.enabled = False
         kinds = tf.TensorSpec((None, *self.view.shape[1:])), tf.TensorSpec((None, 1))
         me = weakref.ref(self)   # TensorFlow keeps for ever what was called once
-        fed = tf.data.Dataset.from_generator(lambda: (me()[k] for k in range(len(me()))), output_signature=kinds)
+        fed = tf.data.Dataset.from_generator(
+            lambda: (me()[k] for k in range(len(me()))), output_signature=kinds
+        )
         fed = fed.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2).with_options(options)
         fed.batches = self
         return fed
@@ -89,7 +112,8 @@ class Batches(keras.utils.PyDataset):
 # %% ../../nbs/model/04_network.ipynb #6018b030
 @contextmanager
 def _chance(seed: int) -> Iterator[None]:
-    "What is drawn in the block begins at `seed`; the generators of Python and NumPy, which are the caller's, go on afterwards as if nothing had been drawn."
+    """What is drawn in the block begins at `seed`; the generators of Python and NumPy, which are the
+    caller's, go on afterwards as if nothing had been drawn."""
     kept = random.getstate(), np.random.get_state()
     keras.utils.set_random_seed(seed)
     try: yield
@@ -97,14 +121,36 @@ def _chance(seed: int) -> Iterator[None]:
 
 # %% ../../nbs/model/04_network.ipynb #057327c5
 def _says(net: keras.Model) -> Callable:
-    "Keras' `predict_on_batch` on TensorFlow is traced again for a second size of batch; this is traced once for all sizes."
+    """Keras' `predict_on_batch` on TensorFlow is traced again for a second size of batch; this is traced once
+    for all sizes."""
     if keras.backend.backend() != "tensorflow": return net.predict_on_batch
-    return tf.function(lambda x: net(x, training=False), input_signature=[tf.TensorSpec((None, *net.input_shape[1:]))], autograph=False)
+    return tf.function(
+        lambda x: net(x, training=False),
+        input_signature=[tf.TensorSpec((None, *net.input_shape[1:]))],
+        autograph=False,
+    )
 
 # %% ../../nbs/model/04_network.ipynb #8ac0a7b3
-COMPILED = ("lookback", "units", "recurrent_dropout", "dropout", "dense", "dense_dropout", "activation", "l2", "bn_momentum",
-            "precision", "parts", "loss", "clipvalue")
-ERRORS = {"huber": keras.losses.huber, "mse": keras.losses.mean_squared_error, "mae": keras.losses.mean_absolute_error}
+COMPILED = (
+    "lookback",
+    "units",
+    "recurrent_dropout",
+    "dropout",
+    "dense",
+    "dense_dropout",
+    "activation",
+    "l2",
+    "bn_momentum",
+    "precision",
+    "parts",
+    "loss",
+    "clipvalue",
+)
+ERRORS = {
+    "huber": keras.losses.huber,
+    "mse": keras.losses.mean_squared_error,
+    "mae": keras.losses.mean_absolute_error,
+}
 
 class _Ready(NamedTuple):
     "A compiled network."
@@ -113,14 +159,19 @@ class _Ready(NamedTuple):
     says: Callable   # (windows, lookback, columns) → (windows, 1), with the weights of the moment
 
 def _ready(config: ModelConfig, n_features: int) -> _Ready:
-    "The network of a configuration, ready for training; shared by all that differ in nothing that is compiled."
+    """The network of a configuration, ready for training; shared by all that differ in nothing that is
+    compiled."""
     return _compile(_architecture(config), n_features)
 
 def _compiled(config: ModelConfig, n_features: int) -> keras.Model: return _ready(config, n_features).net
 
-def _exact(config: ModelConfig) -> ModelConfig: return replace(config, precision="float32")   # what predicts, and what is written
+# what predicts, and what is written
+def _exact(config: ModelConfig) -> ModelConfig: return replace(config, precision="float32")
 
-def _architecture(config: ModelConfig) -> ModelConfig: return ModelConfig(**{k: getattr(config, k) for k in COMPILED})
+
+def _architecture(config: ModelConfig) -> ModelConfig:
+    return ModelConfig(**{k: getattr(config, k) for k in COMPILED})
+
 
 @lru_cache(maxsize=4)
 def _compile(
@@ -128,9 +179,11 @@ def _compile(
     n_features: int,      # columns
 ) -> _Ready:
     if keras.backend.backend() == "tensorflow": tf.config.experimental.enable_op_determinism()
-    with _chance(0): net = build_network(config, n_features)   # determinism asks for a seed before any random operation
+    # determinism asks for a seed before any random operation
+    with _chance(0): net = build_network(config, n_features)
     optimizer = keras.optimizers.Adam(config.learning_rate, clipvalue=config.clipvalue)
-    if config.precision == "mixed_float16": optimizer = keras.optimizers.LossScaleOptimizer(optimizer)   # without it small gradients would be zero
+    # without it small gradients would be zero
+    if config.precision == "mixed_float16": optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     net.compile(optimizer, ERRORS[config.loss], auto_scale_loss=False)
     net.optimizer.build(net.trainable_variables)
     return _Ready(net, [keras.ops.convert_to_numpy(v).copy() for v in net.optimizer.variables], _says(net))
@@ -158,7 +211,8 @@ def _wind_back(
     weights: list,        # where to start from
 ) -> None:
     net.set_weights(weights)
-    for v, start in zip(net.optimizer.variables, _ready(config, net.input_shape[-1]).start, strict=True): v.assign(start)
+    for v, start in zip(net.optimizer.variables, _ready(config, net.input_shape[-1]).start, strict=True):
+        v.assign(start)
     net.optimizer.learning_rate.assign(config.learning_rate)
     seeds = [v for v in net.variables if "seed_generator" in v.path]
     for k, v in enumerate(seeds): v.assign(keras.ops.convert_to_tensor([seed, k], v.dtype))

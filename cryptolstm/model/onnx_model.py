@@ -47,7 +47,8 @@ class _Graph:
 
 # %% ../../nbs/model/05_onnx_model.ipynb #9f5b8c30
 def add_lstm(
-    graph: _Graph,                       # under construction; its `last` has the shape (lookback, batch, inputs)
+    # under construction; its `last` has the shape (lookback, batch, inputs)
+    graph: _Graph,
     layer,                               # a built `keras.layers.LSTM` with tanh and sigmoid
     scale: np.ndarray, shift: np.ndarray,  # of the batch normalisation before it
 ) -> None:                               # `last` becomes (lookback, batch, units), or (batch, units) if only the last step is asked for
@@ -55,21 +56,41 @@ def add_lstm(
     w, u, b = (v.astype("float64") for v in layer.get_weights())
     b, w = b + shift @ w, scale[:, None] * w
     order = np.concatenate([np.arange(k * layer.units, (k + 1) * layer.units) for k in (0, 3, 1, 2)])
-    inputs = [graph.const(v[None]) for v in (w[:, order].T, u[:, order].T, np.r_[b[order], np.zeros(4 * layer.units)])]
-    graph.node("LSTM", graph.last, *inputs, hidden_size=layer.units, outputs=2, pick=0 if layer.return_sequences else 1)
+    inputs = [
+        graph.const(v[None])
+        for v in (w[:, order].T, u[:, order].T, np.r_[b[order], np.zeros(4 * layer.units)])
+    ]
+    graph.node(
+        "LSTM",
+        graph.last,
+        *inputs,
+        hidden_size=layer.units,
+        outputs=2,
+        pick=0 if layer.return_sequences else 1
+    )
     graph.node("Squeeze", graph.last, graph.const([1 if layer.return_sequences else 0], "int64"))
 
 # %% ../../nbs/model/05_onnx_model.ipynb #a2d9863e
 OPERATORS = {  # the activation in Keras: the operator of ONNX, and its numbers where Keras has others
-    "relu": ("Relu", {}), "tanh": ("Tanh", {}), "sigmoid": ("Sigmoid", {}), "softplus": ("Softplus", {}), "softsign": ("Softsign", {}), "elu": ("Elu", {"alpha": 1.0}),
-    "selu": ("Selu", {}), "leaky_relu": ("LeakyRelu", {"alpha": 0.2}), "hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})}
+    "relu": ("Relu", {}),
+    "tanh": ("Tanh", {}),
+    "sigmoid": ("Sigmoid", {}),
+    "softplus": ("Softplus", {}),
+    "softsign": ("Softsign", {}),
+    "elu": ("Elu", {"alpha": 1.0}),
+    "selu": ("Selu", {}),
+    "leaky_relu": ("LeakyRelu", {"alpha": 0.2}),
+    "hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
+}
 COMPOSED = ("swish", "silu", "gelu", "mish")
 
 def add_activation(
     graph: _Graph,   # its `last` is what the activation is applied to
     name: str,       # as Keras calls it
 ) -> None:
-    "swish is x·σ(x), mish x·tanh(log(1 + eˣ)), gelu ½x·(1 + erf(x/√2)), each element by itself. Linear adds nothing."
+    """swish is x·σ(x), mish x·tanh(log(1 + eˣ)), gelu ½x·(1 + erf(x/√2)), each element by itself.
+
+    Linear adds nothing."""
     x = graph.last
     if name in OPERATORS: graph.node(OPERATORS[name][0], x, **OPERATORS[name][1])
     elif name in ("swish", "silu"): graph.node("Mul", x, graph.node("Sigmoid", x))
@@ -93,17 +114,34 @@ def add_dense(
 def _check_layer(layer) -> None:
     "`OperationError` for a layer that `to_onnx` would get wrong."
     kind, name = _kind(layer), getattr(getattr(layer, "activation", None), "__name__", "")
-    fine = {"BatchNormalization": True, "Dropout": True, "Dense": (name == "linear" or name in OPERATORS or name in COMPOSED) and layer.get_config().get("use_bias", True),
-            "LSTM": name == "tanh" and getattr(getattr(layer, "recurrent_activation", None), "__name__", "") == "sigmoid"}
-    if not fine.get(kind, False): raise OperationError(f"the layer {layer.name} ({kind}{', ' + name if name else ''}) cannot be written as ONNX here; use the Keras model")
+    fine = {
+        "BatchNormalization": True,
+        "Dropout": True,
+        "Dense": (
+            (name == "linear" or name in OPERATORS or name in COMPOSED)
+            and layer.get_config().get("use_bias", True)
+        ),
+        "LSTM": (
+            name == "tanh"
+            and getattr(getattr(layer, "recurrent_activation", None), "__name__", "") == "sigmoid"
+        ),
+    }
+    if not fine.get(kind, False):
+        raise OperationError(
+            f"the layer {layer.name} ({kind}{', ' + name if name else ''}) cannot be written as ONNX here;"
+            " use the Keras model"
+        )
 
 def _kind(layer) -> str:
     "The class of Keras a layer is, or is derived from."
-    return next((c.__name__ for c in type(layer).__mro__ if c.__module__.startswith("keras.")), type(layer).__name__)
+    return next(
+        (c.__name__ for c in type(layer).__mro__ if c.__module__.startswith("keras.")), type(layer).__name__
+    )
 
 # %% ../../nbs/model/05_onnx_model.ipynb #8738e980
 def to_onnx(
-    net,                    # a built Keras network of BatchNormalization, LSTM, Dropout and Dense, one after another
+    # a built Keras network of BatchNormalization, LSTM, Dropout and Dense, one after another
+    net,
 ) -> onnx.ModelProto:       # input "x" (batch, lookback, columns) float32, output (batch, outputs)
     "A network as a graph of LSTM and Gemm operators. `OperationError` for a layer it cannot express."
     _, lookback, columns = net.input_shape
@@ -132,29 +170,43 @@ class OnnxNetwork:
     def __init__(self, file: Path | str):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads(), 1
-        options.add_session_config_entry("session.force_spinning_stop", "1")   # the second thread waits awake only while a prediction runs
+        # the second thread waits awake only while a prediction runs
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
-        try: self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as e:   # onnxruntime's own classes have no common base but Exception
-            raise OperationError(f"{file} cannot be read as an ONNX network ({type(e).__name__}); train anew or use the Keras model") from e
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as e:  # onnxruntime's own classes have no common base but Exception
+            raise OperationError(
+                f"{file} cannot be read as an ONNX network ({type(e).__name__}); train anew or use the Keras"
+                " model"
+            ) from e
 
     def predict(
         self,
         windows: np.ndarray,   # (n, lookback, columns), scaled rows
     ) -> np.ndarray:           # (n,) float64, what the network says
         "One number per window."
-        return self.session.run(None, {"x": np.ascontiguousarray(windows, "float32")})[0][:, 0].astype("float64")
+        return self.session.run(None, {"x": np.ascontiguousarray(windows, "float32")})[0][:, 0].astype(
+            "float64"
+        )
 
 # %% ../../nbs/model/05_onnx_model.ipynb #f2d68f06
-TOLERANCE = 1e-6   # largest difference to Keras that is accepted, in units of the target; where that is beyond 1, as a share of it
+# largest difference to Keras that is accepted, in units of the target; where that is beyond 1, as a share of
+# it
+TOLERANCE = 1e-6
 
 def write_onnx(
     net,                             # a built Keras network
     file: Path | str,                # final place
     tolerance: float = TOLERANCE,    # largest difference accepted
-    predict: Callable | None = None, # (windows, lookback, columns) → (windows, 1), where it is compiled already; None = the network's own
+    # (windows, lookback, columns) → (windows, 1), where it is compiled already; None = the network's own
+    predict: Callable | None = None,
 ) -> float:                          # largest difference found
-    "Write a network as ONNX once it is shown to say the same. `OperationError` if it does not; then nothing is written."
+    """Write a network as ONNX once it is shown to say the same.
+
+    `OperationError` if it does not; then nothing is written."""
     model = to_onnx(net)
     windows = np.random.default_rng(0).normal(scale=2.0, size=(32, *net.input_shape[1:])).astype("float32")
     expected = np.asarray((predict or net.predict_on_batch)(windows), "float64")[:, 0]
@@ -162,8 +214,14 @@ def write_onnx(
     def write_checked(place: Path) -> None:
         nonlocal difference
         onnx.save(model, place)
-        difference = float((np.abs(OnnxNetwork(place).predict(windows) - expected) / np.maximum(np.abs(expected), 1)).max())
-        if not difference <= tolerance: raise OperationError(f"the ONNX file differs from Keras by {difference:.1e}, more than {tolerance:.0e}; the Keras model is kept alone")
+        difference = float(
+            (np.abs(OnnxNetwork(place).predict(windows) - expected) / np.maximum(np.abs(expected), 1)).max()
+        )
+        if not difference <= tolerance:
+            raise OperationError(
+                f"the ONNX file differs from Keras by {difference:.1e}, more than {tolerance:.0e}; the Keras"
+                " model is kept alone"
+            )
     difference = np.nan
     write_atomic(file, write_checked)
     return difference

@@ -33,12 +33,16 @@ class ModelRecord:
     data_hash: str       # sha256 of those bars
     training: dict = field(repr=False)  # windows, weights, epochs, losses
     ticker: str | None = None        # several, joined by ", ", if their windows were pooled
-    exchange: str | None = None      # the market of the bars: an exchange's id, with its address where that is not its own
+    # the market of the bars: an exchange's id, with its address where that is not its own
+    exchange: str | None = None
     trained_at: str = ""
-    fitted_until: str | None = None  # ISO UTC: open time of the last bar that moved a weight, here or in a model this one continued
+    # ISO UTC: open time of the last bar that moved a weight, here or in a model this one continued
+    fitted_until: str | None = None
     hours: int | None = None         # training bars asked for; None = not said
-    price_scale: dict | None = None  # target "price" only: {"center", "scale"}, median and interquartile range of the training prices
-    onnx: dict | None = field(default=None, compare=False)  # once stored: {"difference"} to Keras, or {"refused"}, why there is no ONNX file
+    # target "price" only: {"center", "scale"}, median and interquartile range of the training prices
+    price_scale: dict | None = None
+    # once stored: {"difference"} to Keras, or {"refused"}, why there is no ONNX file
+    onnx: dict | None = field(default=None, compare=False)
 
     def outputs(self, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
         "What the networks say about the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
@@ -47,8 +51,11 @@ class ModelRecord:
     def check_out_of_sample(self, index: pd.DatetimeIndex) -> None:
         "`TrainingSpanError` if any of these bars lies inside the training span (or before it)."
         if len(index) and index.min() <= as_utc(self.trained_until):
-            raise TrainingSpanError(f"bar {index.min():%Y-%m-%d %H:%M} lies inside or before the model's training span {self.trained_from[:16]} to "
-                                    f"{self.trained_until[:16]}; evaluate on bars after it, or train on earlier ones")
+            raise TrainingSpanError(
+                f"bar {index.min():%Y-%m-%d %H:%M} lies inside or before the model's training span"
+                f" {self.trained_from[:16]} to {self.trained_until[:16]}; evaluate on bars after it, or train"
+                " on earlier ones"
+            )
 
     def predict_each(self,
         table: pd.DataFrame,   # features, with enough history for the first window
@@ -64,20 +71,35 @@ class ModelRecord:
         if len(ends): out.iloc[ends - start] = said
         return out
 
-    def _said(self, table: pd.DataFrame, bars: pd.DataFrame, start: int = 0, near: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        "Of the rows `near`, those from `start` at which a window ends, and what every member predicts there: (windows,), (windows, members)."
+    def _said(
+        self, table: pd.DataFrame, bars: pd.DataFrame, start: int = 0, near: slice = slice(None)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of the rows `near`, those from `start` at which a window ends, and what every member predicts
+        there: (windows,), (windows, members)."""
         x = self.scaler.pick(table, near)
-        ends = window_ends(x, {k: bars[k].to_numpy(kind)[near] for k, kind in (("close", float), ("is_gap", bool)) if k in bars}, self.config.lookback)   # a table that is cut indexes its columns anew
+        # a table that is cut indexes its columns anew
+        ends = window_ends(
+            x,
+            {
+                k: bars[k].to_numpy(kind)[near]
+                for k, kind in (("close", float), ("is_gap", bool))
+                if k in bars
+            },
+            self.config.lookback,
+        )
         ends = ends[ends >= start]
         if not len(ends): return ends, np.empty((0, 0))
-        rows = table if self.price_scale is None else table.iloc[near].iloc[ends]   # only a price asks for them
+        # only a price asks for them
+        rows = table if self.price_scale is None else table.iloc[near].iloc[ends]
         return ends, self.as_predictions(self.outputs(self.scaler.scaled(x), ends).astype("float64"), rows)
 
     def as_predictions(self, z: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
         "What the networks said in the units of `predict`; a price becomes the return it stands for."
         if self.price_scale is None: return z
         price = z * self.price_scale["scale"] + self.price_scale["center"]
-        return implied_return(price, rows["close"].to_numpy()[:, None], rows["sigma"].to_numpy()[:, None], self.config.horizon)
+        return implied_return(
+            price, rows["close"].to_numpy()[:, None], rows["sigma"].to_numpy()[:, None], self.config.horizon
+        )
 
     def predict(self,
         table: pd.DataFrame,   # features, with enough history for the first window
@@ -85,21 +107,29 @@ class ModelRecord:
         start: int = 0,        # first row wanted; the rows before it are context
         in_sample: bool = False,  # True = also bars the model has been trained on; never for a result
     ) -> pd.Series:            # σ-scaled log return expected over the horizon (log variance for target "volatility"), rows from `start`; NaN where there is no window
-        "One prediction per bar, the same whichever others are asked for. `TrainingSpanError` if a wanted bar lies inside the training span or before it."
-        return self.predict_each(table, bars, start, in_sample).mean(axis=1, skipna=False).rename("prediction")
+        """One prediction per bar, the same whichever others are asked for.
+
+        `TrainingSpanError` if a wanted bar lies inside the training span or before it."""
+        return (
+            self.predict_each(table, bars, start, in_sample).mean(axis=1, skipna=False).rename("prediction")
+        )
 
     def predict_one(self,
         table: pd.DataFrame,   # features up to the newest bar
         bars: pd.DataFrame,    # the bars they were computed from
     ) -> float:                # as `predict`; NaN if the newest bar ends no window
-        "The prediction for the newest bar, from its window alone. `TrainingSpanError` if the model has seen it."
+        """The prediction for the newest bar, from its window alone.
+
+        `TrainingSpanError` if the model has seen it."""
         self.check_out_of_sample(table.index[-1:])
         ends, said = self._said(table, bars, near=slice(-self.config.lookback, None))
         return float(said.mean()) if len(ends) else float("nan")
 
     def confidence(self, prediction: pd.Series) -> pd.Series:
         "Calibrated P(direction right) of each prediction, NaN if the model is not calibrated."
-        return pd.Series(confidence(self.calibration, prediction.to_numpy()), index=prediction.index, name="confidence")
+        return pd.Series(
+            confidence(self.calibration, prediction.to_numpy()), index=prediction.index, name="confidence"
+        )
 
 # %% ../../nbs/model/01_record.ipynb #d559cfd6
 FORMAT, READABLE = 3, (1, 2, 3)   # 1 had no hashes, 2 no ONNX file
@@ -110,9 +140,23 @@ def write_record(
     **more,                # further entries, JSON-able
 ) -> None:
     "Write `bundle.json`, with the hashes of all other files of the folder."
-    table = {k.name: getattr(record, k.name) for k in fields(ModelRecord)} | {"format": FORMAT, "config": asdict(record.config), "scaler": record.scaler.to_dict(), **more}
-    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file() and p.name != "bundle.json"}
-    write_atomic(folder / "bundle.json", json.dumps(table | {"hashes": {**files, "bundle.json": config_hash(table)}}, indent=1, allow_nan=False))
+    table = {k.name: getattr(record, k.name) for k in fields(ModelRecord)} | {
+        "format": FORMAT,
+        "config": asdict(record.config),
+        "scaler": record.scaler.to_dict(),
+        **more,
+    }
+    files = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.iterdir())
+        if p.is_file() and p.name != "bundle.json"
+    }
+    write_atomic(
+        folder / "bundle.json",
+        json.dumps(
+            table | {"hashes": {**files, "bundle.json": config_hash(table)}}, indent=1, allow_nan=False
+        ),
+    )
 
 # %% ../../nbs/model/01_record.ipynb #1f0f55d8
 def member_file(
@@ -127,19 +171,32 @@ def unreadable(
     error: Exception,     # what happened
 ) -> OperationError:      # to be raised by the caller
     "The error for a stored model with something missing or damaged."
-    return OperationError(f"the model in {folder} cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); remove the folder to train anew")
+    return OperationError(
+        f"the model in {folder} cannot be read ({type(error).__name__}:"
+        f" {str(error).splitlines()[0] if str(error) else ''}); remove the folder to train anew"
+    )
 
 # %% ../../nbs/model/01_record.ipynb #a2ec3abe
 def read_record(
     folder: Path,   # written by `write_record`
 ) -> dict:          # the fields of `ModelRecord`, and what else was written
-    "`bundle.json`, all files checked against the hashes in it. `ValueError` (or another error of reading) if something is not as it was written."
+    """`bundle.json`, all files checked against the hashes in it.
+
+    `ValueError` (or another error of reading) if something is not as it was written."""
     table = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     hashes = table.pop("hashes", None)
-    if (hashes is None and table["format"] != 1) or table["format"] not in READABLE: raise ValueError(f"format {table['format']}, this version reads {READABLE[0]} to {READABLE[-1]}")
+    if (hashes is None and table["format"] != 1) or table["format"] not in READABLE:
+        raise ValueError(f"format {table['format']}, this version reads {READABLE[0]} to {READABLE[-1]}")
     for name, was in (hashes or {}).items():
-        if was != (config_hash(table) if name == "bundle.json" else hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest()): raise ValueError(f"{name} is not as it was written")
+        if was != (
+            config_hash(table)
+            if name == "bundle.json"
+            else hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest()
+        ):
+            raise ValueError(f"{name} is not as it was written")
     table.pop("format")
-    table["config"] = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in table["config"].items()})
+    table["config"] = ModelConfig(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in table["config"].items()}
+    )
     table["scaler"] = InputScaler(**table["scaler"])
     return table

@@ -25,7 +25,8 @@ from ..core.files import config_hash, home, slug, write_atomic
 from ..core.config import DEFAULT_EXCHANGE
 from .settings import ModelConfig
 from .record import ModelRecord, read_record, unreadable
-if TYPE_CHECKING: from cryptolstm.model.bundle import ModelBundle   # imports Keras, which who only looks a model up need not wait for
+# imports Keras, which who only looks a model up need not wait for
+if TYPE_CHECKING: from cryptolstm.model.bundle import ModelBundle
 
 # %% ../../nbs/model/09_registry.ipynb #8287349e
 USUAL = 240   # training bars of the line with the short name
@@ -33,7 +34,8 @@ USUAL = 240   # training bars of the line with the short name
 def line_name(
     ticker: str,               # BASE/QUOTE
     model: str | None = None,  # the user's own name for a line, which is then taken as it is
-    market: str = DEFAULT_EXCHANGE,  # whose bars: an exchange's id, with its address where that is not its own
+    # whose bars: an exchange's id, with its address where that is not its own
+    market: str = DEFAULT_EXCHANGE,
     hours: int = USUAL,        # training bars
     config: ModelConfig = ModelConfig(),  # network, training and target
 ) -> str:                      # a file name
@@ -73,22 +75,34 @@ def save_version(
     try:
         (root / line).mkdir(parents=True, exist_ok=True)
         hidden = save_bundle(bundle, tempfile.mkdtemp(prefix=".new-", dir=root / line))
-        table = {"saved_at": datetime.now(UTC).isoformat(timespec="seconds"), "libraries": libraries(), **note}
-        write_atomic(hidden / NOTE, json.dumps(table | {"hash": config_hash(table)}, indent=1, allow_nan=False))
+        table = {
+            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "libraries": libraries(),
+            **note,
+        }
+        write_atomic(
+            hidden / NOTE, json.dumps(table | {"hash": config_hash(table)}, indent=1, allow_nan=False)
+        )
         version = root / line / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         os.chmod(hidden, 0o755); os.replace(hidden, version)
-    except OSError as e: raise OperationError(f"the model cannot be saved in {root / line} ({e.strerror or e}); check space and rights there") from e
+    except OSError as e:
+        raise OperationError(
+            f"the model cannot be saved in {root / line} ({e.strerror or e}); check space and rights there"
+        ) from e
     if use: use_version(line, version, root)
     return version
 
 def read_note(
     folder: Path,   # of a version
 ) -> dict:          # as it was passed to `save_version`, and saved_at and libraries
-    "What was kept of a version besides its bundle. `OperationError` if it is missing or not as it was written."
+    """What was kept of a version besides its bundle.
+
+    `OperationError` if it is missing or not as it was written."""
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         if note.pop("hash") != config_hash(note): raise ValueError(f"{NOTE} is not as it was written")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e: raise unreadable(folder, e) from e
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        raise unreadable(folder, e) from e
     return note
 
 # %% ../../nbs/model/09_registry.ipynb #62fe3376
@@ -100,14 +114,16 @@ def current_version(
 ) -> Path | None:              # the folder of the version in use; None if there is none
     "Where the model in use is."
     link = (root or home() / "models") / f"{line}.keras"
-    return link.parent / Path(os.readlink(link)).parent if link.is_symlink() and link.exists() else None   # not resolved: home itself may lie behind a link
+    # not resolved: home itself may lie behind a link
+    return link.parent / Path(os.readlink(link)).parent if link.is_symlink() and link.exists() else None
 
 # %% ../../nbs/model/09_registry.ipynb #0280de06
 def use_version(
     line: str,                 # from `line_name`
     version: Path,             # its folder
     root: Path | None = None,  # models folder
-    instead_of=...,            # folder of the version that must still be in use (None: none); ... = whichever is
+    # folder of the version that must still be in use (None: none); ... = whichever is
+    instead_of=...,
 ) -> bool:                     # whether it is in use now
     "Put a version in use, all at once. `OperationError` if the link cannot be written."
     link = (root or home() / "models") / f"{line}.keras"
@@ -115,11 +131,24 @@ def use_version(
         with FileLock(version.parent / ".use"):   # held for as long as it takes to write a line
             was = current_version(line, root)
             if instead_of is not ... and was != instead_of: return False
-            if was != version and (was or not was_used(version)): write_atomic(version / USED, json.dumps({"instead_of": None if was is None else was.name, "at": datetime.now(UTC).isoformat(timespec="seconds")}))
+            if was != version and (was or not was_used(version)):
+                write_atomic(
+                    version / USED,
+                    json.dumps(
+                        {
+                            "instead_of": None if was is None else was.name,
+                            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                        }
+                    ),
+                )
             swapped = link.with_name(f".{link.name}.{os.getpid()}.{time.monotonic_ns()}")
             swapped.symlink_to(os.path.relpath(version / "model.keras", link.parent))
             os.replace(swapped, link)
-    except OSError as e: raise OperationError(f"{link.name} cannot be pointed at {version.name} ({e.strerror or e}); check the rights in {link.parent}") from e
+    except OSError as e:
+        raise OperationError(
+            f"{link.name} cannot be pointed at {version.name} ({e.strerror or e}); check the rights in"
+            f" {link.parent}"
+        ) from e
     return True
 
 def was_used(folder: Path) -> bool: return (folder / USED).is_file()
@@ -144,48 +173,104 @@ def lines(
 ) -> list[str]:
     "The names of all lines that have a version."
     base = root or home() / "models"
-    return sorted(p.name for p in base.iterdir() if p.is_dir() and version_folders(p.name, base)) if base.is_dir() else []
+    return (
+        sorted(p.name for p in base.iterdir() if p.is_dir() and version_folders(p.name, base))
+        if base.is_dir()
+        else []
+    )
 
 def _known(line: str, root: Path | None) -> list[Path]:
     "The versions of a line that must have some."
     if found := version_folders(line, root): return found
     there = lines(root)
-    raise InputError(f"there is no model line {line} in {root or home() / 'models'}; " + (f"pass one of {', '.join(there)} as --model" if there else "run cryptolstm signal to train the first model"))
+    raise InputError(
+        f"there is no model line {line} in {root or home() / 'models'}; "
+        + (
+            f"pass one of {', '.join(there)} as --model"
+            if there
+            else "run cryptolstm signal to train the first model"
+        )
+    )
 
 # %% ../../nbs/model/09_registry.ipynb #93207346
 def _row(folder: Path, current: Path | None) -> dict:
     "One line of the table."
-    try: record, note = json.loads((folder / "bundle.json").read_text(encoding="utf-8")), read_note(folder)
+    try:record, note = json.loads((folder / "bundle.json").read_text(encoding="utf-8")), read_note(folder)
     except (OSError, ValueError, OperationError): record = note = {}
     config, t, seen = record.get("config", {}), record.get("training", {}), note.get("validation", {})
-    state = ("damaged" if not record or folder.suffix == DAMAGED else "in use" if folder == current else "challenger" if note.get("decision", {}).get("use") is False
-             else "kept" if was_used(folder) else "aside")
-    return {"version": folder.name, "state": state, "ticker": record.get("ticker"), "trained_from": record.get("trained_from"), "trained_until": record.get("trained_until"),
-            "hours": record.get("hours"), "windows": t.get("windows"), "val_loss": t.get("val_loss"), "val_loss_of_zero": t.get("val_loss_of_zero"), "hit": seen.get("hit"),
-            "ic": seen.get("ic"), "seeds": list(config.get("seeds") or [config.get("seed")]), "libraries": note.get("libraries"), "current": folder == current}
+    state = (
+        "damaged"
+        if not record or folder.suffix == DAMAGED
+        else (
+            "in use"
+            if folder == current
+            else (
+                "challenger"
+                if note.get("decision", {}).get("use") is False
+                else "kept" if was_used(folder) else "aside"
+            )
+        )
+    )
+    return {
+        "version": folder.name,
+        "state": state,
+        "ticker": record.get("ticker"),
+        "trained_from": record.get("trained_from"),
+        "trained_until": record.get("trained_until"),
+        "hours": record.get("hours"),
+        "windows": t.get("windows"),
+        "val_loss": t.get("val_loss"),
+        "val_loss_of_zero": t.get("val_loss_of_zero"),
+        "hit": seen.get("hit"),
+        "ic": seen.get("ic"),
+        "seeds": list(config.get("seeds") or [config.get("seed")]),
+        "libraries": note.get("libraries"),
+        "current": folder == current,
+    }
 
 def versions(
     line: str,                 # from `line_name`
     root: Path | None = None,  # models folder
 ) -> pd.DataFrame:             # oldest first; state: in use, kept (was), challenger, aside (never used), damaged
-    "All versions of a line and how each did in validation; val_loss_of_zero is what \"no move\" scored there. `InputError` names the lines there are."
+    """All versions of a line and how each did in validation; val_loss_of_zero is what "no move" scored there.
+
+    `InputError` names the lines there are."""
     current = current_version(line, root)
-    return pd.DataFrame([_row(p, current) for p in sorted([*_known(line, root), *damaged_folders(line, root)])])
+    return pd.DataFrame(
+        [_row(p, current) for p in sorted([*_known(line, root), *damaged_folders(line, root)])]
+    )
 
 # %% ../../nbs/model/09_registry.ipynb #69b1cd96
 def rollback(
     line: str,                    # from `line_name`
-    version: str | None = None,   # its name, or the beginning of it; None = the one in use before the current one
+    # its name, or the beginning of it; None = the one in use before the current one
+    version: str | None = None,
     root: Path | None = None,     # models folder
 ) -> dict:                        # {"line", "was", "now"}: names of versions
-    "Put another version in use. `InputError` names the versions there are; `OperationError` if the one wanted is damaged."
+    """Put another version in use.
+
+    `InputError` names the versions there are; `OperationError` if the one wanted is damaged."""
     found, current = _known(line, root), current_version(line, root)
     names = ", ".join(p.name for p in found)
-    fits = [p for p in found if p.name.startswith(str(version))] if version is not None else _before(found, current)
-    if version is None and not fits: raise InputError(f"{line} has no version that was in use before {current.name if current else 'now'}; pass one of {names}")
-    if len(fits) != 1: raise InputError(f"{version!r} names {len(fits) or 'no'} version{'s' if len(fits) > 1 else ''} of {line}; pass one of {names}")
-    try: read_record(fits[0]), read_note(fits[0])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OperationError) as e: raise OperationError(f"version {fits[0].name} of {line} is damaged ({e}); choose another") from e
+    fits = (
+        [p for p in found if p.name.startswith(str(version))]
+        if version is not None
+        else _before(found, current)
+    )
+    if version is None and not fits:
+        raise InputError(
+            f"{line} has no version that was in use before {current.name if current else 'now'}; pass one of"
+            f" {names}"
+        )
+    if len(fits) != 1:
+        raise InputError(
+            f"{version!r} names {len(fits) or 'no'} version{'s' if len(fits) > 1 else ''} of {line}; pass one"
+            f" of {names}"
+        )
+    try:
+        read_record(fits[0]), read_note(fits[0])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OperationError) as e:
+        raise OperationError(f"version {fits[0].name} of {line} is damaged ({e}); choose another") from e
     use_version(line, fits[0], root)
     return {"line": line, "was": current.name if current else None, "now": fits[0].name}
 
@@ -203,17 +288,28 @@ def prune(
     keep: int,                 # newest versions that stay; the one in use stays in any case
     root: Path | None = None,  # models folder
 ) -> list[str]:                # names of what was removed
-    "Remove old versions, damaged ones, and what killed processes left a day ago. `InputError` unless keep is a whole number from 1, `OperationError` while the line is trained."
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1: raise InputError(f"keep is {keep!r}; pass a whole number from 1")
+    """Remove old versions, damaged ones, and what killed processes left a day ago.
+
+    `InputError` unless keep is a whole number from 1, `OperationError` while the line is trained."""
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        raise InputError(f"keep is {keep!r}; pass a whole number from 1")
     _known(line, root)
     with line_lock(line, root, wait=0):
         found, current = _known(line, root), current_version(line, root)
         old = [*(p for p in found[:-keep] if p != current), *damaged_folders(line, root)]
-        hidden = [p for p in found[0].parent.glob(".[ng]*-*") if p.is_dir() and time.time() - p.stat().st_mtime > LEFTOVER]
+        hidden = [
+            p
+            for p in found[0].parent.glob(".[ng]*-*")
+            if p.is_dir() and time.time() - p.stat().st_mtime > LEFTOVER
+        ]
         try:
-            for p in old: p.rename(gone := p.with_name(f".gone-{p.name}")); shutil.rmtree(gone)   # out of sight at once, whatever happens next
+            # out of sight at once, whatever happens next
+            for p in old: p.rename(gone := p.with_name(f".gone-{p.name}")); shutil.rmtree(gone)
             for p in hidden: shutil.rmtree(p)
-        except OSError as e: raise OperationError(f"a version of {line} cannot be removed ({e.strerror or e}); check the rights there") from e
+        except OSError as e:
+            raise OperationError(
+                f"a version of {line} cannot be removed ({e.strerror or e}); check the rights there"
+            ) from e
     return [p.name for p in old]
 
 # %% ../../nbs/model/09_registry.ipynb #3e6e58c6
@@ -225,10 +321,13 @@ def line_lock(
     root: Path | None = None,        # models folder
     wait: float | None = None,       # seconds; None = LOCK_WAIT
 ):
-    "Held by the process that trains or prunes a line; another one waits for it. The system frees it if the process dies. `OperationError` after `wait`."
+    """Held by the process that trains or prunes a line; another one waits for it.
+
+    The system frees it if the process dies. `OperationError` after `wait`."""
     folder = (root or home() / "models") / line
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OperationError(f"{folder} cannot be made ({e.strerror or e}); check the rights there") from e
+    except OSError as e:
+        raise OperationError(f"{folder} cannot be made ({e.strerror or e}); check the rights there") from e
     lock = FileLock(folder / ".lock", timeout=LOCK_WAIT if wait is None else wait)
     try: lock.acquire()
     except Timeout as e:
@@ -254,7 +353,9 @@ def read_version(
 def _is_damage(e: OperationError) -> bool:
     "False where nothing is wrong with the files themselves."
     cause = e.__cause__
-    return not (isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)) and not re.search(r"\bformat \d+, this version reads", str(e))
+    return not (isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)) and not re.search(
+        r"\bformat \d+, this version reads", str(e)
+    )
 
 def _nearest(found: list[Path], name: str | None) -> Path | None:
     "The newest version before that name, else the oldest after it; without a name, the newest."
@@ -267,7 +368,8 @@ def usable_version(
     read: Callable,            # folder → model; `OperationError` if it cannot be read
     root: Path | None = None,  # models folder
 ) -> tuple[Version | None, list[str]]:   # None if there is none left; and what had to be done, sentences
-    "The version in use; where it is damaged or gone, it is set aside, and the nearest one that was used takes its place."
+    """The version in use; where it is damaged or gone, it is set aside, and the nearest one that was used
+    takes its place."""
     base, said = root or home() / "models", []
     link = base / f"{line}.keras"
     while True:
@@ -281,7 +383,8 @@ def usable_version(
         elif folder is not None: said.append(f"version {name} of the model is missing")
         other = _nearest([p for p in version_folders(line, base) if was_used(p)], name)
         if other is None: return None, said
-        if folder is None: said.append(f"the link {link.name}, which names the version in use, was missing or is a file")
+        if folder is None:
+            said.append(f"the link {link.name}, which names the version in use, was missing or is a file")
         use_version(line, other, base)
         said[-1] += f"; version {other.name} is used instead"
 
@@ -290,5 +393,6 @@ def _set_aside(folder: Path, line: str) -> Path:
     aside = folder.with_name(folder.name + DAMAGED)
     try: folder.rename(aside)
     except FileNotFoundError: pass
-    except OSError as e: raise OperationError(f"version {folder.name} of {line} is damaged and cannot be set aside ({e.strerror or e}); move it away") from e
+    except OSError as e:
+        raise OperationError(f"version {folder.name} of {line} is damaged and cannot be set aside ({e.strerror or e}); move it away") from e
     return aside

@@ -16,7 +16,23 @@ from ..features.indicators import INPUTS
 # %% ../../nbs/model/00_settings.ipynb #84be6e94
 TARGETS, LOSSES = ("return", "volatility", "price"), ("huber", "mse", "mae")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-ACTIVATIONS = ("swish", "silu", "relu", "gelu", "mish", "tanh", "sigmoid", "elu", "selu", "leaky_relu", "softplus", "softsign", "hard_sigmoid", "squareplus", "linear")
+ACTIVATIONS = (
+    "swish",
+    "silu",
+    "relu",
+    "gelu",
+    "mish",
+    "tanh",
+    "sigmoid",
+    "elu",
+    "selu",
+    "leaky_relu",
+    "softplus",
+    "softsign",
+    "hard_sigmoid",
+    "squareplus",
+    "linear",
+)
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -24,8 +40,10 @@ class ModelConfig:
     lookback: int = 60                          # bars in a window
     horizon: int = 1                            # bars ahead
     seed: int = 0                               # of weights, dropout and shuffling
-    seeds: tuple = ()                           # several: a fan of networks, whose mean predicts; empty = `seed` alone
-    target: str = "return"                      # "return" in σ, "volatility" (log realised variance), or the "price" itself (the letter of the spec)
+    # several: a fan of networks, whose mean predicts; empty = `seed` alone
+    seeds: tuple = ()
+    # "return" in σ, "volatility" (log realised variance), or the "price" itself (the letter of the spec)
+    target: str = "return"
     units: tuple = (256, 128, 64)               # LSTM layers
     recurrent_dropout: tuple = (0.2, 0.2, 0.1)  # one per LSTM layer
     dropout: tuple = (0.3, 0.3, 0.2)            # after each LSTM layer
@@ -34,7 +52,8 @@ class ModelConfig:
     activation: str = "swish"                   # of the dense layers
     l2: float = 1e-4                            # on the kernels of LSTM and dense layers
     bn_momentum: float = 0.9                    # of every batch normalisation
-    precision: str = "float32"                  # of the products in training: the other two take half the bits; predictions are always float32
+    # of the products in training: the other two take half the bits; predictions are always float32
+    precision: str = "float32"
     loss: str = "huber"                         # what training makes small, and validation compares
     learning_rate: float = 5e-4                 # Adam
     clipvalue: float = 0.5                      # gradients, element by element
@@ -44,21 +63,62 @@ class ModelConfig:
     plateau_patience: int = 5                   # epochs without one before the learning rate is reduced
     plateau_factor: float = 0.5                 # what it is then multiplied by
     min_learning_rate: float = 1e-5             # but never below this
-    parts: int = 2                              # of a batch, computed side by side whatever the number of cores; another number rounds in another way
-    batch_size: int = 256                       # windows in a training step at most; a small training set is cut into at least 8 steps
-    predict_batch: int = 256                    # windows in a prediction step of Keras, always filled up: what is said of a bar does not depend on the others
+    # of a batch, computed side by side whatever the number of cores; another number rounds in another way
+    parts: int = 2
+    # windows in a training step at most; a small training set is cut into at least 8 steps
+    batch_size: int = 256
+    # windows in a prediction step of Keras, always filled up: what is said of a bar does not depend on the
+    # others
+    predict_batch: int = 256
     val_fraction: float = 0.2                   # newest share of the windows, for validation
-    max_train_seconds: float | None = None      # a training ends after the step in which this time is over; None = no limit
+    # a training ends after the step in which this time is over; None = no limit
+    max_train_seconds: float | None = None
 
-LITERAL = {"bn_momentum": 0.99, "target": "price"}   # `network` overrides: the letter of the spec where the defaults depart from it
+# `network` overrides: the letter of the spec where the defaults depart from it
+LITERAL = {"bn_momentum": 0.99, "target": "price"}
 
 # %% ../../nbs/model/00_settings.ipynb #16bc4ac2
 RANGES = {  # setting: smallest and largest number; the text of the error is made from it
-    "lookback": (2, 1000), "horizon": (1, 72), "seed": (0, 2**31 - 1), "seeds": (0, 2**31 - 1), "units": (1, 4096), "dense": (1, 4096), "dropout": (0, 0.99),
-    "recurrent_dropout": (0, 0.99), "dense_dropout": (0, 0.99), "l2": (0, 1), "bn_momentum": (0, 0.9999), "learning_rate": (1e-9, 1e6), "min_learning_rate": (0, 1e6), "clipvalue": (1e-9, 1e9),
-    "epochs": (1, 1_000_000), "refit_epochs": (1, 1_000_000), "patience": (1, 1_000_000), "plateau_patience": (1, 1_000_000), "plateau_factor": (0, 0.9999),
-    "parts": (1, 64), "batch_size": (1, 100_000), "predict_batch": (1, 100_000), "val_fraction": (0.01, 0.9), "max_train_seconds": (1e-6, 1e9)}
-WHOLE = ("lookback", "horizon", "seed", "seeds", "units", "dense", "epochs", "refit_epochs", "patience", "plateau_patience", "parts", "batch_size", "predict_batch")
+    "lookback": (2, 1000),
+    "horizon": (1, 72),
+    "seed": (0, 2**31 - 1),
+    "seeds": (0, 2**31 - 1),
+    "units": (1, 4096),
+    "dense": (1, 4096),
+    "dropout": (0, 0.99),
+    "recurrent_dropout": (0, 0.99),
+    "dense_dropout": (0, 0.99),
+    "l2": (0, 1),
+    "bn_momentum": (0, 0.9999),
+    "learning_rate": (1e-9, 1e6),
+    "min_learning_rate": (0, 1e6),
+    "clipvalue": (1e-9, 1e9),
+    "epochs": (1, 1_000_000),
+    "refit_epochs": (1, 1_000_000),
+    "patience": (1, 1_000_000),
+    "plateau_patience": (1, 1_000_000),
+    "plateau_factor": (0, 0.9999),
+    "parts": (1, 64),
+    "batch_size": (1, 100_000),
+    "predict_batch": (1, 100_000),
+    "val_fraction": (0.01, 0.9),
+    "max_train_seconds": (1e-6, 1e9),
+}
+WHOLE = (
+    "lookback",
+    "horizon",
+    "seed",
+    "seeds",
+    "units",
+    "dense",
+    "epochs",
+    "refit_epochs",
+    "patience",
+    "plateau_patience",
+    "parts",
+    "batch_size",
+    "predict_batch",
+)
 SEQUENCES = ("units", "dropout", "recurrent_dropout", "dense", "seeds")   # one value per layer, or per member
 NAMES = {"target": TARGETS, "loss": LOSSES, "activation": ACTIVATIONS, "precision": PRECISIONS}
 
@@ -72,10 +132,18 @@ def check_setting(
         return
     if name == "max_train_seconds" and value is None: return
     (low, high), whole, many = RANGES[name], name in WHOLE, name in SEQUENCES
-    fits = lambda v: isinstance(v, int if whole else (int, float)) and not isinstance(v, bool) and low <= v <= high
+    fits = (
+        lambda v: isinstance(v, int if whole else (int, float))
+        and not isinstance(v, bool)
+        and low <= v <= high
+    )
     if many == isinstance(value, tuple) and all(map(fits, value if many else (value,))): return
-    numbers = f"{'list of ' if many else ''}{'whole ' if whole else ''}number{'s' if many else ''} from {low:,.12g} to {high:,.12g}"
-    given, none = list(value) if isinstance(value, tuple) else value, ", or null for no limit" if name == "max_train_seconds" else ""
+    numbers = (
+        f"{'list of ' if many else ''}{'whole ' if whole else ''}number{'s' if many else ''} from {low:,.12g}"
+        f" to {high:,.12g}"
+    )
+    given = list(value) if isinstance(value, tuple) else value
+    none = ", or null for no limit" if name == "max_train_seconds" else ""
     raise InputError(f"network {name} is {given!r}; pass a {numbers}{none}")
 
 # %% ../../nbs/model/00_settings.ipynb #b0d3ba3f
@@ -85,18 +153,25 @@ def check_network(
     "`InputError` unless every setting makes sense and they fit each other."
     for f in fields(ModelConfig): check_setting(f.name, getattr(config, f.name))
     if not len(config.units) == len(config.dropout) == len(config.recurrent_dropout) > 0:
-        raise InputError("network units, dropout and recurrent_dropout must have the same length; pass one value per LSTM layer")
-    if len(set(config.seeds)) < len(config.seeds): raise InputError(f"network seeds are {list(config.seeds)}; pass each seed once")
+        raise InputError(
+            "network units, dropout and recurrent_dropout must have the same length; pass one value per LSTM"
+            " layer"
+        )
+    if len(set(config.seeds)) < len(config.seeds):
+        raise InputError(f"network seeds are {list(config.seeds)}; pass each seed once")
 
 # %% ../../nbs/model/00_settings.ipynb #642df329
 def model_config(
     run: RunConfig,   # its lookback, horizon and seed, and the overrides in its `network`
 ) -> ModelConfig:
     "The network and training settings of a run; an unknown or unusable override is an `InputError`."
-    known = {f.name for f in fields(ModelConfig)} - {"lookback", "horizon", "seed"}   # those belong to the run
+    # those belong to the run
+    known = {f.name for f in fields(ModelConfig)} - {"lookback", "horizon", "seed"}
     for k in run.network:
         if k not in known: raise unknown_name("network setting", k, known)
-    values = {k: tuple(map(as_number, v)) if isinstance(v, list) else as_number(v) for k, v in run.network.items()}
+    values = {
+        k: tuple(map(as_number, v)) if isinstance(v, list) else as_number(v) for k, v in run.network.items()
+    }
     config = replace(ModelConfig(lookback=run.lookback, horizon=run.horizon, seed=run.seed), **values)
     check_network(config)
     return config

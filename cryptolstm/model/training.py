@@ -52,18 +52,28 @@ PASS = "pass fit(bars, table, config) or fit({ticker: (bars, table)}, config=con
 
 def _check_pair(of: str, pair: tuple, columns: list) -> None:
     "One ticker's bars and features."
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(p, pd.DataFrame) for p in pair):
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or not all(isinstance(p, pd.DataFrame) for p in pair)
+    ):
         raise InputError(f"there are bars{of} without features; {PASS}")
     b, t = pair
-    if not len(b): raise InputError(f"there are no bars{of}; fetch some{', or leave the ticker out' if of else ''}")
+    if not len(b):
+        raise InputError(f"there are no bars{of}; fetch some{', or leave the ticker out' if of else ''}")
     check_index(b.index, f"bars{of}")
     if not t.index.equals(b.index):
-        raise InputError(f"the features{of} have other rows than the bars ({len(t):,} against {len(b):,}); pass features(bars) of these bars")
-    if missing := [c for c in columns if c not in t]: raise InputError(f"the features{of} lack the column {missing[0]}; pass features(bars)")
+        raise InputError(
+            f"the features{of} have other rows than the bars ({len(t):,} against {len(b):,}); pass"
+            " features(bars) of these bars"
+        )
+    if missing := [c for c in columns if c not in t]:
+        raise InputError(f"the features{of} lack the column {missing[0]}; pass features(bars)")
 
 # %% ../../nbs/model/07_training.ipynb #e02b1fb0
 class _Part(NamedTuple):
-    "What a training uses of one ticker: bars, features, targets by row, and the rows at which training and validation windows end."
+    """What a training uses of one ticker: bars, features, targets by row, and the rows at which training and
+    validation windows end."""
     bars: pd.DataFrame
     table: pd.DataFrame
     y: np.ndarray
@@ -77,7 +87,10 @@ def windows_needed(
 ) -> int:                  # windows of one ticker without gaps
     "lookback + horizon, and enough to leave `MIN_WINDOWS` for training after validation and purge."
     n = max(config.lookback, MIN_WINDOWS) + config.horizon
-    while n - round(n * config.val_fraction) - config.horizon + 1 < MIN_WINDOWS or not round(n * config.val_fraction): n += 1
+    while n - round(n * config.val_fraction) - config.horizon + 1 < MIN_WINDOWS or not round(
+        n * config.val_fraction
+    ):
+        n += 1
     return n
 
 # %% ../../nbs/model/07_training.ipynb #dd279c5a
@@ -86,23 +99,43 @@ def training_parts(
     table: pd.DataFrame | None,    # the features of the one ticker; None with a mapping
     config: ModelConfig,           # lookback, horizon, target, val_fraction
 ) -> list[_Part]:                  # one per ticker, by name
-    "Targets and the purged split. `InputError` where there are too few windows, or where prices of several tickers would be one target."
+    """Targets and the purged split.
+
+    `InputError` where there are too few windows, or where prices of several tickers would be one target."""
     check_network(config)
     pool = training_pool(bars, table, config)
-    if config.target == "price" and len(pool) > 1: raise InputError("target=price cannot pool tickers, whose prices have no scale in common; pass target=return, or one ticker")
+    if config.target == "price" and len(pool) > 1:
+        raise InputError(
+            "target=price cannot pool tickers, whose prices have no scale in common; pass target=return, or"
+            " one ticker"
+        )
     ys = [label(config.target, b, t["sigma"], config.horizon).to_numpy("float64") for b, t in pool]
     ends = [window_ends(t[input_columns(config)], b, config.lookback) for b, t in pool]
     ends = [e[np.isfinite(y[e])] for e, y in zip(ends, ys, strict=True)]
     found, need, have = sum(map(len, ends)), windows_needed(config), sum(len(b) for b, _ in pool)
-    splits = pooled_split([b.index for b, _ in pool], ends, config.val_fraction, purge=config.horizon) if found >= need else []
+    splits = (
+        pooled_split([b.index for b, _ in pool], ends, config.val_fraction, purge=config.horizon)
+        if found >= need
+        else []
+    )
     if sum(len(train) for train, _ in splits) < MIN_WINDOWS:
         known = sum(int(np.isfinite(t[input_columns(config)]).all(axis=1).sum()) for _, t in pool)
         if len(pool) > 1:
-            raise InputError(f"{have} bars of {len(pool)} tickers ({known} with known features) give {found} complete windows, too few to leave {MIN_WINDOWS} for training "
-                             f"after validation and {config.horizon} bars of purge in each ticker; pass more bars of each")
+            raise InputError(
+                f"{have} bars of {len(pool)} tickers ({known} with known features) give {found} complete"
+                f" windows, too few to leave {MIN_WINDOWS} for training after validation and {config.horizon}"
+                " bars of purge in each ticker; pass more bars of each"
+            )
         asks = f"lookback {config.lookback} with horizon {config.horizon} needs {need}"
-        wanted = have + max(need - found, 1) if found else have - known + config.lookback - 1 + config.horizon + need
-        raise InputError(f"{have} bars ({known} with known features) give {found} complete windows, and {asks}; pass at least {wanted} bars")
+        wanted = (
+            have + max(need - found, 1)
+            if found
+            else have - known + config.lookback - 1 + config.horizon + need
+        )
+        raise InputError(
+            f"{have} bars ({known} with known features) give {found} complete windows, and {asks}; pass at"
+            f" least {wanted} bars"
+        )
     return [_Part(b, t, y, *split) for (b, t), y, split in zip(pool, ys, splits, strict=True)]
 
 # %% ../../nbs/model/07_training.ipynb #96a40db1
@@ -118,19 +151,39 @@ def training_data(
     parts: list[_Part],    # from `training_parts`
     config: ModelConfig,
 ) -> tuple:                # the data, the scaler, and the scale of prices (None unless they are the target)
-    "Scale inputs by the training rows of all parts. No window spans two tickers, since each ends at a row of its own."
+    """Scale inputs by the training rows of all parts.
+
+    No window spans two tickers, since each ends at a row of its own."""
     columns = input_columns(config)
-    learnt = [p.table[columns].iloc[p.train[0] - config.lookback + 1: p.train[-1] + 1] for p in parts if len(p.train)]
+    learnt = [
+        p.table[columns].iloc[p.train[0] - config.lookback + 1 : p.train[-1] + 1]
+        for p in parts
+        if len(p.train)
+    ]
     scaler = fit_scaler(pd.concat(learnt), unlimited=("close",))
     first = np.cumsum([0, *(len(p.y) for p in parts)])
-    y, train, val = np.concatenate([p.y for p in parts]), *(np.concatenate([f + e for f, e in zip(first, ends, strict=False)]) for ends in zip(*[(p.train, p.val) for p in parts], strict=True))
+    y, train, val = np.concatenate([p.y for p in parts]), *(
+        np.concatenate([f + e for f, e in zip(first, ends, strict=False)])
+        for ends in zip(*[(p.train, p.val) for p in parts], strict=True)
+    )
     scale = None
     if config.target == "price":
         low, middle, high = np.quantile(y[train], [0.25, 0.5, 0.75])
         scale = {"center": float(middle), "scale": float(high - low) or 1.0}
         y = (y - middle) / scale["scale"]
-    rows = pd.concat([p.table[["close", "sigma"]].assign(realised=target(p.bars, p.table["sigma"], config.horizon)) for p in parts])
-    return _Data(np.concatenate([scaler.transform(p.table) for p in parts]), y.astype("float32"), rows, train, val), scaler, scale
+    rows = pd.concat(
+        [
+            p.table[["close", "sigma"]].assign(realised=target(p.bars, p.table["sigma"], config.horizon))
+            for p in parts
+        ]
+    )
+    return (
+        _Data(
+            np.concatenate([scaler.transform(p.table) for p in parts]), y.astype("float32"), rows, train, val
+        ),
+        scaler,
+        scale,
+    )
 
 # %% ../../nbs/model/07_training.ipynb #e7a667ae
 ABSURD = 1e6  # a loss beyond this is an explosion; a network that knows nothing scores below 1
@@ -139,7 +192,8 @@ class _Guard(keras.callbacks.EarlyStopping):
     "Early stopping that also watches the clock and the size of the loss, and knows why it stopped."
 
     def __init__(self, patience: int, deadline: float | None):
-        super().__init__(monitor="val_error", mode="min", patience=patience, restore_best_weights=True)  # keeps the best weights, stopped early or not
+        # keeps the best weights, stopped early or not
+        super().__init__(monitor="val_error", mode="min", patience=patience, restore_best_weights=True)
         self.deadline, self.losses, self.stopped = deadline, [], "done"
 
     def stop(self, why: str): self.stopped, self.model.stop_training = why, True
@@ -167,18 +221,29 @@ class _Judge(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         x, y, ends = self.data.x, self.data.y, self.data.val
-        if self.exact.net is not self.model: self.exact.net.set_weights(weights_of(self.model))   # what is mixed is not what will predict
-        logs["val_error"] = float(_error(self.config.loss, y[ends].astype("float64") - _said(self.exact, x, ends, self.config)).mean())
+        # what is mixed is not what will predict
+        if self.exact.net is not self.model: self.exact.net.set_weights(weights_of(self.model))
+        logs["val_error"] = float(
+            _error(
+                self.config.loss, y[ends].astype("float64") - _said(self.exact, x, ends, self.config)
+            ).mean()
+        )
 
 def _error(loss: str, e: np.ndarray) -> np.ndarray:
     return {"huber": np.where(np.abs(e) <= 1, e**2 / 2, np.abs(e) - 0.5), "mse": e**2, "mae": np.abs(e)}[loss]
 
 # %% ../../nbs/model/07_training.ipynb #86fa2717
 class _Draws(keras.callbacks.Callback):
-    """Where the chance of a training begins. On PyTorch Keras draws dropout from that library's one generator, not from the layers' own, and a first training
-    draws more than a second before it begins. Each epoch has an order of its own, drawn when it begins, whoever looks at the batches before."""
+    """Where the chance of a training begins.
 
-    def __init__(self, batches: Batches, seed: int): super().__init__(); self.batches, self.seed = batches, seed
+    On PyTorch Keras draws dropout from that library's one generator, not from the layers' own, and a first
+    training draws more than a second before it begins. Each epoch has an order of its own, drawn when it
+    begins, whoever looks at the batches before."""
+
+    def __init__(self, batches: Batches, seed: int):
+        super().__init__()
+        self.batches, self.seed = batches, seed
+
     def on_epoch_begin(self, epoch, logs=None): self.batches.shuffle()
     def on_train_begin(self, logs=None):
         if keras.backend.backend() != "torch": return
@@ -186,13 +251,17 @@ class _Draws(keras.callbacks.Callback):
 
 # %% ../../nbs/model/07_training.ipynb #d5a1c9e7
 class _EpochBar(keras.callbacks.Callback):
-    "Tells the validation loss after each epoch: to the parent, if another process waits for it, and on a progress bar, if there is a text for one."
+    """Tells the validation loss after each epoch: to the parent, if another process waits for it, and on a
+    progress bar, if there is a text for one."""
 
     def __init__(self, epochs: int, label: str | None): super().__init__(); self.bar = _bar(epochs, label)
     def on_epoch_end(self, epoch, logs=None): _step(self.bar, logs["val_error"]); report(logs["val_error"])
     def on_train_end(self, logs=None): self.bar.close()
 
-def _bar(epochs: int, label: str | None) -> tqdm: return tqdm(total=epochs, desc=label, unit="epoch", leave=False, disable=label is None)
+
+def _bar(epochs: int, label: str | None) -> tqdm:
+    return tqdm(total=epochs, desc=label, unit="epoch", leave=False, disable=label is None)
+
 
 def _step(bar: tqdm, error: float) -> None: bar.set_postfix(val_loss=f"{error:.4f}"); bar.update()
 
@@ -206,21 +275,42 @@ def _train(
     deadline: float | None, # on the clock of `time.monotonic`
     label: str | None,      # text of a progress bar
 ) -> dict:                  # seed, stopped, epochs, best_epoch, val_loss; the network has the best weights
-    "Train one network. `OperationError` if its first epoch diverges; Ctrl-C before the first epoch has ended goes on up."
+    """Train one network.
+
+    `OperationError` if its first epoch diverges; Ctrl-C before the first epoch has ended goes on up."""
     guard, bar = _Guard(config.patience, deadline), _EpochBar(epochs, label)
-    plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_error", mode="min", patience=config.plateau_patience, factor=config.plateau_factor, min_lr=config.min_learning_rate)
-    size = min(config.batch_size, max(16, len(data.train) // 8))   # a step or two per epoch would leave a small training set unlearnt
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        monitor="val_error",
+        mode="min",
+        patience=config.plateau_patience,
+        factor=config.plateau_factor,
+        min_lr=config.min_learning_rate,
+    )
+    # a step or two per epoch would leave a small training set unlearnt
+    size = min(config.batch_size, max(16, len(data.train) // 8))
     batches = Batches(data.x, data.train, data.y, config.lookback, size, seed)
     try:
         net.fit(batches.feed(), epochs=epochs, verbose=0, shuffle=False,   # `Batches` shuffles, from the seed
-                callbacks=[_Draws(batches, seed), _Judge(config, data), guard, plateau, bar])   # the judge first, whose verdict the next three read
+                # the judge first, whose verdict the next three read
+                callbacks=[_Draws(batches, seed), _Judge(config, data), guard, plateau, bar])
     except KeyboardInterrupt:
         if guard.best_weights is None: raise
         guard.stopped = "interrupted"
-    finally: bar.on_train_end()
-    if guard.best_weights is None: raise OperationError(f"training {guard.stopped}: the loss is not a number or beyond {ABSURD:g}; lower learning_rate or look for a wild bar")
+    finally:
+        bar.on_train_end()
+    if guard.best_weights is None:
+        raise OperationError(
+            f"training {guard.stopped}: the loss is not a number or beyond {ABSURD:g}; lower learning_rate or"
+            " look for a wild bar"
+        )
     net.set_weights(guard.best_weights)
-    return {"seed": seed, "stopped": guard.stopped, "epochs": len(guard.losses), "best_epoch": guard.best_epoch + 1, "val_loss": float(min(guard.losses))}
+    return {
+        "seed": seed,
+        "stopped": guard.stopped,
+        "epochs": len(guard.losses),
+        "best_epoch": guard.best_epoch + 1,
+        "val_loss": float(min(guard.losses)),
+    }
 
 # %% ../../nbs/model/07_training.ipynb #ade6cbb0
 def warm_start_refusal(
@@ -233,37 +323,77 @@ def warm_start_refusal(
     "The same purge as between training and validation of one model, across two."
     if old.config != config: return "the old model has other settings"
     if old.scaler.columns != input_columns(config): return "the old model was trained on other features"
-    if old.ticker != ticker and None not in (old.ticker, ticker): return f"the old model was trained on {old.ticker}, this one is on {ticker}"
-    if len(old.members) != len(member_seeds(config)): return "the old model lacks a member, because its training was interrupted"
+    if old.ticker != ticker and None not in (old.ticker, ticker):
+        return f"the old model was trained on {old.ticker}, this one is on {ticker}"
+    if len(old.members) != len(member_seeds(config)):
+        return "the old model lacks a member, because its training was interrupted"
     if old.fitted_until is None: return "the old model does not say where its training rows end"
-    if as_utc(old.trained_until) > last: return f"the old model has seen bars up to {old.trained_until[:16]}, later than this training"
+    if as_utc(old.trained_until) > last:
+        return f"the old model has seen bars up to {old.trained_until[:16]}, later than this training"
     if as_utc(old.fitted_until) > validation_from:
-        return f"the old training rows reach to {old.fitted_until[:16]}, into the new validation block from {validation_from:%Y-%m-%dT%H:%M}"
+        return (
+            f"the old training rows reach to {old.fitted_until[:16]}, into the new validation block from"
+            f" {validation_from:%Y-%m-%dT%H:%M}"
+        )
     return ""
 
 # %% ../../nbs/model/07_training.ipynb #57629ca4
 def fit(
-    bars: pd.DataFrame | Mapping,  # bars to learn from, the last one closed, nothing after them exists; or {ticker: (bars, features)}
-    table: pd.DataFrame | None = None,    # their features (same index), computed with enough history before them; None with a mapping
+    # bars to learn from, the last one closed, nothing after them exists; or {ticker: (bars, features)}
+    bars: pd.DataFrame | Mapping,
+    # their features (same index), computed with enough history before them; None with a mapping
+    table: pd.DataFrame | None = None,
     config: ModelConfig = ModelConfig(),  # network, training and target
-    warm_start: ModelBundle | None = None,  # continue from these weights for `refit_epochs`, unless `warm_start_refusal` says why not
+    # continue from these weights for `refit_epochs`, unless `warm_start_refusal` says why not
+    warm_start: ModelBundle | None = None,
     label: str | None = None,  # text of a progress bar; None = none
     hours: int | None = None,  # training bars asked for, kept with the model
-    workers: Workers | None = None,  # train each seed in one of these processes; None = here, one after another
+    # train each seed in one of these processes; None = here, one after another
+    workers: Workers | None = None,
 ) -> ModelBundle:
-    "Train on these bars; the newest `val_fraction` of the windows selects the epoch. `OperationError` if the first epoch diverges; see `training[\"stopped\"]` for other ends."
+    """Train on these bars; the newest `val_fraction` of the windows selects the epoch.
+
+    `OperationError` if the first epoch diverges; see `training["stopped"]` for other ends."""
     parts = training_parts(bars, table, config)
     data, scaler, price_scale = training_data(parts, config)
     origin, begins = _origin(parts, bars), min(p.bars.index[p.val[0]] for p in parts if len(p.val))
-    refused = "" if warm_start is None else warm_start_refusal(warm_start, config, begins, max(p.bars.index[-1] for p in parts), origin["ticker"])
+    refused = (
+        ""
+        if warm_start is None
+        else warm_start_refusal(
+            warm_start, config, begins, max(p.bars.index[-1] for p in parts), origin["ticker"]
+        )
+    )
     old = None if refused else warm_start
     members, records = _train_members(config, data, old, label, workers)
-    bundle = ModelBundle(config=config, scaler=scaler, members=members, calibration={}, training={}, hours=hours, price_scale=price_scale,
-                         **_spans(parts, config, old), **origin)
+    bundle = ModelBundle(
+        config=config,
+        scaler=scaler,
+        members=members,
+        calibration={},
+        training={},
+        hours=hours,
+        price_scale=price_scale,
+        **_spans(parts, config, old),
+        **origin
+    )
     z = bundle.outputs(data.x, data.val)
-    training = _training_record(bundle, parts, data, records, z, old) | {"single_threaded": workers is not None, "warm_started": old is not None, "warm_start_refused": refused}
-    said, rows = bundle.as_predictions(z.astype("float64"), data.rows.iloc[data.val]).mean(axis=1), data.rows.iloc[data.val]
-    return replace(bundle, training=training, calibration=calibrate(said if config.target != "volatility" else np.full(len(said), np.nan), rows["realised"].to_numpy(), config.horizon))
+    training = _training_record(bundle, parts, data, records, z, old) | {
+        "single_threaded": workers is not None,
+        "warm_started": old is not None,
+        "warm_start_refused": refused,
+    }
+    said = bundle.as_predictions(z.astype("float64"), data.rows.iloc[data.val]).mean(axis=1)
+    rows = data.rows.iloc[data.val]
+    return replace(
+        bundle,
+        training=training,
+        calibration=calibrate(
+            said if config.target != "volatility" else np.full(len(said), np.nan),
+            rows["realised"].to_numpy(),
+            config.horizon,
+        ),
+    )
 
 # %% ../../nbs/model/07_training.ipynb #34b36f99
 def train_seed(
@@ -271,45 +401,80 @@ def train_seed(
     data: _Data,            # windows and targets; `rows` is not used
     seed: int,              # of weights, dropout and shuffling
     start: list | None,     # weights to go on from; None = fresh ones
-    until: float | None,    # when the training ends, on the clock of `time.monotonic` that all processes share; None = no limit
+    # when the training ends, on the clock of `time.monotonic` that all processes share; None = no limit
+    until: float | None,
     label: str | None = None,  # text of a progress bar
 ) -> tuple[list, dict]:     # the best weights, and the record of the training
     "One network trained from start to end; errors are those of `fit`."
     net, columns = _compiled(config, data.x.shape[1]), data.x.shape[1]
     _wind_back(net, config, seed, _fresh(_architecture(config), seed, columns) if start is None else start)
-    record = _train(net, config, data, seed, config.epochs if start is None else config.refit_epochs, until, label)
+    record = _train(
+        net, config, data, seed, config.epochs if start is None else config.refit_epochs, until, label
+    )
     return weights_of(net), record
 
 # %% ../../nbs/model/07_training.ipynb #6ed2c8a3
-def _train_members(config: ModelConfig, data: _Data, old: ModelBundle | None, label: str | None, workers: Workers | None) -> tuple[tuple, list]:
+def _train_members(
+    config: ModelConfig, data: _Data, old: ModelBundle | None, label: str | None, workers: Workers | None
+) -> tuple[tuple, list]:
     "Weights and record of each member; after Ctrl-C, of the first ones that have a good epoch."
     seeds, began = member_seeds(config), time.monotonic()
     starts = [None] * len(seeds) if old is None else list(old.members)
-    done = (_one_after_another if workers is None else _side_by_side)(config, data, seeds, starts, label, began, workers)
+    done = (_one_after_another if workers is None else _side_by_side)(
+        config, data, seeds, starts, label, began, workers
+    )
     kept = done[:done.index(None)] if None in done else done
     if not kept: raise KeyboardInterrupt
     if len(kept) < len(seeds): kept[-1][1]["stopped"] = "interrupted"
     return tuple(w for w, _ in kept), [r for _, r in kept]
 
+
 def _one_after_another(config, data, seeds, starts, label, began, _) -> list:
     "In this process. Each has its share of the time."
     done = []
     for k, (seed, start) in enumerate(zip(seeds, starts, strict=True)):
-        until = None if config.max_train_seconds is None else began + config.max_train_seconds * (k + 1) / len(seeds)
-        try: done.append(train_seed(config, data, seed, start, until, label if label is None or len(seeds) == 1 else f"{label}, seed {seed}"))
-        except KeyboardInterrupt: return [*done, None]
+        until = (
+            None
+            if config.max_train_seconds is None
+            else began + config.max_train_seconds * (k + 1) / len(seeds)
+        )
+        try:
+            done.append(
+                train_seed(
+                    config,
+                    data,
+                    seed,
+                    start,
+                    until,
+                    label if label is None or len(seeds) == 1 else f"{label}, seed {seed}",
+                )
+            )
+        except KeyboardInterrupt:
+            return [*done, None]
         if done[-1][1]["stopped"] == "interrupted": return [*done, None] if len(done) < len(seeds) else done
     return done
 
 def _side_by_side(config, data, seeds, starts, label, began, workers) -> list:
-    "In single-threaded processes, as many as there are; with fewer of them than seeds, each training has its share of the time."
+    """In single-threaded processes, as many as there are; with fewer of them than seeds, each training has
+    its share of the time."""
     rounds = -(-len(seeds) // workers.processes)
-    until = [None if config.max_train_seconds is None else began + config.max_train_seconds * (k // workers.processes + 1) / rounds for k in range(len(seeds))]
+    until = [
+        (
+            None
+            if config.max_train_seconds is None
+            else began + config.max_train_seconds * (k // workers.processes + 1) / rounds
+        )
+        for k in range(len(seeds))
+    ]
     epochs = sum(config.epochs if start is None else config.refit_epochs for start in starts)
-    from cryptolstm.model.training import _train_apart   # found by this name in the child, also when a notebook runs
-    tasks = [(config, data.x, data.y, data.train, data.val, seed, start, end) for seed, start, end in zip(seeds, starts, until, strict=True)]
+    # found by this name in the child, also when a notebook runs
+    from cryptolstm.model.training import _train_apart
+    tasks = [
+        (config, data.x, data.y, data.train, data.val, seed, start, end)
+        for seed, start, end in zip(seeds, starts, until, strict=True)
+    ]
     bar = _bar(epochs, label)
-    try: return workers.run(_train_apart, tasks, lambda error: _step(bar, error))
+    try:return workers.run(_train_apart, tasks, lambda error: _step(bar, error))
     finally: bar.close()
 
 def _train_apart(config, x, y, train, val, seed, start, until) -> tuple[list, dict]:
@@ -317,22 +482,50 @@ def _train_apart(config, x, y, train, val, seed, start, until) -> tuple[list, di
     return train_seed(config, _Data(x, y, pd.DataFrame(), train, val), seed, start, until)
 
 # %% ../../nbs/model/07_training.ipynb #da8b944a
-def _training_record(bundle: ModelBundle, parts: list, data: _Data, records: list, z: np.ndarray, old: ModelBundle | None) -> dict:
+def _training_record(
+    bundle: ModelBundle, parts: list, data: _Data, records: list, z: np.ndarray, old: ModelBundle | None
+) -> dict:
     "What a reader needs to judge a training: how much it had, how long it took, how well it did."
-    weights, windows, (error, persistence) = sum(w.size for w in bundle.weights), len(data.train), _val_losses(bundle, data, z)
+    weights, windows, (error, persistence) = (
+        sum(w.size for w in bundle.weights),
+        len(data.train),
+        _val_losses(bundle, data, z),
+    )
     one = len(records) == 1
-    return {"windows": windows, "validation_windows": len(data.val), "weights": int(weights), "windows_per_weight": windows / weights, "underpowered": windows < weights,
-            "epochs": max(r["epochs"] for r in records), "best_epoch": max(r["best_epoch"] for r in records), "val_loss": records[0]["val_loss"] if one else error,
-            "val_loss_of_zero": persistence, "stopped": next((r["stopped"] for r in reversed(records) if r["stopped"] not in ("done", "patience")), records[-1]["stopped"]),
-            "determinism": _determinism(records, old), "members": len(records), "by_member": records, "by_ticker": [len(p.train) for p in parts], "target": bundle.config.target}
+    return {
+        "windows": windows,
+        "validation_windows": len(data.val),
+        "weights": int(weights),
+        "windows_per_weight": windows / weights,
+        "underpowered": windows < weights,
+        "epochs": max(r["epochs"] for r in records),
+        "best_epoch": max(r["best_epoch"] for r in records),
+        "val_loss": records[0]["val_loss"] if one else error,
+        "val_loss_of_zero": persistence,
+        "stopped": next(
+            (r["stopped"] for r in reversed(records) if r["stopped"] not in ("done", "patience")),
+            records[-1]["stopped"],
+        ),
+        "determinism": _determinism(records, old),
+        "members": len(records),
+        "by_member": records,
+        "by_ticker": [len(p.train) for p in parts],
+        "target": bundle.config.target,
+    }
+
 
 def _determinism(records: list, old: ModelBundle | None) -> str:
     "How far a repetition with the same bars and configuration gives the same weights."
-    if any(r["stopped"] in ("time limit", "interrupted") for r in records): return "none: the clock or a key ended the training"
-    if old is not None and old.training.get("determinism", "").startswith("none"): return "none: it went on from weights whose training the clock or a key ended"
+    if any(r["stopped"] in ("time limit", "interrupted") for r in records):
+        return "none: the clock or a key ended the training"
+    if old is not None and old.training.get("determinism", "").startswith("none"):
+        return "none: it went on from weights whose training the clock or a key ended"
     if keras.backend.backend() != "tensorflow": return f"not enforced by {keras.backend.backend()}"
     if tf.config.list_physical_devices("GPU"): return "not enforced on a GPU, where it was never measured"
-    if not threads_fixed(): return "not enforced for other numbers of threads, since a number was set before cryptolstm was imported"
+    if not threads_fixed():
+        return (
+            "not enforced for other numbers of threads, since a number was set before cryptolstm was imported"
+        )
     return SAME_KIND
 
 SAME_KIND = "bit-equal on the same kind of CPU and library versions, whatever the number of threads"
@@ -340,24 +533,39 @@ SAME_KIND = "bit-equal on the same kind of CPU and library versions, whatever th
 def _val_losses(bundle: ModelBundle, data: _Data, z: np.ndarray) -> tuple[float, float]:
     "The validation loss of the mean of all members, and of saying that nothing will change."
     y, config = data.y[data.val].astype("float64"), bundle.config
-    still = 0.0 if bundle.price_scale is None else (data.rows["close"].to_numpy()[data.val] - bundle.price_scale["center"]) / bundle.price_scale["scale"]
+    still = (
+        0.0
+        if bundle.price_scale is None
+        else (data.rows["close"].to_numpy()[data.val] - bundle.price_scale["center"])
+        / bundle.price_scale["scale"]
+    )
     return tuple(float(np.mean(_error(config.loss, y - v))) for v in (z.mean(axis=1), still))
 
 # %% ../../nbs/model/07_training.ipynb #1017d74b
 def _spans(parts: list, config: ModelConfig, old: ModelBundle | None) -> dict:
-    "Where a training begins and ends, and the hash of what lies between; weights that were continued bring their own end."
+    """Where a training begins and ends, and the hash of what lies between; weights that were continued bring
+    their own end."""
     seen, fitted = [], []
     for p in parts:
         ends = np.r_[p.train, p.val]
         if len(ends): seen.append(p.bars.iloc[ends[0] - config.lookback + 1: ends[-1] + config.horizon + 1])
         if len(p.train): fitted.append(p.bars.index[p.train[-1] + config.horizon])
     hashes = [bars_hash(s) for s in seen]
-    return {"trained_from": min(s.index[0] for s in seen).isoformat(), "trained_until": max(s.index[-1] for s in seen).isoformat(),
-            "fitted_until": max([*fitted, *([] if old is None else [as_utc(old.fitted_until)])]).isoformat(),
-            "data_hash": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()}
+    return {
+        "trained_from": min(s.index[0] for s in seen).isoformat(),
+        "trained_until": max(s.index[-1] for s in seen).isoformat(),
+        "fitted_until": max([*fitted, *([] if old is None else [as_utc(old.fitted_until)])]).isoformat(),
+        "data_hash": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    }
 
 def _origin(parts: list, bars: pd.DataFrame | Mapping) -> dict:
     "Whose bars a model was trained on, and when."
-    markets = sorted({str(m) for p in parts if (m := p.bars.attrs.get("market", p.bars.attrs.get("exchange"))) is not None})
+    markets = sorted(
+        {str(m) for p in parts if (m := p.bars.attrs.get("market", p.bars.attrs.get("exchange"))) is not None}
+    )
     ticker = ", ".join(sorted(bars)) if isinstance(bars, Mapping) else bars.attrs.get("ticker")
-    return {"ticker": ticker, "exchange": ", ".join(markets) or None, "trained_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {
+        "ticker": ticker,
+        "exchange": ", ".join(markets) or None,
+        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -24,11 +24,17 @@ def har_forecast(
 ) -> pd.Series:           # in the units of `volatility_target`, all rows; NaN where an average is not known
     "Corsi's HAR of the log realised variance. `InputError` if fewer than 50 rows can be learnt from."
     squares, wanted = hourly_moves(bars) ** 2, volatility_target(bars, sigma, horizon)
-    means = {n: squares.rolling(n, min_periods=n // 2).mean().where(np.arange(len(bars)) >= n) for n in HAR_SPANS}
+    means = {
+        n: squares.rolling(n, min_periods=n // 2).mean().where(np.arange(len(bars)) >= n) for n in HAR_SPANS
+    }
     averages = {n: np.log((m / sigma**2).clip(lower=QUIET**2)) for n, m in means.items()}
     x = pd.DataFrame(averages).assign(one=1.0, level=np.log(sigma))
     learn = (np.arange(len(bars)) < train_end - horizon) & np.isfinite(x).all(axis=1) & np.isfinite(wanted)
-    if learn.sum() < 50: raise InputError(f"{int(learn.sum())} bars before row {train_end} are too few for HAR; pass at least {max(HAR_SPANS) + horizon + 50} bars before the tested ones")
+    if learn.sum() < 50:
+        raise InputError(
+            f"{int(learn.sum())} bars before row {train_end} are too few for HAR; pass at least"
+            f" {max(HAR_SPANS) + horizon + 50} bars before the tested ones"
+        )
     weights = np.linalg.lstsq(x[learn].to_numpy(), wanted[learn].to_numpy(), rcond=None)[0]
     return pd.Series(x.to_numpy() @ weights, bars.index, name="HAR")
 
@@ -40,4 +46,6 @@ def volatility_errors(
     both = predictions[["prediction", "har", "realised"]].dropna()
     said = {"network": both["prediction"], "HAR": both["har"], "as it is now": 0.0}
     error = pd.Series({name: ((both["realised"] - s) ** 2).mean() for name, s in said.items()})
-    return pd.DataFrame({"squared error": error, "better than now": 1 - error / error["as it is now"], "bars": len(both)})
+    return pd.DataFrame(
+        {"squared error": error, "better than now": 1 - error / error["as it is now"], "bars": len(both)}
+    )

@@ -27,7 +27,9 @@ def run_pipeline(
     bars: pd.DataFrame,    # what it gets; it receives its own copy
     doing: str = "",       # what is being tried, for the note on an exception of `f`
 ) -> pd.DataFrame:         # (bars × columns)
-    "What the pipeline makes of the bars, as a table. `InputError` if that is not on the rows it was given; its own exceptions pass."
+    """What the pipeline makes of the bars, as a table.
+
+    `InputError` if that is not on the rows it was given; its own exceptions pass."""
     try: out = f(bars.copy())
     except Exception as e:
         e.add_note(f"raised by the pipeline under test{' ' if doing else ''}{doing}"); raise
@@ -41,7 +43,8 @@ def same_bits(
     a: pd.Series,     # values
     b: pd.Series,     # values on the same rows
 ) -> np.ndarray:      # (n,) bool
-    "Where two columns agree: numbers bit for bit, a missing value only with a missing value, anything else by equality."
+    """Where two columns agree: numbers bit for bit, a missing value only with a missing value, anything else
+    by equality."""
     if pd.api.types.is_numeric_dtype(a) and pd.api.types.is_numeric_dtype(b):
         x, y = (s.to_numpy("float64", na_value=np.nan) for s in (a, b))
         return (x.view("int64") == y.view("int64")) | (np.isnan(x) & np.isnan(y))
@@ -49,7 +52,8 @@ def same_bits(
     return ((x == y) | (x.isna() & y.isna())).to_numpy(bool)
 
 # %% ../../nbs/proof/00_leaks.ipynb #f195e93d
-FINDING = ["check", "how", "cut", "time", "column", "row", "rows", "full", "other"]  # columns of a table of findings
+# columns of a table of findings
+FINDING = ["check", "how", "cut", "time", "column", "row", "rows", "full", "other"]
 
 def findings(rows: list[dict]) -> pd.DataFrame:
     "A table of findings; empty means nothing was found."
@@ -61,15 +65,26 @@ def differences(
     other: pd.DataFrame,   # the run with the future removed or changed, the same rows
     **where,               # check, how, cut
 ) -> list[dict]:           # one finding per column that differs
-    "Columns that are not the same bit for bit, with the first row that differs and how many do. A column only one run has differs."
+    """Columns that are not the same bit for bit, with the first row that differs and how many do.
+
+    A column only one run has differs."""
     found = []
     for column in full.columns.union(other.columns, sort=False):
-        if column in full and column in other: bad = np.flatnonzero(~same_bits(full[column], other[column]))
+        if column in full and column in other:bad = np.flatnonzero(~same_bits(full[column], other[column]))
         else: bad = np.arange(len(full))
         if not bad.size: continue
         value = [table[column].iloc[bad[0]] if column in table else "absent" for table in (full, other)]
-        found.append({**where, "time": full.index[-1], "column": column, "row": full.index[bad[0]], "rows": len(bad),
-                      "full": value[0], "other": value[1]})
+        found.append(
+            {
+                **where,
+                "time": full.index[-1],
+                "column": column,
+                "row": full.index[bad[0]],
+                "rows": len(bad),
+                "full": value[0],
+                "other": value[1],
+            }
+        )
     return found
 
 # %% ../../nbs/proof/00_leaks.ipynb #4372f409
@@ -79,10 +94,15 @@ def gap_spans(
     "Holes worth looking at, in time order."
     absent = bars["is_gap"].to_numpy(bool) if "is_gap" in bars else np.zeros(len(bars), bool)
     edge = np.diff(np.r_[0, absent.astype(int), 0])
-    holes = [(int(a), int(b) - 1, int(b - a)) for a, b in zip(np.flatnonzero(edge == 1), np.flatnonzero(edge == -1), strict=True)]
+    holes = [
+        (int(a), int(b) - 1, int(b - a))
+        for a, b in zip(np.flatnonzero(edge == 1), np.flatnonzero(edge == -1), strict=True)
+    ]
     hours = np.diff(bars.index.as_unit("s").asi8) // 3600
     holes = sorted([*holes, *((int(k) + 1, int(k), int(hours[k]) - 1) for k in np.flatnonzero(hours > 1))])
-    return sorted({(a, b) for a, b, _ in (holes[0], max(holes, key=lambda h: h[2]), holes[-1])}) if holes else []
+    return (
+        sorted({(a, b) for a, b, _ in (holes[0], max(holes, key=lambda h: h[2]), holes[-1])}) if holes else []
+    )
 
 # %% ../../nbs/proof/00_leaks.ipynb #1b29c880
 def default_cuts(
@@ -90,7 +110,8 @@ def default_cuts(
     n: int = 4,           # random cuts besides the fixed ones
     seed: int = 0,        # of the random cuts
 ) -> list[int]:           # positions in `bars`, ascending: the last row that is known
-    "Warm-up (8, 30), middle, last but one, last, before, inside and after the holes of `gap_spans`, and `n` random rows."
+    """Warm-up (8, 30), middle, last but one, last, before, inside and after the holes of `gap_spans`, and `n`
+    random rows."""
     size = len(bars)
     around = {c for a, b in gap_spans(bars) for c in (a - 1, a, (a + b) // 2, b, b + 1, b + 2)}
     drawn = np.random.default_rng(seed).integers(0, size, n) if size else np.array([], int)
@@ -99,7 +120,8 @@ def default_cuts(
 
 # %% ../../nbs/proof/00_leaks.ipynb #e2b795ca
 def _values_to_see(column: pd.Series) -> list[np.ndarray]:
-    "Masks of the rows a cut should hit: each value of a column of few, the unusual rows of a nearly constant one; none for a column of numbers."
+    """Masks of the rows a cut should hit: each value of a column of few, the unusual rows of a nearly
+    constant one; none for a column of numbers."""
     codes, values = pd.factorize(column)             # −1: missing
     if not len(values): return []
     if len(values) <= 4: return [codes == k for k in range(len(values))] if len(values) > 1 else []
@@ -112,7 +134,8 @@ def rare_rows(
     each: int = 2,         # rows wanted for every value
     most: int = 14,        # rows at most
 ) -> list[int]:            # positions, ascending
-    "Rows where decisions are made: few, and chosen so that every value of every yes-or-no column is among them."
+    """Rows where decisions are made: few, and chosen so that every value of every yes-or-no column is among
+    them."""
     masks = [m for c in table for m in _values_to_see(table[c])]
     if not masks: return []
     seen, left = np.array(masks), np.array([min(each, int(m.sum())) for m in masks])
@@ -130,7 +153,10 @@ def _check_cuts(cuts: Iterable[int], bars: pd.DataFrame) -> list[int]:
     cuts = [int(c) for c in cuts]
     if not cuts: raise InputError("there is no cut to test at; pass at least one position")
     for c in cuts:
-        if not 0 <= c < len(bars): raise InputError(f"cut {c} is outside the {len(bars)} bars; pass positions from 0 to {len(bars) - 1}")
+        if not 0 <= c < len(bars):
+            raise InputError(
+                f"cut {c} is outside the {len(bars)} bars; pass positions from 0 to {len(bars) - 1}"
+            )
     return cuts
 
 # %% ../../nbs/proof/00_leaks.ipynb #ed7ddfb6
@@ -177,12 +203,23 @@ def altered_futures(
     seed: int = 0,         # of the alterations
     only: Iterable[str] | None = None,   # names of those wanted; None = all
 ) -> dict[str, pd.DataFrame]:  # name → bars equal up to row t, legal and different after it
-    "The same past with other futures: times a million and back, shuffled, jumping, without volume, scaled, and (marked bars) missing."
+    """The same past with other futures: times a million and back, shuffled, jumping, without volume, scaled,
+    and (marked bars) missing."""
     rng, n = np.random.default_rng([seed, t]), len(bars) - t - 1
-    factors = {"scaled": rng.uniform(1.5, 5), "sunk": rng.uniform(.2, .7), "jumps": np.exp(np.clip(np.cumsum(.05 * rng.standard_t(3, n)), -10, 10))[:, None]}
-    make = {"million": lambda: _multiply(bars, t, 1e6, 1e6), "millionth": lambda: _multiply(bars, t, 1e-6, 1e-6), "shuffled": lambda: _shuffled(bars, t, rng),
-            "jumps": lambda: _multiply(bars, t, factors["jumps"]), "no volume": lambda: _multiply(bars, t, 1.0, 0.0),
-            "scaled": lambda: _multiply(bars, t, factors["scaled"]), "sunk": lambda: _multiply(bars, t, factors["sunk"])}
+    factors = {
+        "scaled": rng.uniform(1.5, 5),
+        "sunk": rng.uniform(0.2, 0.7),
+        "jumps": np.exp(np.clip(np.cumsum(0.05 * rng.standard_t(3, n)), -10, 10))[:, None],
+    }
+    make = {
+        "million": lambda: _multiply(bars, t, 1e6, 1e6),
+        "millionth": lambda: _multiply(bars, t, 1e-6, 1e-6),
+        "shuffled": lambda: _shuffled(bars, t, rng),
+        "jumps": lambda: _multiply(bars, t, factors["jumps"]),
+        "no volume": lambda: _multiply(bars, t, 1.0, 0.0),
+        "scaled": lambda: _multiply(bars, t, factors["scaled"]),
+        "sunk": lambda: _multiply(bars, t, factors["sunk"]),
+    }
     if "is_gap" in bars: make["missing"] = lambda: _missing(bars, t)
     return {name: f() for name, f in make.items() if only is None or name in only}
 
@@ -213,11 +250,15 @@ def check_start(
     atol: float = 1e-6,         # largest difference, in standard deviations of the column
     full: pd.DataFrame | None = None,   # what `f` makes of all bars, where that is known
 ) -> pd.DataFrame:              # findings; empty = passed
-    "Whether the value at t from `warmup` bars of history equals the full run's; columns that are not numbers must be equal."
+    """Whether the value at t from `warmup` bars of history equals the full run's; columns that are not
+    numbers must be equal."""
     full, found = run_pipeline(f, bars) if full is None else full, []
     for t in _check_cuts(at, bars):
-        if t < warmup: raise InputError(f"row {t} has fewer than {warmup} bars before it; pass a position from {warmup}")
-        part = run_pipeline(f, bars.iloc[t - warmup:t + 1], f"on {warmup + 1} bars ending at row {t}").iloc[-1:]
+        if t < warmup:
+            raise InputError(f"row {t} has fewer than {warmup} bars before it; pass a position from {warmup}")
+        part = run_pipeline(f, bars.iloc[t - warmup : t + 1], f"on {warmup + 1} bars ending at row {t}").iloc[
+            -1:
+        ]
         found += [d for d in differences(full.iloc[t:t + 1], part, check="start", how=f"{warmup} bars", cut=t)
                   if not _close(d["full"], d["other"], full.get(d["column"]), atol)]
     return findings(found)
@@ -225,7 +266,8 @@ def check_start(
 # %% ../../nbs/proof/00_leaks.ipynb #4c4a41ec
 def _close(a, b, column: pd.Series | None, atol: float) -> bool:
     "Whether two different values of a float column differ by at most `atol` of its standard deviations."
-    if column is None or not pd.api.types.is_float_dtype(column) or isinstance(a, str) or isinstance(b, str): return False
+    if column is None or not pd.api.types.is_float_dtype(column) or isinstance(a, str) or isinstance(b, str):
+        return False
     scale = column.where(np.isfinite(column)).std()
     return bool(abs(a - b) <= atol * (scale if scale > 0 else 1))  # False where one of them is NaN
 
@@ -236,14 +278,33 @@ def check_repeat(
     full: pd.DataFrame | None = None,   # what `f` made of them once already
 ) -> pd.DataFrame:         # findings; empty = passed
     "Whether the pipeline gives the same bits twice."
-    return findings(differences(run_pipeline(f, bars) if full is None else full, run_pipeline(f, bars), check="repeat", how="", cut=len(bars) - 1))
+    return findings(
+        differences(
+            run_pipeline(f, bars) if full is None else full,
+            run_pipeline(f, bars),
+            check="repeat",
+            how="",
+            cut=len(bars) - 1,
+        )
+    )
 
 # %% ../../nbs/proof/00_leaks.ipynb #b6b96920
 def _entry(name: str, cuts: list[int], found: pd.DataFrame) -> dict:
     "One check of the certificate, JSON-able."
-    first = None if found.empty else {k: int(v) if k in ("cut", "rows") else str(v) for k, v in found.iloc[0].items()}
+    first = (
+        None
+        if found.empty
+        else {k: int(v) if k in ("cut", "rows") else str(v) for k, v in found.iloc[0].items()}
+    )
     columns = list(dict.fromkeys(found["column"]))
-    return {"name": name, "passed": bool(found.empty), "cuts": cuts, "findings": len(found), "columns": columns, "first": first}
+    return {
+        "name": name,
+        "passed": bool(found.empty),
+        "cuts": cuts,
+        "findings": len(found),
+        "columns": columns,
+        "first": first,
+    }
 
 # %% ../../nbs/proof/00_leaks.ipynb #1e4eebf5
 HOURS_OF_A_WEEK = 168
@@ -254,13 +315,18 @@ def in_turn(
     names: list[str],      # all alterations there are
 ) -> dict[int, tuple]:     # cut → the two tried there
     "Two alterations a cut."
-    return {**{t: (names[2 * k % len(names)], names[(2 * k + 1) % len(names)]) for k, t in enumerate(cuts)}, **dict.fromkeys(rare, ("million", "millionth"))}
+    return {
+        **{t: (names[2 * k % len(names)], names[(2 * k + 1) % len(names)]) for k, t in enumerate(cuts)},
+        **dict.fromkeys(rare, ("million", "millionth")),
+    }
 
 def leak_certificate(
     f: Pipeline,                             # the function under test
     bars: pd.DataFrame,                      # bar frame to test on
-    cuts: Iterable[int] | None = None,       # positions; `default_cuts`, `rare_rows` and the hours of a week if None
-    warmup: int | None = 500,                # bars of history that must suffice; None leaves the start check out (and says so)
+    # positions; `default_cuts`, `rare_rows` and the hours of a week if None
+    cuts: Iterable[int] | None = None,
+    # bars of history that must suffice; None leaves the start check out (and says so)
+    warmup: int | None = 500,
     seed: int = 0,                           # of cuts and alterations
     atol: float = 1e-6,                      # tolerance of the start check, in standard deviations
     thorough: bool = True,                   # False: two alterations a cut, and not every hour of a week
@@ -268,23 +334,44 @@ def leak_certificate(
     "All checks on one pipeline. `InputError` if there are too few bars for the start check."
     bars = check_bars(bars)
     full, n = run_pipeline(f, bars), len(bars)
-    fixed, rare = (default_cuts(bars, 4 if thorough else 2, seed), rare_rows(full, seed)) if cuts is None else (_check_cuts(cuts, bars), [])
+    fixed, rare = (
+        (default_cuts(bars, 4 if thorough else 2, seed), rare_rows(full, seed))
+        if cuts is None
+        else (_check_cuts(cuts, bars), [])
+    )
     week = range(max(n - 2 - HOURS_OF_A_WEEK, 0), max(n - 2, 0)) if thorough and cuts is None else ()
     cuts, most = sorted({*fixed, *rare}), sorted({*fixed, *rare, *week})
     before_last = [t for t in cuts if t < n - 1]
-    only = None if thorough else in_turn([t for t in fixed if t < n - 1], rare, list(altered_futures(bars, n - 1)))
-    checks = [_entry("repeat", [], check_repeat(f, bars, full)), _entry("truncation", most, check_truncation(f, bars, most, full)),
-              _entry("future", before_last, check_future(f, bars, cuts, seed, full, only))]
+    only = (
+        None
+        if thorough
+        else in_turn([t for t in fixed if t < n - 1], rare, list(altered_futures(bars, n - 1)))
+    )
+    checks = [
+        _entry("repeat", [], check_repeat(f, bars, full)),
+        _entry("truncation", most, check_truncation(f, bars, most, full)),
+        _entry("future", before_last, check_future(f, bars, cuts, seed, full, only)),
+    ]
     if warmup is not None:
-        if n <= warmup: raise InputError(f"{n} bars do not leave {warmup} of warm-up; pass more bars or a smaller warmup")
+        if n <= warmup:
+            raise InputError(f"{n} bars do not leave {warmup} of warm-up; pass more bars or a smaller warmup")
         at = sorted({t for t in cuts if t >= warmup} | {n - 1})
         checks.append(_entry("start", at, check_start(f, bars, warmup, at, atol, full)))
     columns = [c for check in checks for c in check["columns"]]
-    return {"passed": all(check["passed"] for check in checks), "offending": columns[0] if columns else None, "checks": checks,
-            "bars": n, "bars_hash": bars_hash(bars), "warmup": warmup, "seed": seed}
+    return {
+        "passed": all(check["passed"] for check in checks),
+        "offending": columns[0] if columns else None,
+        "checks": checks,
+        "bars": n,
+        "bars_hash": bars_hash(bars),
+        "warmup": warmup,
+        "seed": seed,
+    }
 
 # %% ../../nbs/proof/00_leaks.ipynb #067d27a6
-def _sigma(bars: pd.DataFrame) -> pd.Series: return np.log(bars["close"]).diff().rolling(24).std().rename("sigma")
+def _sigma(bars: pd.DataFrame) -> pd.Series:
+    return np.log(bars["close"]).diff().rolling(24).std().rename("sigma")
+
 
 def _typical(bars: pd.DataFrame) -> pd.Series: return bars[["high", "low", "close"]].mean(axis=1)
 
@@ -293,14 +380,29 @@ MUTANTS: dict[str, Pipeline] = {  # name → a pipeline with one planted mistake
     "z-score over the full sample": lambda b: (_sigma(b) - _sigma(b).mean()) / _sigma(b).std(),
     "next close as a feature": lambda b: b["close"].shift(-1).rename("next"),
     "centred rolling mean": lambda b: b["close"].rolling(5, center=True).mean().rename("centred"),
-    "quantile over the full sample": lambda b: (_sigma(b) <= _sigma(b).quantile(.9)).rename("calm"),
+    "quantile over the full sample": lambda b: (_sigma(b) <= _sigma(b).quantile(0.9)).rename("calm"),
     "cumulative OBV": lambda b: (np.sign(b["close"].diff()).fillna(0) * b["volume"]).cumsum().rename("obv"),
     "cumulative VWAP": lambda b: ((_typical(b) * b["volume"]).cumsum() / b["volume"].cumsum()).rename("vwap"),
-    "one-bar leak in a rule": lambda b: ((b["close"].shift(-1) > b["close"]) & (b["volume"] > 0)).rename("entry")}
+    "one-bar leak in a rule": (
+        lambda b: ((b["close"].shift(-1) > b["close"]) & (b["volume"] > 0)).rename("entry")
+    ),
+}
 
 # %% ../../nbs/proof/00_leaks.ipynb #aa1becde
-def _found(check: str, cut: int, table: pd.DataFrame, column: str, row: pd.Timestamp, rows: int, full, other) -> dict:
-    return {"check": check, "how": "", "cut": cut, "time": table.index[-1], "column": column, "row": row, "rows": rows, "full": full, "other": other}
+def _found(
+    check: str, cut: int, table: pd.DataFrame, column: str, row: pd.Timestamp, rows: int, full, other
+) -> dict:
+    return {
+        "check": check,
+        "how": "",
+        "cut": cut,
+        "time": table.index[-1],
+        "column": column,
+        "row": row,
+        "rows": rows,
+        "full": full,
+        "other": other,
+    }
 
 # %% ../../nbs/proof/00_leaks.ipynb #ccdddd26
 def load_function(
@@ -308,7 +410,8 @@ def load_function(
 ) -> Callable:
     "A function by its name. `InputError` where there is none; an error inside the module passes as it is."
     module, colon, attribute = str(name).partition(":")
-    if not module or not attribute: raise InputError(f"{name!r} is not a function; pass module:function, for instance my_features:make")
+    if not module or not attribute:
+        raise InputError(f"{name!r} is not a function; pass module:function, for instance my_features:make")
     here = str(Path.cwd())
     if here not in sys.path: sys.path.insert(0, here)
     try: found = importlib.import_module(module)

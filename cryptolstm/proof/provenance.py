@@ -21,11 +21,19 @@ def training_note(
     folds: pd.DataFrame,   # from `walk_forward`
     run: RunConfig,        # train_hours, lookback
 ) -> str | None:           # a sentence, None where every fold had all it asked for
-    "What to know of a training span that is shorter than asked for because the bars do not reach back far enough."
-    hours = (pd.to_datetime(folds["trained_until"]) - pd.to_datetime(folds["trained_from"])) / HOUR + 1 - run.lookback
+    """What to know of a training span that is shorter than asked for because the bars do not reach back far
+    enough."""
+    hours = (
+        (pd.to_datetime(folds["trained_until"]) - pd.to_datetime(folds["trained_from"])) / HOUR
+        + 1
+        - run.lookback
+    )
     had = int(hours.min())
     if had >= run.train_hours: return None
-    return f"Trained on {had:,} of the {run.train_hours:,} hours asked for: there are no more usable bars before the tested ones"
+    return (
+        f"Trained on {had:,} of the {run.train_hours:,} hours asked for: there are no more usable bars before"
+        " the tested ones"
+    )
 
 # %% ../../nbs/proof/03_provenance.ipynb #cdf54319
 def calibration_note(
@@ -35,8 +43,11 @@ def calibration_note(
     "What to know of folds that could not say how likely a move is."
     without = folds.loc[~folds["exceed"].astype(bool), "n_exceed"]
     if run.entry != "probability" or not len(without): return None
-    return (f"{len(without)} of {len(folds)} folds entered nothing: they had too little to calibrate a probability on (at fewest {without.min():,} forecasts, "
-            f"{MIN_CALIBRATION} are needed); a larger train_hours gives more")
+    return (
+        f"{len(without)} of {len(folds)} folds entered nothing: they had too little to calibrate a"
+        f" probability on (at fewest {without.min():,} forecasts, {MIN_CALIBRATION} are needed); a larger"
+        " train_hours gives more"
+    )
 
 # %% ../../nbs/proof/03_provenance.ipynb #5e1c40b2
 def ending_note(
@@ -46,7 +57,10 @@ def ending_note(
     ends = folds.loc[~folds["stopped"].isin(("done", "patience")), "stopped"]
     if not len(ends): return None
     how = ", ".join(f"{n} × {end}" for end, n in ends.value_counts().items())
-    return f"{len(ends)} of {len(folds)} trainings did not end by themselves ({how}); the best weights until then are used"
+    return (
+        f"{len(ends)} of {len(folds)} trainings did not end by themselves ({how}); the best weights until"
+        " then are used"
+    )
 
 def repeatable(
     folds: pd.DataFrame,   # from `walk_forward`
@@ -65,26 +79,64 @@ def data_stamp(
 ) -> dict:                  # JSON-able
     "Where the bars of a result came from, for every page and file that shows it."
     keep = {k: v for k, v in bars.attrs.items() if isinstance(v, (str, int, float, bool)) or v is None}
-    if dropped := bars.attrs.get("dropped"): keep["dropped"] = "Dropped as unusable: " + ", ".join(f"{n} × {why}" for why, n in dropped.items())
-    if aside := bars.attrs.get("set_aside"): keep["set_aside"] = f"A damaged file of stored bars was put aside as {aside} and its bars were fetched again"
-    if revised := bars.attrs.get("revised"): keep["revised"] = f"Revised by the exchange after they were first fetched: {len(revised)} values, the newest used here"
+    if dropped := bars.attrs.get("dropped"):
+        keep["dropped"] = "Dropped as unusable: " + ", ".join(f"{n} × {why}" for why, n in dropped.items())
+    if aside := bars.attrs.get("set_aside"):
+        keep["set_aside"] = (
+            f"A damaged file of stored bars was put aside as {aside} and its bars were fetched again"
+        )
+    if revised := bars.attrs.get("revised"):
+        keep["revised"] = (
+            f"Revised by the exchange after they were first fetched: {len(revised)} values, the newest used"
+            " here"
+        )
     if late := bars.attrs.get("late"): keep["late"] = f"Came only at a later fetch: {late} bars"
-    keep |= {k: v for k, v in (("shortened", shortened), ("uncalibrated", uncalibrated), ("ended", ended)) if v}
-    return {**keep, "bars": len(bars), "first": bars.index[0].isoformat(), "tested_from": tested.index[0].isoformat(),
-            "tested_until": (tested.index[-1] + HOUR).isoformat(), "gaps": int(bars["is_gap"].sum()) if "is_gap" in bars else 0, "sha256": bars_hash(bars)}
+    keep |= {
+        k: v for k, v in (("shortened", shortened), ("uncalibrated", uncalibrated), ("ended", ended)) if v
+    }
+    return {
+        **keep,
+        "bars": len(bars),
+        "first": bars.index[0].isoformat(),
+        "tested_from": tested.index[0].isoformat(),
+        "tested_until": (tested.index[-1] + HOUR).isoformat(),
+        "gaps": int(bars["is_gap"].sum()) if "is_gap" in bars else 0,
+        "sha256": bars_hash(bars),
+    }
 
 # %% ../../nbs/proof/03_provenance.ipynb #d1ab6886
 def market_text(
     data: Mapping,   # `results["data"]`, or the `data_source` of a signal
 ) -> str:            # e.g. "coinbaseexchange at http://127.0.0.1:8765"
     "Which market the bars are from, with the address if it is not the exchange's own."
-    return data["exchange"] + (f" at {data['exchange_url']}" if data.get("exchange_url") else "") + (" (invented)" if data.get("simulated") else "")
+    return (
+        data["exchange"]
+        + (f" at {data['exchange_url']}" if data.get("exchange_url") else "")
+        + (" (invented)" if data.get("simulated") else "")
+    )
 
 def data_notes(
     data: Mapping,      # as above
 ) -> list[str]:         # sentences without a full stop, none where all is as it was asked for
-    "What a reader must know of the bars besides where they are from: renamed, stale, fewer than asked for, revised, dropped."
-    return [text[0].upper() + text[1:] for k in ("alias", "stale", "set_aside", "short", "unconfirmed", "late", "shortened", "uncalibrated", "ended", "revised", "dropped") if (text := data.get(k))]
+    """What a reader must know of the bars besides where they are from: renamed, stale, fewer than asked for,
+    revised, dropped."""
+    return [
+        text[0].upper() + text[1:]
+        for k in (
+            "alias",
+            "stale",
+            "set_aside",
+            "short",
+            "unconfirmed",
+            "late",
+            "shortened",
+            "uncalibrated",
+            "ended",
+            "revised",
+            "dropped",
+        )
+        if (text := data.get(k))
+    ]
 
 # %% ../../nbs/proof/03_provenance.ipynb #52d8b27e
 def determinism(
@@ -94,4 +146,10 @@ def determinism(
     import keras
     said = repeatable(folds)
     kind = next(c for c in ("bit-equal", "not enforced", "none") if said.startswith(c))
-    return {"class": kind, "said": said, "backend": keras.backend.backend(), "cpu": cpu_kind(), "other_cpu": OTHER_KIND}
+    return {
+        "class": kind,
+        "said": said,
+        "backend": keras.backend.backend(),
+        "cpu": cpu_kind(),
+        "other_cpu": OTHER_KIND,
+    }

@@ -38,10 +38,12 @@ class Trial:
     skew: float | None
     kurtosis: float | None   # not excess
     hit: float | None        # share of right directions
-    returns: np.ndarray | None = field(default=None, repr=False, compare=False)   # (n,) net returns per bar, so that trials can be compared with each other
+    # (n,) net returns per bar, so that trials can be compared with each other
+    returns: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
-    def config_hash(self) -> str: return config_hash({k: v for k, v in self.config.items() if k not in WHERE_FROM})
+    def config_hash(self) -> str:
+        return config_hash({k: v for k, v in self.config.items() if k not in WHERE_FROM})
 
 # %% ../../nbs/proof/01_trials.ipynb #35800b12
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Standing:
 
     def sentence(self) -> str:
         "For page and terminal."
-        if not self.entered: return "This run was entered in no trial ledger and counts as the first on these bars"
+        if not self.entered:
+            return "This run was entered in no trial ledger and counts as the first on these bars"
         again = "" if not self.reruns else f", run {self.reruns + 1} times"
         many = "" if self.trials == self.number else f" of {self.trials:,}"
         return f"This is trial {self.number:,}{many} on these bars{again}"
@@ -121,7 +124,8 @@ class Ledger:
         verdict: str,    # its level
     ) -> None:
         "Add the verdict, which depends on the standing."
-        with self._open(write=True) as db: db.execute(f"update trials set verdict = ? where {KEY}", (verdict, *_key(trial)))
+        with self._open(write=True) as db:
+            db.execute(f"update trials set verdict = ? where {KEY}", (verdict, *_key(trial)))
 
     def standing_of(self,
         trial: Trial,
@@ -134,7 +138,8 @@ class Ledger:
         trial: Trial,    # entered before
     ) -> dict | None:    # as from `among_trials`
         "What all trials on exactly these hours say about having chosen among them."
-        from cryptolstm.stats.overfit import among_trials   # statsmodels and arch: seconds, which nobody else here needs
+        # statsmodels and arch: seconds, which nobody else here needs
+        from cryptolstm.stats.overfit import among_trials
         with self._open() as db: return among_trials(_returns(db, trial))
 
     def trials_of(self,
@@ -147,39 +152,86 @@ class Ledger:
         with self._open() as db: return _trials(db, ticker, span, market or "")
 
 # %% ../../nbs/proof/01_trials.ipynb #18925e51
-COLUMNS = ("id", "at", "ticker", "market", "first", "until", "data_hash", "config_hash", "config", "sharpe", "n", "skew", "kurtosis", "hit", "verdict", "reruns", "last_run")
+COLUMNS = (
+    "id",
+    "at",
+    "ticker",
+    "market",
+    "first",
+    "until",
+    "data_hash",
+    "config_hash",
+    "config",
+    "sharpe",
+    "n",
+    "skew",
+    "kurtosis",
+    "hit",
+    "verdict",
+    "reruns",
+    "last_run",
+)
 KEY = "ticker = ? and market = ? and first = ? and until = ? and data_hash = ? and config_hash = ?"
 
-def _key(t: Trial) -> tuple: return t.ticker, t.market, hour_of(t.first), hour_of(t.until), t.data_hash, t.config_hash
+
+def _key(t: Trial) -> tuple:
+    return t.ticker, t.market, hour_of(t.first), hour_of(t.until), t.data_hash, t.config_hash
+
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     "Tables and mode of a new file, what an old one lacks; `OperationError` for one of a later version."
     known = lambda: db.execute("pragma user_version").fetchone()[0]
-    if (version := known()) > SCHEMA: raise OperationError(f"the trial ledger {path} has schema {version} and this version knows {SCHEMA}; update cryptolstm")
+    if (version := known()) > SCHEMA:
+        raise OperationError(
+            f"the trial ledger {path} has schema {version} and this version knows {SCHEMA}; update cryptolstm"
+        )
     if version == SCHEMA: return
     db.execute("pragma journal_mode = wal")
     db.execute("begin immediate")
-    if known() == 1: db.execute("alter table trials add column returns blob")   # asked again: another process may have been faster
+    # asked again: another process may have been faster
+    if known() == 1: db.execute("alter table trials add column returns blob")
     db.execute(TABLE); db.execute(f"pragma user_version = {SCHEMA}"); db.execute("commit")
 
 # %% ../../nbs/proof/01_trials.ipynb #dd38cd83
 def _write(db: sqlite3.Connection, t: Trial) -> None:
     "Insert a trial or count a re-run."
-    now, number = datetime.now(UTC).isoformat(timespec="seconds"), lambda x: None if x is None or not math.isfinite(x) else float(x)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    number = lambda x: None if x is None or not math.isfinite(x) else float(x)
     packed = None if t.returns is None else zlib.compress(np.asarray(t.returns, "<f4").tobytes())
-    db.execute("insert into trials (ticker, market, first, until, data_hash, config_hash, at, config, sharpe, n, skew, kurtosis, hit, last_run, returns) "
-               "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-               "on conflict do update set reruns = reruns + 1, last_run = excluded.last_run, returns = coalesce(excluded.returns, returns)",
-               (*_key(t), now, json.dumps(t.config, sort_keys=True, default=str), *map(number, (t.sharpe,)), int(t.n), *map(number, (t.skew, t.kurtosis, t.hit)), now, packed))
+    db.execute(
+        "insert into trials (ticker, market, first, until, data_hash, config_hash, at, config, sharpe, n,"
+        " skew, kurtosis, hit, last_run, returns) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on"
+        " conflict do update set reruns = reruns + 1, last_run = excluded.last_run, returns ="
+        " coalesce(excluded.returns, returns)",
+        (
+            *_key(t),
+            now,
+            json.dumps(t.config, sort_keys=True, default=str),
+            *map(number, (t.sharpe,)),
+            int(t.n),
+            *map(number, (t.skew, t.kurtosis, t.hit)),
+            now,
+            packed,
+        ),
+    )
 
-def _is_in(db: sqlite3.Connection, t: Trial) -> bool: return db.execute(f"select 1 from trials where {KEY}", _key(t)).fetchone() is not None
+
+def _is_in(db: sqlite3.Connection, t: Trial) -> bool:
+    return db.execute(f"select 1 from trials where {KEY}", _key(t)).fetchone() is not None
+
 
 def _standing(db: sqlite3.Connection, t: Trial) -> Standing:
     "Where a trial that is in stands."
     own, reruns = db.execute(f"select id, reruns from trials where {KEY}", _key(t)).fetchone()
     found = _trials(db, t.ticker, (t.first, t.until), t.market)
     ratios = found["sharpe"].astype(float).dropna()
-    return Standing(int((found["id"] <= own).sum()), len(found), float(ratios.var(ddof=1)) if len(ratios) > 1 else 0.0, reruns, len(ratios))
+    return Standing(
+        int((found["id"] <= own).sum()),
+        len(found),
+        float(ratios.var(ddof=1)) if len(ratios) > 1 else 0.0,
+        reruns,
+        len(ratios),
+    )
 
 def _enter(db: sqlite3.Connection, t: Trial) -> Standing:
     "Insert or count a re-run, then look where the trial stands."
@@ -193,7 +245,11 @@ def _same_market(market: str) -> str:
 def _trials(db: sqlite3.Connection, ticker: str, span: tuple | None, market: str) -> pd.DataFrame:
     "Trials on overlapping hours."
     first, until = (0, 2**62) if span is None else map(hour_of, span)
-    rows = db.execute(f"select {', '.join(COLUMNS)} from trials where ticker = ? and {_same_market(market)} and first < ? and until > ? order by id", (ticker, market, until, first)).fetchall()
+    rows = db.execute(
+        f"select {', '.join(COLUMNS)} from trials where ticker = ? and {_same_market(market)} and first < ?"
+        " and until > ? order by id",
+        (ticker, market, until, first),
+    ).fetchall()
     out = pd.DataFrame(rows, columns=list(COLUMNS))
     for c in ("first", "until"): out[c] = pd.to_datetime(out[c].astype("int64"), unit="h", utc=True)
     out.insert(0, "number", range(1, len(out) + 1))
@@ -201,9 +257,16 @@ def _trials(db: sqlite3.Connection, ticker: str, span: tuple | None, market: str
 
 def _returns(db: sqlite3.Connection, t: Trial) -> np.ndarray:   # (bars × trials), oldest first
     "Returns of the trials on exactly the hours of one, where they were kept."
-    rows = db.execute(f"select returns from trials where ticker = ? and {_same_market(t.market)} and first = ? and until = ? and n = ? and returns is not null order by id",
-                      (t.ticker, t.market, hour_of(t.first), hour_of(t.until), int(t.n))).fetchall()
-    return np.array([np.frombuffer(zlib.decompress(r), "<f4") for (r,) in rows], float).T if rows else np.empty((0, 0))
+    rows = db.execute(
+        f"select returns from trials where ticker = ? and {_same_market(t.market)} and first = ? and until ="
+        " ? and n = ? and returns is not null order by id",
+        (t.ticker, t.market, hour_of(t.first), hour_of(t.until), int(t.n)),
+    ).fetchall()
+    return (
+        np.array([np.frombuffer(zlib.decompress(r), "<f4") for (r,) in rows], float).T
+        if rows
+        else np.empty((0, 0))
+    )
 
 # %% ../../nbs/proof/01_trials.ipynb #6dd42b21
 @dataclass(frozen=True)
@@ -216,7 +279,8 @@ class FixedLedger:
     def conclude(self, trial: Trial, verdict: str) -> None: "Nothing is written."
     def overfitting(self, trial: Trial) -> dict | None: return self.among
 
-ALONE = FixedLedger(Standing(1, 1, 0.0, entered=False))   # for evaluations that are not to be counted: tests, examples
+# for evaluations that are not to be counted: tests, examples
+ALONE = FixedLedger(Standing(1, 1, 0.0, entered=False))
 
 # %% ../../nbs/proof/01_trials.ipynb #00422ceb
 def market_of(
@@ -225,7 +289,9 @@ def market_of(
     "The market of a trial: the exchange, and for invented bars their seed and what was planted in them."
     name = str(data.get("exchange") or "unknown")
     if not data.get("simulated"): return name
-    return f"simulated:{data.get('seed')}" + (f":{data['planted_r2']}:{data.get('planted_sign')}" if "planted_r2" in data else "")
+    return f"simulated:{data.get('seed')}" + (
+        f":{data['planted_r2']}:{data.get('planted_sign')}" if "planted_r2" in data else ""
+    )
 
 def trial_span(
     index: pd.DatetimeIndex,   # open times of the tested bars

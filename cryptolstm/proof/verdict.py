@@ -18,13 +18,25 @@ from ..stats.skill import LEAST, SIGNIFICANCE, min_detectable_hit
 # %% ../../nbs/proof/02_verdict.ipynb #9bf3a3a4
 LUCKY = "PROFITABLE, NOT SIGNIFICANT AFTER n TRIALS"
 LEVELS = {  # level → how its sentence begins
-    "LEAK": "The future is in the data", "SUSPICIOUS": "Too good to be true", "UNDERPOWERED": "Too short to tell", "NO SKILL": "No evidence of skill",
-    "SKILL, NOT PROFITABLE": "Some skill, but not worth trading", LUCKY: "Skill and profit, but no more than luck could do", "CANDIDATE": "A candidate"}
+    "LEAK": "The future is in the data",
+    "SUSPICIOUS": "Too good to be true",
+    "UNDERPOWERED": "Too short to tell",
+    "NO SKILL": "No evidence of skill",
+    "SKILL, NOT PROFITABLE": "Some skill, but not worth trading",
+    LUCKY: "Skill and profit, but no more than luck could do",
+    "CANDIDATE": "A candidate",
+}
 ALARM_HIT, ALARM_BARS, ENOUGH_BARS, DEFLATED = .58, 2000, 500, .95
 
 DECIDING = {  # level → the three of a verdict's numbers that decide between it and its neighbours
-    "LEAK": ("hit", "cw_p", "net_return"), "SUSPICIOUS": ("hit", "n", "cw_p"), "UNDERPOWERED": ("n", "hit", "min_detectable_hit"), "NO SKILL": ("cw_p", "pt_p", "hit"),
-    "SKILL, NOT PROFITABLE": ("cw_p", "net_return", "to_beat"), LUCKY: ("net_return", "deflated_sharpe", "trials"), "CANDIDATE": ("cw_p", "net_return", "deflated_sharpe")}
+    "LEAK": ("hit", "cw_p", "net_return"),
+    "SUSPICIOUS": ("hit", "n", "cw_p"),
+    "UNDERPOWERED": ("n", "hit", "min_detectable_hit"),
+    "NO SKILL": ("cw_p", "pt_p", "hit"),
+    "SKILL, NOT PROFITABLE": ("cw_p", "net_return", "to_beat"),
+    LUCKY: ("net_return", "deflated_sharpe", "trials"),
+    "CANDIDATE": ("cw_p", "net_return", "deflated_sharpe"),
+}
 
 @dataclass(frozen=True)
 class Verdict:
@@ -54,10 +66,21 @@ def verdict_level(
     if not beats: return "SKILL, NOT PROFITABLE"
     return "CANDIDATE" if deflated is None or deflated >= DEFLATED else LUCKY
 
-def _significant(skill: Mapping) -> bool: return bool(skill["cw_p"] < SIGNIFICANCE and skill["pt_p"] < SIGNIFICANCE)
+
+def _significant(skill: Mapping) -> bool:
+    return bool(skill["cw_p"] < SIGNIFICANCE and skill["pt_p"] < SIGNIFICANCE)
 
 # %% ../../nbs/proof/02_verdict.ipynb #c6c82a28
-GATE = {"CANDIDATE": 0, LUCKY: 3, "SKILL, NOT PROFITABLE": 4, "NO SKILL": 5, "UNDERPOWERED": 6, "SUSPICIOUS": 7, "LEAK": 8}  # level → exit code
+# level → exit code
+GATE = {
+    "CANDIDATE": 0,
+    LUCKY: 3,
+    "SKILL, NOT PROFITABLE": 4,
+    "NO SKILL": 5,
+    "UNDERPOWERED": 6,
+    "SUSPICIOUS": 7,
+    "LEAK": 8,
+}
 
 def level_key(
     level: str,   # of a `Verdict`
@@ -68,38 +91,78 @@ def level_key(
 # %% ../../nbs/proof/02_verdict.ipynb #b1d53653
 def _p(p: float) -> str:
     "A p-value as people write it."
-    return "undefined" if math.isnan(p) else "< 0.001" if p < .001 else f"= {p:.3f}" if p < .1 else f"= {p:.2f}"
+    return (
+        "undefined"
+        if math.isnan(p)
+        else "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+    )
 
-def _spans(n: int, horizon: int) -> str: return f"{n:,} hours" if horizon == 1 else f"{n:,} separate {horizon}-hour spans"
+
+def _spans(n: int, horizon: int) -> str:
+    return f"{n:,} hours" if horizon == 1 else f"{n:,} separate {horizon}-hour spans"
+
 
 def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
     "How good the forecasts were."
     if not math.isfinite(skill["hit"]): return f"none of the {n:,} forecasts pointed up or down"
-    interval = f"95 % interval {100 * skill['hit_low']:.1f}–{100 * skill['hit_high']:.1f}; by chance it would be {100 * skill['hit_expected']:.1f}"
-    text = f"on {_spans(n, horizon)} the direction was right {percent(skill['hit'])} of the time ({interval}), Clark–West p {_p(skill['cw_p'])}"
-    why = f"fewer than {LEAST} forecasts with a direction" if skill["n_hit"] < LEAST else "every forecast, or every outcome, went the same way"
+    interval = (
+        f"95 % interval {100 * skill['hit_low']:.1f}–{100 * skill['hit_high']:.1f}; by chance it would be"
+        f" {100 * skill['hit_expected']:.1f}"
+    )
+    text = (
+        f"on {_spans(n, horizon)} the direction was right {percent(skill['hit'])} of the time ({interval}),"
+        f" Clark–West p {_p(skill['cw_p'])}"
+    )
+    why = (
+        f"fewer than {LEAST} forecasts with a direction"
+        if skill["n_hit"] < LEAST
+        else "every forecast, or every outcome, went the same way"
+    )
     same = f"undefined ({why})" if math.isnan(skill["pt_p"]) else _p(skill["pt_p"])
-    return f"{text}, Pesaran–Timmermann p {same}" + ("" if _significant(skill) else f" (skill needs both below {SIGNIFICANCE:g})")
+    return f"{text}, Pesaran–Timmermann p {same}" + (
+        "" if _significant(skill) else f" (skill needs both below {SIGNIFICANCE:g})"
+    )
 
 # %% ../../nbs/proof/02_verdict.ipynb #8e0c7b58
 def _money(net: float, hold: float, reversal: float, trades: int | None, skilled: bool) -> str:
     "What the money did."
-    if trades == 0: return f"it did not trade: no forecast was large enough and confirmed by every rule (buy & hold returned {percent(hold, True)})"
+    if trades == 0:
+        return (
+            "it did not trade: no forecast was large enough and confirmed by every rule (buy & hold returned"
+            f" {percent(hold, True)})"
+        )
     many = "" if trades is None else f" in {trades:,} trade{'' if trades == 1 else 's'}"
     other = f" and {percent(reversal, True)} for betting against the last bar" if skilled else ""
-    return f"after costs the strategy returned {percent(net, True)}{many} against {percent(hold, True)} for buy & hold{other}"
+    return (
+        f"after costs the strategy returned {percent(net, True)}{many} against {percent(hold, True)} for buy"
+        f" & hold{other}"
+    )
 
-def _reading(level: str, n: int, detectable: float, significant: bool, deflated: float | None = None, made: int = 1) -> str:
+
+def _reading(
+    level: str, n: int, detectable: float, significant: bool, deflated: float | None = None, made: int = 1
+) -> str:
     "How to read it."
     if level == "LEAK": return "Find the leak first: no other number of this run means anything."
     if level == LUCKY:
         said = "undefined" if deflated is None or math.isnan(deflated) else percent(deflated)
         count = "this one trial" if made == 1 else f"{made:,} trials on these bars"
-        return f"After {count} the probability that the Sharpe ratio is more than luck is {said}; {percent(DEFLATED, digits=0)} is asked for."
-    if level == "UNDERPOWERED" and significant: return f"Below {ENOUGH_BARS} separate forecasts even that is no evidence: test a longer span."
-    if level == "SUSPICIOUS": return "Hourly forecasts are right 51 to 55 % of the time at best: look for a leak before anything else."
-    if level == "CANDIDATE": return "One test on one stretch of history is not a proof: repeat it on bars that nobody has looked at."
-    if level == "SKILL, NOT PROFITABLE": return "The forecasts know something, but less than trading costs or than simpler rules give."
+        return (
+            f"After {count} the probability that the Sharpe ratio is more than luck is {said};"
+            f" {percent(DEFLATED, digits=0)} is asked for."
+        )
+    if level == "UNDERPOWERED" and significant:
+        return f"Below {ENOUGH_BARS} separate forecasts even that is no evidence: test a longer span."
+    if level == "SUSPICIOUS":
+        return (
+            "Hourly forecasts are right 51 to 55 % of the time at best: look for a leak before anything else."
+        )
+    if level == "CANDIDATE":
+        return (
+            "One test on one stretch of history is not a proof: repeat it on bars that nobody has looked at."
+        )
+    if level == "SKILL, NOT PROFITABLE":
+        return "The forecasts know something, but less than trading costs or than simpler rules give."
     if detectable >= 1: return "A test this short can reveal nothing."
     return f"A test this long can only reveal hit rates above {percent(detectable)}."
 
@@ -109,26 +172,46 @@ def verdict(
     net_return: float,             # of the strategy after costs, share of the initial balance
     buy_and_hold_return: float,    # on the same bars after costs
     reversal_return: float,        # of betting against the last bar, same bars and costs
-    n: int | None = None,          # forecasts tested with a direction; `skill["n_hit"]` if None, `skill["n"]` where none has one
+    # forecasts tested with a direction; `skill["n_hit"]` if None, `skill["n"]` where none has one
+    n: int | None = None,
     trades: int | None = None,     # round trips and open position; 0 is said in the sentence
     horizon: int = 1,              # bars ahead that were forecast; `n` counts spans of so many hours
     deflated: float | None = None, # probability of `deflated_sharpe`; None = not asked for
     made: int = 1,                 # trials made on these bars, this one included
     leak: str | None = None,       # what the leak certificate found; None = nothing
 ) -> Verdict:
-    "Level and sentence by rule. `InputError` where a return is not a number: an unknown result has no verdict."
-    returns = {"net_return": net_return, "buy_and_hold_return": buy_and_hold_return, "reversal_return": reversal_return}
+    """Level and sentence by rule.
+
+    `InputError` where a return is not a number: an unknown result has no verdict."""
+    returns = {
+        "net_return": net_return,
+        "buy_and_hold_return": buy_and_hold_return,
+        "reversal_return": reversal_return,
+    }
     for name, value in returns.items():
-        if not math.isfinite(value): raise InputError(f"{name} is {value}; pass a finite share such as -0.032")
+        if not math.isfinite(value):
+            raise InputError(f"{name} is {value}; pass a finite share such as -0.032")
     n = int(n if n is not None else skill["n_hit"] or skill["n"])
     beats = net_return > max(0, buy_and_hold_return, reversal_return) and trades != 0
     level = verdict_level(skill, n, beats, leak is not None, deflated)
     skilled, detectable = level in ("SKILL, NOT PROFITABLE", "CANDIDATE"), min_detectable_hit(n)
     money = _money(net_return, buy_and_hold_return, reversal_return, trades, skilled)
     found = "" if leak is None else f"the leak certificate failed at {leak}; "
-    sentence = f"{LEVELS[level]}: {found}{_forecasts(skill, n, horizon)}; {money}. {_reading(level, n, detectable, _significant(skill), deflated, made)}"
-    numbers = {**{k: float(v) for k, v in skill.items()}, **returns, "n": n, "horizon": horizon, "trades": trades, "min_detectable_hit": detectable,
-               "deflated_sharpe": deflated, "trials": made, "to_beat": max(0.0, buy_and_hold_return, reversal_return)}
+    sentence = (
+        f"{LEVELS[level]}: {found}{_forecasts(skill, n, horizon)}; {money}."
+        f" {_reading(level, n, detectable, _significant(skill), deflated, made)}"
+    )
+    numbers = {
+        **{k: float(v) for k, v in skill.items()},
+        **returns,
+        "n": n,
+        "horizon": horizon,
+        "trades": trades,
+        "min_detectable_hit": detectable,
+        "deflated_sharpe": deflated,
+        "trials": made,
+        "to_beat": max(0.0, buy_and_hold_return, reversal_return),
+    }
     decided = list(DECIDING[level])
     if level == LUCKY: level = level.replace("n TRIALS", f"{made:,} TRIAL{'' if made == 1 else 'S'}")
     numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}

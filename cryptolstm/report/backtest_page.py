@@ -39,7 +39,8 @@ from .plots import (plot_correlation, plot_equity, plot_fan, plot_funnel, plot_p
 def banner(
     data: Mapping,   # `results["data"]`
 ) -> Piece:          # one line, and warnings across the page if there is reason
-    "Which market and span, and what a reader must know before any number: simulated, stale or less than asked for."
+    """Which market and span, and what a reader must know before any number: simulated, stale or less than
+    asked for."""
     date = lambda t: pd.Timestamp(t).strftime("%Y-%m-%d %H:%M")
     return heading(data, f"{date(data['tested_from'])} to {date(data['tested_until'])} UTC", data_notes(data))
 
@@ -51,14 +52,29 @@ def data_table(
     data, run, folds = results["data"], results["config"], results["folds"]
     date = lambda t: pd.Timestamp(t).strftime("%Y-%m-%d %H:%M UTC")
     first = folds.iloc[0]
-    return as_table({
-        "Market": f"{run.ticker} on {market_text(data)}",
-        "Tested": f"{date(data['tested_from'])} to {date(data['tested_until'])} ({len(results['predictions']):,} hourly bars, all out of sample; ends {display_time(data['tested_until'])})",
-        "Trained": f"{len(folds)} times, each on the {first['windows'] + first['validation_windows']:,} windows before its stretch; the last fifth of them chooses the epoch",
-        "Network": f"{first['weights']:,} weights; {first['windows_per_weight']:.4f} training windows per weight" + (" (underpowered)" if first["underpowered"] else ""),
-        "Missing bars": f"{data['gaps']:,} of {data['bars']:,}",
-        "Costs": f"{percent(run.fee, digits=2)} fee and {percent(run.slippage, digits=2)} slippage per side",
-        "Fingerprint of the bars": f"sha256 {data['sha256'][:16]}…"})
+    return as_table(
+        {
+            "Market": f"{run.ticker} on {market_text(data)}",
+            "Tested": (
+                f"{date(data['tested_from'])} to {date(data['tested_until'])}"
+                f" ({len(results['predictions']):,} hourly bars, all out of sample; ends"
+                f" {display_time(data['tested_until'])})"
+            ),
+            "Trained": (
+                f"{len(folds)} times, each on the {first['windows'] + first['validation_windows']:,} windows"
+                " before its stretch; the last fifth of them chooses the epoch"
+            ),
+            "Network": (
+                f"{first['weights']:,} weights; {first['windows_per_weight']:.4f} training windows per weight"
+                + (" (underpowered)" if first["underpowered"] else "")
+            ),
+            "Missing bars": f"{data['gaps']:,} of {data['bars']:,}",
+            "Costs": (
+                f"{percent(run.fee, digits=2)} fee and {percent(run.slippage, digits=2)} slippage per side"
+            ),
+            "Fingerprint of the bars": f"sha256 {data['sha256'][:16]}…",
+        }
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #24038832
 def settings_table(
@@ -68,29 +84,62 @@ def settings_table(
     run = results["config"]
     ours, usual = ({**asdict(r), **vars(model_config(r))} for r in (run, RunConfig()))
     del ours["network"], usual["network"]
-    said = lambda v: "none" if v is None or v == () else ", ".join(map(str, v)) if isinstance(v, tuple) else str(v)
+    said = lambda v: (
+        "none" if v is None or v == () else ", ".join(map(str, v)) if isinstance(v, tuple) else str(v)
+    )
     other = [(name, said(v), said(usual[name])) for name, v in ours.items() if v != usual[name]]
     same = [(name, said(v)) for name, v in ours.items() if v == usual[name]]
-    heading = Piece(f"<p>{len(other)} of {len(ours)} settings are not the default:</p>" if other else "<p>Every setting is the default.</p>")
+    heading = Piece(
+        f"<p>{len(other)} of {len(ours)} settings are not the default:</p>"
+        if other
+        else "<p>Every setting is the default.</p>"
+    )
     shown = heading + (as_table(other, ["setting", "here", "by default"]) if other else Piece(""))
-    return shown + Piece(f"<details><summary>The other {len(same)}</summary>") + as_table(same, ["setting", "value"]) + Piece("</details>")
+    return (
+        shown
+        + Piece(f"<details><summary>The other {len(same)}</summary>")
+        + as_table(same, ["setting", "value"])
+        + Piece("</details>")
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #5f22690d
-LEVEL_CLASS = {"CANDIDATE": "good", LUCKY: "warn", "SKILL, NOT PROFITABLE": "warn", "SUSPICIOUS": "alarm", "LEAK": "alarm"}  # the others are calm: no skill is a normal result
+# the others are calm: no skill is a normal result
+LEVEL_CLASS = {
+    "CANDIDATE": "good",
+    LUCKY: "warn",
+    "SKILL, NOT PROFITABLE": "warn",
+    "SUSPICIOUS": "alarm",
+    "LEAK": "alarm",
+}
 
 def _verdict_facts(v: Verdict, returns: Mapping) -> dict[str, tuple]:
     "name of a verdict's number → value, label and what to compare it with, as text."
     x, share = v.numbers, lambda value, signed=False: "undefined" if value is None else percent(value, signed)
-    return {"hit": (share(x["hit"]), "direction right", f"chance {share(x['hit_expected'])}; above {percent(ALARM_HIT, digits=0)} is an alarm"),
-            "cw_p": (_p(x["cw_p"]), "Clark–West p", f"against persistence; below {SIGNIFICANCE:g} is asked for"),
-            "pt_p": (_p(x["pt_p"]), "Pesaran–Timmermann p", f"direction; below {SIGNIFICANCE:g} is asked for"),
-            "n": (f"{x['n']:,}", "separate forecasts", f"{ENOUGH_BARS:,} are asked for"),
-            "min_detectable_hit": (share(x["min_detectable_hit"]), "smallest hit rate it can notice", "four times out of five"),
-            "net_return": (share(returns[STRATEGY], True), "net return", f"{x['trades']} trades"),
-            "to_beat": (share(x["to_beat"], True), "to beat", f"best of cash, {HOLD} and {REVERSAL}"),
-            "deflated_sharpe": (share(x["deflated_sharpe"]), "more than luck", f"{percent(DEFLATED, digits=0)} is asked for"),
-            "trials": (f"{x['trials']:,}", "trials on these bars", "each one more chance for luck"),
-            HOLD: (share(returns[HOLD], True), HOLD, "same costs"), REVERSAL: (share(returns[REVERSAL], True), REVERSAL, "same costs")}
+    return {
+        "hit": (
+            share(x["hit"]),
+            "direction right",
+            f"chance {share(x['hit_expected'])}; above {percent(ALARM_HIT, digits=0)} is an alarm",
+        ),
+        "cw_p": (_p(x["cw_p"]), "Clark–West p", f"against persistence; below {SIGNIFICANCE:g} is asked for"),
+        "pt_p": (_p(x["pt_p"]), "Pesaran–Timmermann p", f"direction; below {SIGNIFICANCE:g} is asked for"),
+        "n": (f"{x['n']:,}", "separate forecasts", f"{ENOUGH_BARS:,} are asked for"),
+        "min_detectable_hit": (
+            share(x["min_detectable_hit"]),
+            "smallest hit rate it can notice",
+            "four times out of five",
+        ),
+        "net_return": (share(returns[STRATEGY], True), "net return", f"{x['trades']} trades"),
+        "to_beat": (share(x["to_beat"], True), "to beat", f"best of cash, {HOLD} and {REVERSAL}"),
+        "deflated_sharpe": (
+            share(x["deflated_sharpe"]),
+            "more than luck",
+            f"{percent(DEFLATED, digits=0)} is asked for",
+        ),
+        "trials": (f"{x['trials']:,}", "trials on these bars", "each one more chance for luck"),
+        HOLD: (share(returns[HOLD], True), HOLD, "same costs"),
+        REVERSAL: (share(returns[REVERSAL], True), REVERSAL, "same costs"),
+    }
 
 def verdict_box(
     results: dict,   # from `backtest`
@@ -98,37 +147,88 @@ def verdict_box(
     "One word, one sentence, the three numbers that decided, and what else belongs beside them."
     v = results["verdict"]
     facts = _verdict_facts(v, results["baseline_returns"])
-    card = lambda name: "<div><b>{}</b><span>{}</span><small>{}</small></div>".format(*map(html.escape, facts[name]))
+    card = lambda name: "<div><b>{}</b><span>{}</span><small>{}</small></div>".format(
+        *map(html.escape, facts[name])
+    )
     beside = [name for name in ("hit", "cw_p", "pt_p", "net_return", HOLD, REVERSAL) if name not in v.decided]
     proof = results["certificate"]
-    below = f"{results['search']['sentence']}. " + ("It was not tested for leaks." if proof is None else proof["sentence"])
-    return Piece(f'<section class="verdict {LEVEL_CLASS.get(level_key(v.level), "calm")}"><h2>{html.escape(v.level)}</h2><p>{_prose(v.sentence)}</p>'
-                 f'<p class=by>Decided by</p><div class="cards decided">{"".join(map(card, v.decided))}</div><div class=cards>{"".join(map(card, beside))}</div>'
-                 f'<p class=quiet>{_prose(below)}</p></section>', summary(results))
+    below = f"{results['search']['sentence']}. " + (
+        "It was not tested for leaks." if proof is None else proof["sentence"]
+    )
+    return Piece(
+        '<section class="verdict'
+        f' {LEVEL_CLASS.get(level_key(v.level), "calm")}"><h2>{html.escape(v.level)}</h2><p>{_prose(v.sentence)}</p><p'
+        f' class=by>Decided by</p><div class="cards decided">{"".join(map(card, v.decided))}</div><div'
+        f' class=cards>{"".join(map(card, beside))}</div><p class=quiet>{_prose(below)}</p></section>',
+        summary(results),
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #25ebaefc
 def skill_pieces(
     results: dict,   # from `backtest`
 ) -> Piece:
     "Each forecaster's skill on the same bars, and the network's against each of the others."
-    number, rows = lambda x, digits=3: "–" if not math.isfinite(x) else f"{x:.{digits}f}".replace("-", "−"), []
+    number = lambda x, digits=3: "–" if not math.isfinite(x) else f"{x:.{digits}f}".replace("-", "−")
+    rows = []
     for name, r in results["skill"].iterrows():
         share = _interval(r["hit"], r["hit_low"], r["hit_high"])
         monthly = f"{number(r['ic_month'])} ± {number(r['ic_month_sd'])}" if r["months"] > 1 else "–"
-        rows.append((name, f"{int(r['n']):,}", share, *(_p(r[c]) if math.isfinite(r[c]) else "–" for c in ("pt_p", "cw_p", "dm_p")), number(r["ic"]), monthly, number(r["r2"], 4), number(r["mase"])))
-    beside = [(name, f"{int(r['n']):,}", number(r["dm"], 2), _p(r["dm_p"]) if math.isfinite(r["dm_p"]) else "–") for name, r in results["against"].iterrows()]
-    return (as_table(rows, ["forecaster", "bars", "direction right [95 %]", "PT p", "Clark–West p", "DM p", "IC", "IC by month", "R²", "MASE"])
-            + Piece("<p class=quiet>The network against each of the others, by the size of their errors (Diebold–Mariano); a positive statistic is for the network.</p>")
-            + as_table(beside, ["LSTM against", "bars", "DM", "DM p"]))
+        rows.append(
+            (
+                name,
+                f"{int(r['n']):,}",
+                share,
+                *(_p(r[c]) if math.isfinite(r[c]) else "–" for c in ("pt_p", "cw_p", "dm_p")),
+                number(r["ic"]),
+                monthly,
+                number(r["r2"], 4),
+                number(r["mase"]),
+            )
+        )
+    beside = [
+        (name, f"{int(r['n']):,}", number(r["dm"], 2), _p(r["dm_p"]) if math.isfinite(r["dm_p"]) else "–")
+        for name, r in results["against"].iterrows()
+    ]
+    return (
+        as_table(
+            rows,
+            [
+                "forecaster",
+                "bars",
+                "direction right [95 %]",
+                "PT p",
+                "Clark–West p",
+                "DM p",
+                "IC",
+                "IC by month",
+                "R²",
+                "MASE",
+            ],
+        )
+        + Piece(
+            "<p class=quiet>The network against each of the others, by the size of their errors"
+            " (Diebold–Mariano); a positive statistic is for the network.</p>"
+        )
+        + as_table(beside, ["LSTM against", "bars", "DM", "DM p"])
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #f06d92a5
 def performance_table(
     results: dict,   # from `backtest`
 ) -> Piece:
-    "The figures of the money, beside buy & hold and the one-line rule: a few, then all others, then the months."
-    few, others = (as_table(figure_rows(results, *shown), ["", "strategy", HOLD, REVERSAL]) for shown in ((), (DETAILS,)))
+    """The figures of the money, beside buy & hold and the one-line rule: a few, then all others, then the
+    months."""
+    few, others = (
+        as_table(figure_rows(results, *shown), ["", "strategy", HOLD, REVERSAL]) for shown in ((), (DETAILS,))
+    )
     quiet = lambda text: Piece(f"<p class=quiet>{_prose(text[0].upper() + text[1:])}.</p>")
-    return few + (quiet(results["warning"]) if results["warning"] else Piece("")) + others + quiet(drawdown_text(results)) + monthly_piece(results)
+    return (
+        few
+        + (quiet(results["warning"]) if results["warning"] else Piece(""))
+        + others
+        + quiet(drawdown_text(results))
+        + monthly_piece(results)
+    )
 
 def monthly_piece(
     results: dict,   # from `backtest`
@@ -142,8 +242,17 @@ def baselines_table(
 ) -> Piece:
     "The strategy and everything it must beat, one row each, at the same costs."
     rows = [("strategy", results["figures"]), *results["baseline_figures"].items()]
-    shown = (("total_return", "+.2%"), ("sharpe_ratio", ".2f"), ("max_drawdown", ".2%"), ("num_trades", ",d"), ("total_fees", ",.0f"))
-    return as_table([(name, *(figure_text(f[key], form) for key, form in shown)) for name, f in rows], ["", "total return", "Sharpe", "max drawdown", "trades", "fees"])
+    shown = (
+        ("total_return", "+.2%"),
+        ("sharpe_ratio", ".2f"),
+        ("max_drawdown", ".2%"),
+        ("num_trades", ",d"),
+        ("total_fees", ",.0f"),
+    )
+    return as_table(
+        [(name, *(figure_text(f[key], form) for key, form in shown)) for name, f in rows],
+        ["", "total return", "Sharpe", "max drawdown", "trades", "fees"],
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #1f329d4c
 def power_table(
@@ -154,13 +263,28 @@ def power_table(
     n, share = p["n"], lambda x, none="none would do": none if x is None else percent(x)
     record = s["minimum_track_record"]
     hit = results["verdict"].numbers["hit"]
-    return as_table({
-        "Hit rate seen": share(hit, "undefined") + f", on {n:,} separate forecasts with a direction",
-        "Smallest hit rate a test of this length notices": f"{share(p['min_detectable_hit'])} (four times out of five, at a level of 5 %)",
-        "Hit rate that would pay the costs": f"{share(p['break_even_hit'])} (round trip {percent(p['round_trip'], digits=2)}, positions of {p['held']:.1f} h, moves of {percent(p['sigma'], digits=2)})",
-        "Smallest annual Sharpe ratio a test of this length notices": f"{figure_text(p['min_detectable_sharpe'], '.1f')}, four times out of five; a worthless strategy that is always in the market shows 0 ± {figure_text(p['sharpe_noise'], '.1f')}",
-        "Bars until this Sharpe ratio counts as above zero": "none: it is undefined or not above zero" if record is None else f"{record:,.0f} ({record / 24:,.0f} days); tested: {s['bars']:,}",
-        "Standard error of the annual Sharpe ratio seen": figure_text(results["sharpe_se"], ".2f")})
+    return as_table(
+        {
+            "Hit rate seen": share(hit, "undefined") + f", on {n:,} separate forecasts with a direction",
+            "Smallest hit rate a test of this length notices": (
+                f"{share(p['min_detectable_hit'])} (four times out of five, at a level of 5 %)"
+            ),
+            "Hit rate that would pay the costs": (
+                f"{share(p['break_even_hit'])} (round trip {percent(p['round_trip'], digits=2)}, positions of"
+                f" {p['held']:.1f} h, moves of {percent(p['sigma'], digits=2)})"
+            ),
+            "Smallest annual Sharpe ratio a test of this length notices": (
+                f"{figure_text(p['min_detectable_sharpe'], '.1f')}, four times out of five; a worthless"
+                f" strategy that is always in the market shows 0 ± {figure_text(p['sharpe_noise'], '.1f')}"
+            ),
+            "Bars until this Sharpe ratio counts as above zero": (
+                "none: it is undefined or not above zero"
+                if record is None
+                else f"{record:,.0f} ({record / 24:,.0f} days); tested: {s['bars']:,}"
+            ),
+            "Standard error of the annual Sharpe ratio seen": figure_text(results["sharpe_se"], ".2f"),
+        }
+    )
 
 def search_table(
     results: dict,   # from `backtest`
@@ -168,19 +292,42 @@ def search_table(
     "What the Sharpe ratio is worth after all trials on these bars."
     s = results["search"]
     share = lambda x: "undefined" if x is None else percent(x)
-    counted = f"every run of {results['config'].ticker} whose tested hours overlap is counted, whether it traded ({s['traded']:,}) or not" if s["entered"] else "cryptolstm backtest and report enter theirs"
-    return as_table({
-        "Trials on these bars": f"{s['sentence']}; {counted}",
-        "Sharpe ratio that the best of as many worthless trials would show": figure_text(s["expected_best"], ".2f") + (" (a single trial)" if s["trials"] == 1 else " a year"),
-        "Probability that the true ratio is above zero": share(s["probabilistic_sharpe"]),
-        "Probability that it is above that of the luckiest trial (deflated)": f"{share(s['deflated_sharpe'])}; {percent(DEFLATED, digits=0)} is asked for",
-        **_among(s["among"])})
+    counted = (
+        f"every run of {results['config'].ticker} whose tested hours overlap is counted, whether it traded"
+        f" ({s['traded']:,}) or not"
+        if s["entered"]
+        else "cryptolstm backtest and report enter theirs"
+    )
+    return as_table(
+        {
+            "Trials on these bars": f"{s['sentence']}; {counted}",
+            "Sharpe ratio that the best of as many worthless trials would show": (
+                figure_text(s["expected_best"], ".2f")
+                + (" (a single trial)" if s["trials"] == 1 else " a year")
+            ),
+            "Probability that the true ratio is above zero": share(s["probabilistic_sharpe"]),
+            "Probability that it is above that of the luckiest trial (deflated)": (
+                f"{share(s['deflated_sharpe'])}; {percent(DEFLATED, digits=0)} is asked for"
+            ),
+            **_among(s["among"]),
+        }
+    )
 
 def _among(a: dict | None) -> dict[str, str]:
     "Rows on having chosen among the trials of exactly these hours."
-    if a is None: return {"Choosing among the trials": "fewer than ten different ones were made on exactly these hours, too few to judge the choice"}
-    return {"Choosing among the trials (probability of overfitting)": f"{percent(a['pbo'])} ± {percent(a['pbo_sd'])} of the halvings of these hours rank the best of {a['different']:,} trials in one half below the middle of the other",
-            "That no trial is better than cash (Hansen's SPA)": f"p {_p(a['spa'])}"}
+    if a is None:
+        return {
+            "Choosing among the trials": (
+                "fewer than ten different ones were made on exactly these hours, too few to judge the choice"
+            )
+        }
+    return {
+        "Choosing among the trials (probability of overfitting)": (
+            f"{percent(a['pbo'])} ± {percent(a['pbo_sd'])} of the halvings of these hours rank the best of"
+            f" {a['different']:,} trials in one half below the middle of the other"
+        ),
+        "That no trial is better than cash (Hansen's SPA)": f"p {_p(a['spa'])}",
+    }
 
 # %% ../../nbs/report/06_backtest_page.ipynb #963a32d7
 def uncertainty_table(
@@ -188,12 +335,32 @@ def uncertainty_table(
 ) -> Piece:
     "Bootstrap intervals of three figures; a sentence where no position was ever held."
     if (results["equity"] == results["config"].initial_balance).all():
-        return Piece("<p>It held no position, so there is nothing to resample: return and drawdown are zero in every draw of these hours.</p>")
-    t, forms = results["uncertainty"], {"sharpe_ratio": (".2f", "Sharpe ratio, annual"), "total_return": ("+.2%", "total return"), "max_drawdown": (".2%", "max drawdown")}
-    rows = [(label, figure_text(t.loc[key, "seen"], form), f"{figure_text(t.loc[key, 'low'], form)} … {figure_text(t.loc[key, 'high'], form)}") for key, (form, label) in forms.items()]
+        return Piece(
+            "<p>It held no position, so there is nothing to resample: return and drawdown are zero in every"
+            " draw of these hours.</p>"
+        )
+    t = results["uncertainty"]
+    forms = {
+        "sharpe_ratio": (".2f", "Sharpe ratio, annual"),
+        "total_return": ("+.2%", "total return"),
+        "max_drawdown": (".2%", "max drawdown"),
+    }
+    rows = [
+        (
+            label,
+            figure_text(t.loc[key, "seen"], form),
+            f"{figure_text(t.loc[key, 'low'], form)} … {figure_text(t.loc[key, 'high'], form)}",
+        )
+        for key, (form, label) in forms.items()
+    ]
     a = t.attrs
-    how = f"Stationary bootstrap of the hourly returns: {a['reps']:,} lives, blocks of {a['block']} hours on average. What did not happen in these bars is in none of them."
-    return as_table(rows, ["", "seen", f"{percent(a['level'], digits=0)} interval"]) + Piece(f"<p class=quiet>{_prose(how)}</p>")
+    how = (
+        f"Stationary bootstrap of the hourly returns: {a['reps']:,} lives, blocks of {a['block']} hours on"
+        " average. What did not happen in these bars is in none of them."
+    )
+    return as_table(rows, ["", "seen", f"{percent(a['level'], digits=0)} interval"]) + Piece(
+        f"<p class=quiet>{_prose(how)}</p>"
+    )
 
 def skill_by_tables(
     results: dict,   # from `backtest`
@@ -201,10 +368,29 @@ def skill_by_tables(
     "Skill by hour of day, volatility, confidence and month."
     out, cells = Piece(""), sum(len(t) for t in results["skill_by"].values())
     for name, t in results["skill_by"].items():
-        rows = [(cell, f"{int(r['n']):,}", _interval(r["hit"], r["low"], r["high"]), percent(r["expected"]) if math.isfinite(r["expected"]) else "–",
-                 "–" if not math.isfinite(r["ic"]) else f"{r['ic']:.3f}".replace("-", "−"), *("–" if not math.isfinite(r[c]) else _p(r[c]) for c in ("p", "p_holm"))) for cell, r in t.iterrows()]
-        out += Piece(f"<details><summary>By {html.escape(name)}: {len(t)} cell{'' if len(t) == 1 else 's'}</summary>") + as_table(rows, [name, "bars", "direction right [95 %]", "chance", "IC", "PT p", "PT p, Holm"]) + Piece("</details>")
-    return out + Piece(f"<p class=quiet>{cells} cells are looked at here, so some of them look skilled by luck alone; the last column is corrected for that (Holm).</p>")
+        rows = [
+            (
+                cell,
+                f"{int(r['n']):,}",
+                _interval(r["hit"], r["low"], r["high"]),
+                percent(r["expected"]) if math.isfinite(r["expected"]) else "–",
+                "–" if not math.isfinite(r["ic"]) else f"{r['ic']:.3f}".replace("-", "−"),
+                *("–" if not math.isfinite(r[c]) else _p(r[c]) for c in ("p", "p_holm")),
+            )
+            for cell, r in t.iterrows()
+        ]
+        out += (
+            Piece(
+                f"<details><summary>By {html.escape(name)}: {len(t)}"
+                f" cell{'' if len(t) == 1 else 's'}</summary>"
+            )
+            + as_table(rows, [name, "bars", "direction right [95 %]", "chance", "IC", "PT p", "PT p, Holm"])
+            + Piece("</details>")
+        )
+    return out + Piece(
+        f"<p class=quiet>{cells} cells are looked at here, so some of them look skilled by luck alone; the"
+        " last column is corrected for that (Holm).</p>"
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #40123448
 def certificate_table(
@@ -214,13 +400,33 @@ def certificate_table(
     proof = results["certificate"]
     if proof is None: return Piece("<p class=quiet>This run was not tested for leaks.</p>")
     said = lambda c: "not tried" if "untried" in c else "passed" if c["passed"] else "FAILED"
-    rows = [(c["name"], said(c), CHECKED[c["name"]], f"{len(c['cuts'])}" if c["cuts"] else "–", ", ".join(c["columns"][:5])) for c in proof["checks"]]
-    return Piece(f'<p class="{"quiet" if proof["passed"] else "note alarm"}">{_prose(proof["sentence"])}</p>') + as_table(rows, ["check", "", "what is tried", "cuts", "at fault"])
+    rows = [
+        (
+            c["name"],
+            said(c),
+            CHECKED[c["name"]],
+            f"{len(c['cuts'])}" if c["cuts"] else "–",
+            ", ".join(c["columns"][:5]),
+        )
+        for c in proof["checks"]
+    ]
+    return Piece(
+        f'<p class="{"quiet" if proof["passed"] else "note alarm"}">{_prose(proof["sentence"])}</p>'
+    ) + as_table(rows, ["check", "", "what is tried", "cuts", "at fault"])
 
-CHECKED = {"repeat": "features and decisions of the same bars twice", "truncation": "the future is taken away", "future": "the future is shuffled, emptied, jumping or a million times as high",
-           "start": "the data starts later", "retraining": "scaler, labels, network, decisions and orders of a small run, made anew without the future and with another one",
-           "orders": "a coin's orders under other signals and other bars; every fill at a price of its bar", "labels": "what a regression on the features knows of the next move, and of the one after",
-           "plausible": "whether forecasts or signals of this run are right more often than any honest one"}
+CHECKED = {
+    "repeat": "features and decisions of the same bars twice",
+    "truncation": "the future is taken away",
+    "future": "the future is shuffled, emptied, jumping or a million times as high",
+    "start": "the data starts later",
+    "retraining": (
+        "scaler, labels, network, decisions and orders of a small run, made anew without the future and with"
+        " another one"
+    ),
+    "orders": "a coin's orders under other signals and other bars; every fill at a price of its bar",
+    "labels": "what a regression on the features knows of the next move, and of the one after",
+    "plausible": "whether forecasts or signals of this run are right more often than any honest one",
+}
 
 # %% ../../nbs/report/06_backtest_page.ipynb #ea18e31d
 def trades_table(
@@ -229,38 +435,95 @@ def trades_table(
 ) -> Piece:
     "The newest round trips, one row each."
     trades = results["trades"]
-    if not len(trades): return Piece("<p class=quiet>No trade: no forecast passed the threshold and all rules. That is a valid result; the funnel above shows where the bars dropped out.</p>")
-    rows = [("long" if t.side > 0 else "short", f"{t.entry_time:%Y-%m-%d %H:%M}", "open" if pd.isna(t.exit_time) else f"{t.exit_time:%Y-%m-%d %H:%M}", f"{t.entry_price:,.6g}",
-             f"{t.exit_price:,.6g}", f"{t.bars_held}", *(figure_text(x, "+.1%") for x in (t.mae, t.mfe)), f"{t.fees:,.2f}", f"{t.pnl:+,.2f}".replace("-", "−"), t.exit_reason) for t in trades.tail(newest).itertuples()]
-    note = Piece(f"<p class=quiet>The newest {newest} of {len(trades):,}.</p>") if len(trades) > newest else Piece("")
-    return note + as_table(rows, ["side", "in", "out", "at", "to", "bars", "worst", "best", "fees", "P&L net", "why out"])
+    if not len(trades):
+        return Piece(
+            "<p class=quiet>No trade: no forecast passed the threshold and all rules. That is a valid result;"
+            " the funnel above shows where the bars dropped out.</p>"
+        )
+    rows = [
+        (
+            "long" if t.side > 0 else "short",
+            f"{t.entry_time:%Y-%m-%d %H:%M}",
+            "open" if pd.isna(t.exit_time) else f"{t.exit_time:%Y-%m-%d %H:%M}",
+            f"{t.entry_price:,.6g}",
+            f"{t.exit_price:,.6g}",
+            f"{t.bars_held}",
+            *(figure_text(x, "+.1%") for x in (t.mae, t.mfe)),
+            f"{t.fees:,.2f}",
+            f"{t.pnl:+,.2f}".replace("-", "−"),
+            t.exit_reason,
+        )
+        for t in trades.tail(newest).itertuples()
+    ]
+    note = (
+        Piece(f"<p class=quiet>The newest {newest} of {len(trades):,}.</p>")
+        if len(trades) > newest
+        else Piece("")
+    )
+    return note + as_table(
+        rows, ["side", "in", "out", "at", "to", "bars", "worst", "best", "fees", "P&L net", "why out"]
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #627ed8c9
 def folds_table(
     results: dict,   # from `backtest`
 ) -> Piece:
     "What each retraining saw and reached; the last column is the loss of forecasting no move at all."
-    rows = [(k, f"{f.trained_from[:10]} … {f.trained_until[:16].replace('T', ' ')}", f"{f.tested_from:%Y-%m-%d %H:%M}", f"{f.windows:,}", f"{f.best_epoch} of {f.epochs}", f"{f.val_loss:.4f}", f"{f.val_loss_of_zero:.4f}")
-            for k, f in enumerate(results["folds"].itertuples(), 1)]
-    return as_table(rows, ["fold", "trained on", "tested from", "windows", "best epoch", "validation loss", "of no move"])
+    rows = [
+        (
+            k,
+            f"{f.trained_from[:10]} … {f.trained_until[:16].replace('T', ' ')}",
+            f"{f.tested_from:%Y-%m-%d %H:%M}",
+            f"{f.windows:,}",
+            f"{f.best_epoch} of {f.epochs}",
+            f"{f.val_loss:.4f}",
+            f"{f.val_loss_of_zero:.4f}",
+        )
+        for k, f in enumerate(results["folds"].itertuples(), 1)
+    ]
+    return as_table(
+        rows, ["fold", "trained on", "tested from", "windows", "best epoch", "validation loss", "of no move"]
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #5b97033e
 def _simulated(results: dict) -> bool: return bool(results["data"].get("simulated"))
 
 def equity_figure(results: dict) -> Piece:
     "Equity beside the baselines, and the drawdown."
-    curves = {"strategy": results["equity"], **{n: results["baselines"][n]["equity"] for n in (HOLD, REVERSAL)}}
-    return figure(plot_equity(curves, results["config"].initial_balance, _simulated(results)), "Net equity after fees and slippage, marked at every close; below, the strategy's distance from its peak.")
+    curves = {
+        "strategy": results["equity"],
+        **{n: results["baselines"][n]["equity"] for n in (HOLD, REVERSAL)},
+    }
+    return figure(
+        plot_equity(curves, results["config"].initial_balance, _simulated(results)),
+        "Net equity after fees and slippage, marked at every close; below, the strategy's distance from its"
+        " peak.",
+    )
 
 def trades_figure(results: dict) -> Piece:
     "Round trips on the price."
-    return figure(plot_trades(results["bars"], results["trades"], _simulated(results)), "Each line is one round trip from its entry to its exit: green earned, red lost, after fees." if len(results["trades"]) else "The close; there was no trade.")
+    return figure(
+        plot_trades(results["bars"], results["trades"], _simulated(results)),
+        (
+            "Each line is one round trip from its entry to its exit: green earned, red lost, after fees."
+            if len(results["trades"])
+            else "The close; there was no trade."
+        ),
+    )
 
 def prediction_figure(results: dict) -> Piece:
     "Predicted against realised."
     chance = results["skill"].loc["LSTM", "hit_expected"]
-    return figure(plot_predictions(results["predictions"], float(chance) if math.isfinite(chance) else 0.5, simulated=_simulated(results)),
-                  "Left: each out-of-sample forecast against what came; blue, bin means; dotted, where they would lie if right on average. Right: share of right directions by size of the forecast, with 95 % intervals.")
+    return figure(
+        plot_predictions(
+            results["predictions"],
+            float(chance) if math.isfinite(chance) else 0.5,
+            simulated=_simulated(results),
+        ),
+        "Left: each out-of-sample forecast against what came; blue, bin means; dotted, where they would lie"
+        " if right on average. Right: share of right directions by size of the forecast, with 95 %"
+        " intervals.",
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #1b19b255
 def fan_figure(
@@ -269,8 +532,12 @@ def fan_figure(
     "How far the networks of a fan lie apart."
     fan = results["fan"]
     if fan is None: return Piece("")
-    said = (f"The newest forecasts of {int(results['folds']['members'].iloc[0])} networks that differ by their seed alone. On {percent(fan['disagree'])} of all {fan['bars']:,} bars they do not agree about the "
-            f"direction; the deviation between them is {fan['spread']:.3f} σ (median), the mean forecast {fan['size']:.3f} σ.")
+    said = (
+        f"The newest forecasts of {int(results['folds']['members'].iloc[0])} networks that differ by their"
+        f" seed alone. On {percent(fan['disagree'])} of all {fan['bars']:,} bars they do not agree about the"
+        f" direction; the deviation between them is {fan['spread']:.3f} σ (median), the mean forecast"
+        f" {fan['size']:.3f} σ."
+    )
     return figure(plot_fan(results["predictions"], simulated=_simulated(results)), said)
 
 def placebo_piece(
@@ -278,14 +545,39 @@ def placebo_piece(
 ) -> Piece:
     "Where the result stands among placebo runs: sentence, figure, table."
     p = results["placebo"]
-    if p is None: return Piece("<p class=quiet>No placebo run was made; <code>--placebo 9</code> makes nine, each as long as the backtest itself.</p>")
+    if p is None:
+        return Piece(
+            "<p class=quiet>No placebo run was made; <code>--placebo 9</code> makes nine, each as long as the"
+            " backtest itself.</p>"
+        )
     number = lambda x, form: "undefined" if x is None else figure_text(x, form)
-    rows = [(label, kind, number(f["seen"], form), f"{number(f['low'], form)} … {number(f['median'], form)} … {number(f['high'], form)}", f"{f['n']}",
-             "–" if f["p"] is None else f"{f['p']:.2f}") for name, (label, form) in SHOWN.items() for kind, figures in p["kinds"].items() for f in [figures[name]]]
+    rows = [
+        (
+            label,
+            kind,
+            number(f["seen"], form),
+            f"{number(f['low'], form)} … {number(f['median'], form)} … {number(f['high'], form)}",
+            f"{f['n']}",
+            "–" if f["p"] is None else f"{f['p']:.2f}",
+        )
+        for name, (label, form) in SHOWN.items()
+        for kind, figures in p["kinds"].items()
+        for f in [figures[name]]
+    ]
     seen = {name: f["seen"] for name, f in next(iter(p["kinds"].values())).items()}
-    note = "p = (1 + placebo runs that did as well) / (1 + placebo runs): with so few of a kind it cannot be smaller than 1 / (1 + runs)."
-    return (Piece(f"<p>{_prose(p['sentence'])}.</p>") + figure(plot_placebo(p["runs"], seen, SHOWN, _simulated(results)), "Each dot is a placebo run, the blue line is this run.")
-            + as_table(rows, ["figure", "taken away", "this run", "least … median … most", "runs", "p"]) + Piece(f"<p class=quiet>{_prose(note)}</p>"))
+    note = (
+        "p = (1 + placebo runs that did as well) / (1 + placebo runs): with so few of a kind it cannot be"
+        " smaller than 1 / (1 + runs)."
+    )
+    return (
+        Piece(f"<p>{_prose(p['sentence'])}.</p>")
+        + figure(
+            plot_placebo(p["runs"], seen, SHOWN, _simulated(results)),
+            "Each dot is a placebo run, the blue line is this run.",
+        )
+        + as_table(rows, ["figure", "taken away", "this run", "least … median … most", "runs", "p"])
+        + Piece(f"<p class=quiet>{_prose(note)}</p>")
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #118ce102
 def calibration_piece(
@@ -293,37 +585,97 @@ def calibration_piece(
 ) -> Piece:
     "Reliability diagram and figures of every probability that was given; a sentence where none was."
     given = {event: c for event, c in results["calibration"].items() if c["figures"]["brier"] is not None}
-    if not given: return Piece(f"<p class=quiet>No fold had the {MIN_CALIBRATION} forecasts it takes to calibrate a probability, so none was given; a larger train_hours gives more.</p>")
+    if not given:
+        return Piece(
+            f"<p class=quiet>No fold had the {MIN_CALIBRATION} forecasts it takes to calibrate a probability,"
+            " so none was given; a larger train_hours gives more.</p>"
+        )
     share = lambda x, digits=1: "undefined" if x is None else percent(x, digits=digits)
-    rows = [(event, f"{f['n']:,}", share(f["base"]), f"{share(f['low'])} … {share(f['median'])} … {share(f['high'])}", f"{f['brier']:.4f}", share(f["skill"], 2), f"{share(f['error'])} ({share(f['error_of_honest'])})", _p(f["p"]))
-            for event, c in given.items() for f in [c["figures"]]]
+    rows = [
+        (
+            event,
+            f"{f['n']:,}",
+            share(f["base"]),
+            f"{share(f['low'])} … {share(f['median'])} … {share(f['high'])}",
+            f"{f['brier']:.4f}",
+            share(f["skill"], 2),
+            f"{share(f['error'])} ({share(f['error_of_honest'])})",
+            _p(f["p"]),
+        )
+        for event, c in given.items()
+        for f in [c["figures"]]
+    ]
     fig = plot_reliability({event: c["parts"] for event, c in given.items()}, _simulated(results))
-    return (figure(fig, "Each dot is a tenth of the forecasts: what they said on average and how often it came, with a 95 % interval. On the dotted line it came as often as promised.")
-            + as_table(rows, ["probability that", "bars", "came", "said: 1 % … median … 99 %", "Brier", "Brier skill", "error (of an honest forecaster)", "Spiegelhalter p"])
-            + Piece(f"<p class=quiet>{_prose('Brier skill compares with saying the overall share every time; with hourly directions a fraction of a percent is all there is to have. A small p means that the probabilities are not what they say.')}</p>"))
+    return (
+        figure(
+            fig,
+            "Each dot is a tenth of the forecasts: what they said on average and how often it came, with a 95"
+            " % interval. On the dotted line it came as often as promised.",
+        )
+        + as_table(
+            rows,
+            [
+                "probability that",
+                "bars",
+                "came",
+                "said: 1 % … median … 99 %",
+                "Brier",
+                "Brier skill",
+                "error (of an honest forecaster)",
+                "Spiegelhalter p",
+            ],
+        )
+        + Piece(
+            f"<p class=quiet>{_prose('Brier skill compares with saying the overall share every time; with hourly directions a fraction of a percent is all there is to have. A small p means that the probabilities are not what they say.')}</p>"
+        )
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #128201af
 def drift_piece(
     results: dict,   # from `backtest`
 ) -> Piece:
-    "Whether the newest week lies where the last fold was trained: a sentence, and a row per feature that does not."
+    """Whether the newest week lies where the last fold was trained: a sentence, and a row per feature that
+    does not."""
     t = results["drift"]
-    if t is None: return Piece(f"<p class=quiet>The last training was too short for a comparison; it takes {MIN_REFERENCE} bars.</p>")
+    if t is None:
+        return Piece(
+            f"<p class=quiet>The last training was too short for a comparison; it takes {MIN_REFERENCE}"
+            " bars.</p>"
+        )
     gone, far = t[t["drifted"]], (t["psi"] / t["limit"]).idxmax()
-    said = (f"{len(gone)} of the {len(t)} features drifted: in the last {WINDOW} bars they lie where the network was hardly trained, and its forecasts there are extrapolations."
-            if len(gone) else f"None of the {len(t)} features drifted in the last {WINDOW} bars. The nearest to it is {far}, with an index of {t.loc[far, 'psi']:.2f}; its limit is {t.loc[far, 'limit']:.2f}.")
+    said = (
+        f"{len(gone)} of the {len(t)} features drifted: in the last {WINDOW} bars they lie where the network"
+        " was hardly trained, and its forecasts there are extrapolations."
+        if len(gone)
+        else (
+            f"None of the {len(t)} features drifted in the last {WINDOW} bars. The nearest to it is {far},"
+            f" with an index of {t.loc[far, 'psi']:.2f}; its limit is {t.loc[far, 'limit']:.2f}."
+        )
+    )
     rows = [(name, f"{r['psi']:.2f}", f"{r['limit']:.2f}") for name, r in gone.iterrows()]
-    return Piece(f'<p class="{"note warn" if len(gone) else "quiet"}">{_prose(said)}</p>') + (as_table(rows, ["feature", "population-stability index", "limit"]) if rows else Piece(""))
+    return Piece(f'<p class="{"note warn" if len(gone) else "quiet"}">{_prose(said)}</p>') + (
+        as_table(rows, ["feature", "population-stability index", "limit"]) if rows else Piece("")
+    )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #08c835f2
 def correlation_figure(results: dict) -> Piece:
     "Heat map of the network's inputs and the next move."
     from cryptolstm.features.indicators import INPUTS
-    return figure(plot_correlation(results["features"][INPUTS], results["predictions"]["realised"], _simulated(results)), "Rank correlation of the network's inputs over the tested span; the last row and column are the next move.")
+    return figure(
+        plot_correlation(
+            results["features"][INPUTS], results["predictions"]["realised"], _simulated(results)
+        ),
+        "Rank correlation of the network's inputs over the tested span; the last row and column are the next"
+        " move.",
+    )
 
 def funnel_figure(results: dict) -> Piece:
     "Where the bars drop out on the way to a signal."
-    return figure(plot_funnel(signal_funnel(results["signals"], results["config"].entry), _simulated(results)), "Bars left after each stage, from all bars to those with a signal. Every rule must agree with the direction of the forecast.")
+    return figure(
+        plot_funnel(signal_funnel(results["signals"], results["config"].entry), _simulated(results)),
+        "Bars left after each stage, from all bars to those with a signal. Every rule must agree with the"
+        " direction of the forecast.",
+    )
 
 def rules_table(
     results: dict,   # from `backtest`
@@ -338,23 +690,48 @@ def entry_text(
     "What this run asks of a forecast, and how that compares with the forecasts it got."
     run, seen = results["config"], results["signals"]
     if run.entry == "probability": return Piece(f"<p>{_prose(_likely(run, seen['p_exceed']))}</p>")
-    size = (seen["difference"].abs() / results["bars"]["close"]).median(), (seen["threshold"] / results["bars"]["close"]).median()
-    sizes = f"The median forecast is {percent(size[0], digits=2)} away from the last price" + (f", the median threshold {percent(size[1], digits=2)}." if size[1] > 0 else ".")
+    size = (seen["difference"].abs() / results["bars"]["close"]).median(), (
+        seen["threshold"] / results["bars"]["close"]
+    ).median()
+    sizes = f"The median forecast is {percent(size[0], digits=2)} away from the last price" + (
+        f", the median threshold {percent(size[1], digits=2)}." if size[1] > 0 else "."
+    )
     if run.entry == "cost":
-        bound = f"the cost of a round trip, 2 × ({percent(run.fee, digits=2)} fee + {percent(run.slippage, digits=2)} slippage), and {percent(run.cost_margin, digits=0)} more"
+        bound = (
+            f"the cost of a round trip, 2 × ({percent(run.fee, digits=2)} fee +"
+            f" {percent(run.slippage, digits=2)} slippage), and {percent(run.cost_margin, digits=0)} more"
+        )
     else:
         times = "" if run.threshold_scale == 1 else f"{run.threshold_scale:g} times "
-        bound = f"{times}the dynamic threshold, half an ATR plus 0.3 σ" + ("" if run.horizon == 1 else f" of {run.horizon} hours")
-    text = f"A signal needs a forecast that differs from the last price by more than {bound}; and every rule must agree. {sizes}"
+        bound = f"{times}the dynamic threshold, half an ATR plus 0.3 σ" + (
+            "" if run.horizon == 1 else f" of {run.horizon} hours"
+        )
+    text = (
+        f"A signal needs a forecast that differs from the last price by more than {bound}; and every rule"
+        f" must agree. {sizes}"
+    )
     if run.entry == "threshold" and run.threshold_scale == 0:
-        text = f"Every forecast counts here, however small (threshold_scale is 0), and a signal needs only that every rule agrees. {sizes}"
+        text = (
+            "Every forecast counts here, however small (threshold_scale is 0), and a signal needs only that"
+            f" every rule agrees. {sizes}"
+        )
     return Piece(f"<p>{_prose(text)}</p>")
 
 # %% ../../nbs/report/06_backtest_page.ipynb #124c337a
 def _likely(run: RunConfig, p: pd.Series) -> str:
     "What entry=probability asks for and what it got."
     times = "" if run.threshold_scale == 1 else f"{run.threshold_scale:g} times "
-    got = f"It was {percent(p.median())} in the median and {percent(p.max())} at most" if p.notna().any() else "No forecast got one, since no fold had enough forecasts to calibrate it"
-    without = "" if p.notna().all() or p.isna().all() else f"; {p.isna().sum():,} of {len(p):,} bars have none"
-    return (f"A signal needs a probability of at least {percent(run.p_min)} that the price moves, in the predicted direction, by more than {times}the dynamic threshold (half an ATR plus 0.3 σ); "
-            f"and every rule must agree. The probability is calibrated anew in every fold, on forecasts made before it. {got}{without}.")
+    got = (
+        f"It was {percent(p.median())} in the median and {percent(p.max())} at most"
+        if p.notna().any()
+        else "No forecast got one, since no fold had enough forecasts to calibrate it"
+    )
+    without = (
+        "" if p.notna().all() or p.isna().all() else f"; {p.isna().sum():,} of {len(p):,} bars have none"
+    )
+    return (
+        f"A signal needs a probability of at least {percent(run.p_min)} that the price moves, in the"
+        f" predicted direction, by more than {times}the dynamic threshold (half an ATR plus 0.3 σ); and every"
+        " rule must agree. The probability is calibrated anew in every fold, on forecasts made before it."
+        f" {got}{without}."
+    )

@@ -13,23 +13,48 @@ from ..research.baselines import HOLD, REVERSAL, STRATEGY
 
 # %% ../../nbs/report/01_figures.ipynb #d4e1c067
 FIGURES = (  # label, name in `figures`, how to write it
-    ("total return", "total_return", "+.2%"), ("final balance", "final_balance", ",.2f"), ("liquidation value", "liquidation_value", ",.2f"), ("trades", "num_trades", ",d"),
-    ("win rate", "win_rate", ".1%"), ("Sharpe, hourly × √8760", "sharpe_ratio", ".2f"), ("± standard error", "sharpe_se", ".2f"), ("max drawdown", "max_drawdown", ".2%"),
-    ("time in the market", "exposure", ".1%"), ("turnover, times the account", "turnover", ",.1f"), ("fees paid", "total_fees", ",.2f"))
+    ("total return", "total_return", "+.2%"),
+    ("final balance", "final_balance", ",.2f"),
+    ("liquidation value", "liquidation_value", ",.2f"),
+    ("trades", "num_trades", ",d"),
+    ("win rate", "win_rate", ".1%"),
+    ("Sharpe, hourly × √8760", "sharpe_ratio", ".2f"),
+    ("± standard error", "sharpe_se", ".2f"),
+    ("max drawdown", "max_drawdown", ".2%"),
+    ("time in the market", "exposure", ".1%"),
+    ("turnover, times the account", "turnover", ",.1f"),
+    ("fees paid", "total_fees", ",.2f"),
+)
 DETAILS = (
-    ("annual return", "annual_return", "+.2%"), ("volatility, annual", "volatility", ".1%"), ("Sharpe, daily × √365", "sharpe_daily", ".2f"), ("± standard error", "sharpe_daily_se", ".2f"),
-    ("Sortino", "sortino", ".2f"), ("Calmar", "calmar", ".2f"), ("max drawdown inside bars", "max_drawdown_intrabar", ".2%"), ("closed trades", "closed_trades", ",d"),
-    ("win rate, 95 % interval", "win_rate_interval", "interval"), ("average trade", "average_trade", "+,.2f"), ("profit factor", "profit_factor", ".2f"),
-    ("average hours held", "average_bars_held", ".1f"), ("furthest against a trade (MAE), average", "average_mae", "+.2%"), ("furthest for it (MFE), average", "average_mfe", "+.2%"),
-    ("break-even fee, per side", "break_even_fee", "+.3%"), ("costs, share of the profit before them", "cost_share", ".1%"), ("rent paid for shorts", "total_borrow", ",.2f"),
-    ("bars that touched stop and target (counted as stopped)", "both_touched", ",d"))
+    ("annual return", "annual_return", "+.2%"),
+    ("volatility, annual", "volatility", ".1%"),
+    ("Sharpe, daily × √365", "sharpe_daily", ".2f"),
+    ("± standard error", "sharpe_daily_se", ".2f"),
+    ("Sortino", "sortino", ".2f"),
+    ("Calmar", "calmar", ".2f"),
+    ("max drawdown inside bars", "max_drawdown_intrabar", ".2%"),
+    ("closed trades", "closed_trades", ",d"),
+    ("win rate, 95 % interval", "win_rate_interval", "interval"),
+    ("average trade", "average_trade", "+,.2f"),
+    ("profit factor", "profit_factor", ".2f"),
+    ("average hours held", "average_bars_held", ".1f"),
+    ("furthest against a trade (MAE), average", "average_mae", "+.2%"),
+    ("furthest for it (MFE), average", "average_mfe", "+.2%"),
+    ("break-even fee, per side", "break_even_fee", "+.3%"),
+    ("costs, share of the profit before them", "cost_share", ".1%"),
+    ("rent paid for shorts", "total_borrow", ",.2f"),
+    ("bars that touched stop and target (counted as stopped)", "both_touched", ",d"),
+)
 
 def figure_rows(
     r: dict,            # from `backtest` or `summary`
     shown: tuple = FIGURES,   # or `DETAILS`
 ) -> list[list[str]]:   # label, then the strategy's, buy & hold's and the one-line rule's figure
     "The figures of the money beside those of the baselines that trade."
-    sides = [{**side, **side["counts"]} for side in (r, r["baseline_figures"][HOLD], r["baseline_figures"][REVERSAL])]
+    sides = [
+        {**side, **side["counts"]}
+        for side in (r, r["baseline_figures"][HOLD], r["baseline_figures"][REVERSAL])
+    ]
     return [[label, *(figure_text(side[key], form) for side in sides)] for label, key, form in shown]
 
 # %% ../../nbs/report/01_figures.ipynb #c2a2d60b
@@ -42,8 +67,18 @@ def drawdown_text(
     def fall(key: str) -> str:
         start, end = (r[f"{key}_{side}"] for side in ("peak", "trough"))
         day = lambda t: str(t)[:16].replace("T", " ")
-        return "none" if end is None else f"{figure_text(r[key], '.2%')} from {'the start' if start is None else day(start)} to {day(end)}"
-    return f"deepest fall: {fall('max_drawdown')}; inside bars: {fall('max_drawdown_intrabar')} (UTC, open times of the bars)"
+        return (
+            "none"
+            if end is None
+            else (
+                f"{figure_text(r[key], '.2%')} from {'the start' if start is None else day(start)} to"
+                f" {day(end)}"
+            )
+        )
+    return (
+        f"deepest fall: {fall('max_drawdown')}; inside bars: {fall('max_drawdown_intrabar')} (UTC, open times"
+        " of the bars)"
+    )
 
 def month_rows(
     r: dict,   # from `backtest`
@@ -51,4 +86,8 @@ def month_rows(
     "Net return of every month and year, the strategy's and that of buy & hold."
     cell = lambda x: "–" if x is None or not math.isfinite(x) else figure_text(x, "+.1%")
     years = r["monthly"][STRATEGY].index
-    return [[str(year), name, *(cell(x) for x in table.loc[year])] for year in years for name, table in r["monthly"].items()]
+    return [
+        [str(year), name, *(cell(x) for x in table.loc[year])]
+        for year in years
+        for name, table in r["monthly"].items()
+    ]

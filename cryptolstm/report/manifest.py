@@ -14,8 +14,20 @@ from ..core.errors import InputError
 from ..core.machine import git_commit, versions
 
 # %% ../../nbs/report/03_manifest.ipynb #17420a4b
-METRICS = ("total_return", "final_balance", "num_trades", "win_rate", "sharpe_ratio", "max_drawdown", "exposure", "turnover", "total_fees", "folds")
-TABLES = ("skill", "against", "baseline_returns", "power", "uncertainty", "search", "fan", "certificate")   # compared as well, number by number
+METRICS = (
+    "total_return",
+    "final_balance",
+    "num_trades",
+    "win_rate",
+    "sharpe_ratio",
+    "max_drawdown",
+    "exposure",
+    "turnover",
+    "total_fees",
+    "folds",
+)
+# compared as well, number by number
+TABLES = ("skill", "against", "baseline_returns", "power", "uncertainty", "search", "fan", "certificate")
 
 # %% ../../nbs/report/03_manifest.ipynb #96295f79
 def make_manifest(
@@ -24,11 +36,24 @@ def make_manifest(
     notebook: Mapping | None = None,   # name and sha256 of the executed notebook, from `notebook_stamp`
 ) -> dict:             # JSON-able; `sha256` is that of all the rest
     "The manifest of a page."
-    body = {"schema": 2, "made_at": datetime.now(UTC).isoformat(timespec="seconds"), "ticker": result["ticker"], "config": result["config"], "data": result["data"],
-            "seeds": {"run": result["config"]["seed"], "market": result["data"].get("seed")}, "versions": versions(), "git_commit": git_commit(),
-            "machine": f"{platform.system()} {platform.machine()}", "determinism": result["determinism"], "verdict": result["verdict"],
-            "metrics": {k: result[k] for k in METRICS}, **{k: result[k] for k in TABLES},
-            **({"placebo": result["placebo"]} if result.get("placebo") else {}), "notebook": notebook, "page_sha256": _sha(page)}
+    body = {
+        "schema": 2,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ticker": result["ticker"],
+        "config": result["config"],
+        "data": result["data"],
+        "seeds": {"run": result["config"]["seed"], "market": result["data"].get("seed")},
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "determinism": result["determinism"],
+        "verdict": result["verdict"],
+        "metrics": {k: result[k] for k in METRICS},
+        **{k: result[k] for k in TABLES},
+        **({"placebo": result["placebo"]} if result.get("placebo") else {}),
+        "notebook": notebook,
+        "page_sha256": _sha(page),
+    }
     return {**body, "sha256": _sha(_canonical(body))}
 
 def make_signal_manifest(
@@ -37,8 +62,16 @@ def make_signal_manifest(
     notebook: Mapping | None = None,   # as above
 ) -> dict:
     "The manifest of the page of a signal: for programs to read; `verify` does not make a signal again."
-    body = {"schema": 2, "kind": "signal", "made_at": datetime.now(UTC).isoformat(timespec="seconds"), "signal": signal, "versions": versions(), "git_commit": git_commit(),
-            "notebook": notebook, "page_sha256": _sha(page)}
+    body = {
+        "schema": 2,
+        "kind": "signal",
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "signal": signal,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "notebook": notebook,
+        "page_sha256": _sha(page),
+    }
     return {**body, "sha256": _sha(_canonical(body))}
 
 def notebook_stamp(
@@ -50,7 +83,9 @@ def notebook_stamp(
 
 def _sha(text: str) -> str: return hashlib.sha256(text.encode()).hexdigest()
 
-def _canonical(table: Mapping) -> str: return json.dumps(table, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str)
+
+def _canonical(table: Mapping) -> str:
+    return json.dumps(table, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str)
 
 # %% ../../nbs/report/03_manifest.ipynb #2b6fdc53
 OPEN, CLOSE = '<script type="application/json" id="manifest">', "</script>"
@@ -62,7 +97,9 @@ def embed(
     "The page with its manifest before `</body>`; no text in it can end the block."
     before, body, after = page.rpartition("</body>")
     if not body: raise InputError("the page has no </body>; pass a whole HTML page")
-    return f"{before}{OPEN}{json.dumps(manifest, ensure_ascii=False, allow_nan=False, default=str).replace('<', chr(92) + 'u003c')}{CLOSE}{body}{after}"
+    return (
+        f"{before}{OPEN}{json.dumps(manifest, ensure_ascii=False, allow_nan=False, default=str).replace('<', chr(92) + 'u003c')}{CLOSE}{body}{after}"
+    )
 
 def split(
     text: str,           # a page with a manifest
@@ -70,11 +107,18 @@ def split(
     "The inverse of `embed`. `InputError` where there is no manifest, or none that can be read."
     before, found, rest = text.rpartition(OPEN)
     block, closed, after = rest.partition(CLOSE)
-    if not found or not closed: raise InputError("the page has no manifest; pass a page written by cryptolstm report")
-    try: manifest = json.loads(block)
-    except ValueError as e: raise InputError(f"the manifest of the page is not JSON ({e}); the page is damaged, make it again") from e
+    if not found or not closed:
+        raise InputError("the page has no manifest; pass a page written by cryptolstm report")
+    try:manifest = json.loads(block)
+    except ValueError as e:
+        raise InputError(f"the manifest of the page is not JSON ({e}); the page is damaged, make it again") from e
     if isinstance(manifest, dict) and manifest.get("kind") == "signal":
-        raise InputError("this is the page of a signal, and only the pages of backtests can be verified; cryptolstm signal --json says what the model in use says now")
+        raise InputError(
+            "this is the page of a signal, and only the pages of backtests can be verified; cryptolstm signal"
+            " --json says what the model in use says now"
+        )
     if not isinstance(manifest, dict) or not {"config", "data", "metrics", "page_sha256"} <= set(manifest):
-        raise InputError("the manifest of the page lacks what a check needs; make the page again with this version")
+        raise InputError(
+            "the manifest of the page lacks what a check needs; make the page again with this version"
+        )
     return before + after, manifest

@@ -28,10 +28,12 @@ class Piece:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         return {"text/html": self.markup} | ({MIME: self.data} if self.data is not None else {})
 
-    def __add__(self, other: "Piece") -> "Piece": return Piece(self.markup + other.markup, self.data or other.data)
+    def __add__(self, other: "Piece") -> "Piece":
+        return Piece(self.markup + other.markup, self.data or other.data)
 
 # %% ../../nbs/report/00_pieces.ipynb #fdd2e4e7
-NUMBER = re.compile(r"[+−]?\d[\d,.]*(?![-\d:])|[–<]|undefined|none$|$")   # a figure, perhaps with more behind it, but no date; or that there is none
+# a figure, perhaps with more behind it, but no date; or that there is none
+NUMBER = re.compile(r"[+−]?\d[\d,.]*(?![-\d:])|[–<]|undefined|none$|$")
 
 def as_table(
     rows,                         # mapping or list of (label, value, …) rows; values are escaped
@@ -39,13 +41,24 @@ def as_table(
 ) -> Piece:
     "A small table; columns of numbers stand on the right."
     rows = [tuple(map(str, r)) for r in (rows.items() if isinstance(rows, Mapping) else rows)]
-    right = [k > 0 and all(NUMBER.match(c) for c in column) for k, column in enumerate(zip(*rows, strict=True))] or [False] * len(head or ())
+    right = [
+        k > 0 and all(NUMBER.match(c) for c in column) for k, column in enumerate(zip(*rows, strict=True))
+    ] or [False] * len(head or ())
     cell = lambda tag, x, k: f"<{tag}{' class=num' if right[k] else ''}>{html.escape(str(x))}</{tag}>"
-    top = "<thead><tr>" + "".join(cell("th", x, k) for k, x in enumerate(head)) + "</tr></thead>" if head else ""
-    return Piece(f"<div class=scroll><table>{top}<tbody>" + "".join("<tr>" + "".join(cell("td", x, k) for k, x in enumerate(r)) + "</tr>" for r in rows) + "</tbody></table></div>")
+    top = (
+        "<thead><tr>" + "".join(cell("th", x, k) for k, x in enumerate(head)) + "</tr></thead>"
+        if head
+        else ""
+    )
+    return Piece(
+        f"<div class=scroll><table>{top}<tbody>"
+        + "".join("<tr>" + "".join(cell("td", x, k) for k, x in enumerate(r)) + "</tr>" for r in rows)
+        + "</tbody></table></div>"
+    )
 
 # %% ../../nbs/report/00_pieces.ipynb #7a69e968
-def _prose(text: str) -> str: return html.escape(text).replace(" %", "&nbsp;%")   # a number and its % stay on one line
+# a number and its % stay on one line
+def _prose(text: str) -> str: return html.escape(text).replace(" %", "&nbsp;%")
 
 # %% ../../nbs/report/00_pieces.ipynb #a511b78a
 def figure(
@@ -56,7 +69,10 @@ def figure(
     buffer = io.BytesIO(); fig.savefig(buffer, format="png", dpi=150)
     text = html.escape(caption)
     picture = base64.b64encode(buffer.getvalue()).decode()
-    return Piece(f'<figure><img alt="{text}" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>')
+    return Piece(
+        f'<figure><img alt="{text}"'
+        f' src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>'
+    )
 
 # %% ../../nbs/report/00_pieces.ipynb #5e3582d5
 def heading(
@@ -65,12 +81,26 @@ def heading(
     notes: list,     # sentences without a full stop
 ) -> Piece:
     "The first line of any page, and its warnings; that the market is simulated comes first."
-    span = " · ".join(f"<span>{html.escape(text)}</span>" for text in (data["ticker"], market_text(data), when))
+    span = " · ".join(
+        f"<span>{html.escape(text)}</span>" for text in (data["ticker"], market_text(data), when)
+    )
     notes = [("warn", f"{note[0].upper()}{note[1:]}.") for note in notes]
     if data.get("simulated"):
         why = data.get("fallback") or "the demo market was asked for"
-        notes.insert(0, ("alarm", f"SIMULATED MARKET. {why[0].upper()}{why[1:]}. Prices and dates are invented (seed {data.get('seed')}); nothing here is about a real market."))
-    return Piece(f"<p class=span>{span}</p>" + "".join(f'<div class="note {kind}">{html.escape(text)}</div>' for kind, text in notes))
+        notes.insert(
+            0,
+            (
+                "alarm",
+                (
+                    f"SIMULATED MARKET. {why[0].upper()}{why[1:]}. Prices and dates are invented (seed"
+                    f" {data.get('seed')}); nothing here is about a real market."
+                ),
+            ),
+        )
+    return Piece(
+        f"<p class=span>{span}</p>"
+        + "".join(f'<div class="note {kind}">{html.escape(text)}</div>' for kind, text in notes)
+    )
 
 # %% ../../nbs/report/00_pieces.ipynb #4d8c9bc2
 QUALITY_CLASS = {"clean": "quiet", "usable": "quiet", "doubtful": "note warn"}
@@ -81,15 +111,20 @@ def quality_piece(
 ) -> Piece:
     "The quality of the bars: one sentence, a table with the worst findings, and what is looked for."
     means = "; ".join(f"{check.label}: {check.means}" for check in CHECKS.values())
-    return (Piece(f'<p class="{QUALITY_CLASS[report.grade]}">{html.escape(report.sentence)}.</p>') + as_table(report_rows(report, limit))
-            + Piece(f"<p class=quiet>{html.escape(means)}.</p>"))
+    return (
+        Piece(f'<p class="{QUALITY_CLASS[report.grade]}">{html.escape(report.sentence)}.</p>')
+        + as_table(report_rows(report, limit))
+        + Piece(f"<p class=quiet>{html.escape(means)}.</p>")
+    )
 
 # %% ../../nbs/report/00_pieces.ipynb #841cbce0
 def _interval(x: float, low: float, high: float) -> str:
     "A share and its interval."
     return f"{percent(x)} [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(x) else "–"
 
-def _p(p: float | None) -> str: return "undefined" if p is None or not math.isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+def _p(p: float | None) -> str:
+    return "undefined" if p is None or not math.isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 # %% ../../nbs/report/00_pieces.ipynb #9d4bc9b8
 STYLE = """
@@ -120,22 +155,41 @@ def page(
 ) -> str:         # a whole page
     "The fragments in the house style, with a list of sections on top."
     heads = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body)
-    nav = "<nav>" + "".join(f'<a href="#{i}">{re.sub("<[^>]+>", "", text)}</a>' for i, text in heads) + "</nav>"
+    nav = (
+        "<nav>" + "".join(f'<a href="#{i}">{re.sub("<[^>]+>", "", text)}</a>' for i, text in heads) + "</nav>"
+    )
     body = re.sub(r"(</h1>)", rf"\1{nav}", body, count=1)
-    foot = f"<footer>Made by cryptolstm {html.escape(cryptolstm.__version__)} from the notebook beside this file. Research, not advice.</footer>"
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
-            f"<style>{STYLE}</style></head><body><main>{body}{foot}</main></body></html>")
+    foot = (
+        f"<footer>Made by cryptolstm {html.escape(cryptolstm.__version__)} from the notebook beside this"
+        " file. Research, not advice.</footer>"
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
+        f'<style>{STYLE}</style></head><body><main>{body}{foot}</main></body></html>'
+    )
 
 # %% ../../nbs/report/00_pieces.ipynb #2565063e
 def notebook_html(
     notebook,     # an executed notebook (nbformat node)
     title: str,   # of the page
 ) -> str:
-    "An executed report notebook as one self-contained page: prose and results, no code, no chatter of libraries."
+    """An executed report notebook as one self-contained page: prose and results, no code, no chatter of
+    libraries."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.output_type != "stream"]
-    config = Config({"HTMLExporter": {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True, "exclude_raw": True, "anchor_link_text": ""}})
+    config = Config(
+        {
+            "HTMLExporter": {
+                "exclude_input": True,
+                "exclude_input_prompt": True,
+                "exclude_output_prompt": True,
+                "exclude_raw": True,
+                "anchor_link_text": "",
+            }
+        }
+    )
     body, _ = HTMLExporter(config=config, template_name="basic").from_notebook_node(notebook)
     return page(re.sub(r'<a class="anchor-link"[^>]*></a>', "", body), title)

@@ -36,11 +36,24 @@ def new_figure(
         ax.grid(True, color="#e6e8eb", linewidth=0.7); ax.set_axisbelow(True)
         ax.tick_params(colors=INK, labelsize=9)
     if simulated:
-        fig.text(0.5, 0.5, "SIMULATED MARKET", fontsize=34, color=RED, alpha=0.10, ha="center", va="center", rotation=12, weight="bold")
+        fig.text(
+            0.5,
+            0.5,
+            "SIMULATED MARKET",
+            fontsize=34,
+            color=RED,
+            alpha=0.10,
+            ha="center",
+            va="center",
+            rotation=12,
+            weight="bold",
+        )
         fig.suptitle(SIMULATED, color=RED, fontsize=9, weight="bold", x=0.01, ha="left")
     return fig, axes[0, 0] if axes.size == 1 else axes.ravel()
 
-def _dates(ax) -> None: ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(ax.xaxis.get_major_locator()))
+
+def _dates(ax) -> None:
+    ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(ax.xaxis.get_major_locator()))
 
 # %% ../../nbs/report/02_plots.ipynb #6d942624
 def plot_equity(
@@ -50,13 +63,23 @@ def plot_equity(
 ) -> Figure:
     "Net equity of the strategy and of what it must beat, with the strategy's drawdown below."
     fig, (top, low) = new_figure(4.6, 2, [3, 1], simulated)
-    styles = [dict(color=BLUE, lw=2.0), dict(color=GREY, lw=1.3), dict(color="#c98a1b", lw=1.3, ls="--"), dict(color=GREEN, lw=1.2, ls=":")]
-    for (name, curve), style in zip(curves.items(), styles, strict=False): top.plot(curve.index, curve / initial_balance - 1, label=name, **style)
+    styles = [
+        dict(color=BLUE, lw=2.0),
+        dict(color=GREY, lw=1.3),
+        dict(color="#c98a1b", lw=1.3, ls="--"),
+        dict(color=GREEN, lw=1.2, ls=":"),
+    ]
+    for (name, curve), style in zip(curves.items(), styles, strict=False):
+        top.plot(curve.index, curve / initial_balance - 1, label=name, **style)
     top.axhline(0, color=INK, lw=0.8)
-    top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0)); top.set_ylabel("net return"); top.legend(frameon=False, fontsize=9, loc="best")
+    top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    top.set_ylabel("net return")
+    top.legend(frameon=False, fontsize=9, loc="best")
     equity = next(iter(curves.values()))
     fall = equity / np.maximum(equity.cummax(), initial_balance) - 1
-    low.fill_between(fall.index, fall, 0, color=RED, alpha=0.35, lw=0); low.set_ylabel("drawdown"); low.set_ylim(min(fall.min() * 1.1, -0.01), 0)
+    low.fill_between(fall.index, fall, 0, color=RED, alpha=0.35, lw=0)
+    low.set_ylabel("drawdown")
+    low.set_ylim(min(fall.min() * 1.1, -0.01), 0)
     low.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if fall.min() > -0.05 else 0)); _dates(low)
     return fig
 
@@ -66,16 +89,33 @@ def plot_trades(
     trades: pd.DataFrame,   # round trips: side, entry_time, exit_time, entry_price, exit_price, pnl
     simulated: bool = False,
 ) -> Figure:
-    "Close price with every round trip: entry mark by side, a line to its exit, green if it earned, red if it lost."
+    """Close price with every round trip: entry mark by side, a line to its exit, green if it earned, red if
+    it lost."""
     fig, ax = new_figure(3.6, simulated=simulated)
     ax.plot(bars.index, bars["close"], color=GREY, lw=1)
     for trade in trades.itertuples():
         end = trade.exit_time if pd.notna(trade.exit_time) else bars.index[-1]
-        ax.plot([trade.entry_time, end], [trade.entry_price, trade.exit_price], color=GREEN if trade.pnl > 0 else RED, lw=1.6)
+        ax.plot(
+            [trade.entry_time, end],
+            [trade.entry_price, trade.exit_price],
+            color=GREEN if trade.pnl > 0 else RED,
+            lw=1.6,
+        )
     for side, marker, name in ((1, "^", "long"), (-1, "v", "short")):
         some = trades[trades["side"] == side]
-        ax.scatter(some["entry_time"], some["entry_price"], marker=marker, s=34, color=BLUE, zorder=3, label=f"{name}: {len(some)}")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); ax.set_ylabel("close"); ax.legend(frameon=False, fontsize=9); _dates(ax)
+        ax.scatter(
+            some["entry_time"],
+            some["entry_price"],
+            marker=marker,
+            s=34,
+            color=BLUE,
+            zorder=3,
+            label=f"{name}: {len(some)}",
+        )
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
+    ax.set_ylabel("close")
+    ax.legend(frameon=False, fontsize=9)
+    _dates(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #ba7ab9b0
@@ -93,15 +133,38 @@ def plot_decision(
     fig, (week, day) = new_figure(3.8, simulated=simulated, columns=2)
     for ax, rows in ((week, table.iloc[-168:]), (day, table.iloc[-24:])):
         known, unseen = rows.index + hour, rows.index > pd.Timestamp(trained_until)
-        ax.fill_between(known, rows["bb_lower"], rows["bb_upper"], color=GREY, alpha=0.16, lw=0, label="Bollinger bands")
+        ax.fill_between(
+            known, rows["bb_lower"], rows["bb_upper"], color=GREY, alpha=0.16, lw=0, label="Bollinger bands"
+        )
         ax.plot(known, rows["close"], color=GREY, lw=1.3, label="close, seen in training")
-        ax.plot(known[unseen], rows["close"][unseen], color=BLUE, lw=1.6, marker="o", ms=3, label="close, not seen")
+        ax.plot(
+            known[unseen],
+            rows["close"][unseen],
+            color=BLUE,
+            lw=1.6,
+            marker="o",
+            ms=3,
+            label="close, not seen",
+        )
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); _dates(ax)
     for side, marker, name in ((1, "^", "long"), (-1, "v", "short")):
         some = table["close"].loc[past.index[past["signal"] == side]]
-        if len(some): week.scatter(some.index + hour, some, marker=marker, s=34, color=INK, zorder=3, label=f"{name}: {len(some)}")
-    week.set_ylabel("close"); week.set_title("the week before", fontsize=10, color=INK); day.set_title(f"the last day, and {horizon} h ahead", fontsize=10, color=INK)
-    _forecast(day, table.index[-1] + hour, horizon * hour, float(table["close"].iloc[-1]), predicted, threshold)
+        if len(some):
+            week.scatter(
+                some.index + hour,
+                some,
+                marker=marker,
+                s=34,
+                color=INK,
+                zorder=3,
+                label=f"{name}: {len(some)}",
+            )
+    week.set_ylabel("close")
+    week.set_title("the week before", fontsize=10, color=INK)
+    day.set_title(f"the last day, and {horizon} h ahead", fontsize=10, color=INK)
+    _forecast(
+        day, table.index[-1] + hour, horizon * hour, float(table["close"].iloc[-1]), predicted, threshold
+    )
     week.legend(frameon=False, fontsize=8, loc="best"); day.legend(frameon=False, fontsize=8, loc="best")
     return fig
 
@@ -109,9 +172,26 @@ def _forecast(ax, now, ahead, close: float, predicted: float | None, threshold: 
     "What has to be exceeded, and what is forecast."
     then = now + ahead
     if threshold is not None and np.isfinite(threshold):
-        ax.fill_between([now, then], [close, close - threshold], [close, close + threshold], color="#c98a1b", alpha=0.28, lw=0, label=f"threshold ±{threshold:,.4g}")
+        ax.fill_between(
+            [now, then],
+            [close, close - threshold],
+            [close, close + threshold],
+            color="#c98a1b",
+            alpha=0.28,
+            lw=0,
+            label=f"threshold ±{threshold:,.4g}",
+        )
     if predicted is not None and np.isfinite(predicted):
-        ax.plot([now, then], [close, predicted], color=RED, lw=1.4, marker="o", ms=4, label=f"forecast {predicted - close:+,.3g}".replace("-", "−"), zorder=4)
+        ax.plot(
+            [now, then],
+            [close, predicted],
+            color=RED,
+            lw=1.4,
+            marker="o",
+            ms=4,
+            label=f"forecast {predicted - close:+,.3g}".replace("-", "−"),
+            zorder=4,
+        )
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     for name in ("Bollinger bands", "close, seen in training", "close, not seen"):   # explained on the left
         if name in handles: handles[name].set_label("_" + name)
@@ -135,19 +215,30 @@ def plot_predictions(
     if len(known) < 5 * bins:
         left.set_title(f"{len(known)} predictions are too few to show", fontsize=10); return fig
     x, y = known["prediction"], known["realised"]
-    left.scatter(x, y, s=5, color=GREY, alpha=0.45, lw=0); left.axhline(0, color=INK, lw=0.8); left.axvline(0, color=INK, lw=0.8)
+    left.scatter(x, y, s=5, color=GREY, alpha=0.45, lw=0)
+    left.axhline(0, color=INK, lw=0.8)
+    left.axvline(0, color=INK, lw=0.8)
     reach = x.abs().quantile(0.99) * 1.1 or 1.0
-    left.plot([-reach, reach], [-reach, reach], color=INK, lw=0.8, ls=":"); left.set_xlim(-reach, reach); left.set_ylim(*(np.array([-1, 1]) * y.abs().quantile(0.99)))
+    left.plot([-reach, reach], [-reach, reach], color=INK, lw=0.8, ls=":")
+    left.set_xlim(-reach, reach)
+    left.set_ylim(*(np.array([-1, 1]) * y.abs().quantile(0.99)))
     means = _binned(x, y, 2 * bins); left.plot(means["x"], means["y"], "o-", color=BLUE, ms=5, lw=1)
     left.set_xlabel("predicted move, σ"); left.set_ylabel("realised move, σ")
     moved = known[(y != 0) & (x != 0)]
     groups = pd.qcut(moved["prediction"].abs().rank(method="first"), bins, labels=False)
     hit = (np.sign(moved["prediction"]) == np.sign(moved["realised"])).groupby(groups).agg(["sum", "count"])
-    low, high = proportion_confint(hit["sum"], hit["count"], method="wilson"); share = hit["sum"] / hit["count"]
+    low, high = proportion_confint(hit["sum"], hit["count"], method="wilson")
+    share = hit["sum"] / hit["count"]
     right.errorbar(share.index + 1, share, yerr=[share - low, high - share], fmt="o", color=BLUE, capsize=3)
-    right.axhline(chance, color=INK, lw=0.9, ls="--", label=f"no skill: {chance:.1%}"); right.legend(frameon=False, fontsize=9)
+    right.axhline(chance, color=INK, lw=0.9, ls="--", label=f"no skill: {chance:.1%}")
+    right.legend(frameon=False, fontsize=9)
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0)); right.set_xticks(range(1, bins + 1))
-    right.set_xlabel("size of prediction, smallest to largest fifth" if bins == 5 else "size of prediction, smallest to largest group"); right.set_ylabel("direction right")
+    right.set_xlabel(
+        "size of prediction, smallest to largest fifth"
+        if bins == 5
+        else "size of prediction, smallest to largest group"
+    )
+    right.set_ylabel("direction right")
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #c0e0eebb
@@ -160,8 +251,19 @@ def plot_correlation(
     frame = table if outcome is None else table.assign(**{"next move": outcome})
     fig, ax = new_figure(7.2, simulated=simulated)
     ax.grid(False)
-    sns.heatmap(frame.corr("spearman"), ax=ax, cmap="RdBu_r", vmin=-1, vmax=1, square=True, linewidths=0.4, linecolor="white", cbar_kws={"shrink": 0.6, "label": "rank correlation"},
-                xticklabels=True, yticklabels=True)
+    sns.heatmap(
+        frame.corr("spearman"),
+        ax=ax,
+        cmap="RdBu_r",
+        vmin=-1,
+        vmax=1,
+        square=True,
+        linewidths=0.4,
+        linecolor="white",
+        cbar_kws={"shrink": 0.6, "label": "rank correlation"},
+        xticklabels=True,
+        yticklabels=True,
+    )
     ax.tick_params(labelsize=8, length=0)
     return fig
 
@@ -170,13 +272,18 @@ def plot_funnel(
     funnel: pd.DataFrame,   # from `signal_funnel`
     simulated: bool = False,
 ) -> Figure:
-    "How many bars survive each stage on the way to a signal, on a logarithmic scale because the last stages are rare."
+    """How many bars survive each stage on the way to a signal, on a logarithmic scale because the last stages
+    are rare."""
     fig, ax = new_figure(0.42 * len(funnel) + 0.6, simulated=simulated)
     left = funnel["bars left"]
     ax.barh(range(len(left)), np.maximum(left, 0.5), color=[GREY] * 2 + [BLUE] * (len(left) - 2), height=0.62)
     for k, v in enumerate(left): ax.text(max(v, 0.5) * 1.06, k, f"{v:,}", va="center", fontsize=9, color=INK)
-    ax.set_yticks(range(len(left)), [s if k < 3 else f"+ {s}" for k, s in enumerate(left.index)]); ax.invert_yaxis()
-    ax.set_xscale("log"); ax.set_xlim(0.5, max(left.iloc[0] * 2.2, 10)); ax.set_xlabel("bars left"); ax.grid(axis="y", visible=False)
+    ax.set_yticks(range(len(left)), [s if k < 3 else f"+ {s}" for k, s in enumerate(left.index)])
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.set_xlim(0.5, max(left.iloc[0] * 2.2, 10))
+    ax.set_xlabel("bars left")
+    ax.grid(axis="y", visible=False)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #6cfd0a78
@@ -189,11 +296,29 @@ def plot_fan(
     fig, ax = new_figure(3.2, simulated=simulated)
     shown = predictions.tail(newest)
     mean, spread = shown["prediction"], shown["spread"]
-    ax.fill_between(shown.index, mean - spread, mean + spread, color=BLUE, alpha=0.22, lw=0, label="± one deviation between seeds")
+    ax.fill_between(
+        shown.index,
+        mean - spread,
+        mean + spread,
+        color=BLUE,
+        alpha=0.22,
+        lw=0,
+        label="± one deviation between seeds",
+    )
     ax.plot(shown.index, mean, color=BLUE, lw=1.4, label="mean of the seeds, which decides")
     split = shown[shown["disagree"]]
-    ax.scatter(split.index, split["prediction"], s=9, color=RED, zorder=3, label=f"seeds differ about the direction: {len(split)} of {len(shown)} bars")
-    ax.axhline(0, color=INK, lw=0.8); ax.set_ylabel("forecast, σ"); ax.legend(frameon=False, fontsize=9); _dates(ax)
+    ax.scatter(
+        split.index,
+        split["prediction"],
+        s=9,
+        color=RED,
+        zorder=3,
+        label=f"seeds differ about the direction: {len(split)} of {len(shown)} bars",
+    )
+    ax.axhline(0, color=INK, lw=0.8)
+    ax.set_ylabel("forecast, σ")
+    ax.legend(frameon=False, fontsize=9)
+    _dates(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #02f662c7
@@ -208,10 +333,26 @@ def plot_reliability(
         edges = np.array([low - 0.1 * (high - low) - 0.002, high + 0.1 * (high - low) + 0.002])
         ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="as promised")
         ax.set_xlim(*edges)
-        ax.axhline(np.average(t["came"], weights=t["n"]), color=GREY, lw=1.2, label="how often it came at all")
-        ax.errorbar(t["said"], t["came"], yerr=[t["came"] - t["low"], t["high"] - t["came"]], fmt="o", ms=5, color=BLUE, ecolor=BLUE, elinewidth=1.1, label=f"a tenth of {t['n'].sum():,} forecasts")
-        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1)); ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set_title(event, fontsize=10, color=INK); ax.set_xlabel("said"); ax.set_ylabel("came"); ax.legend(frameon=False, fontsize=8)
+        ax.axhline(
+            np.average(t["came"], weights=t["n"]), color=GREY, lw=1.2, label="how often it came at all"
+        )
+        ax.errorbar(
+            t["said"],
+            t["came"],
+            yerr=[t["came"] - t["low"], t["high"] - t["came"]],
+            fmt="o",
+            ms=5,
+            color=BLUE,
+            ecolor=BLUE,
+            elinewidth=1.1,
+            label=f"a tenth of {t['n'].sum():,} forecasts",
+        )
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.set_title(event, fontsize=10, color=INK)
+        ax.set_xlabel("said")
+        ax.set_ylabel("came")
+        ax.legend(frameon=False, fontsize=8)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #3011401c
@@ -228,7 +369,10 @@ def plot_placebo(
         dots = [(r[name], kinds.index(r["kind"])) for r in runs if r[name] is not None]
         if dots: ax.scatter(*zip(*dots, strict=True), s=26, color=GREY, alpha=0.7, lw=0, zorder=3)
         if seen[name] is not None: ax.axvline(seen[name], color=BLUE, lw=2)
-        ax.set_ylim(len(kinds) - 0.5, -0.5); ax.set_yticks(range(len(kinds)), kinds if ax is np.atleast_1d(axes)[0] else [""] * len(kinds))
-        ax.set_title(label, fontsize=10, color=INK); ax.grid(axis="y", visible=False); ax.locator_params(axis="x", nbins=3)
+        ax.set_ylim(len(kinds) - 0.5, -0.5)
+        ax.set_yticks(range(len(kinds)), kinds if ax is np.atleast_1d(axes)[0] else [""] * len(kinds))
+        ax.set_title(label, fontsize=10, color=INK)
+        ax.grid(axis="y", visible=False)
+        ax.locator_params(axis="x", nbins=3)
         if form.endswith("%"): ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=int(form[-2])))
     return fig

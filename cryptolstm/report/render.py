@@ -33,26 +33,35 @@ class Report:
 
 # %% ../../nbs/report/04_render.ipynb #c72e1a10
 def project_folder() -> Path:
-    "The checkout: the current folder if it has the notebooks, else the one this package lies in. `InputError` if neither has."
+    """The checkout: the current folder if it has the notebooks, else the one this package lies in.
+
+    `InputError` if neither has."""
     for folder in (Path.cwd(), Path(cryptolstm.__file__).resolve().parents[1]):
         if (folder / "nbs" / "backtest.ipynb").is_file(): return folder
-    raise InputError("the report notebooks are not here; run this in a checkout of cryptolstm (the folder that has nbs/)")
+    raise InputError(
+        "the report notebooks are not here; run this in a checkout of cryptolstm (the folder that has nbs/)"
+    )
 
 # %% ../../nbs/report/04_render.ipynb #0600174a
 def report_parameters(
     ticker: str,                     # BASE/QUOTE
     params: Path | None = None,      # YAML; None = params/<ticker>.yaml, else params/default.yaml
-    overrides: Mapping | None = None,  # field → value, stronger than the file; network settings and rules join those of the file
+    # field → value, stronger than the file; network settings and rules join those of the file
+    overrides: Mapping | None = None,
 ) -> dict:                           # what papermill injects; checked
     "Parameters of a report from file and overrides."
     folder = project_folder() / "params"
-    if params is None: params = next(p for p in (folder / f"{slug(check_ticker(ticker))}.yaml", folder / "default.yaml") if p.is_file())
+    if params is None:
+        params = next(
+            p for p in (folder / f"{slug(check_ticker(ticker))}.yaml", folder / "default.yaml") if p.is_file()
+        )
     file, over = read_params(params), dict(overrides or {})
     for table in ("network", "rules"):
         if isinstance(over.get(table), Mapping): over[table] = {**file.get(table, {}), **over[table]}
     values = {**file, "ticker": check_ticker(ticker), **over}
     run = run_config({k: str(v) if k == "end" and v is not None else v for k, v in values.items()})
-    model_config(run), rules_of(run)   # a mistake in the network or a rule is found before a notebook is started
+    # a mistake in the network or a rule is found before a notebook is started
+    model_config(run), rules_of(run)
     return {k: "" if (v := getattr(run, k)) is None else v for k in values}
 
 # %% ../../nbs/report/04_render.ipynb #93f3be79
@@ -71,7 +80,8 @@ def run_report(
     params: Path | None = None,        # YAML of the run
     overrides: Mapping | None = None,  # field → value
     notebook: str = "backtest",        # name of a report notebook in nbs/
-    out: Path | None = None,           # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
+    # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
+    out: Path | None = None,
     progress: bool = True,             # the notebook's progress bars on stderr
     placebo: int = 0,                  # placebo runs, each as long as the report itself
 ) -> Report:
@@ -87,52 +97,83 @@ def execute_report(
     values: Mapping,       # parameter → value
     progress: bool = True, # the notebook's progress bars on stderr
 ):                         # the executed notebook
-    "Run a report notebook with papermill. A name that is no parameter of it is an `InputError`; errors of the notebook come out as the errors they are."
+    """Run a report notebook with papermill.
+
+    A name that is no parameter of it is an `InputError`; errors of the notebook come out as the errors
+    they are."""
     import papermill
     source = project_folder() / "nbs" / f"{notebook}.ipynb"
     known = papermill.inspect_notebook(str(source))
     for name in values:
         if name not in known: raise unknown_name("parameter", name, known)
     with tempfile.TemporaryDirectory() as d:
-        try: return papermill.execute_notebook(str(source), str(Path(d) / "run.ipynb"), values, progress_bar=False, kernel_name="python3", request_save_on_cell_execute=False,
-                                               extra_arguments=["--IPKernelApp.log_level=CRITICAL"], stderr_file=sys.stderr if progress else None)
-        except papermill.PapermillExecutionError as e: raise _cause(e) from e
+        try:
+            return papermill.execute_notebook(
+                str(source),
+                str(Path(d) / "run.ipynb"),
+                values,
+                progress_bar=False,
+                kernel_name="python3",
+                request_save_on_cell_execute=False,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                stderr_file=sys.stderr if progress else None,
+            )
+        except papermill.PapermillExecutionError as e:
+            raise _cause(e) from e
 
 def write_report(
     executed,                  # from `execute_report`
     ticker: str,
     notebook: str,             # its name, and that of the page
     manifest: Callable,        # (summary, page, stamp of the notebook) → what is embedded in the page
-    out: Path | None = None,   # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
+    # folder of the reports; default: CRYPTOLSTM_REPORTS, else reports/ in the checkout
+    out: Path | None = None,
 ) -> Report:
     "Write the executed notebook and its page, whole or not at all."
     target = Path(out or os.environ.get("CRYPTOLSTM_REPORTS") or project_folder() / "reports") / slug(ticker)
     text, result = json.dumps(executed, indent=1), read_summary(executed)
     page = notebook_html(executed, f"{ticker} {notebook}")
     written = write_atomic(target / f"{notebook}.ipynb", text)
-    return Report(write_atomic(target / f"{notebook}.html", embed(page, manifest(result, page, notebook_stamp(notebook, text)))), written, result)
+    return Report(
+        write_atomic(
+            target / f"{notebook}.html", embed(page, manifest(result, page, notebook_stamp(notebook, text)))
+        ),
+        written,
+        result,
+    )
 
 # %% ../../nbs/report/04_render.ipynb #3307c070
 def page_again(
     results: dict,               # from `backtest`
     notebook: str = "backtest",  # name of a report notebook in nbs/ of this checkout
 ) -> str:                        # the page without a manifest
-    "The page of results, without running anything but the notebook's own cells. `InputError` where there is no such notebook."
+    """The page of results, without running anything but the notebook's own cells.
+
+    `InputError` where there is no such notebook."""
     import nbformat
     path = project_folder() / "nbs" / f"{slug(notebook)}.ipynb"
-    if not path.is_file(): raise InputError(f"there is no report notebook {path.name}; run this in the checkout the page was made in")
+    if not path.is_file():
+        raise InputError(
+            f"there is no report notebook {path.name}; run this in the checkout the page was made in"
+        )
     nb, names = nbformat.read(path, as_version=4), {}
     for cell in nb.cells:
         if cell.cell_type != "code": continue
         names["results"] = results
         shown = None if "parameters" in cell.metadata.get("tags", []) else _value_of(cell.source, names)
-        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": shown.markup}, execution_count=1)] if hasattr(shown, "markup") else []
+        cell.outputs = (
+            [nbformat.v4.new_output("execute_result", {"text/html": shown.markup}, execution_count=1)]
+            if hasattr(shown, "markup")
+            else []
+        )
     return notebook_html(nb, f"{results['config'].ticker} {notebook}")
 
 def _value_of(source: str, names: dict):
     "What the last line of a cell is worth; `results` is not made again."
     lines = ast.parse(source).body
-    makes = lambda line: isinstance(line, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "results" for t in line.targets)
+    makes = lambda line: isinstance(line, ast.Assign) and any(
+        isinstance(t, ast.Name) and t.id == "results" for t in line.targets
+    )
     last = lines.pop() if lines and isinstance(lines[-1], ast.Expr) else None
     exec(compile(ast.Module([line for line in lines if not makes(line)], []), "<report>", "exec"), names)
     return None if last is None else eval(compile(ast.Expression(last.value), "<report>", "eval"), names)
@@ -142,6 +183,8 @@ def _cause(error) -> CryptolstmError:
     "The error a notebook ended with, as one of ours."
     for kind in (InputError, OperationError):
         if error.ename in _names(kind): return kind(error.evalue)
-    return OperationError(f"the report notebook failed in cell {error.exec_count} with {error.ename}: {error.evalue}")
+    return OperationError(
+        f"the report notebook failed in cell {error.exec_count} with {error.ename}: {error.evalue}"
+    )
 
 def _names(kind: type) -> set[str]: return {kind.__name__}.union(*map(_names, kind.__subclasses__()))

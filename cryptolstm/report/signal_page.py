@@ -40,7 +40,9 @@ def number(
 
 def moment(t) -> str: return pd.Timestamp(t).strftime("%Y-%m-%d %H:%M")
 
-def share(x: float | None, sign: bool = False, digits: int = 2) -> str: return figure_text(x, f"{'+' if sign else ''}.{digits}%").replace("undefined", "–")
+
+def share(x: float | None, sign: bool = False, digits: int = 2) -> str:
+    return figure_text(x, f"{'+' if sign else ''}.{digits}%").replace("undefined", "–")
 
 # %% ../../nbs/report/08_signal_page.ipynb #c38e7633
 def signal_heading(
@@ -51,7 +53,9 @@ def signal_heading(
     closed = now.signal["bar_close_time"]
     said = now.signal["warnings"]
     more = [n for n in data_notes(stamp) if not any(n.lower() in w.lower() for w in said)]
-    return heading(stamp, f"after the hour that closed at {moment(closed)} UTC ({display_time(closed)})", [*said, *more])
+    return heading(
+        stamp, f"after the hour that closed at {moment(closed)} UTC ({display_time(closed)})", [*said, *more]
+    )
 
 # %% ../../nbs/report/08_signal_page.ipynb #0812b737
 def signal_box(
@@ -61,20 +65,55 @@ def signal_box(
     s = now.signal
     close, ahead = s["current_price"], f"{s['horizon']} h"
     of = lambda x: None if x is None else x / close
-    kind = {"threshold": "beyond it the rules are asked", "probability": "a move beyond it is the event", "cost": "the costs of a round trip and a margin"}[s["entry"]]
-    cards = [(number(close), "price", "last close"), (number(s["predicted_price"]), f"forecast, {ahead} ahead", f"a move of {number(s['price_difference'], '+', 4)} ({share(of(s['price_difference']), True)})"),
-             ("±" + number(s["threshold"], digits=4), f"threshold ({share(of(s['threshold']))})", kind),
-             (share(s["p_exceed"], digits=1), "probability of a move beyond it", _asked(s)), (share(s["confidence"], digits=1), "confidence in the direction", "a coin has 50 %" if s["calibrated"] else "not calibrated"),
-             (f"{_age(now):.0f} h", "since its training ended", f"{s['model_info']['windows']:,} windows, {s['model_info']['weights']:,} weights")]
-    shown = "".join(f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span><small>{html.escape(more)}</small></div>" for value, name, more in cards)
-    reason, what = why(s), f"This is what the rules make of a forecast, not evidence that the forecast is worth anything. That question is answered by a backtest: cryptolstm report {s['ticker']}"
-    return Piece(f'<section class="verdict {"act" if s["signal"] else "calm"}"><h2>{NAMES[s["signal"]]}</h2><p>{html.escape(reason[0].upper() + reason[1:])}.</p><div class=cards>{shown}</div>'
-                 f"<p class=quiet>{html.escape(what)}</p></section>", s)
+    kind = {
+        "threshold": "beyond it the rules are asked",
+        "probability": "a move beyond it is the event",
+        "cost": "the costs of a round trip and a margin",
+    }[s["entry"]]
+    cards = [
+        (number(close), "price", "last close"),
+        (
+            number(s["predicted_price"]),
+            f"forecast, {ahead} ahead",
+            f"a move of {number(s['price_difference'], '+', 4)} ({share(of(s['price_difference']), True)})",
+        ),
+        ("±" + number(s["threshold"], digits=4), f"threshold ({share(of(s['threshold']))})", kind),
+        (share(s["p_exceed"], digits=1), "probability of a move beyond it", _asked(s)),
+        (
+            share(s["confidence"], digits=1),
+            "confidence in the direction",
+            "a coin has 50 %" if s["calibrated"] else "not calibrated",
+        ),
+        (
+            f"{_age(now):.0f} h",
+            "since its training ended",
+            f"{s['model_info']['windows']:,} windows, {s['model_info']['weights']:,} weights",
+        ),
+    ]
+    shown = "".join(
+        f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span><small>{html.escape(more)}</small></div>"
+        for value, name, more in cards
+    )
+    reason = why(s)
+    what = (
+        "This is what the rules make of a forecast, not evidence that the forecast is worth anything. That"
+        f" question is answered by a backtest: cryptolstm report {s['ticker']}"
+    )
+    return Piece(
+        '<section class="verdict'
+        f' {"act" if s["signal"] else "calm"}"><h2>{NAMES[s["signal"]]}</h2><p>{html.escape(reason[0].upper() + reason[1:])}.</p><div'
+        f' class=cards>{shown}</div><p class=quiet>{html.escape(what)}</p></section>',
+        s,
+    )
 
 def _asked(s: dict) -> str:
     "What is asked of the probability."
     said = "not calibrated" if s["p_exceed"] is None else "in that direction"
-    return f"{said}; {share(s['p_min'], digits=0)} is asked for" if s["entry"] == "probability" else f"{said}; does not decide here"
+    return (
+        f"{said}; {share(s['p_min'], digits=0)} is asked for"
+        if s["entry"] == "probability"
+        else f"{said}; does not decide here"
+    )
 
 def _age(now: Decided) -> float: return (now.bars.index[-1] - pd.Timestamp(now.model.trained_until)) / HOUR
 
@@ -85,10 +124,26 @@ def decision_figure(
 ) -> Piece:
     "Price, bands, threshold and forecast."
     s = now.signal
-    fig = plot_decision(now.table, s["predicted_price"], s["threshold"], s["horizon"], now.model.trained_until, now.before(last), bool(s["data_source"].get("simulated")))
-    inside = "does not pay the costs of a round trip" if s["entry"] == "cost" else "is smaller than the market's usual wobble"
-    return figure(fig, "Grey line: bars the model was trained on; blue: bars it has not seen. Grey area: Bollinger bands (20 bars, 2 standard deviations). "
-                       f"Right: the orange fan is the threshold, the red line the forecast; a forecast that stays inside the fan {inside}.")
+    fig = plot_decision(
+        now.table,
+        s["predicted_price"],
+        s["threshold"],
+        s["horizon"],
+        now.model.trained_until,
+        now.before(last),
+        bool(s["data_source"].get("simulated")),
+    )
+    inside = (
+        "does not pay the costs of a round trip"
+        if s["entry"] == "cost"
+        else "is smaller than the market's usual wobble"
+    )
+    return figure(
+        fig,
+        "Grey line: bars the model was trained on; blue: bars it has not seen. Grey area: Bollinger bands"
+        " (20 bars, 2 standard deviations). Right: the orange fan is the threshold, the red line the"
+        f" forecast; a forecast that stays inside the fan {inside}.",
+    )
 
 # %% ../../nbs/report/08_signal_page.ipynb #ef19dda2
 def rule_table(
@@ -97,16 +152,26 @@ def rule_table(
     "Every rule: what it asks for, what it saw, and what it lets pass."
     rules, yes = now.signal["rules"].values(), lambda x: "yes" if x else "no"
     bound = lambda r, side: r["bound"][side].replace(">=", "≥").replace("<=", "≤").replace("-", "−")
-    rows = [(r["what"], number(r["value"]), bound(r, "long"), yes(r["long"]), bound(r, "short"), yes(r["short"])) for r in rules]
+    rows = [
+        (r["what"], number(r["value"]), bound(r, "long"), yes(r["long"]), bound(r, "short"), yes(r["short"]))
+        for r in rules
+    ]
     count = {side: sum(r[side] for r in rules) for side in ("long", "short")}
-    text = f"{count['long']} of {len(rules)} rules would let a long pass, {count['short']} a short. All of them must agree with the direction of the forecast."
-    return Piece(f"<p>{text}</p>") + as_table(rows, ["rule", "value", "long asks", "long", "short asks", "short"])
+    text = (
+        f"{count['long']} of {len(rules)} rules would let a long pass, {count['short']} a short. All of them"
+        " must agree with the direction of the forecast."
+    )
+    return Piece(f"<p>{text}</p>") + as_table(
+        rows, ["rule", "value", "long asks", "long", "short asks", "short"]
+    )
 
 def indicator_table(
     now: Decided,
 ) -> Piece:
     "The 14 families at the last bar."
-    cell = lambda v: " · ".join(f"{k} {number(x)}" for k, x in v.items()) if isinstance(v, dict) else number(v)
+    cell = lambda v: (
+        " · ".join(f"{k} {number(x)}" for k, x in v.items()) if isinstance(v, dict) else number(v)
+    )
     return as_table([(family.replace("_", " "), cell(v)) for family, v in now.signal["indicators"].items()])
 
 # %% ../../nbs/report/08_signal_page.ipynb #a15b2395
@@ -116,14 +181,25 @@ def record_text(
 ) -> str:
     "What can be said of the decisions before, in a sentence or two."
     from statsmodels.stats.proportion import proportion_confint
-    if not len(past): return f"There are none yet: this model was trained on bars up to {moment(trained_until)} UTC, and the decision above is its first on a bar it had not seen."
+    if not len(past):
+        return (
+            f"There are none yet: this model was trained on bars up to {moment(trained_until)} UTC, and the"
+            " decision above is its first on a bar it had not seen."
+        )
     known, held = past["right"].dropna(), int((past["signal"] != 0).sum())
     by = past["version"].nunique()
-    first = (f"{len(past)} decision{'' if len(past) == 1 else 's'} by {by} version{'' if by == 1 else 's'} of this model, each on bars after its training span, "
-             f"by the rules asked for now; {held or 'none'} of them with a signal")
+    first = (
+        f"{len(past)} decision{'' if len(past) == 1 else 's'} by {by} version{'' if by == 1 else 's'} of this"
+        f" model, each on bars after its training span, by the rules asked for now; {held or 'none'} of them"
+        " with a signal"
+    )
     if not len(known): return f"{first}; what came of them is not known yet."
     low, high = proportion_confint(int(known.sum()), len(known), method="wilson")
-    return f"{first}. The forecast had the right direction in {int(known.sum())} of {len(known)} ({share(known.mean(), digits=0)}; 95 % interval {share(low, digits=0)} to {share(high, digits=0)}). So few bars prove nothing either way."
+    return (
+        f"{first}. The forecast had the right direction in {int(known.sum())} of {len(known)}"
+        f" ({share(known.mean(), digits=0)}; 95 % interval {share(low, digits=0)} to"
+        f" {share(high, digits=0)}). So few bars prove nothing either way."
+    )
 
 def record_table(
     now: Decided,
@@ -133,37 +209,120 @@ def record_table(
     past = now.before(last)
     if not len(past): return Piece(f"<p>{html.escape(record_text(past, now.model.trained_until))}</p>")
     right = {True: "yes", False: "no"}
-    rows = [(moment(r.Index + HOUR), number(r.difference, "+", 4), "±" + number(r.threshold, digits=4), share(r.p_exceed, digits=1) if pd.notna(r.p_exceed) else "–",
-             NAMES[r.signal] + (", rules" if r.direction and not r.signal else ""), number(r.came, "+", 4) if pd.notna(r.came) else "not yet known", "–" if pd.isna(r.right) else right[bool(r.right)],
-             r.version.split(".")[0]) for r in past[::-1].itertuples()]
-    head = ["decided, UTC", "forecast", "threshold", "P(beyond)", "signal", f"{now.run.horizon} h later", "right", "version"]
+    rows = [
+        (
+            moment(r.Index + HOUR),
+            number(r.difference, "+", 4),
+            "±" + number(r.threshold, digits=4),
+            share(r.p_exceed, digits=1) if pd.notna(r.p_exceed) else "–",
+            NAMES[r.signal] + (", rules" if r.direction and not r.signal else ""),
+            number(r.came, "+", 4) if pd.notna(r.came) else "not yet known",
+            "–" if pd.isna(r.right) else right[bool(r.right)],
+            r.version.split(".")[0],
+        )
+        for r in past[::-1].itertuples()
+    ]
+    head = [
+        "decided, UTC",
+        "forecast",
+        "threshold",
+        "P(beyond)",
+        "signal",
+        f"{now.run.horizon} h later",
+        "right",
+        "version",
+    ]
     return Piece(f"<p>{html.escape(record_text(past, now.model.trained_until))}</p>") + as_table(rows, head)
 
 # %% ../../nbs/report/08_signal_page.ipynb #fced051a
 def model_table(
     now: Decided,
 ) -> Piece:
-    "Which version decided, what it was trained on, what its validation promised, and whether that still holds."
+    """Which version decided, what it was trained on, what its validation promised, and whether that still
+    holds."""
     info, gone = now.signal["model_info"], now.signal["monitor"]
     promise = info["validation"] or {}
-    drift = "" if not gone["psi"] else f"; drifted: {', '.join(gone['drifted'])}" if gone["drifted"] else f"; the largest index is {max(gone['psi'].values()):.2f} ({max(gone['psi'], key=gone['psi'].get)})"
-    return as_table({
-        "Version": f"{info['version']} ({info['decision']})", "Trained on": f"{moment(info['trained_from'])} to {moment(info['trained_until'])} UTC, {info['windows']:,} windows"
-                   f" and {info['validation_windows']:,} for validation", "Network": f"{info['weights']:,} weights, looks back {info['lookback_period']} bars, {now.run.horizon} h ahead" + (" (underpowered)" if now.signal["underpowered"] else ""),
-        "Loss on validation": f"{info['val_loss']:.4f}; forecasting no move {info['val_loss_of_zero']:.4f}", "Direction right on validation": f"{share(promise.get('hit'), digits=1)} of {promise.get('n', 0):,}",
-        "Watched": gone["sentence"] + drift,
-        "Calibration": f"{now.signal['n_calibration']:,} forecasts made before, of validation bars where there are no others" + ("" if now.signal["calibrated"] else ": too few, so there is no confidence and no probability")})
+    drift = (
+        ""
+        if not gone["psi"]
+        else (
+            f"; drifted: {', '.join(gone['drifted'])}"
+            if gone["drifted"]
+            else (
+                f"; the largest index is {max(gone['psi'].values()):.2f}"
+                f" ({max(gone['psi'], key=gone['psi'].get)})"
+            )
+        )
+    )
+    return as_table(
+        {
+            "Version": f"{info['version']} ({info['decision']})",
+            "Trained on": (
+                f"{moment(info['trained_from'])} to {moment(info['trained_until'])} UTC, {info['windows']:,}"
+                f" windows and {info['validation_windows']:,} for validation"
+            ),
+            "Network": (
+                f"{info['weights']:,} weights, looks back {info['lookback_period']} bars, {now.run.horizon} h"
+                " ahead"
+                + (" (underpowered)" if now.signal["underpowered"] else "")
+            ),
+            "Loss on validation": (
+                f"{info['val_loss']:.4f}; forecasting no move {info['val_loss_of_zero']:.4f}"
+            ),
+            "Direction right on validation": (
+                f"{share(promise.get('hit'), digits=1)} of {promise.get('n', 0):,}"
+            ),
+            "Watched": gone["sentence"] + drift,
+            "Calibration": (
+                f"{now.signal['n_calibration']:,} forecasts made before, of validation bars where there are"
+                " no others"
+                + (
+                    ""
+                    if now.signal["calibrated"]
+                    else ": too few, so there is no confidence and no probability"
+                )
+            ),
+        }
+    )
 
 def stamp_table(
     now: Decided,
 ) -> Piece:
     "Which bars, and when the page was made."
     d = data_stamp(now.bars, now.bars.iloc[-1:])
-    return as_table({"Market": f"{now.run.ticker} on {market_text(d)}", "Bars": f"{d['bars']:,} hours from {moment(d['first'])} to {moment(d['tested_until'])} UTC; {d['gaps']:,} missing",
-                     "Fingerprint of the bars": f"sha256 {d['sha256'][:16]}…", "Made": f"{moment(now.signal['timestamp'])} UTC"})
+    return as_table(
+        {
+            "Market": f"{now.run.ticker} on {market_text(d)}",
+            "Bars": (
+                f"{d['bars']:,} hours from {moment(d['first'])} to {moment(d['tested_until'])} UTC;"
+                f" {d['gaps']:,} missing"
+            ),
+            "Fingerprint of the bars": f"sha256 {d['sha256'][:16]}…",
+            "Made": f"{moment(now.signal['timestamp'])} UTC",
+        }
+    )
 
 # %% ../../nbs/report/08_signal_page.ipynb #03a16da0
-ASKED = ("ticker", "end", "exchange", "exchange_url", "lookback", "horizon", "entry", "threshold_scale", "p_min", "fee", "slippage", "cost_margin", "short_volume", "rules", "seed", "hours", "network")   # what of a run a signal depends on
+# what of a run a signal depends on
+ASKED = (
+    "ticker",
+    "end",
+    "exchange",
+    "exchange_url",
+    "lookback",
+    "horizon",
+    "entry",
+    "threshold_scale",
+    "p_min",
+    "fee",
+    "slippage",
+    "cost_margin",
+    "short_volume",
+    "rules",
+    "seed",
+    "hours",
+    "network",
+)
 
 def run_signal_report(
     run: RunConfig,                  # its hours are the training windows
@@ -175,5 +334,7 @@ def run_signal_report(
     "Decide the last closed bar and write reports/<ticker>/signal.html."
     model_config(run)
     values: Mapping = {k: "" if (v := asdict(run)[k]) is None else v for k in ASKED}
-    executed = execute_report("signal", {**values, "model": model or "", "retrain_threshold": retrain_threshold}, progress)
+    executed = execute_report(
+        "signal", {**values, "model": model or "", "retrain_threshold": retrain_threshold}, progress
+    )
     return write_report(executed, run.ticker, "signal", make_signal_manifest, out)

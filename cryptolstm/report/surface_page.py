@@ -43,14 +43,23 @@ def surface_cells(
     if value not in SCORES: raise unknown_name("score", value, SCORES)
     rows, columns = tick_labels(table[y]) if y else pd.Series("", table.index), tick_labels(table[x])
     order = lambda labels: list(dict.fromkeys(labels))
-    return table.groupby([rows.rename(y or ""), columns.rename(x)])[value].median().unstack().reindex(index=order(rows), columns=order(columns))
+    return (
+        table.groupby([rows.rename(y or ""), columns.rename(x)])[value]
+        .median()
+        .unstack()
+        .reindex(index=order(rows), columns=order(columns))
+    )
 
 def tick_labels(
     values: pd.Series,   # of an axis, one per point
 ) -> pd.Series:          # text
     "Values in as few digits, three at least, as tell them apart."
     for digits in range(3, 16):
-        text = values.map(lambda v, digits=digits: v if isinstance(v, str) else "none" if v is None or v != v else f"{v:.{digits}g}")
+        text = values.map(
+            lambda v, digits=digits: (
+                v if isinstance(v, str) else "none" if v is None or v != v else f"{v:.{digits}g}"
+            )
+        )
         if text.nunique() == values.nunique(dropna=False): break
     return text
 
@@ -67,16 +76,38 @@ def surface_plot(
     cells, rest = surface_cells(table, x, y, value), [c for c in surface_axes(table) if c not in (x, y)]
     fig, ax = new_figure(1.6 + 0.42 * min(len(cells), 20), simulated=simulated)
     ax.grid(False)
-    share, reach = value not in ("sharpe_ratio", "num_trades", "closed_trades", "total_fees"), float(np.nanmax(np.abs(cells.to_numpy(float)), initial=1e-9))
-    sns.heatmap(cells.astype(float), ax=ax, cmap="RdBu", vmin=-reach, vmax=reach, annot=cells.size <= 150, fmt=".1%" if share else ".2g", annot_kws={"size": 8},
-                linewidths=0.4, linecolor="white", cbar_kws={"format": PercentFormatter(1, decimals=0) if share else None, "label": value.replace("_", " ")})
+    share = value not in ("sharpe_ratio", "num_trades", "closed_trades", "total_fees")
+    reach = float(np.nanmax(np.abs(cells.to_numpy(float)), initial=1e-9))
+    sns.heatmap(
+        cells.astype(float),
+        ax=ax,
+        cmap="RdBu",
+        vmin=-reach,
+        vmax=reach,
+        annot=cells.size <= 150,
+        fmt=".1%" if share else ".2g",
+        annot_kws={"size": 8},
+        linewidths=0.4,
+        linecolor="white",
+        cbar_kws={
+            "format": PercentFormatter(1, decimals=0) if share else None,
+            "label": value.replace("_", " "),
+        },
+    )
     traded = (table["num_trades"] > 0).any()
     if traded:
         best = best_point(table, value)
-        across, up = cells.columns.get_loc(tick_labels(table[x])[best]), cells.index.get_loc(tick_labels(table[y])[best]) if y else 0
+        across = cells.columns.get_loc(tick_labels(table[x])[best])
+        up = cells.index.get_loc(tick_labels(table[y])[best]) if y else 0
         ax.plot(across + .5, up + .5, "o", mfc="none", mec=INK, ms=24, mew=1.6)
     ax.invert_yaxis(); ax.set_xlabel(x); ax.set_ylabel(y or ""); ax.tick_params(length=0)
-    ax.set_title(f"{len(table):,} points" + (f"; each cell is the median over {', '.join(rest)}" if rest else "") + ("; ring: the best point that traded" if traded else "; none traded"), fontsize=10, loc="left")
+    ax.set_title(
+        f"{len(table):,} points"
+        + (f"; each cell is the median over {', '.join(rest)}" if rest else "")
+        + ("; ring: the best point that traded" if traded else "; none traded"),
+        fontsize=10,
+        loc="left",
+    )
     return fig
 
 # %% ../../nbs/report/05_surface_page.ipynb #8e613cb8
@@ -84,7 +115,8 @@ def check_heatmap(
     path: Path | str,
 ) -> Path:
     "`InputError` for a file that is neither a picture nor a page."
-    if Path(path).suffix not in (".png", ".html"): raise InputError(f"{path} is no .png or .html file; pass for instance surface.png")
+    if Path(path).suffix not in (".png", ".html"):
+        raise InputError(f"{path} is no .png or .html file; pass for instance surface.png")
     return Path(path)
 
 def save_surface(
@@ -99,7 +131,15 @@ def save_surface(
     surface_plot(table, simulated=simulated).savefig(picture, format="png")
     if path.suffix == ".png": return write_atomic(path, picture.getvalue())
     banner = f"<p style='background:#c23b34;color:#fff;padding:.5em'>{SIMULATED}.</p>" if simulated else ""
-    lines = "".join(f"<tr><th style='text-align:left'>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in (facts or {}).items())
-    return write_atomic(path, f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><body style='font-family:sans-serif;max-width:70em;margin:2em auto'>"
-                        f"<h1>{html.escape(title)}</h1>{banner}<table>{lines}</table><img alt='heat map of the sweep' style='max-width:100%' "
-                        f"src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>{table.to_html(float_format=lambda v: f'{v:.6g}', border=0)}</body></html>\n")
+    lines = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>"
+        for k, v in (facts or {}).items()
+    )
+    return write_atomic(
+        path,
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><body"
+        " style='font-family:sans-serif;max-width:70em;margin:2em auto'>"
+        f"<h1>{html.escape(title)}</h1>{banner}<table>{lines}</table><img alt='heat map of the sweep'"
+        " style='max-width:100%' "
+        f"src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>{table.to_html(float_format=lambda v: f'{v:.6g}', border=0)}</body></html>\n",
+    )

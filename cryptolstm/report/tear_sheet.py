@@ -22,24 +22,53 @@ MIN_DAYS = 10  # daily returns below which a tear sheet is nonsense
 def tear_sheet(
     results: dict,   # from `backtest`
 ) -> Piece:          # an iframe holding the whole page, or a sentence saying why there is none
-    "QuantStats' tear sheet of the daily returns against buy & hold, 365 days a year; of buy & hold itself where the strategy never traded."
-    own, hold = (daily_returns(r["equity"], results["config"].initial_balance) for r in (results, results["baselines"][HOLD]))
-    days = f"<p class=quiet>No tear sheet: it takes {MIN_DAYS} days with returns that vary, and there are {len(own)}.</p>"
+    """QuantStats' tear sheet of the daily returns against buy & hold, 365 days a year; of buy & hold itself
+    where the strategy never traded."""
+    own, hold = (
+        daily_returns(r["equity"], results["config"].initial_balance)
+        for r in (results, results["baselines"][HOLD])
+    )
+    days = (
+        f"<p class=quiet>No tear sheet: it takes {MIN_DAYS} days with returns that vary, and there are"
+        f" {len(own)}.</p>"
+    )
     if len(own) < MIN_DAYS or hold.std() == 0: return Piece(days)
-    idle, title = own.std() == 0, f"{results['config'].ticker}{' (SIMULATED MARKET)' if _simulated(results) else ''}"
-    page = _quantstats(hold.rename(HOLD), None, f"{title}, {HOLD}") if idle else _quantstats(own.rename("strategy"), hold.rename(HOLD), title)
-    note = f"<p class=quiet>The strategy never traded, so its sheet would be empty; this is the one of {html.escape(HOLD)} on the same days.</p>" if idle else ""
-    return Piece(f'{note}<iframe class=sheet title="QuantStats tear sheet" sandbox srcdoc="{html.escape(page, quote=True)}"></iframe>')
+    idle = own.std() == 0
+    title = f"{results['config'].ticker}{' (SIMULATED MARKET)' if _simulated(results) else ''}"
+    page = (
+        _quantstats(hold.rename(HOLD), None, f"{title}, {HOLD}")
+        if idle
+        else _quantstats(own.rename("strategy"), hold.rename(HOLD), title)
+    )
+    note = (
+        "<p class=quiet>The strategy never traded, so its sheet would be empty; this is the one of"
+        f" {html.escape(HOLD)} on the same days.</p>"
+        if idle
+        else ""
+    )
+    return Piece(
+        f'{note}<iframe class=sheet title="QuantStats tear sheet" sandbox'
+        f' srcdoc="{html.escape(page, quote=True)}"></iframe>'
+    )
 
 # %% ../../nbs/report/07_tear_sheet.ipynb #d24b7fe6
 def _quantstats(returns: pd.Series, benchmark: pd.Series | None, title: str) -> str:
     "The page as text, without any address in it."
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)   # it looks for Arial, which Linux lacks
+    # it looks for Arial, which Linux lacks
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as d:
         warnings.simplefilter("ignore")
         import quantstats
         path = Path(d) / "sheet.html"
-        quantstats.reports.html(returns, benchmark=benchmark, rf=0.0, output=str(path), title=html.escape(title), periods_per_year=365, **({} if benchmark is None else {"benchmark_title": HOLD}))
+        quantstats.reports.html(
+            returns,
+            benchmark=benchmark,
+            rf=0.0,
+            output=str(path),
+            title=html.escape(title),
+            periods_per_year=365,
+            **({} if benchmark is None else {"benchmark_title": HOLD})
+        )
         page = path.read_text(encoding="utf-8")
     page = re.sub(r"<link[^>]*>|<a [^>]*>|</a>", "", page)
     return re.sub(r"https?://(?!www\.w3\.org)[^\s\"'<>)]*", "", page)

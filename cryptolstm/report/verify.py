@@ -35,11 +35,28 @@ def bars_again(
 ) -> pd.DataFrame:               # bars on the regular grid. `OperationError` where they are not to be had
     "The bars of a page, from the store or from the demo market."
     data, ticker = manifest["data"], manifest["config"]["ticker"]
-    if data.get("simulated"): return regular_grid(demo_market(data["bars"], seed=data["seed"], end=data["tested_until"], ticker=ticker))
+    if data.get("simulated"):
+        return regular_grid(
+            demo_market(data["bars"], seed=data["seed"], end=data["tested_until"], ticker=ticker)
+        )
     path = bar_path(Path(home or data_home()), data.get("market") or data["exchange"], ticker)
-    try: return span_bars(load_store(path), (hour_number(data["first"]), hour_number(data["tested_until"])), ticker, data["exchange"], "store")
-    except DamagedStore as e: raise OperationError(f"{e}; nothing was changed: cryptolstm data fetch puts the file aside and gets its bars again") from e
-    except InputError as e: raise OperationError(f"the bars of the page are not stored here ({e}); fetch them with cryptolstm data fetch, then verify again") from e
+    try:
+        return span_bars(
+            load_store(path),
+            (hour_number(data["first"]), hour_number(data["tested_until"])),
+            ticker,
+            data["exchange"],
+            "store",
+        )
+    except DamagedStore as e:
+        raise OperationError(
+            f"{e}; nothing was changed: cryptolstm data fetch puts the file aside and gets its bars again"
+        ) from e
+    except InputError as e:
+        raise OperationError(
+            f"the bars of the page are not stored here ({e}); fetch them with cryptolstm data fetch, then"
+            " verify again"
+        ) from e
 
 def check_text(
     text: str,    # of a page
@@ -48,8 +65,18 @@ def check_text(
     page, manifest = split(text)
     rest = {k: v for k, v in manifest.items() if k != "sha256"}
     sha = _sha(page)
-    return [finding("page", sha == manifest["page_sha256"], "as it was written" if sha == manifest["page_sha256"] else "changed since it was written"),
-            finding("manifest", _sha(_canonical(rest)) == manifest.get("sha256"), "whole" if _sha(_canonical(rest)) == manifest.get("sha256") else "changed since it was written")], manifest
+    return [
+        finding(
+            "page",
+            sha == manifest["page_sha256"],
+            "as it was written" if sha == manifest["page_sha256"] else "changed since it was written",
+        ),
+        finding(
+            "manifest",
+            _sha(_canonical(rest)) == manifest.get("sha256"),
+            "whole" if _sha(_canonical(rest)) == manifest.get("sha256") else "changed since it was written",
+        ),
+    ], manifest
 
 def check_notebook(
     manifest: Mapping,
@@ -60,17 +87,34 @@ def check_notebook(
     if not stamp: return [], ["the page does not say which notebook it was made from"]
     if not beside.is_file(): return [], [f"the notebook {beside.name} is not beside the page"]
     same = hashlib.sha256(beside.read_bytes()).hexdigest() == stamp["sha256"]
-    return [finding("notebook", same, "as it was written" if same else f"{beside.name} has changed since the page was made from it")], []
+    return [
+        finding(
+            "notebook",
+            same,
+            "as it was written" if same else f"{beside.name} has changed since the page was made from it",
+        )
+    ], []
 
 def check_stored(
     manifest: Mapping,
     home: Path | None = None,
 ) -> tuple[dict, pd.DataFrame | None]:   # finding, and the bars where they could be had
     "Whether the bars of a page are still the same."
-    try: bars = bars_again(manifest, home)
+    try:bars = bars_again(manifest, home)
     except OperationError as e: return finding("bars", False, str(e)), None
     sha, wanted = bars_hash(bars), manifest["data"]["sha256"]
-    return finding("bars", sha == wanted, f"sha256 {sha[:16]}…, {len(bars):,} bars" if sha == wanted else f"sha256 is {sha[:16]}…, the page was made from {wanted[:16]}…"), bars
+    return (
+        finding(
+            "bars",
+            sha == wanted,
+            (
+                f"sha256 {sha[:16]}…, {len(bars):,} bars"
+                if sha == wanted
+                else f"sha256 is {sha[:16]}…, the page was made from {wanted[:16]}…"
+            ),
+        ),
+        bars,
+    )
 
 # %% ../../nbs/report/09_verify.ipynb #a9b2d67d
 def numbers_of(
@@ -78,9 +122,15 @@ def numbers_of(
     name: str = "",
 ) -> dict[str, object]:  # dotted name → leaf
     "A nested table as one list of names and values."
-    parts = table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else None
+    parts = (
+        table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else None
+    )
     if parts is None: return {name: table}
-    return {k: v for key, part in parts for k, v in numbers_of(part, f"{name}.{key}" if name else str(key)).items()}
+    return {
+        k: v
+        for key, part in parts
+        for k, v in numbers_of(part, f"{name}.{key}" if name else str(key)).items()
+    }
 
 SAME = 1e-9   # largest relative difference of figures on the same kind of CPU
 
@@ -104,10 +154,27 @@ def compare_tables(
     "One table of a page against the same of a second run."
     if old is None and new is not None: return finding(what, False, "the page has none")
     old, new = numbers_of(old), numbers_of(new)
-    differ = lambda rel: [k for k in dict.fromkeys([*old, *new]) if k not in old or k not in new or not agree(old[k], new[k], rel)]
+    differ = lambda rel: [
+        k
+        for k in dict.fromkeys([*old, *new])
+        if k not in old or k not in new or not agree(old[k], new[k], rel)
+    ]
     bad, moved = differ(rel), differ(SAME)
-    said = f"{len(old)} value{'' if len(old) == 1 else 's'} as before" + (f", {len(moved)} of them within {rel:.1%}" if moved else "")
-    return finding(what, not bad, said if not bad else f"{bad[0]} was {old.get(bad[0])} and is {new.get(bad[0])} now ({len(bad)} of {len(old)} differ)")
+    said = f"{len(old)} value{'' if len(old) == 1 else 's'} as before" + (
+        f", {len(moved)} of them within {rel:.1%}" if moved else ""
+    )
+    return finding(
+        what,
+        not bad,
+        (
+            said
+            if not bad
+            else (
+                f"{bad[0]} was {old.get(bad[0])} and is {new.get(bad[0])} now ({len(bad)} of {len(old)}"
+                " differ)"
+            )
+        ),
+    )
 
 STAMPED = ("bars", "first", "tested_from", "tested_until", "gaps")   # of `data`, besides the hash
 
@@ -118,7 +185,9 @@ def compare_results(
     "What came out again and what did not."
     now = make_manifest(json.loads(_canonical(again)), "")
     rel, of = tolerance(manifest), lambda m: {k: m["data"].get(k) for k in STAMPED}
-    parts = (compare_tables(part, manifest.get(part), now[part], rel) for part in ("verdict", "metrics", *TABLES))
+    parts = (
+        compare_tables(part, manifest.get(part), now[part], rel) for part in ("verdict", "metrics", *TABLES)
+    )
     return [compare_tables("data", of(manifest), of(now)), *parts]
 
 # %% ../../nbs/report/09_verify.ipynb #4cebd520
@@ -128,7 +197,11 @@ def skeleton(
     page: str,         # HTML without a manifest
 ) -> list[str]:        # tags and texts, in order
     "A page without its pictures and without what only says how it was executed."
-    page = re.sub(r' id="cell-id=[^"]*"', "", _PICTURE.sub("picture", re.sub(r"(<iframe[^>]*>)", lambda m: unescape(m[1]), page)))
+    page = re.sub(
+        r' id="cell-id=[^"]*"',
+        "",
+        _PICTURE.sub("picture", re.sub(r"(<iframe[^>]*>)", lambda m: unescape(m[1]), page)),
+    )
     page = re.sub(r'<div class="cell[^"]*code_cell[^"]*">\s*</div>', "", page)     # a cell that shows nothing
     return [part for part in (" ".join(p.split()) for p in re.split(r"(<[^>]+>)", page)) if part]
 
@@ -143,7 +216,12 @@ def same_text(
     if rel == SAME or DIGITS.sub("#", a) != DIGITS.sub("#", b): return False
     pairs = zip(DIGITS.findall(a), DIGITS.findall(b), strict=True)
     unit = lambda text: 10.0 ** -len(text.partition(".")[2])
-    return all(math.isclose(*(float(t.replace(",", "")) for t in (x, y)), rel_tol=rel, abs_tol=1.001 * max(unit(x), unit(y))) for x, y in pairs)
+    return all(
+        math.isclose(
+            *(float(t.replace(",", "")) for t in (x, y)), rel_tol=rel, abs_tol=1.001 * max(unit(x), unit(y))
+        )
+        for x, y in pairs
+    )
 
 def compare_pages(
     page: str,    # as it is
@@ -152,8 +230,10 @@ def compare_pages(
 ) -> dict:        # a finding
     "Whether two pages say the same in the same places, pictures aside."
     a, b = skeleton(page), skeleton(again)
-    if rel != SAME and len(a) == len(b): b = [x if same_text(x, y, rel) else y for x, y in zip(a, b, strict=True)]
-    if a == b: return finding("text", True, f"{sum(not x.startswith('<') for x in a):,} pieces of text as before")
+    if rel != SAME and len(a) == len(b):
+        b = [x if same_text(x, y, rel) else y for x, y in zip(a, b, strict=True)]
+    if a == b:
+        return finding("text", True, f"{sum(not x.startswith('<') for x in a):,} pieces of text as before")
     words = [[x for x in s if not x.startswith("<")] for s in (a, b)]
     x, y = words if words[0] != words[1] else (a, b)
     i = next(k for k, (p, q) in enumerate(zip_longest(x, y)) if p != q)
@@ -166,13 +246,20 @@ def rerun(
     bars: pd.DataFrame,      # of the page
     progress: bool = False,
 ) -> dict:                   # from `backtest`
-    "The run of a page once more, tested for leaks in any case; nothing is entered in the ledger. Notes on how the bars were got, and placebo runs, are the page's own."
+    """The run of a page once more, tested for leaks in any case; nothing is entered in the ledger.
+
+    Notes on how the bars were got, and placebo runs, are the page's own."""
     from cryptolstm.research.backtest import backtest   # TensorFlow: seconds, which `quick` need not wait for
     from cryptolstm.data.quality import NOTES
     s, run, data = manifest["search"], run_config(manifest["config"]), manifest["data"]
     standing = Standing(s["trial"], s["trials"], s["variance"], s["reruns"], s["traded"], s["entered"])
-    bars.attrs = {k: v for k, v in bars.attrs.items() if k not in NOTES} | {k: data[k] for k in NOTES if k in data and k != "set_aside"}
-    return {**backtest(bars, run, progress, FixedLedger(standing, s["among"]), certify=True), "placebo": manifest.get("placebo")}
+    bars.attrs = {k: v for k, v in bars.attrs.items() if k not in NOTES} | {
+        k: data[k] for k in NOTES if k in data and k != "set_aside"
+    }
+    return {
+        **backtest(bars, run, progress, FixedLedger(standing, s["among"]), certify=True),
+        "placebo": manifest.get("placebo"),
+    }
 
 def check_again(
     manifest: Mapping,
@@ -187,17 +274,41 @@ def check_again(
     results = rerun(manifest, bars, progress)
     found = compare_results(manifest, summary(results))
     results["data"] = {**results["data"], **manifest["data"]}
-    try: found.append(compare_pages(page, page_again(results, (manifest.get("notebook") or {}).get("name", "backtest")), tolerance(manifest)))
-    except InputError as e: found.append(finding("text", False, f"not written again ({e})"))
-    known = Ledger(home).standing_of(trial_of(results, results["skill"], results["config"], results["data"], results["bars"].index))
-    return found, [*standing_note(manifest["search"], known), f"its {len(re.findall('data:image/', page))} pictures were not compared"]
+    try:
+        found.append(
+            compare_pages(
+                page,
+                page_again(results, (manifest.get("notebook") or {}).get("name", "backtest")),
+                tolerance(manifest),
+            )
+        )
+    except InputError as e:
+        found.append(finding("text", False, f"not written again ({e})"))
+    known = Ledger(home).standing_of(
+        trial_of(results, results["skill"], results["config"], results["data"], results["bars"].index)
+    )
+    return found, [
+        *standing_note(manifest["search"], known),
+        f"its {len(re.findall('data:image/', page))} pictures were not compared",
+    ]
 
 def standing_note(search: Mapping, known: Standing | None) -> list[str]:
     "What the ledger here knows of the standing of a run that the page claims."
-    if known is None: return ["the ledger here does not know this run, so how often these bars had been tried is what the page says"]
+    if known is None:
+        return [
+            "the ledger here does not know this run, so how often these bars had been tried is what the page"
+            " says"
+        ]
     said = search["trial"], search["trials"]
-    return [] if said == (known.number, known.trials) and search["entered"] else [
-        f"the page counts it as trial {said[0]:,} of {said[1]:,}{'' if search['entered'] else ' (not entered)'}; in the ledger here it is now {known.number:,} of {known.trials:,}"]
+    return (
+        []
+        if said == (known.number, known.trials) and search["entered"]
+        else [
+            f"the page counts it as trial {said[0]:,} of"
+            f" {said[1]:,}{'' if search['entered'] else ' (not entered)'}; in the ledger here it is now"
+            f" {known.number:,} of {known.trials:,}"
+        ]
+    )
 
 def verify(
     path: Path | str,            # a page
@@ -207,9 +318,11 @@ def verify(
 ) -> dict:                       # ok, quick, path, findings, notes
     "Whether a page, its bars and its numbers belong together. `InputError` where it is no page of ours."
     path = Path(path)
-    if not path.is_file(): raise InputError(f"there is no page {path}; pass for instance reports/eth_usd/backtest.html")
-    try: text = path.read_bytes().decode()
-    except UnicodeDecodeError as e: raise InputError(f"{path} is not a page of text (byte {e.start}); pass an HTML report") from e
+    if not path.is_file():
+        raise InputError(f"there is no page {path}; pass for instance reports/eth_usd/backtest.html")
+    try:text = path.read_bytes().decode()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is not a page of text (byte {e.start}); pass an HTML report") from e
     found, manifest = check_text(text)
     beside, notes = check_notebook(manifest, path)
     stored, bars = check_stored(manifest, home)
@@ -217,7 +330,10 @@ def verify(
     if not quick and stored["ok"]:
         again, more = check_again(manifest, split(text)[0], bars, home, progress)
         found, notes = found + again, notes + more
-    elif not quick: found.append(finding("metrics", False, "not computed again, since the bars are not those of the page"))
+    elif not quick:
+        found.append(
+            finding("metrics", False, "not computed again, since the bars are not those of the page")
+        )
     return {"ok": all(f["ok"] for f in found), "quick": quick, "path": str(path), "findings": found, "notes": [*_elsewhere(manifest), *notes],
             "made_at": manifest["made_at"], "verdict": manifest["verdict"]["level"]}
 
@@ -225,10 +341,22 @@ def _elsewhere(manifest: Mapping) -> list[str]:
     "What was different where the page was made, and what of it is not made again."
     here = {**versions(), "commit": git_commit()}
     there = {**manifest["versions"], "commit": manifest.get("git_commit")}
-    notes = [f"{name} was {old} and is {here.get(name)} here" for name, old in there.items() if here.get(name) != old]
+    notes = [
+        f"{name} was {old} and is {here.get(name)} here"
+        for name, old in there.items()
+        if here.get(name) != old
+    ]
     how = manifest.get("determinism") or {}
     if tolerance(manifest) != SAME:
-        notes.append(f"the page was made on another kind of CPU ({how['cpu']}) than this one ({cpu_kind()}): figures may differ by {OTHER_KIND:.1%}")
-    if how.get("class") == "none": notes.append(f"the numbers of the page do not promise to come again ({how['said']})")
-    if "placebo" in manifest: notes.append(f"the {manifest['placebo']['n']} placebo runs of the page were not made again; the same command with --placebo makes them")
+        notes.append(
+            f"the page was made on another kind of CPU ({how['cpu']}) than this one ({cpu_kind()}): figures"
+            f" may differ by {OTHER_KIND:.1%}"
+        )
+    if how.get("class") == "none":
+        notes.append(f"the numbers of the page do not promise to come again ({how['said']})")
+    if "placebo" in manifest:
+        notes.append(
+            f"the {manifest['placebo']['n']} placebo runs of the page were not made again; the same command"
+            " with --placebo makes them"
+        )
     return notes

@@ -59,13 +59,30 @@ def search_of(
     among: dict | None = None,   # its `overfitting`
 ) -> dict:                 # JSON-able: trial, trials, traded, variance, reruns, entered, sentence, among, and the ratios per bar; None where undefined
     "What the Sharpe ratio is worth after all trials on these bars."
-    s, traded = sharpe_sample(hourly_returns(result["equity"], result["initial_balance"])), standing.trials if standing.traded is None else standing.traded
+    s = sharpe_sample(hourly_returns(result["equity"], result["initial_balance"]))
+    traded = standing.trials if standing.traded is None else standing.traded
     spread = luck_variance(standing.variance, traded, s.n)
-    numbers = {"sharpe_per_bar": s.sharpe, "skew": s.skew, "kurtosis": s.kurtosis, "probabilistic_sharpe": probabilistic_sharpe(*s),
-               "deflated_sharpe": deflated_sharpe(*s, standing.trials, spread), "expected_best": expected_maximum(standing.trials, spread) * math.sqrt(BARS_PER_YEAR),
-               "minimum_track_record": minimum_track_record(s.sharpe, s.skew, s.kurtosis)}
-    return {"trial": standing.number, "trials": standing.trials, "traded": traded, "variance": standing.variance, "reruns": standing.reruns, "entered": standing.entered,
-            "sentence": standing.sentence(), "bars": s.n, "among": among, **plain(numbers)}
+    numbers = {
+        "sharpe_per_bar": s.sharpe,
+        "skew": s.skew,
+        "kurtosis": s.kurtosis,
+        "probabilistic_sharpe": probabilistic_sharpe(*s),
+        "deflated_sharpe": deflated_sharpe(*s, standing.trials, spread),
+        "expected_best": expected_maximum(standing.trials, spread) * math.sqrt(BARS_PER_YEAR),
+        "minimum_track_record": minimum_track_record(s.sharpe, s.skew, s.kurtosis),
+    }
+    return {
+        "trial": standing.number,
+        "trials": standing.trials,
+        "traded": traded,
+        "variance": standing.variance,
+        "reruns": standing.reruns,
+        "entered": standing.entered,
+        "sentence": standing.sentence(),
+        "bars": s.n,
+        "among": among,
+        **plain(numbers),
+    }
 
 # %% ../../nbs/research/05_backtest.ipynb #bb6456da
 def power_of(
@@ -79,11 +96,23 @@ def power_of(
     sigma = float(np.log(tested["close"]).diff().std() * math.sqrt(max(held, 1)))
     cost = 2 * (run.fee + run.slippage)
     even = break_even_hit(cost, sigma) if sigma > 0 else math.nan
-    return plain({"n": n, "min_detectable_hit": min_detectable_hit(n), "bars": len(tested), "sharpe_noise": sharpe_noise(len(tested)),
-                  "min_detectable_sharpe": min_detectable_sharpe(len(tested)), "held": max(held, 1.0), "sigma": sigma, "round_trip": cost, "break_even_hit": even})
+    return plain(
+        {
+            "n": n,
+            "min_detectable_hit": min_detectable_hit(n),
+            "bars": len(tested),
+            "sharpe_noise": sharpe_noise(len(tested)),
+            "min_detectable_sharpe": min_detectable_sharpe(len(tested)),
+            "held": max(held, 1.0),
+            "sigma": sigma,
+            "round_trip": cost,
+            "break_even_hit": even,
+        }
+    )
 
 # %% ../../nbs/research/05_backtest.ipynb #4215cd9e
-DIRECTION, BEYOND = "the direction is right", "the move goes beyond the threshold"   # in the predicted direction, both
+# in the predicted direction, both
+DIRECTION, BEYOND = "the direction is right", "the move goes beyond the threshold"
 
 def calibration_of(
     predictions: pd.DataFrame,   # of a `WalkForward`: prediction, realised, confidence, p_exceed
@@ -93,10 +122,21 @@ def calibration_of(
     "Probabilities against what came, on outcomes that do not overlap."
     p, rows = predictions.iloc[::run.horizon], rows.iloc[::run.horizon]
     known = p["realised"].notna() & (p["prediction"].fillna(0) != 0)
-    gain = np.sign(p["prediction"]) * (predicted_price(rows["close"], p["realised"], rows["sigma"], run.horizon) - rows["close"])
-    came = {DIRECTION: (gain > 0).where(known & (gain != 0)), BEYOND: (gain > entry_threshold(rows, run)).where(known)}
+    gain = np.sign(p["prediction"]) * (
+        predicted_price(rows["close"], p["realised"], rows["sigma"], run.horizon) - rows["close"]
+    )
+    came = {
+        DIRECTION: (gain > 0).where(known & (gain != 0)),
+        BEYOND: (gain > entry_threshold(rows, run)).where(known),
+    }
     said = {DIRECTION: p["confidence"], BEYOND: p["p_exceed"]}
-    return {event: {"figures": calibration_figures(said[event], came[event].astype("float64")), "parts": reliability(said[event], came[event].astype("float64"))} for event in said}
+    return {
+        event: {
+            "figures": calibration_figures(said[event], came[event].astype("float64")),
+            "parts": reliability(said[event], came[event].astype("float64")),
+        }
+        for event in said
+    }
 
 # %% ../../nbs/research/05_backtest.ipynb #4176c260
 def drift_of(
@@ -104,7 +144,14 @@ def drift_of(
 ) -> pd.DataFrame | None:   # per feature: psi, limit, drifted, see `drift`; None where the training or the bars are too few
     "How far the features of the newest week have drifted from the training of the last fold."
     fold = walk.folds.iloc[-1]
-    return drift(reference(walk.table.loc[as_utc(fold["trained_from"]):as_utc(fold["trained_until"]), walk.last.scaler.columns]), walk.table)
+    return drift(
+        reference(
+            walk.table.loc[
+                as_utc(fold["trained_from"]) : as_utc(fold["trained_until"]), walk.last.scaler.columns
+            ]
+        ),
+        walk.table,
+    )
 
 # %% ../../nbs/research/05_backtest.ipynb #0742b7f9
 def judge(
@@ -118,8 +165,17 @@ def judge(
     "The verdict of a run from everything that decides it."
     deflated = search["deflated_sharpe"]
     leak = None if proof is None or proof["passed"] else proof["offending"]
-    return verdict(skill.loc["LSTM"], returns[STRATEGY], returns[HOLD], returns[REVERSAL], trades=len(result["trades"]), horizon=run.horizon,
-                   deflated=math.nan if deflated is None else deflated, made=search["trials"], leak=leak)
+    return verdict(
+        skill.loc["LSTM"],
+        returns[STRATEGY],
+        returns[HOLD],
+        returns[REVERSAL],
+        trades=len(result["trades"]),
+        horizon=run.horizon,
+        deflated=math.nan if deflated is None else deflated,
+        made=search["trials"],
+        leak=leak,
+    )
 
 # %% ../../nbs/research/05_backtest.ipynb #593d5cc2
 @threadpool_limits.wrap(limits=1)   # of BLAS, whose sums would depend on the number of threads
@@ -127,42 +183,108 @@ def backtest(
     bars: pd.DataFrame,       # history and tested span, from `market_bars`; the last `run.hours` are tested
     run: RunConfig,           # everything else
     progress: bool = False,   # folds and epochs on stderr
-    ledger: Ledger | FixedLedger = ALONE,  # where the trial is entered; by default nowhere, and it counts as the first
-    certify: bool = False,    # also test the run for leaks (seconds); a failed certificate makes the verdict LEAK
+    # where the trial is entered; by default nowhere, and it counts as the first
+    ledger: Ledger | FixedLedger = ALONE,
+    # also test the run for leaks (seconds); a failed certificate makes the verdict LEAK
+    certify: bool = False,
     label_bars: Callable | None = None,    # of a placebo run, see `walk_forward`
 ) -> dict:                    # figures of `performance`, and trades, equity, signals, predictions, skill, verdict, baselines, search, power, uncertainty …
-    "Walk forward over the bars, trade the decisions, and judge both forecasts and money against the baselines."
+    """Walk forward over the bars, trade the decisions, and judge both forecasts and money against the
+    baselines."""
     check_decidable(run)
     walk, decisions, result = run_line(bars, run, progress, label_bars)
     tested, known = bars.loc[walk.predictions.index], walk.table.loc[walk.predictions.index]
-    learners, simple = learner_forecasts(bars, walk, run), {REVERSAL: last_bar_reversal(bars, run.horizon), MOMENTUM: momentum(bars, run.horizon)}
-    own, realised = log_return(walk, walk.predictions["prediction"], run), log_return(walk, walk.predictions["realised"], run)
+    learners = learner_forecasts(bars, walk, run)
+    simple = {REVERSAL: last_bar_reversal(bars, run.horizon), MOMENTUM: momentum(bars, run.horizon)}
+    own = log_return(walk, walk.predictions["prediction"], run)
+    realised = log_return(walk, walk.predictions["realised"], run)
     forecasters = {"LSTM": own, **simple, **{name: log_return(walk, f, run) for name, f in learners.items()}}
-    skill, against = skill_table(realised, forecasters, run.horizon), skill_against(realised, forecasters, "LSTM", run.horizon)
-    baselines = trade_baselines(tested, walk, run, learners, simple, learner_exceedance(bars, walk, run, learners))
-    returns = {name: b["final_balance"] / run.initial_balance - 1 for name, b in {STRATEGY: result, **baselines}.items()}
-    data = data_stamp(bars, tested, training_note(walk.folds, run), calibration_note(walk.folds, run), ending_note(walk.folds))
+    skill = skill_table(realised, forecasters, run.horizon)
+    against = skill_against(realised, forecasters, "LSTM", run.horizon)
+    baselines = trade_baselines(
+        tested, walk, run, learners, simple, learner_exceedance(bars, walk, run, learners)
+    )
+    returns = {
+        name: b["final_balance"] / run.initial_balance - 1
+        for name, b in {STRATEGY: result, **baselines}.items()
+    }
+    data = data_stamp(
+        bars,
+        tested,
+        training_note(walk.folds, run),
+        calibration_note(walk.folds, run),
+        ending_note(walk.folds),
+    )
     trial = trial_of(result, skill, run, data, tested.index)
-    made = {"realised": walk.predictions["realised"], "forecast": walk.predictions["prediction"], "signal": decisions["signal"]}
+    made = {
+        "realised": walk.predictions["realised"],
+        "forecast": walk.predictions["prediction"],
+        "signal": decisions["signal"],
+    }
     search = search_of(result, ledger.enter(trial), ledger.overfitting(trial))
-    proof = certificate(bars, run=run, made=made, newest=WARMUP + LEAST_TRIED, thorough=False) if certify else None
+    proof = (
+        certificate(bars, run=run, made=made, newest=WARMUP + LEAST_TRIED, thorough=False)
+        if certify
+        else None
+    )
     judged = judge(result, skill, returns, run, search, proof)
     ledger.conclude(trial, judged.level)
-    money, monthly = performance(result, tested), {name: monthly_table(r["equity"], run.initial_balance) for name, r in {STRATEGY: result, HOLD: baselines[HOLD]}.items()}
+    money = performance(result, tested)
+    monthly = {
+        name: monthly_table(r["equity"], run.initial_balance)
+        for name, r in {STRATEGY: result, HOLD: baselines[HOLD]}.items()
+    }
     result["trades"] = result["trades"].join(excursions(result, tested))
-    return {**result, **money, "figures": money, "baselines": baselines, "baseline_returns": returns, "baseline_figures": {name: all_figures(b, tested) for name, b in baselines.items()}, "monthly": monthly,
-            "signals": decisions, "predictions": walk.predictions, "folds": walk.folds, "features": known, "skill": skill, "against": against, "verdict": judged, "config": run, "bars": tested, "history": bars,
-            "quality": quality_report(bars), "data": data, "search": search, "power": power_of(tested, result["trades"], run, judged.numbers["n"]),
-            "uncertainty": bootstrap(result), "skill_by": skill_cells(realised, own, known["sigma"], run.horizon, walk.predictions["confidence"]), "certificate": proof, "fan": seed_fan(walk.predictions), "placebo": None,
-            "calibration": calibration_of(walk.predictions, known, run), "drift": drift_of(walk)}
+    return {
+        **result,
+        **money,
+        "figures": money,
+        "baselines": baselines,
+        "baseline_returns": returns,
+        "baseline_figures": {name: all_figures(b, tested) for name, b in baselines.items()},
+        "monthly": monthly,
+        "signals": decisions,
+        "predictions": walk.predictions,
+        "folds": walk.folds,
+        "features": known,
+        "skill": skill,
+        "against": against,
+        "verdict": judged,
+        "config": run,
+        "bars": tested,
+        "history": bars,
+        "quality": quality_report(bars),
+        "data": data,
+        "search": search,
+        "power": power_of(tested, result["trades"], run, judged.numbers["n"]),
+        "uncertainty": bootstrap(result),
+        "skill_by": skill_cells(realised, own, known["sigma"], run.horizon, walk.predictions["confidence"]),
+        "certificate": proof,
+        "fan": seed_fan(walk.predictions),
+        "placebo": None,
+        "calibration": calibration_of(walk.predictions, known, run),
+        "drift": drift_of(walk),
+    }
 
 # %% ../../nbs/research/05_backtest.ipynb #a961da58
 def trial_of(result: dict, skill: pd.DataFrame, run: RunConfig, data: dict, index: pd.DatetimeIndex) -> Trial:
     "The line of a run in the ledger."
-    returns, hit = hourly_returns(result["equity"], result["initial_balance"]), float(skill.loc["LSTM", "hit"])
+    returns = hourly_returns(result["equity"], result["initial_balance"])
+    hit = float(skill.loc["LSTM", "hit"])
     s = plain(sharpe_sample(returns)._asdict())
-    return Trial(run.ticker, market_of(data), **trial_span(index), data_hash=data["sha256"], config=asdict(run), sharpe=s["sharpe"], n=s["n"], skew=s["skew"],
-                 kurtosis=s["kurtosis"], hit=plain(hit), returns=returns.to_numpy())
+    return Trial(
+        run.ticker,
+        market_of(data),
+        **trial_span(index),
+        data_hash=data["sha256"],
+        config=asdict(run),
+        sharpe=s["sharpe"],
+        n=s["n"],
+        skew=s["skew"],
+        kurtosis=s["kurtosis"],
+        hit=plain(hit),
+        returns=returns.to_numpy()
+    )
 
 # %% ../../nbs/research/05_backtest.ipynb #191332de
 def summary(
@@ -170,12 +292,36 @@ def summary(
 ) -> dict:           # JSON-able
     "What a program wants to know of a backtest: verdict, figures, skill, costs, data; no tables of bars."
     skill = _table(results["skill"])
-    return {"ticker": results["config"].ticker, "verdict": results["verdict"].to_dict(), **plain(results["figures"]), "baseline_returns": results["baseline_returns"],
-            "baseline_figures": plain(results["baseline_figures"]), "skill": skill, "against": _table(results["against"]), "search": results["search"], "power": results["power"], "certificate": results["certificate"], "fan": results["fan"], "placebo": results["placebo"],
-            "uncertainty": {**_table(results["uncertainty"]), **results["uncertainty"].attrs}, "skill_by": {name: _table(t) for name, t in results["skill_by"].items()}, "folds": len(results["folds"]), "underpowered": bool(results["folds"]["underpowered"].any()), "determinism": determinism(results["folds"]),
-            "monthly": {name: _table(t.rename(columns=str)) for name, t in results["monthly"].items()}, "funnel": _table(signal_funnel(results["signals"], results["config"].entry)), "correlation": next_move(results),
-            "config": asdict(results["config"]), "data": results["data"], "quality": results["quality"].to_dict(10),
-            "drift": None if results["drift"] is None else _table(results["drift"]), "calibration": {event: {**c["figures"], "parts": _table(c["parts"])} for event, c in results["calibration"].items()}}
+    return {
+        "ticker": results["config"].ticker,
+        "verdict": results["verdict"].to_dict(),
+        **plain(results["figures"]),
+        "baseline_returns": results["baseline_returns"],
+        "baseline_figures": plain(results["baseline_figures"]),
+        "skill": skill,
+        "against": _table(results["against"]),
+        "search": results["search"],
+        "power": results["power"],
+        "certificate": results["certificate"],
+        "fan": results["fan"],
+        "placebo": results["placebo"],
+        "uncertainty": {**_table(results["uncertainty"]), **results["uncertainty"].attrs},
+        "skill_by": {name: _table(t) for name, t in results["skill_by"].items()},
+        "folds": len(results["folds"]),
+        "underpowered": bool(results["folds"]["underpowered"].any()),
+        "determinism": determinism(results["folds"]),
+        "monthly": {name: _table(t.rename(columns=str)) for name, t in results["monthly"].items()},
+        "funnel": _table(signal_funnel(results["signals"], results["config"].entry)),
+        "correlation": next_move(results),
+        "config": asdict(results["config"]),
+        "data": results["data"],
+        "quality": results["quality"].to_dict(10),
+        "drift": None if results["drift"] is None else _table(results["drift"]),
+        "calibration": {
+            event: {**c["figures"], "parts": _table(c["parts"])}
+            for event, c in results["calibration"].items()
+        },
+    }
 
 # %% ../../nbs/research/05_backtest.ipynb #f97e8411
 def next_move(
@@ -195,10 +341,15 @@ def run_backtest(
     ledger: Ledger | FixedLedger | None = None,  # where the trial is entered; None = the ledger of the home
     certify: bool = True,         # test the run for leaks
 ) -> dict:                        # as from `backtest`
-    "Get the bars of a run, backtest, and enter the trial. The demo market, stamped as such, only if asked for, or with exchange=\"auto\" and nothing real to be had."
+    """Get the bars of a run, backtest, and enter the trial.
+
+    The demo market, stamped as such, only if asked for, or with exchange="auto" and nothing real to be
+    had."""
     check_decidable(run)          # a mistake should not cost a download
     model_config(run)
-    bars = market_bars(run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress)
+    bars = market_bars(
+        run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress
+    )
     results = backtest(bars, run, progress, Ledger(home) if ledger is None else ledger, certify)
     keep_forecasts(bars, run, results["predictions"], home)      # for a sweep of them
     return results
@@ -209,13 +360,21 @@ class Backtester:
 
     def __init__(self,
         sg: SignalGenerator,                 # ticker, exchange, lookback and all other settings
-        hours: int | None = None,            # bars tested; None, here and below: as the generator's settings have it, by default 720
+        # bars tested; None, here and below: as the generator's settings have it, by default 720
+        hours: int | None = None,
         initial_balance: float | None = None,  # quote currency, by default 100 000
         fee: float | None = None,            # share of traded notional, per side, by default 0.001
         **settings                           # any other field of `RunConfig`
     ):
-        if not isinstance(sg, SignalGenerator): raise InputError(f"a backtest needs a signal generator, not {sg!r}; pass SignalGenerator(ticker=\"ETH/USD\")")
-        given = {k: v for k, v in {"hours": hours, "initial_balance": initial_balance, "fee": fee}.items() if v is not None}
+        if not isinstance(sg, SignalGenerator):
+            raise InputError(
+                f"a backtest needs a signal generator, not {sg!r}; pass SignalGenerator(ticker=\"ETH/USD\")"
+            )
+        given = {
+            k: v
+            for k, v in {"hours": hours, "initial_balance": initial_balance, "fee": fee}.items()
+            if v is not None
+        }
         self.sg, self.config = sg, run_config({**given, **settings}, sg.run)
 
     def run(self,
@@ -223,4 +382,6 @@ class Backtester:
         hours: int | None = None,  # another test span
     ) -> dict:                     # as from `backtest`
         "Fetch the bars and backtest, see `run_backtest`."
-        return run_backtest(self.config if hours is None else replace(self.config, hours=hours), self.sg.home, verbose)
+        return run_backtest(
+            self.config if hours is None else replace(self.config, hours=hours), self.sg.home, verbose
+        )

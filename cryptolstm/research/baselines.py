@@ -31,7 +31,9 @@ def buy_and_hold(
     result: dict,            # from `simulate`; balance, fee and slippage are taken from its settings
     bars: pd.DataFrame,      # the bars it ran on
 ) -> dict:                   # as from `simulate`
-    "The same bars, balance and costs with everything bought at the second open and held. `InputError` for other bars."
+    """The same bars, balance and costs with everything bought at the second open and held.
+
+    `InputError` for other bars."""
     _same_bars(result, bars)
     costs = {k: result["settings"][k] for k in ("initial_balance", "fee", "slippage", "slippage_range")}
     return simulate(bars, np.ones(len(bars)), **costs)
@@ -44,7 +46,11 @@ def performance(
 ) -> dict:                            # as `all_figures`, plus the same of buy & hold under "buy_and_hold", the difference, and the source
     "Every figure of a simulation with those of buy & hold at the same costs beside them."
     own, held = (all_figures(r, bars, periods) for r in (result, buy_and_hold(result, bars)))
-    return own | {"buy_and_hold": held, "excess_return": own["total_return"] - held["total_return"], "source": result["source"]}
+    return own | {
+        "buy_and_hold": held,
+        "excess_return": own["total_return"] - held["total_return"],
+        "source": result["source"],
+    }
 
 # %% ../../nbs/research/03_baselines.ipynb #8b96ba96
 SHARE = 0.05  # of the past move: about the correlation of one hour with the next in real bars
@@ -77,16 +83,22 @@ def momentum(
 
 # %% ../../nbs/research/03_baselines.ipynb #b9d7c4b3
 STRATEGY = "strategy"                                                             # in tables of what traded
-HOLD, REVERSAL, MOMENTUM = "buy & hold", "bet against the last bar", "momentum"   # the baselines that need no model
-RULES_ALONE, LSTM_ALONE = "rules without the LSTM", "LSTM without the rules"      # the two halves of the strategy
+# the baselines that need no model
+HOLD, REVERSAL, MOMENTUM = "buy & hold", "bet against the last bar", "momentum"
+# the two halves of the strategy
+RULES_ALONE, LSTM_ALONE = "rules without the LSTM", "LSTM without the rules"
 
 def rules_alone(
     table: pd.DataFrame,   # features of all bars
     run: RunConfig,        # which rules
     index: pd.DatetimeIndex,   # the tested bars
 ) -> pd.Series:            # −1, 0, 1
-    "What the rules say without a forecast: long where all of them allow it, short likewise, nothing where both or neither."
-    sides = [np.logical_and.reduce([getattr(rule, side)(table).loc[index] for rule in rules_of(run).values()]) for side in ("long", "short")]
+    """What the rules say without a forecast: long where all of them allow it, short likewise, nothing where
+    both or neither."""
+    sides = [
+        np.logical_and.reduce([getattr(rule, side)(table).loc[index] for rule in rules_of(run).values()])
+        for side in ("long", "short")
+    ]
     return pd.Series(sides[0].astype(int) - sides[1].astype(int), index)
 
 # %% ../../nbs/research/03_baselines.ipynb #76011de0
@@ -97,7 +109,14 @@ def learner_forecasts(
 ) -> dict[str, pd.Series]: # learner → forecasts in σ·√h, the network's own unit
     "Ridge and gradient boosting on the network's inputs and folds."
     y = target(bars, walk.table["sigma"], run.horizon)
-    return {name: fold_forecasts(make, walk.table[INPUTS], y, walk.folds["tested_from"], run.train_hours, run.horizon).rename(name) for name, make in LEARNERS.items()}
+    return {
+        name: (
+            fold_forecasts(
+                make, walk.table[INPUTS], y, walk.folds["tested_from"], run.train_hours, run.horizon
+            ).rename(name)
+        )
+        for name, make in LEARNERS.items()
+    }
 
 def learner_exceedance(
     bars: pd.DataFrame,    # all bars of the run
@@ -105,15 +124,27 @@ def learner_exceedance(
     run: RunConfig,        # entry, train_hours, horizon
     learners: dict,        # from `learner_forecasts`
 ) -> dict[str, pd.Series]: # learner → P(beyond the threshold) per tested bar; empty where the entry asks for none
-    "The calibrations of the learners, fold by fold on the network's validation bars: by a fit that ends before them, with outcomes known before the fold."
+    """The calibrations of the learners, fold by fold on the network's validation bars: by a fit that ends
+    before them, with outcomes known before the fold."""
     if run.entry != "probability": return {}
     y, out = target(bars, walk.table["sigma"], run.horizon), {name: [] for name in learners}
     for number, fold in walk.folds.iterrows():
         past = walk.table.loc[:fold["tested_from"] - (run.horizon + 1) * HOUR]
         tested = walk.predictions.index[walk.predictions["fold"] == number]
         for name in learners:
-            said = fold_forecasts(LEARNERS[name], past[INPUTS], y.loc[past.index], [pd.Timestamp(fold["fitted_until"])], run.train_hours, run.horizon)
-            curve = exceedance_curve(pd.DataFrame({"prediction": said, "realised": y.loc[said.index]}).dropna(), walk.table, run.horizon)
+            said = fold_forecasts(
+                LEARNERS[name],
+                past[INPUTS],
+                y.loc[past.index],
+                [pd.Timestamp(fold["fitted_until"])],
+                run.train_hours,
+                run.horizon,
+            )
+            curve = exceedance_curve(
+                pd.DataFrame({"prediction": said, "realised": y.loc[said.index]}).dropna(),
+                walk.table,
+                run.horizon,
+            )
             out[name].append(exceedance(curve, learners[name].loc[tested], walk.table.loc[tested], run))
     return {name: pd.concat(parts) for name, parts in out.items()}
 
@@ -125,13 +156,29 @@ def trade_baselines(
     simple: dict,          # forecasts of `REVERSAL` and `MOMENTUM`; only their sign is traded
     exceed: dict,          # from `learner_exceedance`
 ) -> dict[str, dict]:      # name → as from `simulate`
-    "Everything the strategy must beat, at the same costs; what replaces a part of it has its stop and sizing, too."
+    """Everything the strategy must beat, at the same costs; what replaces a part of it has its stop and
+    sizing, too."""
     known = walk.table.loc[tested.index]
     own = dict(atr=known["atr"], sigma=known["sigma"])
     forecast = walk.predictions["prediction"]
-    signals = {RULES_ALONE: rules_alone(walk.table, run, tested.index), LSTM_ALONE: decide(forecast, walk.table, run, rules={}, exceed=walk.predictions["p_exceed"])["signal"],
-               **{f"{name}{text}": decide(f.loc[tested.index], walk.table, run, exceed=exceed.get(name), **rules)["signal"]
-                  for name, f in learners.items() for text, rules in ((" with the rules", {}), (" without the rules", {"rules": {}}))}}
-    return {HOLD: trade(tested, pd.Series(1, tested.index), run),
-            **{name: trade(tested, np.sign(f.loc[tested.index]).fillna(0).astype(int), run) for name, f in simple.items()},
-            **{name: trade(tested, signal, run, **own) for name, signal in signals.items()}}
+    signals = {
+        RULES_ALONE: rules_alone(walk.table, run, tested.index),
+        LSTM_ALONE: decide(forecast, walk.table, run, rules={}, exceed=walk.predictions["p_exceed"])[
+            "signal"
+        ],
+        **{
+            f"{name}{text}": decide(f.loc[tested.index], walk.table, run, exceed=exceed.get(name), **rules)[
+                "signal"
+            ]
+            for name, f in learners.items()
+            for text, rules in ((" with the rules", {}), (" without the rules", {"rules": {}}))
+        },
+    }
+    return {
+        HOLD: trade(tested, pd.Series(1, tested.index), run),
+        **{
+            name: trade(tested, np.sign(f.loc[tested.index]).fillna(0).astype(int), run)
+            for name, f in simple.items()
+        },
+        **{name: trade(tested, signal, run, **own) for name, signal in signals.items()},
+    }

@@ -33,7 +33,8 @@ from . import replay
 LEAST_TRIED = 756  # bars beyond the warm-up that the certificate of a backtest is made on
 
 def stand_in(table: pd.DataFrame) -> pd.Series:
-    "A causal forecast in place of the network: the last move, in σ, once more and twice as large; most clear the threshold, and they differ in size."
+    """A causal forecast in place of the network: the last move, in σ, once more and twice as large; most
+    clear the threshold, and they differ in size."""
     return (2.0 * table["log_return_z"].clip(-3, 3)).rename("prediction")
 
 def open_decisions(
@@ -46,18 +47,26 @@ def open_decisions(
     return ask().assign(**{"signal without rules": ask(rules={})["signal"]})
 
 # and a calibration for it, as entry="probability" asks for one
-STAND_IN_CURVE = {"n": 0, "gain": 1.0, "errors": np.linspace(-3, 3, 201).tolist(), "curves": [[scale, 0.0, 1.0, 0.0] for scale in (0.0, 1.0, 2.0)]}
+STAND_IN_CURVE = {
+    "n": 0,
+    "gain": 1.0,
+    "errors": np.linspace(-3, 3, 201).tolist(),
+    "curves": [[scale, 0.0, 1.0, 0.0] for scale in (0.0, 1.0, 2.0)],
+}
 
 # %% ../../nbs/research/04_certificate.ipynb #e0504e67
 def whole_way(
     f: Pipeline,                       # bars → features
     decisions: Callable | None,        # feature table → signals or decisions, on the same rows
 ) -> Pipeline:                         # bars → both side by side
-    "Features and decisions as one pipeline; the columns come in the order in which they are made, so the first that differs is the cause."
+    """Features and decisions as one pipeline; the columns come in the order in which they are made, so the
+    first that differs is the cause."""
     def way(bars):
         table = run_pipeline(f, bars)
         if decisions is None: return table
-        return pd.concat([table, run_pipeline(lambda b: decisions(table.copy()), bars).add_prefix("decision: ")], axis=1)
+        return pd.concat(
+            [table, run_pipeline(lambda b: decisions(table.copy()), bars).add_prefix("decision: ")], axis=1
+        )
     return way
 
 # %% ../../nbs/research/04_certificate.ipynb #2877500e
@@ -68,12 +77,30 @@ def small_run(
 ) -> RunConfig:       # the same on little: two folds of a tiny network, no clock
     "The run the line is tried with."
     config, h = model_config(run), run.horizon
-    tiny = len(config.units) == 1 and max(*config.units, *config.dense) <= 16   # such a network is compiled already
-    shape = {} if tiny else {"units": [4], "dropout": [config.dropout[0]], "recurrent_dropout": [config.recurrent_dropout[0]], "dense": [4]}
+    # such a network is compiled already
+    tiny = len(config.units) == 1 and max(*config.units, *config.dense) <= 16
+    shape = (
+        {}
+        if tiny
+        else {
+            "units": [4],
+            "dropout": [config.dropout[0]],
+            "recurrent_dropout": [config.recurrent_dropout[0]],
+            "dense": [4],
+        }
+    )
     few = {"epochs": 1, "refit_epochs": 1, "max_train_seconds": None, "seeds": list(config.seeds[:2])}
     enough = 200 + 4 * h
-    if run.entry == "probability": enough, few = 2 * MIN_CALIBRATION + 4 * h, {**few, "val_fraction": .5}   # or no probability would be calibrated
-    return replace(run, train_hours=enough, hours=BETWEEN + h + AFTER, retrain_every=BETWEEN + h, threshold_scale=0.0, network={**run.network, **shape, **few})
+    # or no probability would be calibrated
+    if run.entry == "probability": enough, few = 2 * MIN_CALIBRATION + 4 * h, {**few, "val_fraction": .5}
+    return replace(
+        run,
+        train_hours=enough,
+        hours=BETWEEN + h + AFTER,
+        retrain_every=BETWEEN + h,
+        threshold_scale=0.0,
+        network={**run.network, **shape, **few},
+    )
 
 def stretch(
     bars: pd.DataFrame,   # on the regular grid
@@ -87,9 +114,15 @@ def stretch(
 
 # %% ../../nbs/research/04_certificate.ipynb #66a2746b
 def _trainings(walk) -> pd.DataFrame:
-    "What each training left behind, as text, on the row of the last bar before its fold; scaler and weights of the last one."
-    rows = {f["tested_from"] - HOUR: {k: str(v) for k, v in f.items() if not k.startswith("tested_")} for _, f in walk.folds.iterrows()}
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(w).tobytes() for member in walk.last.members for w in member)).hexdigest()
+    """What each training left behind, as text, on the row of the last bar before its fold; scaler and weights
+    of the last one."""
+    rows = {
+        f["tested_from"] - HOUR: {k: str(v) for k, v in f.items() if not k.startswith("tested_")}
+        for _, f in walk.folds.iterrows()
+    }
+    digest = hashlib.sha256(
+        b"".join(np.ascontiguousarray(w).tobytes() for member in walk.last.members for w in member)
+    ).hexdigest()
     last = max(rows)
     rows[last] = {"scaler": json.dumps(walk.last.scaler.to_dict()), "weights": digest, **rows[last]}
     return pd.DataFrame.from_dict(rows, orient="index").add_prefix("training: ")
@@ -102,7 +135,14 @@ def line_table(
     walk, result = line.walk, line.result
     orders = pd.DataFrame({k: result[k] for k in ("position", "equity", "low_equity")})
     said = walk.predictions.drop(columns="realised").add_prefix("forecast: ")
-    parts = [walk.table, _trainings(walk), walk.predictions["realised"].rename("label"), said, line.decisions.add_prefix("decision: "), orders.add_prefix("order: ")]
+    parts = [
+        walk.table,
+        _trainings(walk),
+        walk.predictions["realised"].rename("label"),
+        said,
+        line.decisions.add_prefix("decision: "),
+        orders.add_prefix("order: "),
+    ]
     first = [c for c in ("training: scaler", "training: weights") if c in parts[1]]
     parts[1] = parts[1][[*first, *parts[1].columns.difference(first)]]
     return pd.concat([p.reindex(index) for p in parts], axis=1)
@@ -118,7 +158,20 @@ def label_findings(
     y, other, open_rows = full["label"], changed["label"], np.arange(len(full)) >= len(full) - horizon
     early = open_rows & (ended["label"].notna() | (y.notna() & same_bits(y, other))).to_numpy()
     late = ~open_rows & ~(same_bits(y, ended["label"]) & same_bits(y, other))
-    return [_found("retraining", len(full) - 1, full, "label", full.index[rows][0], int(rows.sum()), y[rows].iloc[0], other[rows].iloc[0]) for rows in (early, late) if rows.any()]
+    return [
+        _found(
+            "retraining",
+            len(full) - 1,
+            full,
+            "label",
+            full.index[rows][0],
+            int(rows.sum()),
+            y[rows].iloc[0],
+            other[rows].iloc[0],
+        )
+        for rows in (early, late)
+        if rows.any()
+    ]
 
 def scaler_findings(
     walk,   # a `WalkForward`
@@ -126,13 +179,25 @@ def scaler_findings(
 ) -> list[dict]:
     "Columns that the scaler of the last training does not fit."
     last, first = walk.folds.iloc[-1], walk.folds.iloc[0]
-    if len(walk.folds) > 1 and last["fitted_until"] <= first["fitted_until"]: return []   # weights from a later training: which rows the scaler saw is not said
+    # weights from a later training: which rows the scaler saw is not said
+    if len(walk.folds) > 1 and last["fitted_until"] <= first["fitted_until"]: return []
     until = pd.Timestamp(last["fitted_until"]) - walk.last.config.horizon * HOUR
     x = walk.last.scaler.transform(walk.table.loc[pd.Timestamp(last["trained_from"]):until])
     low, middle, high = np.quantile(x[np.isfinite(x).all(axis=1)], [.25, .5, .75], axis=0)
     wrong = (np.abs(middle) > 1e-3) | ((np.abs(high - low - 1) > 1e-3) & (high > low))
-    return [_found("retraining", cut, walk.table.loc[:until], "training: scaler", until, int(wrong.sum()), f"{walk.last.scaler.columns[k]} centred at {middle[k]:.3g}", "0")
-            for k in np.flatnonzero(wrong)[:1]]
+    return [
+        _found(
+            "retraining",
+            cut,
+            walk.table.loc[:until],
+            "training: scaler",
+            until,
+            int(wrong.sum()),
+            f"{walk.last.scaler.columns[k]} centred at {middle[k]:.3g}",
+            "0",
+        )
+        for k in np.flatnonzero(wrong)[:1]
+    ]
 
 # %% ../../nbs/research/04_certificate.ipynb #117d6660
 def check_retraining(
@@ -140,17 +205,30 @@ def check_retraining(
     bars: pd.DataFrame,    # on the regular grid
     run: RunConfig,        # the real one
 ) -> dict:                 # entry of the certificate; "untried" says why where the bars are too few
-    "Train, decide and trade anew with the bars ending, or everything changed, after the first bar of the last fold. What does not repeat itself is left out."
+    """Train, decide and trade anew with the bars ending, or everything changed, after the first bar of the
+    last fold. What does not repeat itself is left out."""
     small = small_run(run)
-    part = stretch(bars, 60 + small.lookback + small.train_hours + small.hours + 250)   # 250: the volatility rule needs 240
+    # 250: the volatility rule needs 240
+    part = stretch(bars, 60 + small.lookback + small.train_hours + small.hours + 250)
     cut = len(part) - AFTER
-    try: base = line(part, small)
+    try:base = line(part, small)
     except InputError as e: return {**_entry("retraining", [], findings([])), "untried": str(e)}
     full = line_table(base, part.index)
-    ended, changed = (line_table(line(b, replace(small, hours=hours)), part.index[:len(b)]).iloc[:cut + 1] for b, hours in (
-        (part.iloc[:cut + 1], small.hours - AFTER + 1), (altered_futures(part, cut, only=("million",))["million"], small.hours)))
+    ended, changed = (
+        line_table(line(b, replace(small, hours=hours)), part.index[: len(b)]).iloc[: cut + 1]
+        for b, hours in (
+            (part.iloc[: cut + 1], small.hours - AFTER + 1),
+            (altered_futures(part, cut, only=("million",))["million"], small.hours),
+        )
+    )
     upto = full.iloc[:cut + 1]
-    found = [d for how, other in (("truncated", ended), ("million", changed)) for d in differences(upto.drop(columns="label"), other.drop(columns="label"), check="retraining", how=how, cut=cut)]
+    found = [
+        d
+        for how, other in (("truncated", ended), ("million", changed))
+        for d in differences(
+            upto.drop(columns="label"), other.drop(columns="label"), check="retraining", how=how, cut=cut
+        )
+    ]
     if found:
         wavering = {d["column"] for d in differences(full, line_table(line(part, small), part.index))}
         found = [d for d in found if d["column"] not in wavering]
@@ -166,7 +244,8 @@ def fills_outside(
     "Fills beyond low and high and slippage; what ruin forces is not looked at."
     at = bars.loc[fills["time"]]
     slip = run.slippage + run.slippage_range * (at["high"] - at["low"]) / at["high"]
-    low, high = (at["low"] * (1 - slip)).to_numpy() * (1 - 1e-9), (at["high"] * (1 + slip)).to_numpy() * (1 + 1e-9)
+    low = (at["low"] * (1 - slip)).to_numpy() * (1 - 1e-9)
+    high = (at["high"] * (1 + slip)).to_numpy() * (1 + 1e-9)
     return fills[((fills["price"] < low) | (fills["price"] > high)) & (fills["reason"] != "liquidation")]
 
 def check_orders(
@@ -179,21 +258,46 @@ def check_orders(
 ) -> dict:                 # entry of the certificate
     "Trade a coin, then with other signals and with other bars from a row on."
     bars, table, rng = bars.iloc[-rows:], table.iloc[-rows:], np.random.default_rng(seed)
-    coin, own = pd.Series(rng.integers(-1, 2, len(bars)), bars.index), {"atr": table["atr"], "sigma": table["sigma"]}
-    laid = lambda b, s: pd.DataFrame({k: made[k] for k in ("position", "equity", "low_equity")}).add_prefix("order: ") if (made := trade(b, s, run, **own)) else None
+    coin = pd.Series(rng.integers(-1, 2, len(bars)), bars.index)
+    own = {"atr": table["atr"], "sigma": table["sigma"]}
+    laid = lambda b, s: (
+        pd.DataFrame({k: made[k] for k in ("position", "equity", "low_equity")}).add_prefix("order: ")
+        if (made := trade(b, s, run, **own))
+        else None
+    )
     full, found, cuts = laid(bars, coin), [], [len(bars) // 3, len(bars) // 2, len(bars) - 3]
     for t in cuts:
         other = coin.where(np.arange(len(coin)) <= t, (coin + 2) % 3 - 1)   # 0, 1, −1 for −1, 0, 1
-        found += differences(full.iloc[:t + 2], laid(bars, other).iloc[:t + 2], check="orders", how="other signals", cut=t)
+        found += differences(
+            full.iloc[: t + 2], laid(bars, other).iloc[: t + 2], check="orders", how="other signals", cut=t
+        )
         for how, b in altered_futures(bars, t, seed, ("million", "jumps")).items():
-            found += differences(full.iloc[:t + 1], laid(b, coin).iloc[:t + 1], check="orders", how=how, cut=t)
+            found += differences(
+                full.iloc[: t + 1], laid(b, coin).iloc[: t + 1], check="orders", how=how, cut=t
+            )
     fills = trade(bars, coin, run, **own)["fills"]
-    found += [_found("orders", len(bars) - 1, bars, "order: fills", bad["time"].iloc[0], len(bad), bad["price"].iloc[0], "outside its bar")
-              for bad in [fills_outside(fills, bars, run)] if len(bad)]
-    return {**_entry("orders", cuts, findings(found)), **({} if len(fills) else {"untried": "no order of a coin was filled"})}
+    found += [
+        _found(
+            "orders",
+            len(bars) - 1,
+            bars,
+            "order: fills",
+            bad["time"].iloc[0],
+            len(bad),
+            bad["price"].iloc[0],
+            "outside its bar",
+        )
+        for bad in [fills_outside(fills, bars, run)]
+        if len(bad)
+    ]
+    return {
+        **_entry("orders", cuts, findings(found)),
+        **({} if len(fills) else {"untried": "no order of a coin was filled"}),
+    }
 
 # %% ../../nbs/research/04_certificate.ipynb #92b021ea
-IMPLAUSIBLE = .5   # correlation with the next move that no honest forecaster has; a hit rate of ½ + arcsin(½)/π, two thirds
+# correlation with the next move that no honest forecaster has; a hit rate of ½ + arcsin(½)/π, two thirds
+IMPLAUSIBLE = .5
 FADE = .75         # share of the correlation that may be left one horizon later before it is worth a word
 
 def beyond_belief(
@@ -207,12 +311,18 @@ def too_right(
     f: pd.Series,       # forecasts, or signals
     horizon: int = 1,   # only spans that do not overlap count
 ) -> bool:
-    "Whether the correlation, or the share of right directions, is beyond belief; never on fewer than 30 spans."
+    """Whether the correlation, or the share of right directions, is beyond belief; never on fewer than 30
+    spans."""
     y, f, most = y.iloc[::horizon], f.reindex(y.index[::horizon]), beyond_belief(horizon)
     n = int((y.notna() & f.notna()).sum())
     hit, chance = hit_rate(y, f, level=.9999), pesaran_timmermann(y, f).expected
     ic = information_coefficient(y, f)
-    return bool(n >= 30 and ic > max(most, 5 / np.sqrt(n)) or hit["n"] >= 30 and hit["low"] > chance + np.arcsin(most) / np.pi)
+    return bool(
+        n >= 30
+        and ic > max(most, 5 / np.sqrt(n))
+        or hit["n"] >= 30
+        and hit["low"] > chance + np.arcsin(most) / np.pi
+    )
 
 # %% ../../nbs/research/04_certificate.ipynb #cb476f5c
 def check_labels(
@@ -222,19 +332,39 @@ def check_labels(
     every: int = 360,      # rows between two fits
     horizon: int = 1,      # the second life learns moves so many bars later
 ) -> dict:                 # entry of the certificate; ic, p, ic_shifted, p_shifted; "warning" where skill hardly fades
-    "Whether a regression on the features knows the next move, or the one after it, better than anybody could."
+    """Whether a regression on the features knows the next move, or the one after it, better than anybody
+    could."""
     x, rows, found = _numbers(table, tested), [], []
-    if not x.shape[1]: raise InputError("no feature is a number on most of the tested rows; pass at least one column of numbers")
+    if not x.shape[1]:
+        raise InputError(
+            "no feature is a number on most of the tested rows; pass at least one column of numbers"
+        )
     for later in (0, horizon):
         wanted = y.shift(-later)
-        f = fold_forecasts(LEARNERS["ridge"], x, wanted, x.index[len(x) - tested::every], len(x), horizon + later)
+        f = fold_forecasts(
+            LEARNERS["ridge"], x, wanted, x.index[len(x) - tested :: every], len(x), horizon + later
+        )
         rows.append(skill_row(wanted.loc[f.index], f, horizon))
-        if too_right(wanted.loc[f.index], f, horizon): found.append(_found("labels", len(x) - 1, x, "(all features)", f.index[0], len(f), rows[-1]["ic"], IMPLAUSIBLE))
+        if too_right(wanted.loc[f.index], f, horizon):
+            found.append(
+                _found(
+                    "labels", len(x) - 1, x, "(all features)", f.index[0], len(f), rows[-1]["ic"], IMPLAUSIBLE
+                )
+            )
     number = lambda v: float(v) if np.isfinite(v) else None
     kept = rows[1]["cw_p"] < .001 and rows[1]["ic"] > FADE * rows[0]["ic"]
-    hint = f"skill hardly fades when the labels come {horizon} h later (correlation {rows[0]['ic']:.2f}, then {rows[1]['ic']:.2f}): a slow drift, or a leak".replace("-", "−")
-    return {**_entry("labels", [], findings(found)), "ic": number(rows[0]["ic"]), "p": number(rows[0]["cw_p"]), "ic_shifted": number(rows[1]["ic"]),
-            "p_shifted": number(rows[1]["cw_p"]), **({"warning": hint} if kept and not found else {})}
+    hint = (
+        f"skill hardly fades when the labels come {horizon} h later (correlation {rows[0]['ic']:.2f}, then"
+        f" {rows[1]['ic']:.2f}): a slow drift, or a leak".replace("-", "−")
+    )
+    return {
+        **_entry("labels", [], findings(found)),
+        "ic": number(rows[0]["ic"]),
+        "p": number(rows[0]["cw_p"]),
+        "ic_shifted": number(rows[1]["ic"]),
+        "p_shifted": number(rows[1]["cw_p"]),
+        **({"warning": hint} if kept and not found else {}),
+    }
 
 # %% ../../nbs/research/04_certificate.ipynb #f5f536e1
 def _numbers(table: pd.DataFrame, tested: int) -> pd.DataFrame:
@@ -244,20 +374,34 @@ def _numbers(table: pd.DataFrame, tested: int) -> pd.DataFrame:
 
 # %% ../../nbs/research/04_certificate.ipynb #a4776737
 def check_plausible(
-    made: Mapping,         # realised moves, forecasts and signals of the run: "realised", "forecast", "signal", on the same rows
+    # realised moves, forecasts and signals of the run: "realised", "forecast", "signal", on the same rows
+    made: Mapping,
     horizon: int = 1,
 ) -> dict:                 # entry of the certificate
     "Whether the forecasts or the signals of a run are right more often than anybody could be."
     signal = made["signal"].where(made["signal"] != 0)
-    found = [_found("plausible", len(x) - 1, x.to_frame(), name, x.index[0], int(x.notna().sum()), "right too often", "")
-             for name, x in (("forecasts", made["forecast"]), ("signals", signal)) if too_right(made["realised"], x, horizon)]
+    found = [
+        _found(
+            "plausible",
+            len(x) - 1,
+            x.to_frame(),
+            name,
+            x.index[0],
+            int(x.notna().sum()),
+            "right too often",
+            "",
+        )
+        for name, x in (("forecasts", made["forecast"]), ("signals", signal))
+        if too_right(made["realised"], x, horizon)
+    ]
     return _entry("plausible", [], findings(found))
 
 # %% ../../nbs/research/04_certificate.ipynb #8e40752b
 def certificate(
     bars: pd.DataFrame,                  # bar frame of the run
     features: Pipeline = features,       # bars → features, ours or yours
-    decide: Callable | None = None,      # feature table → signals; None = our rules, where the features are ours
+    # feature table → signals; None = our rules, where the features are ours
+    decide: Callable | None = None,
     run: RunConfig = RunConfig(),        # all settings
     made: Mapping | None = None,         # what the run has made, see `check_plausible`
     warmup: int = WARMUP,                # bars of history that must suffice
@@ -265,18 +409,27 @@ def certificate(
     newest: int | None = None,           # bars tried; None = all
     thorough: bool = True,               # False: fewer alterations and cuts, as in every backtest
 ) -> dict:                               # JSON-able: passed, offending, sentence, checks, columns, bars, bars_hash, warmup, seed
-    "Test a whole run for leaks: features, decisions, training, labels, orders, outcome. The first column at fault is named."
+    """Test a whole run for leaks: features, decisions, training, labels, orders, outcome.
+
+    The first column at fault is named."""
     bars = check_bars(bars if "is_gap" in bars else regular_grid(check_bars(bars)))
     if newest is not None: bars = bars.iloc[-newest:]
     ours = features is globals()["features"]
-    whole = ours and decide is None   # then the functions of the run are tested, those that stand in `replay` now
+    # then the functions of the run are tested, those that stand in `replay` now
+    whole = ours and decide is None
     way = whole_way(features, (lambda table: open_decisions(replay.decide, table, run)) if whole else decide)
-    proof, table = leak_certificate(way, bars, None, None, seed, thorough=thorough), run_pipeline(features, bars)
+    proof = leak_certificate(way, bars, None, None, seed, thorough=thorough)
+    table = run_pipeline(features, bars)
     proof["checks"] += _start_entry(way, bars, warmup)
     if whole:
-        proof["checks"] += [check_retraining(replay.run_line, bars, run), check_orders(replay.trade, bars, table, run, seed=seed)]
-    tested, moves = min(720, len(bars) // 2), label("return", bars, table["sigma"], run.horizon) if ours else _moves(bars, run.horizon)
-    if tested > FEW_LABELS and _numbers(table, tested).shape[1]: proof["checks"].append(check_labels(table, moves, tested, horizon=run.horizon))
+        proof["checks"] += [
+            check_retraining(replay.run_line, bars, run),
+            check_orders(replay.trade, bars, table, run, seed=seed),
+        ]
+    tested = min(720, len(bars) // 2)
+    moves = label("return", bars, table["sigma"], run.horizon) if ours else _moves(bars, run.horizon)
+    if tested > FEW_LABELS and _numbers(table, tested).shape[1]:
+        proof["checks"].append(check_labels(table, moves, tested, horizon=run.horizon))
     if made is not None: proof["checks"].append(check_plausible(made, run.horizon))
     return _concluded({**proof, "warmup": warmup, "columns": list(map(str, table))})
 
@@ -290,7 +443,9 @@ def _moves(bars: pd.DataFrame, horizon: int) -> pd.Series:
 
 def _start_entry(f: Pipeline, bars: pd.DataFrame, warmup: int) -> list[dict]:
     "The start check at four rows, or nothing where the bars are too few for one."
-    at = sorted({t for t in (warmup, len(bars) - 200, len(bars) - 2, len(bars) - 1) if warmup <= t < len(bars)})
+    at = sorted(
+        {t for t in (warmup, len(bars) - 200, len(bars) - 2, len(bars) - 1) if warmup <= t < len(bars)}
+    )
     return [_entry("start", at, check_start(f, bars, warmup, at))] if len(bars) > warmup + 1 else []
 
 def _concluded(proof: dict) -> dict:
@@ -298,20 +453,41 @@ def _concluded(proof: dict) -> dict:
     checks = proof["checks"]
     failed, tried = [c for c in checks if not c["passed"]], sum(len(c["cuts"]) for c in checks)
     at_fault = failed[0]["columns"][0] if failed else None
-    made = f"{', '.join(c['name'] for c in checks if 'untried' not in c)} checks on {len(proof['columns'])} columns and {proof['bars']:,} bars at {tried} cuts"
+    made = (
+        f"{', '.join(c['name'] for c in checks if 'untried' not in c)} checks on {len(proof['columns'])}"
+        f" columns and {proof['bars']:,} bars at {tried} cuts"
+    )
     sentence = f"No leak found: {made}" if not failed else f"LEAK: {at_fault} ({_what(failed[0])}; {made})"
-    more = [f"not tried: {c['name']} ({c['untried']})" for c in checks if "untried" in c] + [c["warning"] for c in checks if "warning" in c]
-    return {**proof, "passed": not failed, "offending": at_fault, "sentence": f"{'; '.join([sentence, *more])}."}
+    more = [f"not tried: {c['name']} ({c['untried']})" for c in checks if "untried" in c] + [
+        c["warning"] for c in checks if "warning" in c
+    ]
+    return {
+        **proof,
+        "passed": not failed,
+        "offending": at_fault,
+        "sentence": f"{'; '.join([sentence, *more])}.",
+    }
 
-_WHAT = {"repeat": "two runs on the same bars differ", "start": "the value depends on where the data starts", "labels": "the features know the outcome better than any honest forecast could",
-         "plausible": "right more often than any honest forecast could be"}
+_WHAT = {
+    "repeat": "two runs on the same bars differ",
+    "start": "the value depends on where the data starts",
+    "labels": "the features know the outcome better than any honest forecast could",
+    "plausible": "right more often than any honest forecast could be",
+}
 
 def _what(check: dict) -> str:
     "What one failed check has found."
     first, name = check["first"], check["columns"][0]
     if check["name"] in _WHAT: return _WHAT[check["name"]]
-    if name == "training: scaler" and not first["how"]: return f"it does not fit the rows it was learnt from: {first['full']}"
-    if name == "label" and not first["how"]: return "known before the hours it is about, or changing after them"
-    if name == "order: fills": return f"the fill of {first['row'][:16]} is at a price that its bar has not seen"
-    if first["how"] == "other signals": return f"the value of {first['row'][:16]} changes with signals after {first['time'][:16]}"
-    return f"the value of {first['row'][:16]} changes with bars after {first['time'][:16]}{', ' + first['how'] if first['how'] else ''}"
+    if name == "training: scaler" and not first["how"]:
+        return f"it does not fit the rows it was learnt from: {first['full']}"
+    if name == "label" and not first["how"]:
+        return "known before the hours it is about, or changing after them"
+    if name == "order: fills":
+        return f"the fill of {first['row'][:16]} is at a price that its bar has not seen"
+    if first["how"] == "other signals":
+        return f"the value of {first['row'][:16]} changes with signals after {first['time'][:16]}"
+    return (
+        f"the value of {first['row'][:16]} changes with bars after"
+        f" {first['time'][:16]}{', ' + first['how'] if first['how'] else ''}"
+    )

@@ -53,17 +53,36 @@ def check_comparable(
 ) -> None:
     "`InputError` unless both models answer the same question, and these bars pose it."
     for model in (a, b):
-        if model.config.target == "volatility": raise InputError("a model forecasts volatility, not the direction of the price; pass two that were trained with target=return")
-    if a.config.horizon != b.config.horizon: raise InputError(f"the models look {a.config.horizon} and {b.config.horizon} bars ahead; pass two with one horizon")
-    if a.ticker != b.ticker: raise InputError(f"the models are for {a.ticker} and {b.ticker}; pass two of one ticker")
-    for what, known, here in [("of", m.ticker, bars.attrs.get("ticker")) for m in (a, b)] + [("from", m.exchange, bars.attrs.get("market", bars.attrs.get("exchange"))) for m in (a, b)]:
-        if None not in (known, here) and known != here: raise InputError(f"a model was trained on bars {what} {known}, and these are {what} {here}; pass bars {what} {known}")
+        if model.config.target == "volatility":
+            raise InputError(
+                "a model forecasts volatility, not the direction of the price; pass two that were trained"
+                " with target=return"
+            )
+    if a.config.horizon != b.config.horizon:
+        raise InputError(
+            f"the models look {a.config.horizon} and {b.config.horizon} bars ahead; pass two with one horizon"
+        )
+    if a.ticker != b.ticker:
+        raise InputError(f"the models are for {a.ticker} and {b.ticker}; pass two of one ticker")
+    for what, known, here in [("of", m.ticker, bars.attrs.get("ticker")) for m in (a, b)] + [
+        ("from", m.exchange, bars.attrs.get("market", bars.attrs.get("exchange"))) for m in (a, b)
+    ]:
+        if None not in (known, here) and known != here:
+            raise InputError(
+                f"a model was trained on bars {what} {known}, and these are {what} {here}; pass bars {what}"
+                f" {known}"
+            )
 
-def _outcome(model: ModelRecord, run: RunConfig, table: pd.DataFrame, bars: pd.DataFrame, first: int, note: Mapping) -> tuple[pd.DataFrame, dict]:
+
+def _outcome(
+    model: ModelRecord, run: RunConfig, table: pd.DataFrame, bars: pd.DataFrame, first: int, note: Mapping
+) -> tuple[pd.DataFrame, dict]:
     "Decisions of a model from row `first` on, and what trading them would have earned."
     decisions = decide(model.predict(table, bars, start=first), table, run, exceed=exceed_of(note))
     rows = table.iloc[first:]
-    return decisions, simulate(bars.iloc[first:], decisions["signal"], atr=rows["atr"], sigma=rows["sigma"], **order_settings(run))
+    return decisions, simulate(
+        bars.iloc[first:], decisions["signal"], atr=rows["atr"], sigma=rows["sigma"], **order_settings(run)
+    )
 
 # %% ../../nbs/research/08_compare.ipynb #af33b0c4
 def compare_models(
@@ -74,14 +93,20 @@ def compare_models(
     start=None,                      # first bar compared; None = the first that neither has seen
     notes: tuple = ({}, {}),         # their `version.json`, for entry="probability"
 ) -> dict:                           # bars, span, loss and skill of each, paired test (p two-sided), total return of each, difference with its interval
-    "A/B on bars that neither model has seen. `TrainingSpanError` if there are none or `start` lies inside a span; `InputError` if the two answer different questions."
+    """A/B on bars that neither model has seen.
+
+    `TrainingSpanError` if there are none or `start` lies inside a span; `InputError` if the two answer
+    different questions."""
     check_comparable(a, b, bars)
     seen = max(as_utc(m.trained_until) for m in (a, b))
     begin = seen + HOUR if start is None else as_utc(start)
     first = int(bars.index.searchsorted(begin))
     if begin <= seen or first >= len(bars):
-        raise TrainingSpanError(f"bars from {begin:%Y-%m-%d %H:%M} on are asked for; the training spans reach to {seen:%Y-%m-%d %H:%M} and the bars to "
-                                f"{bars.index[-1]:%Y-%m-%d %H:%M}; pass bars after both spans")
+        raise TrainingSpanError(
+            f"bars from {begin:%Y-%m-%d %H:%M} on are asked for; the training spans reach to"
+            f" {seen:%Y-%m-%d %H:%M} and the bars to {bars.index[-1]:%Y-%m-%d %H:%M}; pass bars after both"
+            " spans"
+        )
     table, run = features(bars), replace(run, horizon=a.config.horizon)
     (da, ta), (db, tb) = (_outcome(m, run, table, bars, first, n) for m, n in zip((a, b), notes, strict=True))
     real = label("return", bars, table["sigma"], run.horizon).iloc[first:]
@@ -89,15 +114,40 @@ def compare_models(
     return _report(pairs, run, bars, first, (da, db), (ta, tb))
 
 # %% ../../nbs/research/08_compare.ipynb #946c2c5b
-def _report(pairs: pd.DataFrame, run: RunConfig, bars: pd.DataFrame, first: int, decisions: tuple, traded: tuple) -> dict:
+def _report(
+    pairs: pd.DataFrame, run: RunConfig, bars: pd.DataFrame, first: int, decisions: tuple, traded: tuple
+) -> dict:
     "The figures of a comparison; None where undefined."
     number = lambda x: float(x) if np.isfinite(x) else None
     loss = {k: huber(pairs[k] - pairs["y"]) for k in "ab"}
     zero, index = huber(pairs["y"]), bars.index[first:]
-    returns = [t["equity"].to_numpy() / np.r_[run.initial_balance, t["equity"].to_numpy()[:-1]] - 1 for t in traded]
+    returns = [
+        t["equity"].to_numpy() / np.r_[run.initial_balance, t["equity"].to_numpy()[:-1]] - 1 for t in traded
+    ]
     low, high = block_bootstrap(returns[0] - returns[1])
-    side = {k: {"loss": number(loss[k].mean()), "skill": number(1 - loss[k].mean() / zero.mean()) if zero.any() else None, "total_return": float(t["final_balance"] / run.initial_balance - 1),
-                "trades": len(t["trades"]), "signals": int((d["signal"] != 0).sum())} for k, t, d in zip("ab", traded, decisions, strict=True)}
-    return {"ticker": bars.attrs.get("ticker"), "market": bars.attrs.get("market", bars.attrs.get("exchange")), "bars": len(index), "compared": len(pairs), "from": index[0].isoformat(),
-            "until": (index[-1] + HOUR).isoformat(), **side, "forecast": paired_test(loss["a"], loss["b"], run.horizon),
-            "money": {"difference": float((returns[0] - returns[1]).sum()), "low": number(low), "high": number(high), "of": "sum of hourly net returns, a minus b, 95 % block bootstrap"}}
+    side = {
+        k: {
+            "loss": number(loss[k].mean()),
+            "skill": number(1 - loss[k].mean() / zero.mean()) if zero.any() else None,
+            "total_return": float(t["final_balance"] / run.initial_balance - 1),
+            "trades": len(t["trades"]),
+            "signals": int((d["signal"] != 0).sum()),
+        }
+        for k, t, d in zip("ab", traded, decisions, strict=True)
+    }
+    return {
+        "ticker": bars.attrs.get("ticker"),
+        "market": bars.attrs.get("market", bars.attrs.get("exchange")),
+        "bars": len(index),
+        "compared": len(pairs),
+        "from": index[0].isoformat(),
+        "until": (index[-1] + HOUR).isoformat(),
+        **side,
+        "forecast": paired_test(loss["a"], loss["b"], run.horizon),
+        "money": {
+            "difference": float((returns[0] - returns[1]).sum()),
+            "low": number(low),
+            "high": number(high),
+            "of": "sum of hourly net returns, a minus b, 95 % block bootstrap",
+        },
+    }

@@ -24,9 +24,38 @@ from ..features.indicators import features
 from .walkforward import walk_forward
 
 # %% ../../nbs/research/01_forecasts.ipynb #410d66aa
-TRADING = ("initial_balance", "fee", "maker_fee", "slippage", "slippage_range", "borrow_rate", "lot", "min_notional", "max_volume_share", "max_leverage", "sizing", "size",
-           "stop_atr", "stop_percent", "take_profit_atr", "take_profit_percent", "trailing_atr", "min_hold", "max_hold", "exit", "entry", "p_min", "cost_margin", "short_volume", "rules",
-           "ticker", "exchange", "exchange_url", "end")   # the last four choose the bars, whose bytes are in the key themselves
+TRADING = (
+    "initial_balance",
+    "fee",
+    "maker_fee",
+    "slippage",
+    "slippage_range",
+    "borrow_rate",
+    "lot",
+    "min_notional",
+    "max_volume_share",
+    "max_leverage",
+    "sizing",
+    "size",
+    "stop_atr",
+    "stop_percent",
+    "take_profit_atr",
+    "take_profit_percent",
+    "trailing_atr",
+    "min_hold",
+    "max_hold",
+    "exit",
+    "entry",
+    "p_min",
+    "cost_margin",
+    "short_volume",
+    "rules",
+    # the last four choose the bars, whose bytes are in the key themselves
+    "ticker",
+    "exchange",
+    "exchange_url",
+    "end",
+)
 
 def forecast_key(
     bars: pd.DataFrame,   # history and tested span
@@ -34,9 +63,18 @@ def forecast_key(
 ) -> str:                 # 32 hexadecimal digits
     "The name under which the forecasts of these bars and settings are kept."
     settings = {k: v for k, v in asdict(run).items() if k not in TRADING}
-    if run.entry == "cost": settings |= {k: getattr(run, k) for k in ("entry", "fee", "slippage", "cost_margin")}   # P(beyond) is about the threshold they make
+    # P(beyond) is about the threshold they make
+    if run.entry == "cost":
+        settings |= {k: getattr(run, k) for k in ("entry", "fee", "slippage", "cost_margin")}
     gaps = hashlib.sha256(bars["is_gap"].to_numpy(bool).tobytes()).hexdigest() if "is_gap" in bars else False
-    parts = [bars_hash(bars), gaps, plain(settings), versions(), cpu_kind(), code_hash(Path(cryptolstm.__file__).parent)]
+    parts = [
+        bars_hash(bars),
+        gaps,
+        plain(settings),
+        versions(),
+        cpu_kind(),
+        code_hash(Path(cryptolstm.__file__).parent),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 # %% ../../nbs/research/01_forecasts.ipynb #54a0564b
@@ -48,7 +86,12 @@ def keep_forecasts(
 ) -> Path:                       # the file
     "Write the forecasts of a run."
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, index=predictions.index.as_unit("ns").asi8, columns=list(predictions), **{f"c{k}": predictions[c].to_numpy() for k, c in enumerate(predictions)})
+    np.savez_compressed(
+        buffer,
+        index=predictions.index.as_unit("ns").asi8,
+        columns=list(predictions),
+        **{f"c{k}": predictions[c].to_numpy() for k, c in enumerate(predictions)},
+    )
     return write_atomic(_place(bars, run, folder), buffer.getvalue())
 
 def kept_forecasts(
@@ -61,10 +104,17 @@ def kept_forecasts(
     if not path.exists(): return None
     try:
         with np.load(path, allow_pickle=False) as kept:
-            index = pd.DatetimeIndex(kept["index"].astype("datetime64[ns]"), tz="UTC").as_unit(bars.index.unit)
+            index = pd.DatetimeIndex(kept["index"].astype("datetime64[ns]"), tz="UTC").as_unit(
+                bars.index.unit
+            )
             if not index.equals(bars.index[-run.hours:]): raise ValueError("other bars than the tested ones")
-            return pd.DataFrame({str(c): kept[f"c{k}"] for k, c in enumerate(kept["columns"])}, index.rename(bars.index.name))
-    except (ValueError, KeyError, EOFError, BadZipFile) as e: raise OperationError(f"the forecasts in {path} are damaged; delete the file, and they are made again") from e
+            return pd.DataFrame(
+                {str(c): kept[f"c{k}"] for k, c in enumerate(kept["columns"])}, index.rename(bars.index.name)
+            )
+    except (ValueError, KeyError, EOFError, BadZipFile) as e:
+        raise OperationError(
+            f"the forecasts in {path} are damaged; delete the file, and they are made again"
+        ) from e
 
 def _place(bars: pd.DataFrame, run: RunConfig, folder: Path | None) -> Path:
     return (folder or home()) / "forecasts" / f"{forecast_key(bars, run)}.npz"
@@ -76,7 +126,8 @@ def forecasts(
     progress: bool = False,      # folds and epochs on stderr
     folder: Path | None = None,  # data folder; None = `home()`
 ) -> tuple[pd.DataFrame, pd.DataFrame, bool]:   # predictions of the tested bars, features of all bars, whether they had been kept
-    "Forecasts of a walk-forward: those of an earlier run of the same bars and settings, else trained now and kept."
+    """Forecasts of a walk-forward: those of an earlier run of the same bars and settings, else trained now
+    and kept."""
     kept = kept_forecasts(bars, run, folder)
     if kept is not None: return kept, features(bars), True
     walk = walk_forward(bars, run, progress)

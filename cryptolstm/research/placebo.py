@@ -35,7 +35,10 @@ def check_placebo(
     n: int,   # placebo runs asked for
 ) -> int:
     "`InputError` unless it is a whole number from 0."
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0: raise InputError(f"placebo is {n!r}; pass a whole number of runs from 0, such as 9 (each costs a whole backtest)")
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+        raise InputError(
+            f"placebo is {n!r}; pass a whole number of runs from 0, such as 9 (each costs a whole backtest)"
+        )
     return int(n)
 
 # %% ../../nbs/research/06_placebo.ipynb #436f23e3
@@ -44,7 +47,8 @@ def placebo_seeds(
     n: int,           # runs
 ) -> list[int]:
     "A seed for each placebo run; more runs keep those of fewer."
-    return [int(s.generate_state(1)[0] >> 1) for s in np.random.SeedSequence([run.seed, 7]).spawn(n)]   # below 2³¹
+    # below 2³¹
+    return [int(s.generate_state(1)[0] >> 1) for s in np.random.SeedSequence([run.seed, 7]).spawn(n)]
 
 # %% ../../nbs/research/06_placebo.ipynb #9ca4e7a8
 def block_order(
@@ -64,7 +68,9 @@ def whole_moves(
     bars: pd.DataFrame,   # on the regular grid
 ) -> np.ndarray:          # (n,) bool
     "Bars that are real and follow a real bar."
-    real = bars["close"].notna().to_numpy() & ~(bars["is_gap"].to_numpy(bool) if "is_gap" in bars else np.zeros(len(bars), bool))
+    real = bars["close"].notna().to_numpy() & ~(
+        bars["is_gap"].to_numpy(bool) if "is_gap" in bars else np.zeros(len(bars), bool)
+    )
     return real & np.r_[False, real[:-1]]
 
 def rebuilt(
@@ -76,7 +82,13 @@ def rebuilt(
     log, missing = np.log(bars[[*SHAPE, "close"]].to_numpy()), bars["close"].isna().to_numpy()
     close = np.exp(np.log(bars["close"].iloc[0]) + np.cumsum(move))
     around = close[:, None] * np.exp(log[donor, :3] - log[donor, 3:])
-    out = bars.assign(open=around[:, 0], high=np.maximum(around.max(axis=1), close), low=np.minimum(around.min(axis=1), close), close=close, volume=bars["volume"].to_numpy()[donor])
+    out = bars.assign(
+        open=around[:, 0],
+        high=np.maximum(around.max(axis=1), close),
+        low=np.minimum(around.min(axis=1), close),
+        close=close,
+        volume=bars["volume"].to_numpy()[donor],
+    )
     out.loc[missing, [*SHAPE, "close", "volume"]] = np.nan
     return check_bars(out)
 
@@ -117,7 +129,9 @@ def placebo_market(
     r, ticker = np.log(bars["close"]).diff()[whole_moves(bars)], bars.attrs.get("ticker", "BTC/USD")
     if kind == MARKET:
         annual = float(np.clip(r.std() * math.sqrt(8760), .01, 5))
-        return regular_grid(demo_market(len(bars), seed, bars.index[-1] + pd.Timedelta(hours=1), ticker, annual))
+        return regular_grid(
+            demo_market(len(bars), seed, bars.index[-1] + pd.Timedelta(hours=1), ticker, annual)
+        )
     made = reordered_market(bars, block_order(len(r), block_length(r), np.random.default_rng(seed)))
     made.attrs = {}
     return stamp(made, ticker, "simulated", seed=seed, placebo=kind)
@@ -130,17 +144,30 @@ def placebo_run(
 ) -> dict:                # kind, seed, and the `SHOWN` figures; None where undefined
     "The pipeline once, without what it is looking for; entered in no ledger."
     market = bars if kind == LABELS else placebo_market(bars, kind, seed)
-    found = backtest(market, replace(run, seed=seed), label_bars=dealt_labels(seed) if kind == LABELS else None)
+    found = backtest(
+        market, replace(run, seed=seed), label_bars=dealt_labels(seed) if kind == LABELS else None
+    )
     return {"kind": kind, "seed": seed, **placebo_figures(found)}
 
-SHOWN = {"hit": ("direction right", ".1%"), "ic": ("IC", ".3f"), "sharpe_ratio": ("Sharpe ratio", ".2f"), "total_return": ("net return", "+.2%")}   # name → label, how to write it
+# name → label, how to write it
+SHOWN = {
+    "hit": ("direction right", ".1%"),
+    "ic": ("IC", ".3f"),
+    "sharpe_ratio": ("Sharpe ratio", ".2f"),
+    "total_return": ("net return", "+.2%"),
+}
 
 def placebo_figures(
     found: dict,   # from `backtest`
 ) -> dict:         # name of `SHOWN` → number, None where undefined
     "What real and placebo runs are compared by."
     row, traded = found["skill"].loc["LSTM"], len(found["trades"]) > 0
-    numbers = {"hit": row["hit"], "ic": row["ic"], "sharpe_ratio": found["sharpe_ratio"], "total_return": found["total_return"] if traded else None}
+    numbers = {
+        "hit": row["hit"],
+        "ic": row["ic"],
+        "sharpe_ratio": found["sharpe_ratio"],
+        "total_return": found["total_return"] if traded else None,
+    }
     return {k: None if v is None or not math.isfinite(v) else float(v) for k, v in numbers.items()}
 
 # %% ../../nbs/research/06_placebo.ipynb #3fc0bb8b
@@ -150,7 +177,17 @@ def ranked(
 ) -> dict:                # seen; low, median, high of the others; n (defined), reached (by so many), p
     "A figure among those of the placebo runs: p = (1 + #≥)/(n + 1)."
     known = [v for v in values if v is not None]
-    out = {"seen": seen, **dict(zip(("low", "median", "high"), map(float, np.quantile(known, [0, .5, 1])) if known else (None,) * 3, strict=True)), "n": len(known)}
+    out = {
+        "seen": seen,
+        **dict(
+            zip(
+                ("low", "median", "high"),
+                map(float, np.quantile(known, [0, 0.5, 1])) if known else (None,) * 3,
+                strict=True,
+            )
+        ),
+        "n": len(known),
+    }
     if seen is None or not known: return {**out, "reached": None, "p": None}
     reached = sum(v >= seen for v in known)
     return {**out, "reached": reached, "p": (1 + reached) / (1 + len(known))}
@@ -161,13 +198,20 @@ def placebo(
     n: int,                   # placebo runs, the `KINDS` in turn
     progress: bool = False,   # a bar on stderr
 ) -> dict:                    # JSON-able: n, runs (a list), kinds (kind → figure → as from `ranked`), sentence
-    "Run the pipeline n times with its secret taken away and rank the real result among those. As long as n backtests; `InputError` unless n is a whole number from 1."
+    """Run the pipeline n times with its secret taken away and rank the real result among those.
+
+    As long as n backtests; `InputError` unless n is a whole number from 1."""
     if check_placebo(n) == 0: raise InputError("placebo is 0; pass at least 1 run")
     run, runs = results["config"], []
-    for k, seed in enumerate(tqdm(placebo_seeds(run, n), desc="placebo runs", unit="run", disable=not progress)):
+    for k, seed in enumerate(
+        tqdm(placebo_seeds(run, n), desc="placebo runs", unit="run", disable=not progress)
+    ):
         runs.append(placebo_run(results["history"], run, KINDS[k % len(KINDS)], seed))
     seen = placebo_figures(results)
-    kinds = {kind: {name: ranked(seen[name], [r[name] for r in runs if r["kind"] == kind]) for name in SHOWN} for kind in KINDS[:n]}
+    kinds = {
+        kind: {name: ranked(seen[name], [r[name] for r in runs if r["kind"] == kind]) for name in SHOWN}
+        for kind in KINDS[:n]
+    }
     return {"n": n, "runs": runs, "kinds": kinds, "sentence": placebo_sentence(kinds)}
 
 def placebo_sentence(
@@ -177,9 +221,21 @@ def placebo_sentence(
     said = []
     for name in ("hit", "total_return"):
         label, form = SHOWN[name]
-        parts = [f"{f[name]['reached']} of {f[name]['n']} ({kind}{SURVIVES.get(kind, '')})" for kind, f in kinds.items() if f[name]["p"] is not None]
-        if parts: said.append(f"{label} {figure_text(next(iter(kinds.values()))[name]['seen'], form)}, reached by {', '.join(parts)}")
-    return f"Placebo runs: {'; '.join(said)}" if said else "Placebo runs: the figures of this run are undefined, there is nothing to rank"
+        parts = [
+            f"{f[name]['reached']} of {f[name]['n']} ({kind}{SURVIVES.get(kind, '')})"
+            for kind, f in kinds.items()
+            if f[name]["p"] is not None
+        ]
+        if parts:
+            said.append(
+                f"{label} {figure_text(next(iter(kinds.values()))[name]['seen'], form)}, reached by"
+                f" {', '.join(parts)}"
+            )
+    return (
+        f"Placebo runs: {'; '.join(said)}"
+        if said
+        else "Placebo runs: the figures of this run are undefined, there is nothing to rank"
+    )
 
 # %% ../../nbs/research/06_placebo.ipynb #552c2e35
 def backtest_with_placebo(
@@ -190,7 +246,9 @@ def backtest_with_placebo(
     ledger: Ledger | FixedLedger | None = None,  # of the real run; None = the ledger of the home
     certify: bool = True,         # test the real run for leaks
 ) -> dict:                        # as from `backtest`, with `placebo`
-    "A backtest and its placebo runs. `InputError` unless n is a whole number from 0, before anything is fetched."
+    """A backtest and its placebo runs.
+
+    `InputError` unless n is a whole number from 0, before anything is fetched."""
     n = check_placebo(n)
     results = run_backtest(run, home, progress, ledger, certify)
     return {**results, "placebo": placebo(results, n, progress) if n else None}

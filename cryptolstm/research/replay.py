@@ -18,15 +18,18 @@ from ..strategy.decide import decide
 from .walkforward import WalkForward, walk_forward
 
 # %% ../../nbs/research/02_replay.ipynb #181adc91
-COSTS = ("initial_balance", "fee", "maker_fee", "slippage", "slippage_range", "borrow_rate")   # what whoever trades has to pay: strategy and baselines alike
+# what whoever trades has to pay: strategy and baselines alike
+COSTS = ("initial_balance", "fee", "maker_fee", "slippage", "slippage_range", "borrow_rate")
 
 # %% ../../nbs/research/02_replay.ipynb #528be012
 def trade(
     bars: pd.DataFrame,     # the tested bars
     signal: pd.Series,      # −1, 0, 1 per bar
     run: RunConfig,         # balance, costs
-    atr: pd.Series | None = None,    # per bar; given for the strategy, which may have a stop and a sizing of its own
-    sigma: pd.Series | None = None,  # per bar; with `atr`, so that sizing by volatility knows the hours before the tested bars
+    # per bar; given for the strategy, which may have a stop and a sizing of its own
+    atr: pd.Series | None = None,
+    # per bar; with `atr`, so that sizing by volatility knows the hours before the tested bars
+    sigma: pd.Series | None = None,
 ) -> dict:                  # as from `simulate`
     "Trade a signal at the costs of a run; without `atr` plainly: all in, no stop, neutral closes."
     settings = order_settings(run)
@@ -59,4 +62,14 @@ def run_line(
     walk = walk_forward(bars, run, progress, label_bars=label_bars)
     index, forecast = walk.predictions.index, walk.predictions["prediction"]
     decisions = decide(forecast, walk.table, run, exceed=walk.predictions["p_exceed"])
-    return Line(walk, decisions, trade(bars.loc[index], decisions["signal"], run, atr=walk.table["atr"].loc[index], sigma=walk.table["sigma"].loc[index]))
+    return Line(
+        walk,
+        decisions,
+        trade(
+            bars.loc[index],
+            decisions["signal"],
+            run,
+            atr=walk.table["atr"].loc[index],
+            sigma=walk.table["sigma"].loc[index],
+        ),
+    )

@@ -36,18 +36,43 @@ def sweep_forecasts(
     run: RunConfig,             # everything that is no axis
     grid: Mapping[str, Sequence],
     returns: bool = False,      # as for `sweep`
-    exceed: pd.Series | None = None,   # P(beyond the threshold) per bar, from `walk_forward`; entry="probability" cannot do without
+    # P(beyond the threshold) per bar, from `walk_forward`; entry="probability" cannot do without
+    exceed: pd.Series | None = None,
 ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:   # as from `sweep`
     "Trade stored forecasts over a grid, decided by `decide`. `InputError` where an axis has no effect."
     grid, known = check_grid(grid), table.loc[prediction.index]
     settings = {k: getattr(run, k) for k in _SETTINGS}
     if "threshold_scale" not in grid:
-        if run.entry == "cost" and {"fee", "slippage"} & set(grid): raise InputError("entry=cost decides by fee and slippage; leave them out of the grid or use entry=threshold")
-        return sweep(bars, decide(prediction, table, run, exceed=exceed)["signal"], grid, atr=known["atr"], sigma=known["sigma"], returns=returns, **settings)
-    if run.entry != "threshold": raise InputError(f"entry={run.entry} has no threshold to scale; leave threshold_scale out of the grid or use entry=threshold")
+        if run.entry == "cost" and {"fee", "slippage"} & set(grid):
+            raise InputError(
+                "entry=cost decides by fee and slippage; leave them out of the grid or use entry=threshold"
+            )
+        return sweep(
+            bars,
+            decide(prediction, table, run, exceed=exceed)["signal"],
+            grid,
+            atr=known["atr"],
+            sigma=known["sigma"],
+            returns=returns,
+            **settings,
+        )
+    if run.entry != "threshold":
+        raise InputError(
+            f"entry={run.entry} has no threshold to scale; leave threshold_scale out of the grid or use"
+            " entry=threshold"
+        )
     free = decide(prediction, table, replace(run, threshold_scale=0.0))
-    return sweep(bars, free["signal"], grid, move=free["difference"].abs(), threshold=entry_threshold(known, replace(run, threshold_scale=1.0)),
-                 atr=known["atr"], sigma=known["sigma"], returns=returns, **settings)
+    return sweep(
+        bars,
+        free["signal"],
+        grid,
+        move=free["difference"].abs(),
+        threshold=entry_threshold(known, replace(run, threshold_scale=1.0)),
+        atr=known["atr"],
+        sigma=known["sigma"],
+        returns=returns,
+        **settings,
+    )
 
 # %% ../../nbs/research/07_sweeps.ipynb #5967006c
 def sweep_run(
@@ -61,10 +86,18 @@ def sweep_run(
     grid = check_grid(grid)
     predictions, known, reused = forecasts(bars, run, progress, folder)
     tested = bars.loc[predictions.index]
-    table, returns = sweep_forecasts(tested, predictions["prediction"], known, run, grid, returns=True, exceed=predictions["p_exceed"])
+    table, returns = sweep_forecasts(
+        tested, predictions["prediction"], known, run, grid, returns=True, exceed=predictions["p_exceed"]
+    )
     costs = {k: getattr(run, k) for k in ("initial_balance", "fee", "slippage", "slippage_range")}
     held = simulate(tested, np.ones(len(tested)), **costs)["final_balance"] / run.initial_balance - 1
-    return {"table": table, "summary": surface_summary(table, held), "returns": returns, "tested": tested, "reused": reused}
+    return {
+        "table": table,
+        "summary": surface_summary(table, held),
+        "returns": returns,
+        "tested": tested,
+        "reused": reused,
+    }
 
 # %% ../../nbs/research/07_sweeps.ipynb #0f4a53ad
 def point_runs(
@@ -72,7 +105,9 @@ def point_runs(
     grid: Mapping[str, Sequence],    # checked, from `parse_grid`
 ) -> list[RunConfig]:                # one per point, in the order of the table of `sweep`
     "The configuration of every point. `InputError` for a value that a run may not have."
-    return [replace(run, **dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
+    return [
+        replace(run, **dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())
+    ]
 
 def surface_trials(
     runs: Sequence[RunConfig],   # from `point_runs`
@@ -82,15 +117,30 @@ def surface_trials(
     "Every point as a line of the ledger; the returns of a sweep of up to 500 points are kept there."
     number = lambda x: float(x) if math.isfinite(x) else None
     samples, span = [sharpe_sample(r) for r in returns.to_numpy().T], trial_span(returns.index)
-    return [Trial(r.ticker, market_of(data), **span, data_hash=data["sha256"], config=asdict(r), sharpe=number(s.sharpe), n=s.n, skew=number(s.skew),
-                  kurtosis=number(s.kurtosis), hit=None, returns=returns[k].to_numpy() if len(runs) <= 500 else None) for r, s, k in zip(runs, samples, returns, strict=True)]
+    return [
+        Trial(
+            r.ticker,
+            market_of(data),
+            **span,
+            data_hash=data["sha256"],
+            config=asdict(r),
+            sharpe=number(s.sharpe),
+            n=s.n,
+            skew=number(s.skew),
+            kurtosis=number(s.kurtosis),
+            hit=None,
+            returns=returns[k].to_numpy() if len(runs) <= 500 else None
+        )
+        for r, s, k in zip(runs, samples, returns, strict=True)
+    ]
 
 # %% ../../nbs/research/07_sweeps.ipynb #70d5b48e
 def cscv_blocks(
     bars: int,     # tested
     points: int,   # of the surface
 ) -> int:          # even
-    "How many blocks of consecutive bars `pbo` gets: days at least, 4 to 16, and 12 at most for more than 1,000 points."
+    """How many blocks of consecutive bars `pbo` gets: days at least, 4 to 16, and 12 at most for more than
+    1,000 points."""
     return max(4, min(16 if points <= 1000 else 12, bars // 24 // 2 * 2))
 
 # %% ../../nbs/research/07_sweeps.ipynb #aedae4a2
@@ -98,18 +148,38 @@ def judge_surface(
     table: pd.DataFrame,     # from `sweep`
     returns: pd.DataFrame,   # (bars × points) net returns
     standing: Standing,      # of the best point, from the ledger
-    reps: int = 1000,        # bootstrap samples of Hansen's test; fewer for a large surface (two thousand million numbers are drawn at most)
+    # bootstrap samples of Hansen's test; fewer for a large surface (two thousand million numbers are drawn at
+    # most)
+    reps: int = 1000,
 ) -> dict:                   # JSON-able: trials, deflated_sharpe, expected_best, pbo, blocks, spa; None where nothing differs
     "What the best point is still worth after all that were looked at."
     values, number = returns.to_numpy(), lambda x: float(x) if math.isfinite(x) else None
-    different = np.unique(values, axis=1, return_index=True)[1]         # points that traded alike say the same thing
+    # points that traded alike say the same thing
+    different = np.unique(values, axis=1, return_index=True)[1]
     best = sharpe_sample(values[:, best_point(table)])
-    out = {"trials": standing.trials, "reruns": standing.reruns, "deflated_sharpe": number(deflated_sharpe(*best, standing.trials, standing.variance)),
-           "expected_best": expected_maximum(standing.trials, standing.variance) * math.sqrt(BARS_PER_YEAR), "different": len(different)}
+    out = {
+        "trials": standing.trials,
+        "reruns": standing.reruns,
+        "deflated_sharpe": number(deflated_sharpe(*best, standing.trials, standing.variance)),
+        "expected_best": expected_maximum(standing.trials, standing.variance) * math.sqrt(BARS_PER_YEAR),
+        "different": len(different),
+    }
     blocks = cscv_blocks(*values.shape)
     found = pbo(values, blocks) if len(different) > 1 else None
     draws = int(min(reps, max(100, 2e9 // (len(values) * len(different)))))
     tried = pd.DataFrame(values[:, np.sort(different)], returns.index)
     spa = spa_test(tried, reps=draws) if (values != 0).any() else None
-    return {**out, "pbo": found and found.pbo, "blocks": blocks, "splits": math.comb(blocks, blocks // 2), "spa": spa and
-            {"benchmark": "cash", "reps": draws, **{k: spa[k] for k in ("lower", "consistent", "upper", "block")}}}
+    return {
+        **out,
+        "pbo": found and found.pbo,
+        "blocks": blocks,
+        "splits": math.comb(blocks, blocks // 2),
+        "spa": (
+            spa
+            and {
+                "benchmark": "cash",
+                "reps": draws,
+                **{k: spa[k] for k in ("lower", "consistent", "upper", "block")},
+            }
+        ),
+    }

@@ -44,13 +44,21 @@ def schedule(
     n: int,           # bars there are
     run: RunConfig,   # hours, train_hours, retrain_every, lookback
 ) -> list[Fold]:      # oldest first; together they cover the last `hours` bars
-    "The folds of a run. Fewer bars than wanted shorten the training span; too few for any are an `InputError`."
+    """The folds of a run.
+
+    Fewer bars than wanted shorten the training span; too few for any are an `InputError`."""
     first = n - run.hours
     usable = 60 + run.lookback                    # rows before which no window is complete
     if first - usable < MIN_TRAIN:
-        raise InputError(f"{n} bars are too few to test {run.hours} of them: at least {usable + MIN_TRAIN} are needed before the tested span; pass fewer hours or fetch more bars")
+        raise InputError(
+            f"{n} bars are too few to test {run.hours} of them: at least {usable + MIN_TRAIN} are needed"
+            " before the tested span; pass fewer hours or fetch more bars"
+        )
     starts = range(first, n, run.retrain_every)
-    return [Fold(k, max(s - run.train_hours - run.lookback, 0), s, min(s + run.retrain_every, n)) for k, s in enumerate(starts)]
+    return [
+        Fold(k, max(s - run.train_hours - run.lookback, 0), s, min(s + run.retrain_every, n))
+        for k, s in enumerate(starts)
+    ]
 
 # %% ../../nbs/research/00_walkforward.ipynb #c594bb3e
 def bars_needed(
@@ -63,8 +71,13 @@ def bars_needed(
 @dataclass(frozen=True)
 class WalkForward:
     "Out-of-sample predictions of a run and the folds they came from."
-    predictions: pd.DataFrame            # index = tested bars; prediction (σ units), realised (NaN where unknown), confidence, p_exceed (P(beyond the threshold), NaN where not calibrated), spread (of a fan's members, else NaN), disagree (about the direction), fold; of a network for volatility har, too
-    folds: pd.DataFrame                  # one row per fold: spans, windows, epochs, validation loss, n_exceed and exceed (forecasts the fold was calibrated on, and whether P(beyond) could be)
+    # index = tested bars; prediction (σ units), realised (NaN where unknown), confidence, p_exceed (P(beyond
+    # the threshold), NaN where not calibrated), spread (of a fan's members, else NaN), disagree (about the
+    # direction), fold; of a network for volatility har, too
+    predictions: pd.DataFrame
+    # one row per fold: spans, windows, epochs, validation loss, n_exceed and exceed (forecasts the fold was
+    # calibrated on, and whether P(beyond) could be)
+    folds: pd.DataFrame
     table: pd.DataFrame = field(repr=False)   # features of all bars
     last: ModelBundle = field(repr=False)     # the newest model
 
@@ -77,11 +90,15 @@ def fold_pairs(
     before: list,          # frames with the predictions of earlier folds, oldest first
 ) -> pd.DataFrame:         # prediction, realised; nothing for a network that forecasts volatility
     "What a fold is calibrated on, from rows before its test and outcomes known by then."
-    if bundle.config.target == "volatility": return pd.DataFrame({"prediction": [], "realised": []}, index=bars.index[:0], dtype="float64")
+    if bundle.config.target == "volatility":
+        return pd.DataFrame({"prediction": [], "realised": []}, index=bars.index[:0], dtype="float64")
     past, seen = slice(0, fold.test_start), slice(fold.train_start, fold.test_start)
     said = pd.concat(before)["prediction"] if before else pd.Series(dtype="float64", index=bars.index[:0])
     real = label("return", bars.iloc[past], table["sigma"].iloc[past], bundle.config.horizon)
-    return calibration_pairs(validation_pairs(bundle, table.iloc[seen], bars.iloc[seen]), pd.DataFrame({"prediction": said, "realised": real.loc[said.index]}).dropna())
+    return calibration_pairs(
+        validation_pairs(bundle, table.iloc[seen], bars.iloc[seen]),
+        pd.DataFrame({"prediction": said, "realised": real.loc[said.index]}).dropna(),
+    )
 
 # %% ../../nbs/research/00_walkforward.ipynb #2465f7f8
 def fold_har(
@@ -92,43 +109,88 @@ def fold_har(
 ) -> pd.Series:            # one forecast per tested bar; all NaN where the bars before the fold are too few for it
     "What HAR says in a fold."
     known = slice(0, fold.test_end)
-    try: return har_forecast(bars.iloc[known], table["sigma"].iloc[known], horizon, fold.test_start).iloc[fold.test_start:]
-    except InputError: return pd.Series(np.nan, bars.index[fold.test_start:fold.test_end])
+    try:
+        return har_forecast(bars.iloc[known], table["sigma"].iloc[known], horizon, fold.test_start).iloc[
+            fold.test_start :
+        ]
+    except InputError:
+        return pd.Series(np.nan, bars.index[fold.test_start : fold.test_end])
 
 # %% ../../nbs/research/00_walkforward.ipynb #994927e9
 def walk_forward(
     bars: pd.DataFrame,          # on the regular grid; the last `run.hours` are tested
     run: RunConfig,              # schedule and model
     progress: bool = False,      # bars over folds and epochs on stderr
-    processes: int | None = None,  # single-threaded processes that train the seeds of a fan side by side; None = `CRYPTOLSTM_PROCESSES`, else all in this process
-    label_bars: Callable | None = None,   # (bars, features) of a training → bars on the same rows that its labels are read from; None = the same (placebo runs give others)
+    # single-threaded processes that train the seeds of a fan side by side; None = `CRYPTOLSTM_PROCESSES`,
+    # else all in this process
+    processes: int | None = None,
+    # (bars, features) of a training → bars on the same rows that its labels are read from; None = the same
+    # (placebo runs give others)
+    label_bars: Callable | None = None,
 ) -> WalkForward:
     "Retrain along the tested span and predict each of its bars out of sample."
     processes = processes_asked() if processes is None else processes
-    many = len(member_seeds(model_config(run))) > 1   # one training is faster on all cores than in a child on one
-    with nullcontext() if processes is None else Workers(processes) as workers: return _walk_forward(bars, run, progress, workers if many else None, label_bars)
+    # one training is faster on all cores than in a child on one
+    many = len(member_seeds(model_config(run))) > 1
+    with nullcontext() if processes is None else Workers(processes) as workers:
+        return _walk_forward(bars, run, progress, workers if many else None, label_bars)
 
-def _walk_forward(bars: pd.DataFrame, run: RunConfig, progress: bool, workers: Workers | None, label_bars: Callable | None) -> WalkForward:
+
+def _walk_forward(
+    bars: pd.DataFrame, run: RunConfig, progress: bool, workers: Workers | None, label_bars: Callable | None
+) -> WalkForward:
     bars, config = check_bars(bars), model_config(run)
     table, bundle, parts, rows = features(bars), None, [], []
     folds = schedule(len(bars), run)
     for f in tqdm(folds, desc="folds", unit="fold", disable=not progress):
         past = slice(f.train_start, f.test_start)
         seen, known = bars.iloc[past], table.iloc[past]
-        bundle = fit(seen if label_bars is None else label_bars(seen, known), known, config, warm_start=bundle, label=f"fold {f.number + 1}/{len(folds)}" if progress else None,
-                     hours=run.train_hours, workers=workers)
+        bundle = fit(
+            seen if label_bars is None else label_bars(seen, known),
+            known,
+            config,
+            warm_start=bundle,
+            label=f"fold {f.number + 1}/{len(folds)}" if progress else None,
+            hours=run.train_hours,
+            workers=workers,
+        )
         if bundle.training["stopped"] == "interrupted": raise KeyboardInterrupt
         pairs = fold_pairs(bundle, f, table, bars, parts)
-        bundle = replace(bundle, calibration=calibrate(pairs["prediction"].to_numpy(), pairs["realised"].to_numpy(), run.horizon))
+        bundle = replace(
+            bundle,
+            calibration=calibrate(pairs["prediction"].to_numpy(), pairs["realised"].to_numpy(), run.horizon),
+        )
         near = slice(max(f.test_start - run.lookback, 0), f.test_end)
         each = bundle.predict_each(table.iloc[near], bars.iloc[near], start=f.test_start - near.start)
         prediction, curve = each.mean(axis=1, skipna=False), exceedance_curve(pairs, table, run.horizon)
-        parts.append(pd.DataFrame({"prediction": prediction, "confidence": bundle.confidence(prediction), "p_exceed": exceedance(curve, prediction, table.loc[prediction.index], run),
-                                   "spread": each.std(axis=1, skipna=False), "disagree": np.sign(each).nunique(axis=1) > 1, "fold": f.number}))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "prediction": prediction,
+                    "confidence": bundle.confidence(prediction),
+                    "p_exceed": exceedance(curve, prediction, table.loc[prediction.index], run),
+                    "spread": each.std(axis=1, skipna=False),
+                    "disagree": np.sign(each).nunique(axis=1) > 1,
+                    "fold": f.number,
+                }
+            )
+        )
         if config.target == "volatility": parts[-1]["har"] = fold_har(table, bars, f, run.horizon)
-        rows.append({"fold": f.number, "trained_from": bundle.trained_from, "fitted_until": bundle.fitted_until, "trained_until": bundle.trained_until, "tested_from": bars.index[f.test_start],
-                     "tested_until": bars.index[f.test_end - 1], "n_exceed": curve["n"], "exceed": curve["gain"] is not None, **bundle.training})
+        rows.append(
+            {
+                "fold": f.number,
+                "trained_from": bundle.trained_from,
+                "fitted_until": bundle.fitted_until,
+                "trained_until": bundle.trained_until,
+                "tested_from": bars.index[f.test_start],
+                "tested_until": bars.index[f.test_end - 1],
+                "n_exceed": curve["n"],
+                "exceed": curve["gain"] is not None,
+                **bundle.training,
+            }
+        )
     predictions = pd.concat(parts)
-    kind = "volatility" if config.target == "volatility" else "return"   # a predicted price is compared by the return it stands for
+    # a predicted price is compared by the return it stands for
+    kind = "volatility" if config.target == "volatility" else "return"
     predictions.insert(1, "realised", label(kind, bars, table["sigma"], run.horizon).loc[predictions.index])
     return WalkForward(predictions, pd.DataFrame(rows).set_index("fold"), table, bundle)

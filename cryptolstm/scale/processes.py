@@ -15,7 +15,13 @@ from multiprocessing.connection import Connection, wait
 from ..core.errors import InputError, OperationError
 
 # %% ../../nbs/scale/00_processes.ipynb #1997b209
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
 
 @contextmanager
 def _born_single_threaded() -> Iterator[None]:
@@ -63,13 +69,16 @@ def _do(
 ) -> tuple[str, object]:  # "done" and the result, "stopped", or "failed" and an exception that can be sent
     try: return "done", function(*arguments)
     except KeyboardInterrupt: return "stopped", None
-    except (InputError, OperationError) as e: return "failed", (InputError if isinstance(e, InputError) else OperationError)(str(e))
-    except Exception as e: return "failed", OperationError(f"a process failed ({type(e).__name__}: {(str(e).splitlines() or [''])[0]})")
+    except (InputError, OperationError) as e:
+        return "failed", (InputError if isinstance(e, InputError) else OperationError)(str(e))
+    except Exception as e:
+        return "failed", OperationError(f"a process failed ({type(e).__name__}: {(str(e).splitlines() or [''])[0]})")
 
 # %% ../../nbs/scale/00_processes.ipynb #c62f0655
 @contextmanager
 def _counted_interrupts() -> Iterator[list]:
-    "Ctrl-C inside the block is put on a list instead of being raised anywhere; elsewhere than in the main thread none arrive."
+    """Ctrl-C inside the block is put on a list instead of being raised anywhere; elsewhere than in the main
+    thread none arrive."""
     pressed: list = []
     if threading.current_thread() is not threading.main_thread():
         yield pressed
@@ -80,12 +89,15 @@ def _counted_interrupts() -> Iterator[list]:
 
 # %% ../../nbs/scale/00_processes.ipynb #cbd7e9e8
 class Workers:
-    "Single-threaded processes for independent work; a context manager. In a script it belongs under `if __name__ == \"__main__\":`."
+    """Single-threaded processes for independent work; a context manager.
+
+    In a script it belongs under `if __name__ == "__main__":`."""
 
     def __init__(self,
         processes: int,   # at most this many at the same time
     ):
-        if isinstance(processes, bool) or not isinstance(processes, int) or not 1 <= processes <= 256: raise InputError(f"processes is {processes!r}; pass a whole number from 1 to 256")
+        if isinstance(processes, bool) or not isinstance(processes, int) or not 1 <= processes <= 256:
+            raise InputError(f"processes is {processes!r}; pass a whole number from 1 to 256")
         self.processes, self._lines = processes, {}   # the line to each child that lives
         self._idle = set()                            # those that have finished work and taken no other since
 
@@ -93,7 +105,8 @@ class Workers:
     def __exit__(self, *_) -> None: self.close()
 
     def _start(self) -> Connection:
-        from cryptolstm.scale.processes import _serve   # found by this name in the child, also when this class was made in a notebook
+        # found by this name in the child, also when this class was made in a notebook
+        from cryptolstm.scale.processes import _serve
         here, there = multiprocessing.get_context("spawn").Pipe()
         child = multiprocessing.get_context("spawn").Process(target=_serve, args=(there,), daemon=True)
         with _born_single_threaded(): child.start()
@@ -115,7 +128,10 @@ class Workers:
         tasks: Sequence[tuple],              # its arguments, once per call
         said: Callable = lambda value: None, # told what a child reports
     ) -> list:                               # the results in the order of the tasks; `None` where Ctrl-C came first
-        "Do all tasks. The first error of a child is raised here, once the others have stopped; a child that dies at work is an `OperationError`, one that died idle is replaced."
+        """Do all tasks.
+
+        The first error of a child is raised here, once the others have stopped; a child that dies at work
+        is an `OperationError`, one that died idle is replaced."""
         todo, results, errors = deque(enumerate(tasks)), [None] * len(tasks), []
         busy: dict[Connection, int] = {}
         with _counted_interrupts() as pressed:
@@ -124,7 +140,8 @@ class Workers:
                 while todo and not asked and len(busy) < self.processes:
                     k, arguments = todo.popleft()
                     busy[self._give((function, arguments), busy)] = k
-                for line in wait(list(busy), timeout=0.2): self._hear(line, busy, todo, tasks, results, errors, said)
+                for line in wait(list(busy), timeout=0.2):
+                    self._hear(line, busy, todo, tasks, results, errors, said)
                 if len(pressed) > 1: self.close(0); raise KeyboardInterrupt
                 if (pressed or errors) and not asked:
                     asked = True
@@ -173,8 +190,10 @@ def _send(line: Connection, message: object) -> bool:
 
 # %% ../../nbs/scale/00_processes.ipynb #8823960b
 def processes_asked() -> int | None:
-    "The number in `CRYPTOLSTM_PROCESSES`; None if it is not set or empty, and an `InputError` if it is no number from 1."
+    """The number in `CRYPTOLSTM_PROCESSES`; None if it is not set or empty, and an `InputError` if it is no
+    number from 1."""
     text = os.environ.get("CRYPTOLSTM_PROCESSES", "").strip()
     if not text: return None
-    if not text.isdecimal() or int(text) < 1: raise InputError(f"CRYPTOLSTM_PROCESSES is {text!r}; pass a whole number from 1, or unset it")
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"CRYPTOLSTM_PROCESSES is {text!r}; pass a whole number from 1, or unset it")
     return int(text)

@@ -27,7 +27,13 @@ def three_figures(
     growth = np.cumprod(1 + returns)
     sd = returns.std(ddof=1)
     fall = growth / np.maximum(np.maximum.accumulate(growth), 1) - 1
-    return np.array([returns.mean() / sd * math.sqrt(BARS_PER_YEAR) if sd > 0 else math.nan, growth[-1] - 1, min(fall.min(), 0.0)])
+    return np.array(
+        [
+            returns.mean() / sd * math.sqrt(BARS_PER_YEAR) if sd > 0 else math.nan,
+            growth[-1] - 1,
+            min(fall.min(), 0.0),
+        ]
+    )
 
 # %% ../../nbs/stats/04_bootstrap.ipynb #19deebb0
 FIGURES_SHOWN = ("sharpe_ratio", "total_return", "max_drawdown")
@@ -39,7 +45,8 @@ def bootstrap(
     seed: int = 0,
 ) -> pd.DataFrame:         # rows `FIGURES_SHOWN`; columns seen, low, high; attrs: block (bars), reps, level. NaN where nothing was traded
     "Stationary-bootstrap intervals of Sharpe ratio, total return and drawdown."
-    if not 0 < level < 1 or reps < 20: raise InputError(f"{reps} lives at a level of {level}; pass at least 20 and a level between 0 and 1")
+    if not 0 < level < 1 or reps < 20:
+        raise InputError(f"{reps} lives at a level of {level}; pass at least 20 and a level between 0 and 1")
     r = hourly_returns(result["equity"], result["initial_balance"]).to_numpy(float)
     table = pd.DataFrame(math.nan, list(FIGURES_SHOWN), ["seen", "low", "high"])
     table["seen"], block = three_figures(r), block_length(r)
@@ -62,9 +69,18 @@ def skill_by(
     rows = {}
     for name, part in table.groupby("cell", observed=True, sort=True):
         hit, pt = hit_rate(part["y"], part["f"], horizon), pesaran_timmermann(part["y"], part["f"], horizon)
-        rows[name] = {"n": hit["n"], "hit": hit["hit"], "low": hit["low"], "high": hit["high"], "expected": pt.expected,
-                      "ic": information_coefficient(part["y"], part["f"]), "p": pt.p}
-    out = pd.DataFrame.from_dict(rows, orient="index", columns=["n", "hit", "low", "high", "expected", "ic", "p"])
+        rows[name] = {
+            "n": hit["n"],
+            "hit": hit["hit"],
+            "low": hit["low"],
+            "high": hit["high"],
+            "expected": pt.expected,
+            "ic": information_coefficient(part["y"], part["f"]),
+            "p": pt.p,
+        }
+    out = pd.DataFrame.from_dict(
+        rows, orient="index", columns=["n", "hit", "low", "high", "expected", "ic", "p"]
+    )
     return out.assign(p_holm=adjust(out["p"]) if correct else math.nan).astype({"n": int}).rename_axis("cell")
 
 # %% ../../nbs/stats/04_bootstrap.ipynb #096fd859
@@ -75,13 +91,23 @@ def skill_cells(
     f: pd.Series,        # forecasts
     sigma: pd.Series,    # volatility known at each bar
     horizon: int = 1,    # bars ahead
-    confidence: pd.Series | None = None,   # calibrated probability that the direction is right, where there is one
+    # calibrated probability that the direction is right, where there is one
+    confidence: pd.Series | None = None,
 ) -> dict[str, pd.DataFrame]:   # what was split by → as `skill_by`; p_holm counts the cells of all tables together
-    "Skill by hour of day (UTC), by third of volatility, by tenth of the confidence, or of the forecast's size in σ where no confidence is given, and by month."
-    bold = {"confidence, tenths": confidence.reindex(y.index)} if confidence is not None and confidence.notna().any() else {"size of the forecast, tenths": (f / sigma).abs().loc[y.index]}
+    """Skill by hour of day (UTC), by third of volatility, by tenth of the confidence, or of the forecast's
+    size in σ where no confidence is given, and by month."""
+    bold = (
+        {"confidence, tenths": confidence.reindex(y.index)}
+        if confidence is not None and confidence.notna().any()
+        else {"size of the forecast, tenths": (f / sigma).abs().loc[y.index]}
+    )
     y, f, sigma = (s.loc[y.index] for s in (y, f, sigma))
-    split = {"hour of day, UTC": pd.Series(y.index.hour, y.index), "volatility": equal_parts(sigma, 3, (CALM, USUAL, WILD)),
-             **{name: equal_parts(x, 10) for name, x in bold.items()}, "month": pd.Series(y.index.strftime("%Y-%m"), y.index)}
+    split = {
+        "hour of day, UTC": pd.Series(y.index.hour, y.index),
+        "volatility": equal_parts(sigma, 3, (CALM, USUAL, WILD)),
+        **{name: equal_parts(x, 10) for name, x in bold.items()},
+        "month": pd.Series(y.index.strftime("%Y-%m"), y.index),
+    }
     tables = {name: skill_by(y, f, cells, horizon, correct=False) for name, cells in split.items()}
     holm = adjust(pd.concat({name: t["p"] for name, t in tables.items()}))
     for name, t in tables.items(): t["p_holm"] = holm[name].to_numpy() if len(t) else []
@@ -94,4 +120,9 @@ def seed_fan(
     "How far the networks of a fan lie apart."
     known = predictions.dropna(subset=["prediction", "spread"])
     if known.empty: return None
-    return {"bars": len(known), "disagree": float(known["disagree"].mean()), "spread": float(known["spread"].median()), "size": float(known["prediction"].abs().median())}
+    return {
+        "bars": len(known),
+        "disagree": float(known["disagree"].mean()),
+        "spread": float(known["spread"].median()),
+        "size": float(known["prediction"].abs().median()),
+    }

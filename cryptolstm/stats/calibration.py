@@ -23,13 +23,24 @@ def judged(
     p,      # probabilities, Series or array; NaN where none was given
     came,   # whether the event came true (1, 0), same rows; NaN where unknown
 ) -> tuple[np.ndarray, np.ndarray]:   # (n,), (n,): the pairs where both are known
-    "Probabilities beside what came. `InputError` for other lengths, a probability outside 0 to 1, or an outcome that is neither."
+    """Probabilities beside what came.
+
+    `InputError` for other lengths, a probability outside 0 to 1, or an outcome that is neither."""
     p, came = (np.asarray(x, "float64") for x in (p, came))
-    if p.shape != came.shape or p.ndim != 1: raise InputError(f"probabilities of shape {p.shape} do not match outcomes of shape {came.shape}; pass two columns of one length")
+    if p.shape != came.shape or p.ndim != 1:
+        raise InputError(
+            f"probabilities of shape {p.shape} do not match outcomes of shape {came.shape}; pass two columns"
+            " of one length"
+        )
     known = np.isfinite(p) & np.isfinite(came)
     p, came = p[known], came[known]
-    if ((p < 0) | (p > 1)).any(): raise InputError(f"a probability is {p[(p < 0) | (p > 1)][0]:g}; pass shares from 0 to 1")
-    if not np.isin(came, (0, 1)).all(): raise InputError(f"an outcome is {came[~np.isin(came, (0, 1))][0]:g}; pass 1 where the event came true and 0 where not")
+    if ((p < 0) | (p > 1)).any():
+        raise InputError(f"a probability is {p[(p < 0) | (p > 1)][0]:g}; pass shares from 0 to 1")
+    if not np.isin(came, (0, 1)).all():
+        raise InputError(
+            f"an outcome is {came[~np.isin(came, (0, 1))][0]:g}; pass 1 where the event came true and 0"
+            " where not"
+        )
     return p, came
 
 # %% ../../nbs/stats/05_calibration.ipynb #360b4b9f
@@ -41,7 +52,11 @@ def reliability(
     p, came = judged(p, came)
     table = pd.DataFrame({"said": p, "came": came, "part": equal_parts(pd.Series(p), bins)})
     out = table.groupby("part").agg(n=("came", "size"), said=("said", "mean"), came=("came", "mean"))
-    low, high = proportion_confint((out["n"] * out["came"]).round(), out["n"], method="wilson") if len(out) else ([], [])
+    low, high = (
+        proportion_confint((out["n"] * out["came"]).round(), out["n"], method="wilson")
+        if len(out)
+        else ([], [])
+    )
     return out.assign(low=low, high=high)
 
 # %% ../../nbs/stats/05_calibration.ipynb #0bd091ed
@@ -58,9 +73,14 @@ def calibration_error(
 def spiegelhalter(
     p: np.ndarray, came: np.ndarray,   # from `judged`
 ) -> float:                            # two-sided p-value; NaN where every probability is ½, which no outcome can contradict
-    "Spiegelhalter's test (1986) of whether probabilities are what they say: z = Σ(y − p)(1 − 2p)/√Σ(1 − 2p)²p(1 − p)."
+    """Spiegelhalter's test (1986) of whether probabilities are what they say: z = Σ(y − p)(1 − 2p)/√Σ(1 −
+    2p)²p(1 − p)."""
     spread = float(np.sum((1 - 2 * p) ** 2 * p * (1 - p)))
-    return float(2 * stats.norm.sf(abs(np.sum((came - p) * (1 - 2 * p))) / math.sqrt(spread))) if spread > 0 else math.nan
+    return (
+        float(2 * stats.norm.sf(abs(np.sum((came - p) * (1 - 2 * p))) / math.sqrt(spread)))
+        if spread > 0
+        else math.nan
+    )
 
 # %% ../../nbs/stats/05_calibration.ipynb #a878248b
 def calibration_figures(
@@ -73,10 +93,20 @@ def calibration_figures(
     names = ("base", "brier", "skill", "error", "error_of_honest", "p", "low", "median", "high")
     if len(p) < LEAST: return {"n": len(p), **dict.fromkeys(names)}
     rng, base, brier = np.random.default_rng(seed), float(came.mean()), float(np.mean((p - came) ** 2))
-    honest = float(np.mean([calibration_error(p, (rng.random(len(p)) < p).astype(float)) for _ in range(draws)]))
+    honest = float(
+        np.mean([calibration_error(p, (rng.random(len(p)) < p).astype(float)) for _ in range(draws)])
+    )
     skill = 1 - brier / (base * (1 - base)) if 0 < base < 1 else None
     z = spiegelhalter(p, came)
-    values = (base, brier, skill, calibration_error(p, came), honest, None if math.isnan(z) else z, *map(float, np.quantile(p, [.01, .5, .99])))
+    values = (
+        base,
+        brier,
+        skill,
+        calibration_error(p, came),
+        honest,
+        None if math.isnan(z) else z,
+        *map(float, np.quantile(p, [0.01, 0.5, 0.99])),
+    )
     return {"n": len(p), **dict(zip(names, values, strict=True))}
 
 # %% ../../nbs/stats/05_calibration.ipynb #df85bf48
@@ -84,7 +114,8 @@ MIN_CALIBRATION = 500  # forecasts below which no confidence is given
 
 def _logistic(size: np.ndarray, hit: np.ndarray, intercept: bool) -> tuple[float, float, float]:
     "Slope, intercept and log likelihood of a logistic curve."
-    from sklearn.linear_model import LogisticRegression   # a second to import, and who only predicts does not need it
+    # a second to import, and who only predicts does not need it
+    from sklearn.linear_model import LogisticRegression
     curve = LogisticRegression(C=1e6, fit_intercept=intercept).fit(size[:, None], hit)
     a, b = float(curve.intercept_[0]) if intercept else 0.0, float(curve.coef_[0, 0])
     return b, a, float(-np.logaddexp(0, np.where(hit, -1, 1) * (a + b * size)).sum())
@@ -105,11 +136,14 @@ def calibrate(
     realised: np.ndarray,    # the targets that came true; NaN and 0 do not count
     horizon: int = 1,        # bars ahead, of which one outcome in so many is new
 ) -> dict:                   # {"slope", "intercept", "n"}; slope None if there are too few forecasts
-    "The curve from |prediction| to P(direction right): one half, a slope, and Platt's curve, averaged by their evidence."
+    """The curve from |prediction| to P(direction right): one half, a slope, and Platt's curve, averaged by
+    their evidence."""
     use = np.isfinite(prediction) & np.isfinite(realised) & (realised != 0) & (prediction != 0)
     n, size, hit = int(use.sum()), np.abs(prediction[use]), np.sign(prediction[use]) == np.sign(realised[use])
     if n < MIN_CALIBRATION or hit.all() or not hit.any(): return {"slope": None, "intercept": None, "n": n}
-    slopes, intercepts, likelihoods = np.array([(0.0, 0.0, n * np.log(0.5)), *(_logistic(size, hit, intercept) for intercept in (False, True))]).T
+    slopes, intercepts, likelihoods = np.array(
+        [(0.0, 0.0, n * np.log(0.5)), *(_logistic(size, hit, intercept) for intercept in (False, True))]
+    ).T
     weight = by_evidence(likelihoods, np.array([0, 1, 2]), n, horizon)
     return {"slope": float(weight @ slopes), "intercept": float(weight @ intercepts), "n": n}
 

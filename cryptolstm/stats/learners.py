@@ -14,23 +14,28 @@ from threadpoolctl import threadpool_limits
 
 # %% ../../nbs/stats/01_learners.ipynb #6a854242
 def _ridge():
-    from sklearn.linear_model import Ridge   # here and below: a second to import, which a signal does not need
+    # here and below: a second to import, which a signal does not need
+    from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import RobustScaler
     return make_pipeline(RobustScaler(), Ridge(alpha=100.0))
 
 def _boosting():
     from sklearn.ensemble import HistGradientBoostingRegressor
-    return HistGradientBoostingRegressor(max_iter=60, learning_rate=.05, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False)
+    return HistGradientBoostingRegressor(
+        max_iter=60, learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False
+    )
 
 LEARNERS: dict[str, Callable] = {"ridge": _ridge, "gradient boosting": _boosting}  # name → a fresh regressor
 FEWEST_ROWS = 50  # training rows below which a learner forecasts nothing
 
 def fold_forecasts(
     make: Callable,           # makes a regressor with `fit` and `predict`
-    x: pd.DataFrame,          # inputs, one row per bar on the hourly grid; rows with a NaN are neither learnt from nor forecast
+    # inputs, one row per bar on the hourly grid; rows with a NaN are neither learnt from nor forecast
+    x: pd.DataFrame,
     y: pd.Series,             # outcomes on the same rows, NaN where unknown
-    starts: Iterable,         # open times of the first tested bar of each stretch, ascending; the last one runs to the end of x
+    # open times of the first tested bar of each stretch, ascending; the last one runs to the end of x
+    starts: Iterable,
     hours: int,               # training rows before each stretch, at most
     horizon: int = 1,         # bars after which an outcome is known
 ) -> pd.Series:               # forecasts from the first start on, NaN where there is none; in the unit of y
@@ -44,5 +49,7 @@ def fold_forecasts(
         if len(rows) < FEWEST_ROWS or not len(asked): continue
         learner = make()
         with threadpool_limits(1):   # sums shared by threads depend on their number
-            out.loc[x.index[asked]] = learner.fit(x.to_numpy()[rows], y.to_numpy()[rows]).predict(x.to_numpy()[asked])
+            out.loc[x.index[asked]] = learner.fit(x.to_numpy()[rows], y.to_numpy()[rows]).predict(
+                x.to_numpy()[asked]
+            )
     return out

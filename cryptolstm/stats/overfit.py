@@ -36,16 +36,23 @@ def sharpe_sample(
 ) -> SharpeSample:
     "Sharpe ratio, number of bars, skewness and kurtosis of returns. NaN where they do not vary."
     r = np.asarray(returns, dtype=float)
-    if not np.isfinite(r).all(): raise InputError("returns hold a value that is not finite; drop or repair it first")
+    if not np.isfinite(r).all():
+        raise InputError("returns hold a value that is not finite; drop or repair it first")
     if len(r) < 2 or r.std(ddof=1) == 0: return SharpeSample(math.nan, len(r), math.nan, math.nan)
-    return SharpeSample(float(r.mean() / r.std(ddof=1)), len(r), float(stats.skew(r)), float(stats.kurtosis(r, fisher=False)))
+    return SharpeSample(
+        float(r.mean() / r.std(ddof=1)), len(r), float(stats.skew(r)), float(stats.kurtosis(r, fisher=False))
+    )
 
 # %% ../../nbs/stats/03_overfit.ipynb #3985deaa
 def sharpe_spread(
     sharpe: float, skew: float, kurtosis: float,   # of a `SharpeSample`
 ) -> float:                                        # times 1/√(n − 1): the standard error of the ratio
     "√(1 − γ₃·SR + (γ₄ − 1)/4·SR²). `InputError` where no distribution has these moments."
-    if kurtosis < 1 + skew**2 - 1e-9: raise InputError(f"no distribution has a skew of {skew:g} and a kurtosis of {kurtosis:g}; pass the non-excess kurtosis (3 for a normal distribution)")
+    if kurtosis < 1 + skew**2 - 1e-9:
+        raise InputError(
+            f"no distribution has a skew of {skew:g} and a kurtosis of {kurtosis:g}; pass the non-excess"
+            " kurtosis (3 for a normal distribution)"
+        )
     return math.sqrt(1 - skew * sharpe + (kurtosis - 1) / 4 * sharpe**2)
 
 def probabilistic_sharpe(
@@ -57,7 +64,9 @@ def probabilistic_sharpe(
 ) -> float:                 # probability; NaN for an undefined ratio or fewer than two bars
     "P(true Sharpe ratio > benchmark)."
     if math.isnan(sharpe) or n < 2: return math.nan
-    return float(stats.norm.cdf((sharpe - benchmark) * math.sqrt(n - 1) / sharpe_spread(sharpe, skew, kurtosis)))
+    return float(
+        stats.norm.cdf((sharpe - benchmark) * math.sqrt(n - 1) / sharpe_spread(sharpe, skew, kurtosis))
+    )
 
 # %% ../../nbs/stats/03_overfit.ipynb #07312b60
 def minimum_track_record(
@@ -70,18 +79,29 @@ def minimum_track_record(
     "How many bars a ratio must have lasted before it counts as above the benchmark."
     if math.isnan(sharpe): return math.nan
     if sharpe <= benchmark: return math.inf
-    with np.errstate(over="ignore"): return float(1 + (sharpe_spread(sharpe, skew, kurtosis) * stats.norm.ppf(confidence) / (sharpe - benchmark)) ** 2)
+    with np.errstate(over="ignore"):
+        return float(
+            1
+            + (sharpe_spread(sharpe, skew, kurtosis) * stats.norm.ppf(confidence) / (sharpe - benchmark)) ** 2
+        )
 
 # %% ../../nbs/stats/03_overfit.ipynb #ff7213c0
 def expected_maximum(
     trials: int,       # independent worthless trials
     variance: float,   # of their Sharpe ratios, per bar
 ) -> float:            # per bar; 0 for a single trial
-    "Expected largest Sharpe ratio of trials whose true ratio is zero: √V·((1 − γ)·Z⁻¹(1 − 1/N) + γ·Z⁻¹(1 − 1/(N·e)))."
-    if trials < 1 or not variance >= 0: raise InputError(f"{trials} trials with a variance of {variance}; pass at least 1 and a variance from 0")
+    """Expected largest Sharpe ratio of trials whose true ratio is zero: √V·((1 − γ)·Z⁻¹(1 − 1/N) + γ·Z⁻¹(1 −
+    1/(N·e)))."""
+    if trials < 1 or not variance >= 0:
+        raise InputError(
+            f"{trials} trials with a variance of {variance}; pass at least 1 and a variance from 0"
+        )
     if trials == 1: return 0.0
     g = np.euler_gamma
-    return float(math.sqrt(variance) * ((1 - g) * stats.norm.isf(1 / trials) + g * stats.norm.isf(1 / (trials * math.e))))
+    return float(
+        math.sqrt(variance)
+        * ((1 - g) * stats.norm.isf(1 / trials) + g * stats.norm.isf(1 / (trials * math.e)))
+    )
 
 def deflated_sharpe(
     sharpe: float,     # of the trial in question (usually the best), per bar
@@ -129,49 +149,86 @@ def adjust(
 def across_tickers(
     results: list[dict],   # of `summary`, one per ticker, as `cryptolstm backtest --json` prints them
 ) -> pd.DataFrame:         # a row per ticker: verdict, n, hit, ic, p, p_holm, p_bh, sharpe, total_return, hold; attrs: tickers, hours, best, best_sharpe, zero_skill
-    "Every ticker that was tested, corrected for their number. `InputError` for no result, one ticker twice, invented beside real bars, or what is no result of a backtest."
+    """Every ticker that was tested, corrected for their number.
+
+    `InputError` for no result, one ticker twice, invented beside real bars, or what is no result of a
+    backtest."""
     rows = {}
     for r in results:
-        try: row, invented = _ticker_row(r), bool(r["data"].get("simulated"))
-        except (KeyError, TypeError, AttributeError) as e: raise InputError(f"a table lacks {e} and is no result of a backtest; pass what cryptolstm backtest --json printed") from e
+        try:row, invented = _ticker_row(r), bool(r["data"].get("simulated"))
+        except (KeyError, TypeError, AttributeError) as e:
+            raise InputError(f"a table lacks {e} and is no result of a backtest; pass what cryptolstm backtest --json printed") from e
         if r["ticker"] in rows: raise InputError(f"{r['ticker']} comes twice; pass one result per ticker")
         rows[r["ticker"]] = {**row, "invented": invented}
     if not rows: raise InputError("there is no result to compare; pass at least one")
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("ticker")
-    if table.pop("invented").nunique() > 1: raise InputError("some results are of the demo market and others are not; pass one kind")
+    if table.pop("invented").nunique() > 1:
+        raise InputError("some results are of the demo market and others are not; pass one kind")
     table = table.assign(p_holm=adjust(table["p"]), p_bh=adjust(table["p"], "bh"))
     hours, sharpe = int(table["hours"].median()), table["sharpe"].dropna()
-    table.attrs = {"tickers": len(table), "hours": hours, "best": None if sharpe.empty else sharpe.idxmax(), "best_sharpe": None if sharpe.empty else float(sharpe.max()),
-                   "zero_skill": best_of(len(table), hours)}
+    table.attrs = {
+        "tickers": len(table),
+        "hours": hours,
+        "best": None if sharpe.empty else sharpe.idxmax(),
+        "best_sharpe": None if sharpe.empty else float(sharpe.max()),
+        "zero_skill": best_of(len(table), hours),
+    }
     return table
 
 def _ticker_row(r: dict) -> dict:
     "What is compared of one result."
     skill, number = r["skill"]["LSTM"], lambda x: math.nan if x is None else float(x)
-    return {"verdict": r["verdict"]["level"], "hours": int(r["bars"]), "n": int(r["verdict"]["numbers"]["n"]), "hit": number(skill["hit"]), "ic": number(skill["ic"]),
-            "p": float(np.maximum(number(skill["cw_p"]), number(skill["pt_p"]))), "sharpe": number(r["sharpe_ratio"]), "total_return": number(r["total_return"]),
-            "hold": number(r["baseline_returns"]["buy & hold"])}
+    return {
+        "verdict": r["verdict"]["level"],
+        "hours": int(r["bars"]),
+        "n": int(r["verdict"]["numbers"]["n"]),
+        "hit": number(skill["hit"]),
+        "ic": number(skill["ic"]),
+        "p": float(np.maximum(number(skill["cw_p"]), number(skill["pt_p"]))),
+        "sharpe": number(r["sharpe_ratio"]),
+        "total_return": number(r["total_return"]),
+        "hold": number(r["baseline_returns"]["buy & hold"]),
+    }
 
 def tickers_sentence(
     table: pd.DataFrame,   # from `across_tickers`
 ) -> str:
     "How many tickers are left after the correction, and what the best of them is worth."
     a, left = table.attrs, int((table["p_holm"] < .01).sum())
-    money = "none of them traded" if a["best"] is None else f"the best Sharpe ratio is {a['best_sharpe']:.2f} ({a['best']}), and the best of {a['tickers']} zero-skill tickers would show {a['zero_skill']:.2f}"
-    return f"Of {a['tickers']} tickers {int((table['p'] < .01).sum())} would pass for skilled alone (p < 0.01) and {left} after the correction for all of them (Holm); {money}".replace("-", "−").replace("zero−skill", "zero-skill")
+    money = (
+        "none of them traded"
+        if a["best"] is None
+        else (
+            f"the best Sharpe ratio is {a['best_sharpe']:.2f} ({a['best']}), and the best of {a['tickers']}"
+            f" zero-skill tickers would show {a['zero_skill']:.2f}"
+        )
+    )
+    return (
+        f"Of {a['tickers']} tickers {int((table['p'] < .01).sum())} would pass for skilled alone (p < 0.01)"
+        f" and {left} after the correction for all of them (Holm); {money}".replace(
+            "-", "−"
+        ).replace(
+            "zero−skill", "zero-skill"
+        )
+    )
 
 # %% ../../nbs/stats/03_overfit.ipynb #965dcdce
 class Overfitting(NamedTuple):
     "What choosing the best setting on one half of the bars is worth on the other half."
     pbo: float            # share of splits in which the chosen setting ranks at or below the median
-    slope: float          # of its ratio outside on its ratio inside; negative: the better it looked, the worse it was
+    # of its ratio outside on its ratio inside; negative: the better it looked, the worse it was
+    slope: float
     loss: float           # share of splits in which it lost money outside
     logits: np.ndarray    # (splits choose splits/2,) ln(rank/(1 − rank))
 
 def half_sharpes(matrix: np.ndarray, splits: int) -> tuple[np.ndarray, np.ndarray]:
-    "Sharpe ratios of each setting inside and outside of every choice of half of the blocks, from sums per block: two (choices × settings) arrays."
+    """Sharpe ratios of each setting inside and outside of every choice of half of the blocks, from sums per
+    block: two (choices × settings) arrays."""
     blocks = np.array_split(matrix, splits)
-    size, total, squares = (np.array([f(b) for b in blocks]) for f in (len, lambda b: b.sum(axis=0), lambda b: (b * b).sum(axis=0)))
+    size, total, squares = (
+        np.array([f(b) for b in blocks])
+        for f in (len, lambda b: b.sum(axis=0), lambda b: (b * b).sum(axis=0))
+    )
     chosen = np.zeros((math.comb(splits, splits // 2), splits))
     for row, picks in enumerate(combinations(range(splits), splits // 2)): chosen[row, list(picks)] = 1
     def ratio(weights):
@@ -185,11 +242,21 @@ def pbo(
     matrix,              # (bars × settings) net returns per bar of every setting tried
     splits: int = 16,    # blocks of consecutive bars; even
 ) -> Overfitting:
-    "Probability of backtest overfitting by CSCV. `InputError` for fewer than two settings, an odd number of blocks or more blocks than bars allow."
+    """Probability of backtest overfitting by CSCV.
+
+    `InputError` for fewer than two settings, an odd number of blocks or more blocks than bars allow."""
     m = np.asarray(matrix, dtype=float)
-    if m.ndim != 2 or m.shape[1] < 2: raise InputError(f"returns of shape {m.shape} are not bars × settings; pass one column for each of at least two settings")
-    if splits < 2 or splits % 2 or splits > 20 or len(m) < 2 * splits: raise InputError(f"{len(m)} bars do not make {splits} blocks; pass an even number up to {min(20, len(m) // 4 * 2)}")
-    if not np.isfinite(m).all(): raise InputError("returns hold a value that is not finite; drop or repair it first")
+    if m.ndim != 2 or m.shape[1] < 2:
+        raise InputError(
+            f"returns of shape {m.shape} are not bars × settings; pass one column for each of at least two"
+            " settings"
+        )
+    if splits < 2 or splits % 2 or splits > 20 or len(m) < 2 * splits:
+        raise InputError(
+            f"{len(m)} bars do not make {splits} blocks; pass an even number up to {min(20, len(m) // 4 * 2)}"
+        )
+    if not np.isfinite(m).all():
+        raise InputError("returns hold a value that is not finite; drop or repair it first")
     inside, outside = half_sharpes(m, splits)
     best, rows = inside.argmax(axis=1), np.arange(len(inside))
     rank = stats.rankdata(outside, axis=1)[rows, best] / (m.shape[1] + 1)
@@ -203,25 +270,35 @@ MIN_BLOCK = 24  # bars: a day, the shortest block that keeps the daily pattern o
 def block_length(
     returns,          # (bars,) net returns
 ) -> int:             # bars
-    "Mean length of bootstrap blocks: Politis and White's optimum for the squared returns (their memory is that of volatility), at least a day."
+    """Mean length of bootstrap blocks: Politis and White's optimum for the squared returns (their memory is
+    that of volatility), at least a day."""
     r = np.asarray(returns, dtype=float)
     if len(r) < 10 or r.std() == 0: return MIN_BLOCK
     best = float(optimal_block_length(r**2)["stationary"].iloc[0])
-    return int(min(max(MIN_BLOCK, math.ceil(best) if math.isfinite(best) else 0), max(MIN_BLOCK, len(r) // 3)))
+    return int(
+        min(max(MIN_BLOCK, math.ceil(best) if math.isfinite(best) else 0), max(MIN_BLOCK, len(r) // 3))
+    )
 
 def spa_test(
     strategies: pd.DataFrame,              # (bars × strategies) net returns per bar
     benchmark: pd.Series | None = None,    # net returns of what is to be beaten; None = cash
     reps: int = 1000,                      # bootstrap samples
-    block: int | None = None,              # mean block length in bars; None = `block_length` of the benchmark or of the mean strategy
+    # mean block length in bars; None = `block_length` of the benchmark or of the mean strategy
+    block: int | None = None,
     seed: int = 0,
 ) -> dict:                                 # best, lower, consistent, upper: p-values of "none is better than the benchmark"
-    "Hansen's SPA by `arch`, on losses that are negative returns; a strategy that equals the benchmark is left out. `InputError` unless every return is finite."
+    """Hansen's SPA by `arch`, on losses that are negative returns; a strategy that equals the benchmark is
+    left out. `InputError` unless every return is finite."""
     table = pd.DataFrame(strategies)
     base = pd.Series(0.0, table.index) if benchmark is None else pd.Series(benchmark).reindex(table.index)
-    if not (np.isfinite(table.to_numpy(float)).all() and np.isfinite(base).all()): raise InputError("returns hold a value that is not finite, or the benchmark lacks bars; pass the same bars for both")
+    if not (np.isfinite(table.to_numpy(float)).all() and np.isfinite(base).all()):
+        raise InputError(
+            "returns hold a value that is not finite, or the benchmark lacks bars; pass the same bars for"
+            " both"
+        )
     block = block or block_length(table.mean(axis=1) if benchmark is None else base)
-    differs = table.columns[(table.sub(base, axis=0).std() > 0).to_numpy()]   # one that never left the benchmark would be divided by zero
+    # one that never left the benchmark would be divided by zero
+    differs = table.columns[(table.sub(base, axis=0).std() > 0).to_numpy()]
     if not len(differs): return {"best": None, "lower": 1.0, "consistent": 1.0, "upper": 1.0, "block": block}
     test = SPA(-base.to_numpy(float), -table[differs].to_numpy(float), block_size=block, reps=reps, seed=seed)
     test.compute()
@@ -243,4 +320,10 @@ def among_trials(
     blocks = max(2, min(10, len(m) // MIN_BLOCK // 2 * 2))
     lives = StationaryBootstrap(MIN_BLOCK, m, seed=seed).bootstrap(draws)
     spread = float(np.std([pbo(life[0], blocks).pbo for life, _ in lives], ddof=1))
-    return {"different": m.shape[1], "blocks": blocks, "pbo": pbo(m, blocks).pbo, "pbo_sd": spread, "spa": spa_test(pd.DataFrame(m), reps=reps, seed=seed)["consistent"]}
+    return {
+        "different": m.shape[1],
+        "blocks": blocks,
+        "pbo": pbo(m, blocks).pbo,
+        "pbo_sd": spread,
+        "spa": spa_test(pd.DataFrame(m), reps=reps, seed=seed)["consistent"],
+    }

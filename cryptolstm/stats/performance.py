@@ -23,9 +23,14 @@ def on_every_hour(
     series: pd.Series,        # one value per bar
 ) -> pd.Series:               # one per hour from the first bar to the last; the series itself where no hour is missing
     "Carry the value of the last bar through hours that have none."
-    if not len(series): raise InputError("the equity is empty; pass the result of a simulation with at least one bar")
+    if not len(series):
+        raise InputError("the equity is empty; pass the result of a simulation with at least one bar")
     hours = int((series.index[-1] - series.index[0]) / HOUR) + 1
-    return series if hours == len(series) else series.reindex(pd.date_range(series.index[0], series.index[-1], freq="h")).ffill()
+    return (
+        series
+        if hours == len(series)
+        else series.reindex(pd.date_range(series.index[0], series.index[-1], freq="h")).ffill()
+    )
 
 def _returns(values: np.ndarray, initial: float) -> np.ndarray:
     before = np.concatenate([[initial], values[:-1]])
@@ -48,7 +53,8 @@ def daily_returns(
 ) -> pd.Series:               # one per calendar day, tz-naive dates of UTC days; 0 on a day without bars
     "Net returns of UTC days for QuantStats (`periods_per_year=365`); the first and last day may be partial."
     equity = on_every_hour(equity)
-    last = np.append(np.arange(23 - equity.index[0].hour, len(equity) - 1, 24), len(equity) - 1)     # the last hour of each day
+    # the last hour of each day
+    last = np.append(np.arange(23 - equity.index[0].hour, len(equity) - 1, 24), len(equity) - 1)
     days = pd.date_range(equity.index[0].tz_localize(None).normalize(), periods=len(last))
     return pd.Series(_returns(equity.to_numpy("float64")[last], initial_balance), days, name="return")
 
@@ -59,7 +65,13 @@ def monthly_table(
 ) -> pd.DataFrame:            # rows: years; columns: 1 … 12 and "year"; NaN where there was no test
     "Net return of each UTC month and year; the first and last may be partial."
     last = on_every_hour(equity).resample("MS").last()
-    table = pd.DataFrame({"year": last.index.year, "month": last.index.month, "return": _returns(last.to_numpy("float64"), initial_balance)})
+    table = pd.DataFrame(
+        {
+            "year": last.index.year,
+            "month": last.index.month,
+            "return": _returns(last.to_numpy("float64"), initial_balance),
+        }
+    )
     out = table.pivot(index="year", columns="month", values="return").reindex(columns=range(1, 13))
     out["year"] = (1 + table.set_index("year")["return"]).groupby(level=0).prod() - 1
     return out
@@ -79,11 +91,13 @@ def sharpe_se(
     returns: pd.Series,      # net returns, flat periods included
     periods: float = BARS_PER_YEAR,  # of such returns in a year
 ) -> float | None:           # annualised; None where the Sharpe ratio is
-    "Standard error of the annualised Sharpe ratio, for skewed and fat-tailed but independent returns (Mertens 2002)."
+    """Standard error of the annualised Sharpe ratio, for skewed and fat-tailed but independent returns
+    (Mertens 2002)."""
     if (ratio := sharpe(returns, 1)) is None: return None
     away = np.asarray(returns, "float64") - np.mean(returns)
     square = away * away
-    second, third, fourth = square.mean(), (square * away).mean(), (square * square).mean()      # moments about the mean
+    # moments about the mean
+    second, third, fourth = square.mean(), (square * away).mean(), (square * square).mean()
     variance = 1 - third / second**1.5 * ratio + (fourth / second**2 - 1) / 4 * ratio**2
     return float(np.sqrt(variance / (len(away) - 1) * periods))
 
@@ -92,7 +106,8 @@ def sortino(
     returns: pd.Series,      # net returns, flat periods included
     periods: float = BARS_PER_YEAR,  # of such returns in a year
 ) -> float | None:           # annualised; None without a loss
-    "Mean over downside deviation (root mean square of the losses, over *all* periods), annualised (Sortino 1994, target 0)."
+    """Mean over downside deviation (root mean square of the losses, over *all* periods), annualised (Sortino
+    1994, target 0)."""
     r = np.asarray(returns, "float64")
     downside = np.sqrt(np.mean(np.minimum(r, 0.0) ** 2)) if len(r) else 0.0
     return float(r.mean() / downside * np.sqrt(periods)) if downside > 0 else None
@@ -101,7 +116,8 @@ def sortino(
 def max_drawdown(
     equity: pd.Series,                    # marked at each bar's close
     initial_balance: float,               # where the peak starts
-    low_equity: pd.Series | None = None,  # worst marked equity inside each bar; given, the drawdown is the intrabar one
+    # worst marked equity inside each bar; given, the drawdown is the intrabar one
+    low_equity: pd.Series | None = None,
 ) -> dict:  # drawdown (≤ 0), peak, trough: open times of the bars that set them (no peak: the initial balance; neither: no drawdown)
     "The deepest fall from a peak, with the bars of the peak and of the trough."
     closed = np.concatenate([[initial_balance], equity.to_numpy("float64")])
@@ -112,7 +128,8 @@ def _deepest(closed: np.ndarray, peak: np.ndarray, worst: pd.Series) -> dict:
     fall, index = worst.to_numpy("float64") / peak - 1, worst.index
     trough = int(fall.argmin())
     if not fall[trough] < 0: return {"drawdown": 0.0, "peak": None, "trough": None}
-    at = int(np.flatnonzero(closed[:trough + 1] == peak[trough])[-1])     # 0 is the initial balance, k the close of bar k - 1
+    # 0 is the initial balance, k the close of bar k - 1
+    at = int(np.flatnonzero(closed[:trough + 1] == peak[trough])[-1])
     return {"drawdown": float(fall[trough]), "peak": index[at - 1] if at else None, "trough": index[trough]}
 
 # %% ../../nbs/stats/02_performance.ipynb #087bfa36
@@ -134,10 +151,18 @@ def trade_figures(
     rate, interval = win_rate(int((pnl > 0).sum()), len(pnl))
     gain, loss = pnl[pnl > 0].sum(), -pnl[pnl < 0].sum()
     mean = lambda x: float(x.mean()) if len(x) else None
-    return {"num_trades": len(trades), "closed_trades": len(pnl), "open_trades": len(trades) - len(pnl), "win_rate": rate,
-            "win_rate_interval": interval, "average_trade": mean(pnl), "average_trade_return": mean(size), "average_bars_held": mean(held),
-            "profit_factor": float(gain / loss) if loss > 0 else None,
-            "exits": {str(k): int(v) for k, v in trades["exit_reason"].value_counts().sort_index().items()}}
+    return {
+        "num_trades": len(trades),
+        "closed_trades": len(pnl),
+        "open_trades": len(trades) - len(pnl),
+        "win_rate": rate,
+        "win_rate_interval": interval,
+        "average_trade": mean(pnl),
+        "average_trade_return": mean(size),
+        "average_bars_held": mean(held),
+        "profit_factor": float(gain / loss) if loss > 0 else None,
+        "exits": {str(k): int(v) for k, v in trades["exit_reason"].value_counts().sort_index().items()},
+    }
 
 # %% ../../nbs/stats/02_performance.ipynb #1fa7826c
 def calmar(
@@ -158,9 +183,14 @@ def excursions(
     trades, n = result["trades"], len(bars)
     if not len(trades): return pd.DataFrame({"mae": [], "mfe": []}, dtype="float64")
     first = bars.index.get_indexer(trades["entry_time"])
-    end = np.where(trades["exit_time"].isna(), n, bars.index.get_indexer(trades["exit_time"].fillna(bars.index[-1])))   # rows [first, end) were held whole
+    # rows [first, end) were held whole
+    end = np.where(
+        trades["exit_time"].isna(), n, bars.index.get_indexer(trades["exit_time"].fillna(bars.index[-1]))
+    )
     pairs, whole = np.c_[first, np.maximum(end, first + 1)].ravel(), end > first
-    over = lambda extreme, values: np.where(whole, extreme.reduceat(np.r_[values, np.nan], pairs)[::2], np.nan)
+    over = lambda extreme, values: np.where(
+        whole, extreme.reduceat(np.r_[values, np.nan], pairs)[::2], np.nan
+    )
     low, high = over(np.fmin, bars["low"].to_numpy()), over(np.fmax, bars["high"].to_numpy())
     entry, side, exit = (trades[k].to_numpy() for k in ("entry_price", "side", "exit_price"))
     reached = side * (np.c_[low, high, exit, entry] / entry[:, None] - 1).T
@@ -171,14 +201,21 @@ def _same_bars(result: dict, bars: pd.DataFrame) -> None:
         raise InputError("these are not the bars of the result; pass the frame that was given to simulate")
 
 # %% ../../nbs/stats/02_performance.ipynb #9026d634
-def _notional(result: dict) -> float: return float(np.dot(result["fills"]["price"].to_numpy(), result["fills"]["quantity"].to_numpy()))
+def _notional(result: dict) -> float:
+    return float(np.dot(result["fills"]["price"].to_numpy(), result["fills"]["quantity"].to_numpy()))
+
 
 def cost_figures(
     result: dict,            # from `simulate`
 ) -> dict:                   # None without a fill, or without a profit before costs
     "Break-even fee per side, and costs as a share of the profit before them."
-    notional, costs, net = _notional(result), result["total_fees"] + result["total_borrow"], result["final_balance"] - result["initial_balance"]
-    return {"break_even_fee": (net + result["total_fees"]) / notional if notional > 0 else None, "cost_share": costs / (net + costs) if net + costs > 0 and notional > 0 else None}
+    notional = _notional(result)
+    costs = result["total_fees"] + result["total_borrow"]
+    net = result["final_balance"] - result["initial_balance"]
+    return {
+        "break_even_fee": (net + result["total_fees"]) / notional if notional > 0 else None,
+        "cost_share": costs / (net + costs) if net + costs > 0 and notional > 0 else None,
+    }
 
 # %% ../../nbs/stats/02_performance.ipynb #5e55b286
 def figures(
@@ -186,7 +223,10 @@ def figures(
     periods: float = BARS_PER_YEAR,   # hours in a year
 ) -> dict:                            # plain numbers, texts, times and None; JSON-able with `default=str`
     "Every figure of one simulation, without a comparison. Ratios are None where nothing was traded."
-    equity, held, low, start = on_every_hour(result["equity"]), on_every_hour(result["position"]), result["low_equity"], result["initial_balance"]
+    equity = on_every_hour(result["equity"])
+    held = on_every_hour(result["position"])
+    low = result["low_equity"]
+    start = result["initial_balance"]
     if (hours := len(equity)) > len(low): low = low.reindex(equity.index).fillna(equity)
     returns, daily = hourly_returns(equity, start).to_numpy(), daily_returns(equity, start).to_numpy()
     closes = np.concatenate([[start], equity.to_numpy("float64")])
@@ -195,19 +235,43 @@ def figures(
     traded, days = len(result["trades"]) > 0, hours / 24
     growth, mean_equity = result["final_balance"] / start, float(equity.to_numpy().mean())
     return {
-        "initial_balance": start, "final_balance": result["final_balance"], "liquidation_value": result["liquidation_value"],
-        "total_return": growth - 1, "annual_return": float(growth ** (periods / hours) - 1) if days >= MIN_DAYS else None,
-        "bars": hours, "days": days, "start": equity.index[0], "end": equity.index[-1] + HOUR,
-        "sharpe_ratio": sharpe(returns, periods) if traded else None, "sharpe_se": sharpe_se(returns, periods) if traded else None,
-        "sharpe_daily": sharpe(daily, DAYS_PER_YEAR) if traded else None, "sortino": sortino(returns, periods) if traded else None,
-        "sharpe_daily_se": sharpe_se(daily, DAYS_PER_YEAR) if traded else None, "calmar": calmar(growth, hours / periods, closed["drawdown"]) if days >= MIN_DAYS and traded else None,
+        "initial_balance": start,
+        "final_balance": result["final_balance"],
+        "liquidation_value": result["liquidation_value"],
+        "total_return": growth - 1,
+        "annual_return": float(growth ** (periods / hours) - 1) if days >= MIN_DAYS else None,
+        "bars": hours,
+        "days": days,
+        "start": equity.index[0],
+        "end": equity.index[-1] + HOUR,
+        "sharpe_ratio": sharpe(returns, periods) if traded else None,
+        "sharpe_se": sharpe_se(returns, periods) if traded else None,
+        "sharpe_daily": sharpe(daily, DAYS_PER_YEAR) if traded else None,
+        "sortino": sortino(returns, periods) if traded else None,
+        "sharpe_daily_se": sharpe_se(daily, DAYS_PER_YEAR) if traded else None,
+        "calmar": (
+            calmar(growth, hours / periods, closed["drawdown"]) if days >= MIN_DAYS and traded else None
+        ),
         "volatility": float(returns.std(ddof=1) * np.sqrt(periods)) if hours > 1 else None,
-        "max_drawdown": closed["drawdown"], "max_drawdown_peak": closed["peak"], "max_drawdown_trough": closed["trough"],
-        "max_drawdown_intrabar": intrabar["drawdown"], "max_drawdown_intrabar_peak": intrabar["peak"],
-        "max_drawdown_intrabar_trough": intrabar["trough"], "exposure": float(np.count_nonzero(held.to_numpy()) / hours),
+        "max_drawdown": closed["drawdown"],
+        "max_drawdown_peak": closed["peak"],
+        "max_drawdown_trough": closed["trough"],
+        "max_drawdown_intrabar": intrabar["drawdown"],
+        "max_drawdown_intrabar_peak": intrabar["peak"],
+        "max_drawdown_intrabar_trough": intrabar["trough"],
+        "exposure": float(np.count_nonzero(held.to_numpy()) / hours),
         "turnover": _notional(result) / mean_equity if mean_equity > 0 else None,
-        "total_fees": result["total_fees"], "total_borrow": result["total_borrow"], **cost_figures(result), **trade_figures(result["trades"]), "counts": result["counts"],
-        "warning": None if days >= MIN_DAYS else f"{days:.0f} days are too few to annualise: read Sharpe, Sortino and volatility as noise"}
+        "total_fees": result["total_fees"],
+        "total_borrow": result["total_borrow"],
+        **cost_figures(result),
+        **trade_figures(result["trades"]),
+        "counts": result["counts"],
+        "warning": (
+            None
+            if days >= MIN_DAYS
+            else f"{days:.0f} days are too few to annualise: read Sharpe, Sortino and volatility as noise"
+        ),
+    }
 
 # %% ../../nbs/stats/02_performance.ipynb #f299685f
 def all_figures(
@@ -217,4 +281,6 @@ def all_figures(
 ) -> dict:                            # as `figures`, with average_mae and average_mfe; None without a trade
     "Every figure of one simulation, those that need its bars, too. `InputError` for other bars."
     ways = excursions(result, bars)
-    return figures(result, periods) | {f"average_{k}": float(ways[k].mean()) if len(ways) else None for k in ("mae", "mfe")}
+    return figures(result, periods) | {
+        f"average_{k}": float(ways[k].mean()) if len(ways) else None for k in ("mae", "mfe")
+    }

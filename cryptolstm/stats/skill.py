@@ -29,20 +29,29 @@ def pairs(
     y,                                  # realised returns, Series or array; NaN where unknown
     f,                                  # forecasts in the same unit, same kind; NaN where there is none
 ) -> tuple[np.ndarray, np.ndarray]:     # (n,), (n,): matched by index where both are Series, incomplete pairs dropped
-    "Realised and forecast values side by side. `InputError` for duplicate rows, infinite values or unequal lengths."
+    """Realised and forecast values side by side.
+
+    `InputError` for duplicate rows, infinite values or unequal lengths."""
     if isinstance(y, pd.Series) and isinstance(f, pd.Series):
-        if not (y.index.is_unique and f.index.is_unique): raise InputError("a forecast has two rows for one bar; pass one row per bar")
+        if not (y.index.is_unique and f.index.is_unique):
+            raise InputError("a forecast has two rows for one bar; pass one row per bar")
         y, f = y.align(f, join="inner")
     y, f = np.asarray(y, float), np.asarray(f, float)
     if y.shape != f.shape or y.ndim != 1:
-        raise InputError(f"returns of shape {y.shape} do not match forecasts of shape {f.shape}; pass two columns of one length")
-    if np.isinf(y).any() or np.isinf(f).any(): raise InputError("a return or forecast is infinite; pass finite numbers, NaN where unknown")
+        raise InputError(
+            f"returns of shape {y.shape} do not match forecasts of shape {f.shape}; pass two columns of one"
+            " length"
+        )
+    if np.isinf(y).any() or np.isinf(f).any():
+        raise InputError("a return or forecast is infinite; pass finite numbers, NaN where unknown")
     whole = ~(np.isnan(y) | np.isnan(f))
     return y[whole], f[whole]
 
 # %% ../../nbs/stats/00_skill.ipynb #f3c5166a
 class Outcome(NamedTuple):
-    "A test statistic and its one-sided p-value: the chance of such a value, or a better one, without skill. NaN where undefined."
+    """A test statistic and its one-sided p-value: the chance of such a value, or a better one, without skill.
+
+    NaN where undefined."""
     statistic: float
     p: float
 
@@ -68,7 +77,9 @@ def clark_west(
     y, f,               # realised and forecast returns, see `pairs`
     horizon: int = 1,   # bars ahead; overlapping returns need at least horizon − 1 lags
 ) -> Outcome:           # positive = better than persistence; p from the normal law
-    "Clark & West (2007) against persistence: HAC t-test of mean(2·y·f) > 0. NaN below 30 pairs or where the forecast is always 0."
+    """Clark & West (2007) against persistence: HAC t-test of mean(2·y·f) > 0.
+
+    NaN below 30 pairs or where the forecast is always 0."""
     y, f = pairs(y, f)
     gain = 2 * y * f                                   # = y² − [(y − f)² − f²]
     if len(gain) < LEAST: return Outcome(math.nan, math.nan)
@@ -80,7 +91,8 @@ def clark_west(
 # %% ../../nbs/stats/00_skill.ipynb #bf25c3cd
 def directions(
     y, f,                                   # realised and forecast returns, see `pairs`
-    horizon: int = 1,                       # every horizon-th pair is used, so that the realised returns do not overlap
+    # every horizon-th pair is used, so that the realised returns do not overlap
+    horizon: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:         # (n,), (n,) bool: rose, was said to rise
     "Pairs that have a direction on both sides."
     y, f = (x[::horizon] for x in pairs(y, f))
@@ -89,7 +101,8 @@ def directions(
 
 # %% ../../nbs/stats/00_skill.ipynb #708168c8
 class Timing(NamedTuple):
-    "Share of right directions, the share chance would give, the Pesaran–Timmermann statistic and its one-sided p-value."
+    """Share of right directions, the share chance would give, the Pesaran–Timmermann statistic and its
+    one-sided p-value."""
     hit: float
     expected: float
     statistic: float
@@ -99,14 +112,18 @@ def pesaran_timmermann(
     y, f,               # realised and forecast returns, see `pairs`
     horizon: int = 1,   # see `directions`
 ) -> Timing:
-    "Pesaran & Timmermann (1992). Statistic and p are NaN below 30 directions or where one side always has the same sign."
+    """Pesaran & Timmermann (1992).
+
+    Statistic and p are NaN below 30 directions or where one side always has the same sign."""
     rose, said = directions(y, f, horizon)
     n = len(rose)
     if not n: return Timing(*[math.nan] * 4)
     hit, py, pf = float(np.mean(rose == said)), float(rose.mean()), float(said.mean())
     expected = py * pf + (1 - py) * (1 - pf)
     v = expected * (1 - expected) / n
-    w = ((2 * py - 1) ** 2 * pf * (1 - pf) + (2 * pf - 1) ** 2 * py * (1 - py)) / n + 4 * py * pf * (1 - py) * (1 - pf) / n**2
+    w = ((2 * py - 1) ** 2 * pf * (1 - pf) + (2 * pf - 1) ** 2 * py * (1 - py)) / n + 4 * py * pf * (
+        1 - py
+    ) * (1 - pf) / n**2
     if n < LEAST or py in (0, 1) or pf in (0, 1): return Timing(hit, expected, math.nan, math.nan)
     t = (hit - expected) / math.sqrt(v - w)
     return Timing(hit, expected, t, float(stats.norm.sf(t)))
@@ -133,12 +150,16 @@ def diebold_mariano(
     loss: str = "absolute",   # or "squared"
     against=None,             # forecasts of another, of the same kind as `f`; None = persistence
 ) -> Outcome:                 # positive = smaller loss than the other; p from Student's t with n − 1 degrees of freedom
-    "Diebold & Mariano (1995) with Harvey's correction (statsmodels). NaN below 30 pairs or where both say the same."
+    """Diebold & Mariano (1995) with Harvey's correction (statsmodels).
+
+    NaN below 30 pairs or where both say the same."""
     if loss not in _CRITERIA: raise unknown_name("loss", loss, _CRITERIA)
     real, own = pairs(y, f if against is None else f + 0 * against)   # rows on which both have a forecast
     other = np.zeros_like(own) if against is None else pairs(y, against + 0 * f)[1]
     if len(real) < LEAST or np.array_equal(own, other): return Outcome(math.nan, math.nan)
-    result = diebold_mariano_test(real, other, own, criterion=_CRITERIA[loss], harvey_adj=True, horizon=horizon)
+    result = diebold_mariano_test(
+        real, other, own, criterion=_CRITERIA[loss], harvey_adj=True, horizon=horizon
+    )
     t = float(result.statistic)
     return Outcome(t, float(stats.t.sf(t, len(real) - 1)))
 
@@ -158,16 +179,28 @@ def monthly_ic(
     y, f,                     # realised and forecast returns, see `pairs`
 ) -> dict[str, float]:        # ic_month (mean), ic_month_sd, months; NaN and 0 without times or without two months of at least 30 pairs
     "The information coefficient of each calendar month (UTC), and how far the months lie apart."
-    if not (isinstance(y, pd.Series) and isinstance(f, pd.Series) and isinstance(y.index, pd.DatetimeIndex)): return {"ic_month": math.nan, "ic_month_sd": math.nan, "months": 0}
+    if not (isinstance(y, pd.Series) and isinstance(f, pd.Series) and isinstance(y.index, pd.DatetimeIndex)):
+        return {"ic_month": math.nan, "ic_month_sd": math.nan, "months": 0}
     month = y.index.strftime("%Y-%m")
-    each = pd.Series({m: information_coefficient(y[month == m], f.reindex(y.index)[month == m]) for m in dict.fromkeys(month)}).dropna()
-    return {"ic_month": float(each.mean()), "ic_month_sd": float(each.std()), "months": len(each)} if len(each) > 1 else {"ic_month": math.nan, "ic_month_sd": math.nan, "months": len(each)}
+    each = pd.Series(
+        {
+            m: information_coefficient(y[month == m], f.reindex(y.index)[month == m])
+            for m in dict.fromkeys(month)
+        }
+    ).dropna()
+    return (
+        {"ic_month": float(each.mean()), "ic_month_sd": float(each.std()), "months": len(each)}
+        if len(each) > 1
+        else {"ic_month": math.nan, "ic_month_sd": math.nan, "months": len(each)}
+    )
 
 # %% ../../nbs/stats/00_skill.ipynb #9bfe643b
 def r2_oos(
     y, f,       # realised and forecast returns, see `pairs`
 ) -> float:     # share of squared error saved against persistence; below 0 = worse than saying nothing
-    "Out-of-sample R²: 1 − Σ(y − f)²/Σy² (Campbell & Thompson 2008, with persistence as the benchmark). NaN where nothing moved."
+    """Out-of-sample R²: 1 − Σ(y − f)²/Σy² (Campbell & Thompson 2008, with persistence as the benchmark).
+
+    NaN where nothing moved."""
     y, f = pairs(y, f)
     return float(1 - np.sum((y - f) ** 2) / np.sum(y**2)) if y.any() else math.nan
 
@@ -175,7 +208,9 @@ def r2_oos(
 def mase(
     y, f,       # realised and forecast returns, see `pairs`
 ) -> float:     # 1 = as good as persistence, above 1 = worse
-    "Mean absolute error over that of persistence on the same bars: mean|y − f|/mean|y|. NaN where nothing moved."
+    """Mean absolute error over that of persistence on the same bars: mean|y − f|/mean|y|.
+
+    NaN where nothing moved."""
     y, f = pairs(y, f)
     return float(np.mean(np.abs(y - f)) / np.mean(np.abs(y))) if y.any() else math.nan
 
@@ -187,9 +222,24 @@ def skill_row(
     "Every skill statistic of one forecaster."
     hit, pt = hit_rate(y, f, horizon), pesaran_timmermann(y, f, horizon)
     cw, dm = clark_west(y, f, horizon), diebold_mariano(y, f, horizon)
-    return {"n": len(pairs(y, f)[0]), "hit": hit["hit"], "hit_low": hit["low"], "hit_high": hit["high"], "n_hit": hit["n"],
-            "hit_expected": pt.expected, "pt": pt.statistic, "pt_p": pt.p, "cw": cw.statistic, "cw_p": cw.p,
-            "dm": dm.statistic, "dm_p": dm.p, "ic": information_coefficient(y, f), **monthly_ic(y, f), "r2": r2_oos(y, f), "mase": mase(y, f)}
+    return {
+        "n": len(pairs(y, f)[0]),
+        "hit": hit["hit"],
+        "hit_low": hit["low"],
+        "hit_high": hit["high"],
+        "n_hit": hit["n"],
+        "hit_expected": pt.expected,
+        "pt": pt.statistic,
+        "pt_p": pt.p,
+        "cw": cw.statistic,
+        "cw_p": cw.p,
+        "dm": dm.statistic,
+        "dm_p": dm.p,
+        "ic": information_coefficient(y, f),
+        **monthly_ic(y, f),
+        "r2": r2_oos(y, f),
+        "mase": mase(y, f),
+    }
 
 # %% ../../nbs/stats/00_skill.ipynb #42ed3236
 def skill_table(
@@ -198,11 +248,16 @@ def skill_table(
     horizon: int = 1,                     # bars ahead
 ) -> pd.DataFrame:                        # one row per forecaster, persistence first; columns of `skill_row`
     "Skill of several forecasters on the bars that all of them have forecast."
-    if "persistence" in forecasts: raise InputError("persistence is always in the table; pass only the other forecasters")
+    if "persistence" in forecasts:
+        raise InputError("persistence is always in the table; pass only the other forecasters")
     common = pd.concat({"": y, **forecasts}, axis=1, join="inner").dropna()
     rows = {"persistence": skill_row(common[""], 0 * common[""], horizon)}
     rows |= {name: skill_row(common[""], common[name], horizon) for name in forecasts}
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"n": int, "n_hit": int, "months": int}).rename_axis("forecaster")
+    return (
+        pd.DataFrame.from_dict(rows, orient="index")
+        .astype({"n": int, "n_hit": int, "months": int})
+        .rename_axis("forecaster")
+    )
 
 # %% ../../nbs/stats/00_skill.ipynb #60c1273c
 def skill_against(
@@ -217,7 +272,13 @@ def skill_against(
     for other, f in forecasts.items():
         if other == name: continue
         found = diebold_mariano(y, forecasts[name], horizon, against=f)
-        rows[other] = {"n": int((y.notna() & forecasts[name].reindex(y.index).notna() & f.reindex(y.index).notna()).sum()), "dm": found.statistic, "dm_p": found.p}
+        rows[other] = {
+            "n": int(
+                (y.notna() & forecasts[name].reindex(y.index).notna() & f.reindex(y.index).notna()).sum()
+            ),
+            "dm": found.statistic,
+            "dm_p": found.p,
+        }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["n", "dm", "dm_p"]).rename_axis("against")
 
 # %% ../../nbs/stats/00_skill.ipynb #eaf0a7ba
@@ -226,10 +287,13 @@ def min_detectable_hit(
     power: float = 0.8,   # how often it should be noticed
     alpha: float = 0.05,  # one-sided level of the test
 ) -> float:               # hit rate, 0.5 … 1; 1 where even certainty would not do
-    "Solves √n·(p − ½) = z_α/2 + z_power·√(p(1 − p)) for p, the normal approximation of the one-sided binomial test."
+    """Solves √n·(p − ½) = z_α/2 + z_power·√(p(1 − p)) for p, the normal approximation of the one-sided
+    binomial test."""
     if n < 1: return 1.0
     a, b = stats.norm.isf(alpha), stats.norm.ppf(power)
-    edge = (a * math.sqrt(n) + math.sqrt(max(a * a * n - (n + b * b) * (a * a - b * b), 0))) / (2 * (n + b * b))
+    edge = (a * math.sqrt(n) + math.sqrt(max(a * a * n - (n + b * b) * (a * a - b * b), 0))) / (
+        2 * (n + b * b)
+    )
     return float(min(.5 + edge, 1.0))
 
 # %% ../../nbs/stats/00_skill.ipynb #14952dc1
@@ -252,9 +316,13 @@ def break_even_hit(
     fee_round_trip: float,   # cost of opening and closing, share of notional, slippage included
     sigma: float,            # volatility of the return over the time the position is held
 ) -> float:                  # hit rate at which the expected gain pays the cost; NaN where no hit rate does
-    "A Gaussian bet of correlation ρ earns √(2/π)·ρ·σ and is right ½ + arcsin(ρ)/π of the time; solved for gain = cost."
+    """A Gaussian bet of correlation ρ earns √(2/π)·ρ·σ and is right ½ + arcsin(ρ)/π of the time; solved for
+    gain = cost."""
     if not fee_round_trip >= 0 or not sigma > 0:
-        raise InputError(f"a cost of {fee_round_trip} at a sigma of {sigma} is no bet; pass a cost of at least 0 and a positive sigma")
+        raise InputError(
+            f"a cost of {fee_round_trip} at a sigma of {sigma} is no bet; pass a cost of at least 0 and a"
+            " positive sigma"
+        )
     rho = fee_round_trip / (math.sqrt(2 / math.pi) * sigma)
     return .5 + math.asin(rho) / math.pi if rho <= 1 else math.nan
 

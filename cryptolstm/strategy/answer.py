@@ -25,7 +25,8 @@ from .rules import rules_of
 MAX_LAG = 3  # hours the newest bar may lie behind without a warning
 
 def lag_warning(
-    bars: pd.DataFrame,   # stamped; `attrs["clock_time"]` is the exchange's time at the request, where it is known
+    # stamped; `attrs["clock_time"]` is the exchange's time at the request, where it is known
+    bars: pd.DataFrame,
     run: RunConfig,       # its `end`: bars that reach the end asked for are not late
 ) -> str | None:          # one sentence, None if the newest bar is young enough or there is no clock to compare with
     "Whether the newest bar is about the moment asked for."
@@ -44,11 +45,35 @@ def signal_warnings(
 ) -> list[str]:            # sentences; empty if all is well
     "Everything that makes a signal worth less than it looks."
     short, t = bars.attrs.get("short"), bundle.training
-    few = f"the model is underpowered: {t['windows']} training windows for {t['weights']} weights" if t["underpowered"] else None
+    few = (
+        f"the model is underpowered: {t['windows']} training windows for {t['weights']} weights"
+        if t["underpowered"]
+        else None
+    )
     shortened = f"{short}; the training span or its warm-up is shorter than asked for" if short else None
-    ended = None if (end := t.get("stopped", "done")) in ("done", "patience") else f"the training of the model did not end by itself ({end}); the best weights until then are used"
-    slow = f"the model decides by Keras, not by onnxruntime: {refused}" if (refused := (bundle.onnx or {}).get("refused")) else None
-    return [str(w) for w in (lag_warning(bars, run), bars.attrs.get("stale"), bars.attrs.get("alias"), shortened, few, ended, slow) if w]
+    ended = (
+        None
+        if (end := t.get("stopped", "done")) in ("done", "patience")
+        else f"the training of the model did not end by itself ({end}); the best weights until then are used"
+    )
+    slow = (
+        f"the model decides by Keras, not by onnxruntime: {refused}"
+        if (refused := (bundle.onnx or {}).get("refused"))
+        else None
+    )
+    return [
+        str(w)
+        for w in (
+            lag_warning(bars, run),
+            bars.attrs.get("stale"),
+            bars.attrs.get("alias"),
+            shortened,
+            few,
+            ended,
+            slow,
+        )
+        if w
+    ]
 
 # %% ../../nbs/strategy/04_answer.ipynb #3ee8c2ba
 def _number(x) -> float | None: return float(x) if np.isfinite(x) else None
@@ -56,7 +81,10 @@ def _number(x) -> float | None: return float(x) if np.isfinite(x) else None
 def _indicators(row: pd.Series) -> dict:
     "The 14 families; a family with several columns becomes a table, MACD is its histogram."
     nested = {f: {c: _number(row[c]) for c in cols} for f, cols in INDICATORS.items()}
-    return {f: v["macd_diff"] if f == "macd_diff" else next(iter(v.values())) if len(v) == 1 else v for f, v in nested.items()}
+    return {
+        f: v["macd_diff"] if f == "macd_diff" else next(iter(v.values())) if len(v) == 1 else v
+        for f, v in nested.items()
+    }
 
 # %% ../../nbs/strategy/04_answer.ipynb #ccb3fc30
 def rule_answers(
@@ -68,7 +96,14 @@ def rule_answers(
     out, last = {}, table.iloc[-720:]   # no rule looks further back
     for name, r in rules_of(run).items():
         passes = {s: bool(r.passes(last, s).iloc[-1]) for s in ("long", "short")}
-        out[name] = {"what": r.what, "asks_for": f"{r.what} {r.bounds()[side]}", "value": _number(r.value(last).iloc[-1]), "bound": r.bounds(), **passes, "passed": passes[side]}
+        out[name] = {
+            "what": r.what,
+            "asks_for": f"{r.what} {r.bounds()[side]}",
+            "value": _number(r.value(last).iloc[-1]),
+            "bound": r.bounds(),
+            **passes,
+            "passed": passes[side],
+        }
     return out
 
 def model_info(
@@ -78,9 +113,21 @@ def model_info(
 ) -> dict:
     "What a signal says about its model."
     model, note = version.model, {**version.note, **tried}
-    return {"path": str(version.folder / "model.keras"), "last_trained": model.trained_at, "lookback_period": model.config.lookback, "version": version.folder.name,
-            "trained_from": model.trained_from, "trained_until": model.trained_until, "hours": model.hours, "decision": why,
-            "challenge": note.get("decision"), "validation": note.get("validation"), "libraries": note.get("libraries"), "onnx": model.onnx, **model.training}
+    return {
+        "path": str(version.folder / "model.keras"),
+        "last_trained": model.trained_at,
+        "lookback_period": model.config.lookback,
+        "version": version.folder.name,
+        "trained_from": model.trained_from,
+        "trained_until": model.trained_until,
+        "hours": model.hours,
+        "decision": why,
+        "challenge": note.get("decision"),
+        "validation": note.get("validation"),
+        "libraries": note.get("libraries"),
+        "onnx": model.onnx,
+        **model.training,
+    }
 
 # %% ../../nbs/strategy/04_answer.ipynb #71d17be3
 def signal_dict(
@@ -96,15 +143,54 @@ def signal_dict(
     "The spec's output format (section 6), plus what lets a reader question it."
     last, model = table.iloc[-1], history[0].model
     sure = model.confidence(pd.Series([decision["prediction"]])).iloc[0]
-    spec = {"timestamp": datetime.now(UTC).isoformat(timespec="seconds"), "ticker": run.ticker, "signal": int(decision["signal"]), "confidence": _number(sure),
-            "predicted_price": _number(decision["predicted_price"]), "current_price": _number(last["close"]), "price_difference": _number(decision["difference"]),
-            "threshold": _number(decision["threshold"]), "indicators": _indicators(last), "model_info": model_info(history[0], why, tried)}
+    spec = {
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ticker": run.ticker,
+        "signal": int(decision["signal"]),
+        "confidence": _number(sure),
+        "predicted_price": _number(decision["predicted_price"]),
+        "current_price": _number(last["close"]),
+        "price_difference": _number(decision["difference"]),
+        "threshold": _number(decision["threshold"]),
+        "indicators": _indicators(last),
+        "model_info": model_info(history[0], why, tried),
+    }
     monitor, side = health(history, table, bars), "short" if decision["difference"] < 0 else "long"
-    return {**spec, "warnings": [*notes, *signal_warnings(run, bars, model), *monitor.pop("warnings")], "monitor": monitor, "p_exceed": _number(decision["p_exceed"]), "p_min": run.p_min, "entry": run.entry, "direction": int(decision["direction"]),
-            "side_tested": side, "rules": rule_answers(table, run, side), "horizon": run.horizon,
-            "confidence_definition": "calibrated probability that the predicted direction is right", "calibrated": bool(np.isfinite(sure)),
-            "n_calibration": model.calibration["n"], "underpowered": model.training["underpowered"], "bar_close_time": (bars.index[-1] + HOUR).isoformat(),
-            "data_source": {k: bars.attrs[k] for k in ("exchange", "market", "exchange_url", "simulated", "source", "seed", "clock_time", "short", "stale", "alias", "revised", "set_aside") if k in bars.attrs}}
+    return {
+        **spec,
+        "warnings": [*notes, *signal_warnings(run, bars, model), *monitor.pop("warnings")],
+        "monitor": monitor,
+        "p_exceed": _number(decision["p_exceed"]),
+        "p_min": run.p_min,
+        "entry": run.entry,
+        "direction": int(decision["direction"]),
+        "side_tested": side,
+        "rules": rule_answers(table, run, side),
+        "horizon": run.horizon,
+        "confidence_definition": "calibrated probability that the predicted direction is right",
+        "calibrated": bool(np.isfinite(sure)),
+        "n_calibration": model.calibration["n"],
+        "underpowered": model.training["underpowered"],
+        "bar_close_time": (bars.index[-1] + HOUR).isoformat(),
+        "data_source": {
+            k: bars.attrs[k]
+            for k in (
+                "exchange",
+                "market",
+                "exchange_url",
+                "simulated",
+                "source",
+                "seed",
+                "clock_time",
+                "short",
+                "stale",
+                "alias",
+                "revised",
+                "set_aside",
+            )
+            if k in bars.attrs
+        },
+    }
 
 # %% ../../nbs/strategy/04_answer.ipynb #80d26151
 def why(
@@ -112,18 +198,48 @@ def why(
 ) -> str:
     "The reason for a signal in one line."
     by_p, share = s["entry"] == "probability", lambda x: f"{x:.1%}".replace("%", " %")
-    if s["predicted_price"] is None: return "there is no forecast for this bar: some of its last hours are missing"
-    if by_p and s["p_exceed"] is None: return f"{_uncalibrated(s['n_calibration'])}, and without a probability nothing is entered"
-    asked = f"a {'fall' if s['price_difference'] < 0 else 'rise'} beyond the threshold has a probability of {share(s['p_exceed'])}, {share(s['p_min'])} is asked for" if by_p else ""
-    if s["direction"] == 0: return asked or f"the forecast does not {'pay the costs of a round trip' if s['entry'] == 'cost' else 'reach the threshold'}"
-    reached = f"{asked} ({s['side_tested']})" if by_p else f"the forecast is beyond the {'costs' if s['entry'] == 'cost' else 'threshold'} ({s['side_tested']})"
+    if s["predicted_price"] is None:
+        return "there is no forecast for this bar: some of its last hours are missing"
+    if by_p and s["p_exceed"] is None:
+        return f"{_uncalibrated(s['n_calibration'])}, and without a probability nothing is entered"
+    asked = (
+        f"a {'fall' if s['price_difference'] < 0 else 'rise'} beyond the threshold has a probability of"
+        f" {share(s['p_exceed'])}, {share(s['p_min'])} is asked for"
+        if by_p
+        else ""
+    )
+    if s["direction"] == 0:
+        return (
+            asked
+            or f"the forecast does not {'pay the costs of a round trip' if s['entry'] == 'cost' else 'reach the threshold'}"
+        )
+    reached = (
+        f"{asked} ({s['side_tested']})"
+        if by_p
+        else (
+            f"the forecast is beyond the {'costs' if s['entry'] == 'cost' else 'threshold'}"
+            f" ({s['side_tested']})"
+        )
+    )
     stopped = [_refusal(rule, s["side_tested"]) for rule in s["rules"].values() if not rule["passed"]]
-    return f"{reached}, " + (f"but these rules do not agree with a {s['side_tested']}: {'; '.join(stopped)}" if stopped else "and every rule agrees")
+    return f"{reached}, " + (
+        f"but these rules do not agree with a {s['side_tested']}: {'; '.join(stopped)}"
+        if stopped
+        else "and every rule agrees"
+    )
 
 def _uncalibrated(n: int) -> str:
-    if n < MIN_CALIBRATION: return f"the model has too little to calibrate a probability on ({n} bars, {MIN_CALIBRATION} are needed)"
-    return f"the model has no calibrated probability (among its {n} calibration bars, moves beyond the threshold came always or never)"
+    if n < MIN_CALIBRATION:
+        return (
+            f"the model has too little to calibrate a probability on ({n} bars, {MIN_CALIBRATION} are needed)"
+        )
+    return (
+        f"the model has no calibrated probability (among its {n} calibration bars, moves beyond the threshold"
+        " came always or never)"
+    )
 
 def _refusal(rule: dict, side: str) -> str:
     value = "not known" if rule["value"] is None else f"{rule['value']:.4g}"
-    return f"{rule['what']} is {value}, {rule['bound'][side]} is asked for".replace("<=", "≤").replace("-", "−")
+    return f"{rule['what']} is {value}, {rule['bound'][side]} is asked for".replace("<=", "≤").replace(
+        "-", "−"
+    )

@@ -21,10 +21,14 @@ from .rules import RULES, Rule, rules_of
 def check_decidable(
     run: RunConfig,   # its network's target and its rules
 ) -> None:
-    "`InputError` if the network of a run says nothing about the direction of the price, or its rules make no sense."
+    """`InputError` if the network of a run says nothing about the direction of the price, or its rules make
+    no sense."""
     rules_of(run)
     if run.network.get("target") == "volatility":
-        raise InputError("network target is volatility, which says how far the price will move, not where to; pass target=return to decide on signals")
+        raise InputError(
+            "network target is volatility, which says how far the price will move, not where to; pass"
+            " target=return to decide on signals"
+        )
 
 # %% ../../nbs/strategy/02_decide.ipynb #9f30e13d
 def p_exceed_of(
@@ -33,25 +37,37 @@ def p_exceed_of(
     rows: pd.DataFrame,                   # features of the same bars
     run: RunConfig,                       # what the threshold is
 ) -> pd.Series:                           # 0 … 1; NaN without a forecast or a calibration
-    "P(beyond the threshold) per bar, from a calibration or as given. `InputError` if it is given for other bars."
+    """P(beyond the threshold) per bar, from a calibration or as given.
+
+    `InputError` if it is given for other bars."""
     if exceed is None: return pd.Series(np.nan, rows.index, name="p_exceed")
     if not isinstance(exceed, pd.Series): return exceedance(exceed, prediction, rows, run)
     if len(lacks := rows.index.difference(exceed.index)):
-        raise InputError(f"exceed says nothing about the bar of {lacks[0]:%Y-%m-%d %H:%M}; pass a probability, or NaN, for every bar that is forecast")
+        raise InputError(
+            f"exceed says nothing about the bar of {lacks[0]:%Y-%m-%d %H:%M}; pass a probability, or NaN, for"
+            " every bar that is forecast"
+        )
     return exceed.loc[rows.index].astype("float64").rename("p_exceed")
 
 # %% ../../nbs/strategy/02_decide.ipynb #0ff7c386
 def decide(
     prediction: pd.Series,              # σ-scaled forecasts, index = bars; NaN = no forecast
-    table: pd.DataFrame,                # features of those bars and, for the volatility rule, 720 bars before them
+    # features of those bars and, for the volatility rule, 720 bars before them
+    table: pd.DataFrame,
     run: RunConfig = RunConfig(),       # entry, thresholds, horizon, rules, short_volume
     rules: Mapping[str, Rule] = RULES,  # all must hold; pass fewer to drop some
-    exceed: Mapping | pd.Series | None = None,  # `exceedance_curve` of the model that forecast, or P(beyond) per bar, as `walk_forward` gives it; entry="probability" cannot do without
+    # `exceedance_curve` of the model that forecast, or P(beyond) per bar, as `walk_forward` gives it;
+    # entry="probability" cannot do without
+    exceed: Mapping | pd.Series | None = None,
 ) -> pd.DataFrame:                      # per bar: prediction, predicted_price, difference, threshold, p_exceed, direction, one bool per rule, signal
-    "Direction where the forecast clears the threshold (or makes it likely enough to be cleared), and the signal where every rule agrees with it."
+    """Direction where the forecast clears the threshold (or makes it likely enough to be cleared), and the
+    signal where every rule agrees with it."""
     check_decidable(run)
     if run.entry == "probability" and exceed is None:
-        raise InputError("entry=probability needs the calibration of the model that forecast, and none was passed; pass exceed=exceedance_curve(pairs, table), or entry=threshold")
+        raise InputError(
+            "entry=probability needs the calibration of the model that forecast, and none was passed; pass"
+            " exceed=exceedance_curve(pairs, table), or entry=threshold"
+        )
     rules = rules_of(run, rules)
     rows = table.loc[prediction.index]
     price = predicted_price(rows["close"], prediction, rows["sigma"], run.horizon)
@@ -60,13 +76,31 @@ def decide(
     clears = p >= run.p_min if run.entry == "probability" else difference.abs() > bound
     direction = np.sign(difference).where(clears, 0).fillna(0).astype(int)
     values = {name: rule.value(table).loc[rows.index].to_numpy() for name, rule in rules.items()}
-    checks = {name: pd.Series(np.where(direction > 0, rule.meets(values[name], "long"), rule.meets(values[name], "short")) & (direction != 0), rows.index) for name, rule in rules.items()}
+    checks = {
+        name: pd.Series(
+            np.where(direction > 0, rule.meets(values[name], "long"), rule.meets(values[name], "short"))
+            & (direction != 0),
+            rows.index,
+        )
+        for name, rule in rules.items()
+    }
     signal = direction.where(pd.DataFrame(checks, index=rows.index).all(axis=1), 0)
-    return pd.DataFrame({"prediction": prediction, "predicted_price": price, "difference": difference, "threshold": bound, "p_exceed": p, "direction": direction,
-                         **{f"rule_{k}": v for k, v in checks.items()}, "signal": signal})
+    return pd.DataFrame(
+        {
+            "prediction": prediction,
+            "predicted_price": price,
+            "difference": difference,
+            "threshold": bound,
+            "p_exceed": p,
+            "direction": direction,
+            **{f"rule_{k}": v for k, v in checks.items()},
+            "signal": signal,
+        }
+    )
 
 # %% ../../nbs/strategy/02_decide.ipynb #0945fec9
-ENOUGH = {"threshold": "beyond the threshold", "probability": "likely enough", "cost": "beyond the costs"}   # entry → what a forecast must be
+# entry → what a forecast must be
+ENOUGH = {"threshold": "beyond the threshold", "probability": "likely enough", "cost": "beyond the costs"}
 
 def signal_funnel(
     decisions: pd.DataFrame,   # from `decide`
@@ -75,9 +109,17 @@ def signal_funnel(
     "Where bars drop out on the way to a signal."
     named = [c for c in decisions if c.startswith("rule_")]
     alive = decisions["direction"] != 0
-    rows = [("bars", len(decisions), np.nan), ("with a forecast", int(decisions["prediction"].notna().sum()), np.nan), (ENOUGH[entry], int(alive.sum()), np.nan)]
+    rows = [
+        ("bars", len(decisions), np.nan),
+        ("with a forecast", int(decisions["prediction"].notna().sum()), np.nan),
+        (ENOUGH[entry], int(alive.sum()), np.nan),
+    ]
     wished = alive.copy()
     for c in named:
         alive = alive & decisions[c]
         rows.append((c.removeprefix("rule_"), int(alive.sum()), int((wished & decisions[c]).sum())))
-    return pd.DataFrame(rows, columns=["stage", "bars left", "alone"]).set_index("stage").astype({"alone": "Int64"})
+    return (
+        pd.DataFrame(rows, columns=["stage", "bars left", "alone"])
+        .set_index("stage")
+        .astype({"alone": "Int64"})
+    )

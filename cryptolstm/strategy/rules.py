@@ -26,7 +26,8 @@ class Rule:
     signs: tuple         # of `COMPARE`: what a long asks for, what a short
     bound: float = 0.0   # that a long asks for
     mirror: Callable = lambda bound: 0.0 - bound   # → the bound a short asks for
-    span: tuple | None = None                 # smallest and largest bound that makes sense; None = it cannot be changed
+    # smallest and largest bound that makes sense; None = it cannot be changed
+    span: tuple | None = None
 
     def asks(self, side: str) -> tuple[str, float]:
         "The sign and the bound for \"long\" or \"short\"."
@@ -43,7 +44,8 @@ class Rule:
 
     def short(self, table: pd.DataFrame) -> pd.Series: return self.passes(table, "short")
 
-    def bounds(self) -> dict[str, str]: return {side: "{} {:g}".format(*self.asks(side)) for side in ("long", "short")}
+    def bounds(self) -> dict[str, str]:
+        return {side: "{} {:g}".format(*self.asks(side)) for side in ("long", "short")}
 
     @property
     def text(self) -> str:
@@ -53,13 +55,16 @@ class Rule:
 
 # %% ../../nbs/strategy/01_rules.ipynb #32f757b2
 def volatility_share(table: pd.DataFrame) -> pd.Series:
-    "σ over its own trailing 90th percentile of 720 bars (at least 240): beyond 1, volatility is \"excessive\"."
+    """σ over its own trailing 90th percentile of 720 bars (at least 240): beyond 1, volatility is
+    "excessive"."""
     return table["sigma"] / table["sigma"].rolling(720, min_periods=240).quantile(0.9)
 
 def trend_strength(table: pd.DataFrame) -> pd.Series:
-    "The smaller of close − EMA 20 and EMA 20 − EMA 50 where both point the same way (up is positive), else 0."
+    """The smaller of close − EMA 20 and EMA 20 − EMA 50 where both point the same way (up is positive), else
+    0."""
     a, b = table["close"] - table["ema_20"], table["ema_20"] - table["ema_50"]
-    return a.where(a.abs() < b.abs(), b).where(((a > 0) & (b > 0)) | ((a < 0) & (b < 0)), (a + b) * 0 + 0.0)   # + 0.0: no −0
+    # + 0.0: no −0
+    return a.where(a.abs() < b.abs(), b).where(((a > 0) & (b > 0)) | ((a < 0) & (b < 0)), (a + b) * 0 + 0.0)
 
 # %% ../../nbs/strategy/01_rules.ipynb #9f2adcfb
 SAME = lambda bound: bound
@@ -71,8 +76,11 @@ RULES: dict[str, Rule] = {
     "vwap": Rule("close − the 24-hour VWAP", lambda t: t["close"] - t["vwap"], (">", "<")),
     "trend": Rule("trend (close, EMA 20 and EMA 50 in order)", trend_strength, (">", "<")),
     "adx": Rule("ADX", lambda t: t["adx"], (">", ">"), 25, SAME, (0, 100)),
-    "volatility": Rule("σ / its 720-bar 90th percentile", volatility_share, ("<=", "<="), 1, SAME, (0.1, 100)),
-    "volume": Rule("volume / its 20-bar mean", lambda t: t["volume_ratio"], (">", "<"), 1, SAME, (0, 100))}
+    "volatility": Rule(
+        "σ / its 720-bar 90th percentile", volatility_share, ("<=", "<="), 1, SAME, (0.1, 100)
+    ),
+    "volume": Rule("volume / its 20-bar mean", lambda t: t["volume_ratio"], (">", "<"), 1, SAME, (0, 100)),
+}
 
 # %% ../../nbs/strategy/01_rules.ipynb #6fca10c9
 def rules_of(
@@ -82,13 +90,23 @@ def rules_of(
     "The rules a run asks. `InputError` for a name that is none, or a bound that makes no sense."
     for name in run.rules:
         if name not in {*RULES, *rules}: raise unknown_name("rule", name, {*RULES, *rules})
-    out = {name: _with_bound(name, rule, run.rules.get(name, True)) for name, rule in rules.items() if run.rules.get(name) is not False}
-    if run.short_volume == "above" and "volume" in out: out["volume"] = replace(out["volume"], signs=(">", ">"))
+    out = {
+        name: _with_bound(name, rule, run.rules.get(name, True))
+        for name, rule in rules.items()
+        if run.rules.get(name) is not False
+    }
+    if run.short_volume == "above" and "volume" in out:
+        out["volume"] = replace(out["volume"], signs=(">", ">"))
     return out
 
 def _with_bound(name: str, rule: Rule, bound: float | bool) -> Rule:
     "The rule as it is (True), or with another bound."
     if bound is True: return rule
-    if rule.span is None: raise InputError(f"rules {name} is {bound!r}; pass false to drop it, its bound cannot be changed")
-    if not rule.span[0] <= bound <= rule.span[1]: raise InputError(f"rules {name} is {bound!r}; pass a bound from {rule.span[0]:g} to {rule.span[1]:g}, or false to drop it")
+    if rule.span is None:
+        raise InputError(f"rules {name} is {bound!r}; pass false to drop it, its bound cannot be changed")
+    if not rule.span[0] <= bound <= rule.span[1]:
+        raise InputError(
+            f"rules {name} is {bound!r}; pass a bound from {rule.span[0]:g} to {rule.span[1]:g}, or false to"
+            " drop it"
+        )
     return replace(rule, bound=bound)

@@ -38,15 +38,27 @@ def past_decisions(
     run: RunConfig,           # entry and rules; its horizon is that of the models
     last: int = 24,           # decisions wanted, the newest ones before that of the last bar
 ) -> pd.DataFrame:            # as from `decide`, and `came`: the move over the horizon, quote currency, NaN where not known yet; `right`: its direction, NA where none; `version`: its name
-    "The decisions of a line on bars its versions had not seen, oldest first, and what came of them; empty where there are none."
+    """The decisions of a line on bars its versions had not seen, oldest first, and what came of them; empty
+    where there are none."""
     said = line_forecasts(history, table, bars, last + 1).iloc[:-1]
     rows = table.loc[said.index]
     exceed = [exceedance(exceed_of(v.note), said["prediction"], rows, run) for v in history]
-    decided = decide(said["prediction"], table, run, exceed=sum((p.where(said["version"] == k, 0) for k, p in enumerate(exceed)), pd.Series(0.0, said.index)))
+    decided = decide(
+        said["prediction"],
+        table,
+        run,
+        exceed=sum(
+            (p.where(said["version"] == k, 0) for k, p in enumerate(exceed)), pd.Series(0.0, said.index)
+        ),
+    )
     real = label("return", bars, table["sigma"], run.horizon).loc[said.index]
     came = predicted_price(rows["close"], real, rows["sigma"], run.horizon) - rows["close"]
     known = came.notna() & (came != 0) & (decided["difference"].abs() > 0)
-    return decided.assign(came=came, right=(np.sign(came) == np.sign(decided["difference"])).astype("boolean").where(known), version=[history[k].folder.name for k in said["version"]])
+    return decided.assign(
+        came=came,
+        right=(np.sign(came) == np.sign(decided["difference"])).astype("boolean").where(known),
+        version=[history[k].folder.name for k in said["version"]],
+    )
 
 # %% ../../nbs/strategy/05_signal.ipynb #e90a5032
 @dataclass(frozen=True)
@@ -56,7 +68,8 @@ class Decided:
     run: RunConfig
     bars: pd.DataFrame = field(repr=False)    # stamped
     table: pd.DataFrame = field(repr=False)   # their features
-    history: list = field(repr=False)         # the version that decided, and those before it, see `line_history`
+    # the version that decided, and those before it, see `line_history`
+    history: list = field(repr=False)
 
     @property
     def model(self) -> ModelRecord: return self.history[0].model
@@ -69,12 +82,16 @@ class Decided:
 
 # %% ../../nbs/strategy/05_signal.ipynb #3b63de5a
 class SignalGenerator:
-    "Signals for one ticker; `run` holds every setting. It never falls back to simulated bars unless `exchange=\"simulated\"` is asked for."
+    """Signals for one ticker; `run` holds every setting.
+
+    It never falls back to simulated bars unless `exchange="simulated"` is asked for."""
 
     def __init__(self,
-        ticker: str | None = None,         # BASE/QUOTE; None, here and below = as `config` has it, else BTC/USD
+        # BASE/QUOTE; None, here and below = as `config` has it, else BTC/USD
+        ticker: str | None = None,
         lookback: int | None = None,       # bars the network sees; else 60
-        exchange: str | None = None,       # ccxt id or "simulated"; else CRYPTOLSTM_EXCHANGE or coinbaseexchange
+        # ccxt id or "simulated"; else CRYPTOLSTM_EXCHANGE or coinbaseexchange
+        exchange: str | None = None,
         exchange_url: str | None = None,   # another base address of the same API
         model: str | None = None,          # name of a model line of one's own
         home: Path | None = None,          # where bars and models are kept
@@ -82,15 +99,21 @@ class SignalGenerator:
         config: RunConfig | None = None,   # base for all settings that are not given
         **settings                         # any other field of `RunConfig`
     ):
-        if not isinstance(config, RunConfig | None): raise InputError(f"config is {type(config).__name__}; pass a RunConfig, for instance RunConfig(horizon=3)")
+        if not isinstance(config, RunConfig | None):
+            raise InputError(
+                f"config is {type(config).__name__}; pass a RunConfig, for instance RunConfig(horizon=3)"
+            )
         given = {"ticker": ticker, "lookback": lookback, "exchange": exchange, "exchange_url": exchange_url}
         self.run = run_config({k: v for k, v in given.items() if v is not None} | settings, config)
         self.config = model_config(self.run)
         check_decidable(self.run)
-        self.model, self.market = None if model is None else line_name(self.run.ticker, model), expected_market(self.run)
+        self.model, self.market = (
+            None if model is None else line_name(self.run.ticker, model)
+        ), expected_market(self.run)
         self.home, self.progress = home, progress
 
-    def __repr__(self): return f"SignalGenerator({self.run.ticker!r}, lookback={self.run.lookback}, line={self.line!r})"
+    def __repr__(self):
+        return f"SignalGenerator({self.run.ticker!r}, lookback={self.run.lookback}, line={self.line!r})"
 
     def line_of(self,
         hours: int = USUAL,   # training windows
@@ -99,7 +122,8 @@ class SignalGenerator:
         return self.model or line_name(self.run.ticker, None, self.market, hours, self.config)
 
     @property
-    def line(self) -> str: return self.line_of()
+    def line(self) -> str:
+        return self.line_of()
 
     def generate_signals(self,
         hours: int = USUAL,              # training windows, the newest ones
@@ -115,18 +139,44 @@ class SignalGenerator:
         "The same with bars, features and models, for whoever wants to look closer."
         run = replace(self.run, hours=hours)
         check_threshold(retrain_threshold)
-        bars = market_bars(run.ticker, run.hours + run.lookback + run.horizon + WARMUP, end=run.end, exchange=real_exchange(run.exchange),
-                           exchange_url=run.exchange_url, home=self.home, seed=run.seed, progress=self.progress)
+        bars = market_bars(
+            run.ticker,
+            run.hours + run.lookback + run.horizon + WARMUP,
+            end=run.end,
+            exchange=real_exchange(run.exchange),
+            exchange_url=run.exchange_url,
+            home=self.home,
+            seed=run.seed,
+            progress=self.progress,
+        )
         self.market = bars.attrs.get("market", bars.attrs["exchange"])
         table = features(bars)
-        asked = Asked(self.line_of(run.hours), self.config, run.ticker, self.market, run.hours, None if self.home is None else Path(self.home) / "models", self.model is not None)
+        asked = Asked(
+            self.line_of(run.hours),
+            self.config,
+            run.ticker,
+            self.market,
+            run.hours,
+            None if self.home is None else Path(self.home) / "models",
+            self.model is not None,
+        )
         version, why, notes, tried = self._version(asked, bars, table, retrain_threshold)
         history = asked.history(version, bars, WINDOW + run.horizon)
-        decision = decide(version.model.predict(table, bars, start=len(bars) - 1), table, run, exceed=exceed_of(version.note)).iloc[-1]
-        return Decided(signal_dict(run, bars, table, decision, history, why, tried, notes), run, bars, table, history)
+        decision = decide(
+            version.model.predict(table, bars, start=len(bars) - 1),
+            table,
+            run,
+            exceed=exceed_of(version.note),
+        ).iloc[-1]
+        return Decided(
+            signal_dict(run, bars, table, decision, history, why, tried, notes), run, bars, table, history
+        )
 
-    def _version(self, asked: Asked, bars: pd.DataFrame, table: pd.DataFrame, retrain_threshold: float) -> tuple[Version, str, list, dict]:
-        "The version to use, why it was (not) trained, what a reader must know, and what was decided between two versions."
+    def _version(
+        self, asked: Asked, bars: pd.DataFrame, table: pd.DataFrame, retrain_threshold: float
+    ) -> tuple[Version, str, list, dict]:
+        """The version to use, why it was (not) trained, what a reader must know, and what was decided between
+        two versions."""
         now, notes = bars.index[-1] + HOUR, []
         while True:
             plan, stored, why = asked.plan(now, retrain_threshold, notes)
@@ -136,27 +186,71 @@ class SignalGenerator:
                 if plan == "reuse": return stored, f"reused: {why}", notes, {}
                 version, why, tried = self._retrained(asked, bars, table, plan, stored, why)
             if version is not None: return version, why, notes, tried
-            notes.append("another version was put in use while this call trained one, which is kept beside it")
+            notes.append(
+                "another version was put in use while this call trained one, which is kept beside it"
+            )
 
-    def _retrained(self, asked: Asked, bars: pd.DataFrame, table: pd.DataFrame, plan: str, stored: Version | None, why: str) -> tuple[Version | None, str, dict]:
-        "Train a version; it takes over unless it is about the past or worse than the one in use. None if that one was replaced in the meantime."
+    def _retrained(
+        self,
+        asked: Asked,
+        bars: pd.DataFrame,
+        table: pd.DataFrame,
+        plan: str,
+        stored: Version | None,
+        why: str,
+    ) -> tuple[Version | None, str, dict]:
+        """Train a version; it takes over unless it is about the past or worse than the one in use.
+
+        None if that one was replaced in the meantime."""
         bundle = self._train(bars, table, asked.hours, stored.folder if plan == "continue" else None)
         if refused := bundle.training["warm_start_refused"]: why += f"; started afresh, since {refused}"
-        past = stored is not None and (stored.model.ticker, stored.model.exchange) == (asked.ticker, asked.market) and age_hours(stored.model, bars.index[-1] + HOUR) < 1
+        past = (
+            stored is not None
+            and (stored.model.ticker, stored.model.exchange) == (asked.ticker, asked.market)
+            and age_hours(stored.model, bars.index[-1] + HOUR) < 1
+        )
         if past: why += "; kept beside the model in use, which has seen later bars"
-        tried = {"decision": {"against": stored.folder.name, **challenge(bundle, stored.model, table, bars)}} if plan == "continue" else {}
-        bundle, note = with_promises(bundle, asked.history(stored, bars, bundle.training["validation_windows"]) if plan == "continue" else [], table, bars)
+        tried = (
+            {"decision": {"against": stored.folder.name, **challenge(bundle, stored.model, table, bars)}}
+            if plan == "continue"
+            else {}
+        )
+        bundle, note = with_promises(
+            bundle,
+            asked.history(stored, bars, bundle.training["validation_windows"]) if plan == "continue" else [],
+            table,
+            bars,
+        )
         folder = save_version(bundle, asked.line, asked.root, use=False, note=note | tried)
         if tried and not tried["decision"]["use"]:
             if current_version(asked.line, asked.root) != stored.folder: return None, why, tried
-            return stored, f"reused: {why}; version {folder.name} is kept as challenger, since {tried['decision']['reason']}", tried
-        if not past and not use_version(asked.line, folder, asked.root, instead_of=None if stored is None else stored.folder): return None, why, tried
+            return (
+                stored,
+                (
+                    f"reused: {why}; version {folder.name} is kept as challenger, since"
+                    f" {tried['decision']['reason']}"
+                ),
+                tried,
+            )
+        if not past and not use_version(
+            asked.line, folder, asked.root, instead_of=None if stored is None else stored.folder
+        ):
+            return None, why, tried
         return read_version(folder, stored_model), f"trained: {why}", tried
 
-    def _train(self, bars: pd.DataFrame, table: pd.DataFrame, hours: int, continued: Path | None) -> ModelRecord:
+    def _train(
+        self, bars: pd.DataFrame, table: pd.DataFrame, hours: int, continued: Path | None
+    ) -> ModelRecord:
         "Train on the newest windows before the bar decided on, which is not in them."
         from cryptolstm.model.bundle import load_bundle
         from cryptolstm.model.training import fit
-        rows = slice(max(len(bars) - hours - self.run.lookback - self.run.horizon, 0), len(bars) - 1)   # `hours` windows, each with its answer
-        return fit(bars.iloc[rows], table.iloc[rows], self.config, warm_start=None if continued is None else load_bundle(continued), hours=hours,
-                   label=f"training {self.run.ticker}" if self.progress else None)
+        # `hours` windows, each with its answer
+        rows = slice(max(len(bars) - hours - self.run.lookback - self.run.horizon, 0), len(bars) - 1)
+        return fit(
+            bars.iloc[rows],
+            table.iloc[rows],
+            self.config,
+            warm_start=None if continued is None else load_bundle(continued),
+            hours=hours,
+            label=f"training {self.run.ticker}" if self.progress else None,
+        )

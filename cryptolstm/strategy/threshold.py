@@ -22,15 +22,19 @@ def dynamic_threshold(
     scale: float = 1.0,    # multiplies both terms; 0 acts on every forecast
 ) -> pd.Series:            # smallest forecast move worth acting on, quote currency
     "scale · (0.5·ATR + 0.3·close·σ·√h)."
-    return (scale * (0.5 * table["atr"] + 0.3 * table["close"] * table["sigma"] * np.sqrt(horizon))).rename("threshold")
+    return (scale * (0.5 * table["atr"] + 0.3 * table["close"] * table["sigma"] * np.sqrt(horizon))).rename(
+        "threshold"
+    )
 
 # %% ../../nbs/strategy/00_threshold.ipynb #3ff8bbc2
 def entry_threshold(
     table: pd.DataFrame,   # features
     run: RunConfig,        # entry, threshold_scale, horizon, fee, slippage, cost_margin
 ) -> pd.Series:            # quote currency
-    "How far a forecast (entry=\"probability\": the price itself) must lie from the close before the rules are even asked."
-    if run.entry in ("threshold", "probability"): return dynamic_threshold(table, run.horizon, run.threshold_scale)
+    """How far a forecast (entry="probability": the price itself) must lie from the close before the rules are
+    even asked."""
+    if run.entry in ("threshold", "probability"):
+        return dynamic_threshold(table, run.horizon, run.threshold_scale)
     round_trip = 2 * (run.fee + run.slippage) * (1 + run.cost_margin)
     return (table["close"] * round_trip).rename("threshold")
 
@@ -60,24 +64,32 @@ def exceedance_curve(
     use = np.isfinite(unit) & (unit > 0) & (z != 0)
     z, y, unit = z[use], y[use], unit[use]
     came = {scale: np.sign(z) * y > scale * unit for scale in SCALES}
-    if len(z) < MIN_CALIBRATION or came[1.0].all() or not came[1.0].any(): return {"n": len(z), "gain": None, "errors": None, "curves": None}
+    if len(z) < MIN_CALIBRATION or came[1.0].all() or not came[1.0].any():
+        return {"n": len(z), "gain": None, "errors": None, "curves": None}
     gain = float(np.clip((z @ y) / (z @ z), 0, 2))
     e = (y - gain * z) / unit
     errors = np.quantile(np.r_[e, -e], np.linspace(0, 1, 201)).tolist()
-    curves = [[scale, *_curve(logit(_chance(gain, errors, z, unit, scale)), np.log(unit), c, horizon)] for scale, c in came.items() if c.any() and not c.all()]
+    curves = [
+        [scale, *_curve(logit(_chance(gain, errors, z, unit, scale)), np.log(unit), c, horizon)]
+        for scale, c in came.items()
+        if c.any() and not c.all()
+    ]
     return {"n": len(z), "gain": gain, "errors": errors, "curves": curves}
 
 def logit(p: np.ndarray) -> np.ndarray: return np.log(p / (1 - p))
 
 def _curve(chance: np.ndarray, unit: np.ndarray, came: np.ndarray, horizon: int) -> list[float]:
-    "Intercept and coefficients of a logistic curve: the chance as it is, shifted, and fitted freely, averaged by their evidence."
+    """Intercept and coefficients of a logistic curve: the chance as it is, shifted, and fitted freely,
+    averaged by their evidence."""
     from scipy.optimize import brentq
     from scipy.special import expit
     from sklearn.linear_model import LogisticRegression
     fitted = LogisticRegression(C=1e6).fit(np.c_[chance, unit], came)
     shift = brentq(lambda a: expit(a + chance).mean() - came.mean(), -40, 40)
     answers = np.array([(0, 1, 0), (shift, 1, 0), (fitted.intercept_[0], *fitted.coef_[0])])
-    likelihoods = -np.logaddexp(0, np.where(came, -1, 1) * (answers @ np.array([np.ones(len(came)), chance, unit]))).sum(axis=1)
+    likelihoods = -np.logaddexp(
+        0, np.where(came, -1, 1) * (answers @ np.array([np.ones(len(came)), chance, unit]))
+    ).sum(axis=1)
     return (by_evidence(likelihoods, np.array([0, 1, 3]), len(came), horizon) @ answers).tolist()
 
 # %% ../../nbs/strategy/00_threshold.ipynb #36059f7d
@@ -100,9 +112,26 @@ def exceedance(
     unit, z = threshold_in_sigma(rows, run.horizon).to_numpy(), prediction.to_numpy("float64")
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = (entry_threshold(rows, run) / dynamic_threshold(rows, run.horizon)).to_numpy()
-        p = 1 / (1 + np.exp(-_between(scale, [k[0] for k in curve["curves"]], np.stack([a + b * logit(_chance(curve["gain"], curve["errors"], z, unit, at)) + c * np.log(unit)
-                                                                                        for at, a, b, c in curve["curves"]]))))
-    return pd.Series(np.where(np.isfinite(z) & (z != 0) & (unit > 0), p, np.nan), prediction.index, name="p_exceed")
+        p = 1 / (
+            1
+            + np.exp(
+                -_between(
+                    scale,
+                    [k[0] for k in curve["curves"]],
+                    np.stack(
+                        [
+                            a
+                            + b * logit(_chance(curve["gain"], curve["errors"], z, unit, at))
+                            + c * np.log(unit)
+                            for at, a, b, c in curve["curves"]
+                        ]
+                    ),
+                )
+            )
+        )
+    return pd.Series(
+        np.where(np.isfinite(z) & (z != 0) & (unit > 0), p, np.nan), prediction.index, name="p_exceed"
+    )
 
 # %% ../../nbs/strategy/00_threshold.ipynb #6055cad5
 def exceed_of(note: Mapping) -> Mapping:

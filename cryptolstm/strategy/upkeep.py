@@ -37,15 +37,23 @@ def model_plan(
     hours: int,                 # training bars
     now: pd.Timestamp,          # close time of the bar decided on
     retrain_threshold: float,   # hours after which a training span is too old
-    tried: Callable = lambda: None,   # → hours since the end of the youngest span tried for this request, see `youngest_try`
+    # → hours since the end of the youngest span tried for this request, see `youngest_try`
+    tried: Callable = lambda: None,
 ) -> tuple[str, str]:           # "reuse", "continue" or "afresh", and why
     "What to do with the stored model."
     if old is None: return "afresh", "there was no model yet"
     if why := differs(old, config, ticker, market, hours): return "afresh", why
-    if (age := age_hours(old, now)) < 1: return "afresh", "the stored model has seen bars from the decided one on"
+    if (age := age_hours(old, now)) < 1:
+        return "afresh", "the stored model has seen bars from the decided one on"
     if age < retrain_threshold: return "reuse", f"its training span ended {age:.0f} h ago"
     if (lately := tried()) is not None and lately < retrain_threshold:
-        return "reuse", f"its training span ended {age:.0f} h ago; a version trained until {lately:.0f} h ago is kept beside it"
+        return (
+            "reuse",
+            (
+                f"its training span ended {age:.0f} h ago; a version trained until {lately:.0f} h ago is kept"
+                " beside it"
+            ),
+        )
     return "continue", f"training span ended {age:.0f} h ago, the threshold is {retrain_threshold:g} h"
 
 # %% ../../nbs/strategy/03_upkeep.ipynb #e579e82c
@@ -54,14 +62,21 @@ def check_threshold(
 ) -> None:
     "`InputError` unless it is a number of hours."
     if isinstance(hours, bool) or not isinstance(hours, Real) or not hours >= 0:
-        raise InputError(f"retrain_threshold is {hours!r}; pass a number of hours from 0 (0 retrains at every call)")
+        raise InputError(
+            f"retrain_threshold is {hours!r}; pass a number of hours from 0 (0 retrains at every call)"
+        )
 
 # %% ../../nbs/strategy/03_upkeep.ipynb #7b0732a9
 def real_exchange(
     exchange: str | None,   # as in `RunConfig`
 ) -> str:                   # a ccxt id, or "simulated"
-    "The market \"auto\" stands for here: a real one by name, since a signal never falls back to simulated bars."
-    return (os.environ.get("CRYPTOLSTM_EXCHANGE") or DEFAULT_EXCHANGE) if exchange in (None, "auto") else exchange
+    """The market "auto" stands for here: a real one by name, since a signal never falls back to simulated
+    bars."""
+    return (
+        (os.environ.get("CRYPTOLSTM_EXCHANGE") or DEFAULT_EXCHANGE)
+        if exchange in (None, "auto")
+        else exchange
+    )
 
 def expected_market(
     run: RunConfig,         # exchange and exchange_url
@@ -91,22 +106,46 @@ class Asked:
     root: Path | None     # models folder
     named: bool = False   # by the user
 
-    def differs(self, model: ModelRecord) -> str: return differs(model, self.config, self.ticker, self.market, self.hours)
+    def differs(self, model: ModelRecord) -> str:
+        return differs(model, self.config, self.ticker, self.market, self.hours)
 
-    def plan(self, now: pd.Timestamp, retrain_threshold: float, notes: list) -> tuple[str, Version | None, str]:
+    def plan(
+        self, now: pd.Timestamp, retrain_threshold: float, notes: list
+    ) -> tuple[str, Version | None, str]:
         "What to do, with which stored version, and why; what had to be done on the way is added to `notes`."
         stored, said = usable_version(self.line, stored_model, self.root)
         notes += said
         why = "" if stored is None or not self.named else self.differs(stored.model)
-        if why and not why.startswith("features"): raise InputError(f"the model line {self.line} was made for another request: {why}; pass that, or another --model name")
+        if why and not why.startswith("features"):
+            raise InputError(
+                f"the model line {self.line} was made for another request: {why}; pass that, or another"
+                " --model name"
+            )
         tried = lambda: youngest_try(self.line, lambda model: not self.differs(model), now, self.root)
-        plan, why = model_plan(stored and stored.model, self.config, self.ticker, self.market, self.hours, now, retrain_threshold, tried)
-        if stored is None and version_folders(self.line, self.root): why = "no version of the model was in use"
+        plan, why = model_plan(
+            stored and stored.model,
+            self.config,
+            self.ticker,
+            self.market,
+            self.hours,
+            now,
+            retrain_threshold,
+            tried,
+        )
+        if stored is None and version_folders(self.line, self.root):
+            why = "no version of the model was in use"
         return plan, stored, why
 
     def history(self, version: Version, bars: pd.DataFrame, last: int) -> list[Version]:
         "The version and those used before it, for the newest bars."
-        return line_history(self.line, version, stored_model, lambda model: not self.differs(model), bars.index[-min(last, len(bars))], self.root)
+        return line_history(
+            self.line,
+            version,
+            stored_model,
+            lambda model: not self.differs(model),
+            bars.index[-min(last, len(bars))],
+            self.root,
+        )
 
 # %% ../../nbs/strategy/03_upkeep.ipynb #4d63f37c
 def with_promises(
@@ -117,8 +156,20 @@ def with_promises(
 ) -> tuple[ModelRecord, dict]:   # calibrated on what the line said before; what to keep in `version.json`: validation, exceed, reference
     "What a model promises, and by what it will be watched."
     pairs = validation_pairs(bundle, table, bars)
-    honest = calibration_pairs(pairs, line_pairs(history, table, bars, len(bars) - bars.index.get_loc(pairs.index[0])))
+    honest = calibration_pairs(
+        pairs, line_pairs(history, table, bars, len(bars) - bars.index.get_loc(pairs.index[0]))
+    )
     seen = table.loc[as_utc(bundle.trained_from):as_utc(bundle.trained_until), bundle.scaler.columns]
     horizon = bundle.config.horizon
-    note = {"validation": validation_figures(pairs, horizon), "exceed": exceedance_curve(honest, table, horizon), "reference": reference(seen)}
-    return replace(bundle, calibration=calibrate(honest["prediction"].to_numpy(), honest["realised"].to_numpy(), horizon)), note
+    note = {
+        "validation": validation_figures(pairs, horizon),
+        "exceed": exceedance_curve(honest, table, horizon),
+        "reference": reference(seen),
+    }
+    return (
+        replace(
+            bundle,
+            calibration=calibrate(honest["prediction"].to_numpy(), honest["realised"].to_numpy(), horizon),
+        ),
+        note,
+    )

@@ -2,19 +2,30 @@
 __version__ = "0.1.0"
 
 import os as _os
+from importlib import import_module as _import_module
 
-_os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported anywhere: its start-up chatter is not our message
+_os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: hide its start-up messages
 
-_PUBLIC = {
-    "CryptoMarketDataClient": "data.client",
-    "SignalGenerator": "strategy.signal",
+_PUBLIC = {  # name -> module
     "Backtester": "research.backtest",
+    "CryptoMarketDataClient": "data.client",
+    "RunConfig": "core.config",
+    "SignalGenerator": "strategy.signal",
+    "demo_market": "data.demo",
+    "features": "features",   # a package that can be called, see features/__init__.py
+    "market_bars": "data.client",
+    "run_backtest": "research.backtest",
+    "simulate": "execution.simulate",
 }
 __all__ = list(_PUBLIC)
 
 
-def __getattr__(name):
-    "Load the three public classes on first use, so that `import cryptolstm` does not wait for TensorFlow."
+def __getattr__(name: str):
+    "Load a public name on first use, so that `import cryptolstm` does not wait for TensorFlow."
     if name not in _PUBLIC: raise AttributeError(f"module 'cryptolstm' has no attribute {name!r}")
-    from importlib import import_module
-    return getattr(import_module(f"cryptolstm.{_PUBLIC[name]}"), name)
+    module = _import_module(f"cryptolstm.{_PUBLIC[name]}")
+    return module if name == _PUBLIC[name] else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

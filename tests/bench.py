@@ -1,10 +1,9 @@
-"""`make bench`: ours against the peer, in one run on one machine.
+"""`make bench`: our code against peer libraries, in one run on one machine.
 
-Ratios mean something; absolute times on a shared machine do not.
-
-Each bench measures both sides in turn, several rounds, and reports the median of the rounds' ratios. Work
-that depends on threads or on a fresh TensorFlow runs in a process of its own (`python tests/bench.py
---worker NAME ARGUMENTS…` prints one number). `python tests/bench.py train live` runs some of them only."""
+Compare ratios only: absolute times on a shared machine mean little. Each bench measures both sides
+alternately for several rounds and reports the median of the rounds' ratios. Work that depends on threads or
+on a fresh TensorFlow runs in a separate process (`python tests/bench.py --worker NAME ARGUMENTS…` prints one
+number). `python tests/bench.py train live` runs only the benches named."""
 import json
 import os
 import statistics
@@ -19,8 +18,8 @@ BENCHES, WORKERS = {}, {}
 
 
 def bench(goal: float | None, unit: str):
-    """Register a bench: a function without arguments giving {ours, peer, note}; the ratio is ours/peer for
-    rates and peer/ours for times."""
+    """Register a bench, a function without arguments that returns {ours, peer, note}. The ratio is ours/peer
+    for rates and peer/ours for times."""
     def register(function):
         BENCHES[function.__name__] = (function, goal, unit)
         return function
@@ -28,13 +27,13 @@ def bench(goal: float | None, unit: str):
 
 
 def worker(function):
-    "Register what runs in a process of its own; it returns one number."
+    "Register a function that runs in a separate process and returns one number."
     WORKERS[function.__name__] = function
     return function
 
 
 def start(name: str, *arguments, threads: int | None = None) -> subprocess.Popen:
-    "A worker process; `threads` limits TensorFlow and BLAS."
+    "Start a worker process; `threads` limits TensorFlow and BLAS."
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
@@ -57,14 +56,14 @@ def start(name: str, *arguments, threads: int | None = None) -> subprocess.Popen
 
 
 def number(process: subprocess.Popen) -> float:
-    "What a worker printed; its own error text if it failed."
+    "The number a worker printed; raises with its error text if it failed."
     out, err = process.communicate()
     if process.returncode: raise RuntimeError(f"worker failed: {err[-2000:]}")
     return float(out.split()[-1])
 
 
 def median_of(rounds: list[tuple[float, float]]) -> dict:
-    "Medians of (ours, peer), and of their ratios round by round."
+    "Medians of ours and peer, and of their ratios per round."
     ours, peer = zip(*rounds, strict=True)
     return {
         "ours": statistics.median(ours),
@@ -89,7 +88,7 @@ def some_windows(n: int):
 
 
 def spec_network(fast: bool):
-    "The network of the spec, compiled; with the layer of Keras or with ours."
+    "The compiled network of the specification, with Keras' LSTM layer or ours."
     import keras
     from cryptolstm.features.indicators import INPUTS
     from cryptolstm.model.settings import ModelConfig
@@ -100,17 +99,18 @@ def spec_network(fast: bool):
 
 
 def as_shipped() -> None:
-    "TensorFlow begins to work, with the threads it takes by itself: nothing of ours changes them after that."
+    "Start TensorFlow with its default threads, so that our code can no longer change them."
     import tensorflow as tf
     tf.zeros(1)
 
 
 @worker
 def fit_rate(kind: str, batch: str) -> float:
-    """Sequences a second in `fit`, from the beginning of an epoch to its last batch, best of three, tracing
-    not counted. Keras is fed the windows as an array, ours as the package feeds it. (What Keras waits for
-    tf.data's autotuner at the end of an epoch does not count: up to as long as the epoch, and not each
-    time.)"""
+    """Sequences per second in `fit`, from the start of an epoch to its last batch: best of three, without
+    tracing.
+
+    Keras is given the windows as an array, ours as the package feeds it. Keras' wait for tf.data's autotuner
+    at the end of an epoch is not counted; it varies, and can take as long as the epoch."""
     if kind == "keras": as_shipped()
     import keras
     import numpy as np
@@ -136,8 +136,8 @@ def fit_rate(kind: str, batch: str) -> float:
 
 @worker
 def gemm_peak() -> float:
-    """Floating-point operations a second of a large matrix product, the best of five seconds: on a shared
-    machine one second may be half as fast."""
+    """Floating-point operations per second of a large matrix product: the best of five one-second runs,
+    because on a shared machine one second may be half as fast."""
     import tensorflow as tf
     a = tf.random.normal((2048, 2048))
     rates, end = [], time.perf_counter() + 5
@@ -147,21 +147,20 @@ def gemm_peak() -> float:
     return max(rates)
 
 
-# floating-point operations of one sequence, products only: forward and backward, and forward alone
+# floating-point operations of one sequence, matrix products only: forward and backward; forward alone
 FLOPS, FORWARD = 186.3e6, 62.7e6
 
 
 def shares(result: dict, flops: float) -> str:
-    """Both sides as a share of what this machine's cores reach together in one large matrix product; `flops`
-    per unit of the rates."""
+    """Both rates as a share of the machine's peak in one large matrix product on all cores; `flops` per unit
+    of the rates."""
     peak = number(start("gemm_peak"))
     ours, peer = (result[side] * flops / peak for side in ("ours", "peer"))
     return f"{ours:.1%} of the matrix-product peak ({peak / 1e9:.0f} GFLOP/s), peer {peer:.1%}"
 
 
 def train(batch: int) -> dict:
-    """All cores on each side: Keras as it is shipped in one process, ours in one single-threaded process a
-    core."""
+    "All cores on each side: Keras as shipped in one process, ours in one single-threaded process per core."
     cores, rounds = os.cpu_count() or 1, []
     for _ in range(3):
         peer = number(start("fit_rate", "keras", batch))
@@ -181,7 +180,7 @@ def train_batch_256(): return train(256)
 
 @bench(None, "sequences/s")
 def train_one_network():
-    "One training on all cores, ours against Keras as it is shipped."
+    "One training on all cores, ours against Keras as shipped."
     result = median_of(
         [(number(start("fit_rate", "ours", 64)), number(start("fit_rate", "keras", 64))) for _ in range(3)]
     )
@@ -190,8 +189,7 @@ def train_one_network():
 
 @worker
 def windows_fed(kind: str) -> float:
-    """Shuffled windows a second, in batches of 256 from 30 years of hourly bars, one epoch; nothing is
-    trained."""
+    "Shuffled windows per second, in batches of 256 from 30 years of hourly bars, one epoch; no training."
     import keras
     import numpy as np
     from cryptolstm.features.indicators import INPUTS
@@ -200,7 +198,9 @@ def windows_fed(kind: str) -> float:
     x, y = rng.normal(size=(n, len(INPUTS))).astype("float32"), rng.normal(size=n).astype("float32")
     if kind == "ours": fed = Batches(x, np.arange(LOOKBACK - 1, n), y, LOOKBACK, 256, seed=0).feed()
     else:
-        fed = keras.utils.timeseries_dataset_from_array(x, y[LOOKBACK - 1:], LOOKBACK, batch_size=256, shuffle=True, seed=0)
+        fed = keras.utils.timeseries_dataset_from_array(
+            x, y[LOOKBACK - 1:], LOOKBACK, batch_size=256, shuffle=True, seed=0
+        )
     began = time.perf_counter()
     windows = sum(len(targets) for _, targets in fed)
     assert windows == n - LOOKBACK + 1
@@ -224,8 +224,8 @@ def feeding():
 
 @worker
 def live(kind: str) -> float:
-    """Predictions a second: `predict_one` from a year of features, checks and scaling included, against
-    `model.predict` of a window that is ready."""
+    """Predictions per second: `predict_one` from a year of features, with checks and scaling, against
+    `model.predict` of a prepared window."""
     if kind == "keras": as_shipped()
     from cryptolstm.data.demo import demo_market
     from cryptolstm.features.indicators import INPUTS, features
@@ -271,12 +271,12 @@ def one_live_prediction():
     }
 
 
-# bars of the walk-forward benches; a training longer than a month would hide all but its own speed
+# bars of the walk-forward benches; with a longer training span the bench would measure training speed only
 TESTED, TRAINED = 720, 720
 
 
 def walk_case(epochs: str, refit_epochs: str):
-    "Bars of the demo market and the run: 720 bars tested, a new training each week."
+    "Bars of the demo market and the run: 720 tested bars, retraining every week."
     from cryptolstm.core.config import RunConfig
     from cryptolstm.data.demo import demo_market
     from cryptolstm.research.walkforward import bars_needed
@@ -292,7 +292,7 @@ def walk_case(epochs: str, refit_epochs: str):
 
 @worker
 def walk_ours(epochs: str, refit_epochs: str) -> float:
-    "Bars a second of `walk_forward`, compiling and features included, imports not."
+    "Bars per second of `walk_forward`, with compilation and features but without imports."
     from cryptolstm.research.walkforward import walk_forward
     bars, run = walk_case(epochs, refit_epochs)
     began = time.perf_counter()
@@ -302,8 +302,8 @@ def walk_ours(epochs: str, refit_epochs: str) -> float:
 
 @worker
 def walk_naive(epochs: str, batch: str) -> float:
-    """Bars a second the naive way, on the same windows: a new Keras model for each fold, one `predict` for
-    each bar."""
+    """Bars per second of the naive way on the same windows: a new Keras model for each fold, one `predict`
+    for each bar."""
     as_shipped()
     import keras
     import numpy as np
@@ -326,7 +326,7 @@ def walk_naive(epochs: str, batch: str) -> float:
         net.compile(
             optimizer=keras.optimizers.Adam(config.learning_rate, clipvalue=config.clipvalue), loss="huber"
         )
-        # 0 = the one ours takes
+        # 0 = the batch size ours uses
         size = int(batch) or min(config.batch_size, max(16, len(x) // 8))
         net.fit(x, y, batch_size=size, epochs=config.epochs, validation_data=(vx, vy), verbose=0)
         windows = window_view(scaler.transform(table), config.lookback)
@@ -337,7 +337,7 @@ def walk_naive(epochs: str, batch: str) -> float:
 
 
 def walk(epochs: int, refit_epochs: int, batch: int) -> dict:
-    "Three rounds of each, in turn: some minutes."
+    "Three rounds of each side, alternately; takes some minutes."
     result = median_of(
         [
             (number(start("walk_ours", epochs, refit_epochs)), number(start("walk_naive", epochs, batch)))
@@ -363,14 +363,14 @@ def walk(epochs: int, refit_epochs: int, batch: int) -> dict:
 
 @bench(20.0, "bars/s")
 def walk_forward_same_epochs():
-    "720 bars, weekly retraining; both sides train 2 epochs in each fold with the same batches' size."
+    "720 bars, weekly retraining; both sides train 2 epochs per fold with the same batch size."
     return walk(2, 2, 0)
 
 
 @bench(20.0, "bars/s")
 def walk_forward_as_used():
-    """The same as each is used: ours goes on from the last weights for a tenth of the epochs, the naive way
-    begins anew with Keras' own batches of 32."""
+    """The same with each side as it is used: ours continues from the last weights for a tenth of the epochs,
+    the naive way starts anew with Keras' default batches of 32."""
     return walk(10, 1, 32)
 
 
@@ -382,8 +382,8 @@ YEARS3 = 26_280   # hourly bars of three years
 
 @worker
 def serve(delay: str) -> float:
-    """A loop-back exchange with three years of one ticker, each page after `delay` seconds; runs until its
-    stdin closes."""
+    """Serve three years of one ticker from a loop-back exchange, each page after `delay` seconds, until stdin
+    closes."""
     from cryptolstm.data.demo import demo_market
     from loopback import Loopback
     with Loopback(
@@ -401,8 +401,8 @@ def serve(delay: str) -> float:
 
 
 def bare_pages(url: str) -> float:
-    """Pages a second of the server itself: plain requests, as many at the same time as our client makes,
-    answers thrown away."""
+    """Pages per second of the server alone: plain requests, as many in parallel as our client makes,
+    responses discarded."""
     import http.client
     from concurrent.futures import ThreadPoolExecutor
 
@@ -426,9 +426,9 @@ def bare_pages(url: str) -> float:
 
 
 def our_pages(url: str, limited: bool = False, hours: int = YEARS3) -> float:
-    """Pages a second of our client into an empty store; the bars are checked.
+    """Pages per second of our client into an empty store; the bars are checked.
 
-    Without `limited` its rate limit is off."""
+    Unless `limited`, its rate limit is off."""
     from cryptolstm.data.client import CryptoMarketDataClient
     with tempfile.TemporaryDirectory() as home:
         client = CryptoMarketDataClient("coinbaseexchange", url, home=Path(home))
@@ -442,7 +442,7 @@ def our_pages(url: str, limited: bool = False, hours: int = YEARS3) -> float:
 
 
 def fetch(delay: float) -> dict:
-    "Our client against the bare server, in turn."
+    "Our client against the bare server, alternately."
     server = start("serve", delay)
     try:
         url = server.stdout.readline().strip()
@@ -472,13 +472,14 @@ def fetch_at_0_ms(): return fetch(0.0)
 
 @bench(0.95, "requests/s")
 def fetch_within_the_rate_limit():
-    "Against the rate that ccxt allows for the exchange: what we spend on a page must not be seen behind it."
+    """Our client against the rate that ccxt allows: our work per page must fit into the pauses between
+    requests."""
     from cryptolstm.data.exchange import connect
     server = start("serve", 0.050)
     try:
         url = server.stdout.readline().strip()
         allowed = 1000 / connect("coinbaseexchange").rateLimit
-        # 60 pages and the time
+        # 60 pages and one request for the time
         rounds = [(our_pages(url, True, 60 * 300) * 61 / 60, allowed) for _ in range(3)]
         return {
             **median_of(rounds),
@@ -490,7 +491,7 @@ def fetch_within_the_rate_limit():
 
 @bench(1.0, "opens/s")
 def open_three_years():
-    "Against the 20 ms that were allowed."
+    "Opening a store of three years, against the limit of 20 ms."
     from cryptolstm.data.store import BarStore, bar_path, hour_number, read_store, write_store
     from cryptolstm.data.demo import demo_market
     with tempfile.TemporaryDirectory() as d:
@@ -510,15 +511,15 @@ def open_three_years():
     }
 
 
-# ---- the backtester
+# ---- the simulator
 # --------------------------------------------------------------------------------------------------
 
-# an interpreter that has vectorbt and backtesting.py, whose pins may clash with ours
+# an interpreter with vectorbt and backtesting.py, whose pinned versions may conflict with ours
 PEERS = os.environ.get("CRYPTOLSTM_PEERS") or sys.executable
 
 
 def ask_peer(kind: str, folder: str | Path) -> str | None:
-    "What `tests/peers.py` printed under that interpreter; None where the peer is not installed there."
+    "Output of `tests/peers.py` under the peers' interpreter; None where the peer is not installed."
     done = subprocess.run(
         [PEERS, str(ROOT / "tests" / "peers.py"), kind, str(folder)], capture_output=True, text=True
     )
@@ -528,13 +529,14 @@ def ask_peer(kind: str, folder: str | Path) -> str | None:
 
 
 def peer_answer(kind: str, folder: str) -> dict | None:
-    "Seconds of a peer on the bars in `folder`, and its results; None where it is not installed."
+    "Seconds a peer takes on the bars in `folder`, and its results; None where it is not installed."
     import numpy as np
     return None if ask_peer(kind, folder) is None else dict(np.load(Path(folder) / "answer.npz"))
 
 
 def trading_case(n: int, folder: str):
-    "Bars of a random walk, a signal held for hours, the size of its forecast move, and the same as files."
+    """Bars of a random walk, a signal held for a day at a time and the size of its predicted move, also
+    written to files."""
     import numpy as np
     import pandas as pd
     g = np.random.default_rng(0)
@@ -549,15 +551,15 @@ def trading_case(n: int, folder: str):
     }
     signal = np.repeat(g.integers(-1, 2, n // 24 + 1), 24)[:n]
     move = np.repeat(g.exponential(1, n // 24 + 1), 24)[:n]
-    # backtesting.py asks its strategy from the second bar on
+    # backtesting.py calls its strategy from the second bar on
     signal[0] = 0
     np.savez(Path(folder) / "case.npz", signal=signal, move=move, scales=np.linspace(0, 2, 1000), **rows)
     return pd.DataFrame(rows, pd.date_range("2000-01-01", periods=n, freq="h", tz="UTC")), signal, move
 
 
 def timed(function, rounds: int = 5):
-    """Result, and the fewest seconds of a few calls after a first one: what else runs on the machine can only
-    add to them."""
+    """Result, and the shortest time of several calls after a first one: other load on the machine can only
+    add time."""
     function()
     seconds = []
     for _ in range(rounds):
@@ -571,8 +573,8 @@ FEE, START = 0.0002, 100_000.0
 
 
 def against(kind: str, n: int, ours, answer, note: str) -> dict:
-    """Ours against a peer on the same bars: every number of `answer` is the peer's to 1e-9 first, then both
-    are timed, in turn."""
+    """Ours against a peer on the same bars: check that every number of `answer` equals the peer's to 1e-9,
+    then time both alternately."""
     import numpy as np
     with tempfile.TemporaryDirectory() as folder:
         case, rounds = trading_case(n, folder), []
@@ -590,7 +592,7 @@ def against(kind: str, n: int, ours, answer, note: str) -> dict:
 
 
 def whole_run(result: dict) -> dict:
-    "What a run shares with vectorbt: equity at every bar, return, trades, fees."
+    "The results that can be compared with vectorbt: equity at every bar, return, trades, fees."
     return {
         "equity": result["equity"].to_numpy(),
         "returns": [result["final_balance"] / START - 1],
@@ -600,7 +602,7 @@ def whole_run(result: dict) -> dict:
 
 
 class KernelAlone:
-    "`_walk` on arrays that are laid out already; the tables are made afterwards, for the comparison."
+    "`_walk` on arrays prepared beforehand; the tables are built afterwards, for the comparison."
 
     def __init__(self, **settings): self.settings, self.ready = settings, None
 
@@ -621,7 +623,7 @@ class KernelAlone:
 
 @bench(100, "bars/s")
 def kernel_vs_vectorbt():
-    "The walk alone against `from_signals` and its equity, 30 years."
+    "The kernel alone against vectorbt's `from_signals` with its equity, 30 years."
     kernel = KernelAlone(fee=FEE)
     return against(
         "kernel",
@@ -634,7 +636,7 @@ def kernel_vs_vectorbt():
 
 @bench(100, "bars/s")
 def simulate_vs_vectorbt():
-    "With all checks and tables, against the same."
+    "`simulate` with all checks and tables, against the same."
     from cryptolstm.execution.simulate import simulate
     return against(
         "kernel",
@@ -647,7 +649,7 @@ def simulate_vs_vectorbt():
 
 @bench(20, "bars/s")
 def metrics_vs_vectorbt():
-    "With all figures, against `stats`."
+    "With all figures, against vectorbt's `stats`."
     from cryptolstm.stats.performance import figures
     from cryptolstm.execution.simulate import simulate
     ours = lambda bars, signal, move: (result := simulate(bars, signal, fee=FEE), figures(result))[0]
@@ -678,7 +680,7 @@ def simulate_vs_backtesting_py():
 
 @bench(100, "bars/s")
 def sweep_vs_vectorbt():
-    "1000 thresholds on a year."
+    "1000 thresholds on one year."
     import numpy as np
     from cryptolstm.execution.sweep import sweep
     scales = np.linspace(0, 2, 1000)
@@ -691,7 +693,8 @@ def sweep_vs_vectorbt():
 
 @bench(None, "ns/bar")
 def kernel_vs_reading():
-    "The walk alone against reading its arrays once (a sum over each); a ratio of 1 would be free."
+    """The kernel alone against reading its arrays once (a sum over each); a ratio of 1 would mean no cost
+    beyond memory."""
     kernel = KernelAlone(fee=FEE)
     with tempfile.TemporaryDirectory() as folder: case = trading_case(262_800, folder)
     (_, _, data, _), walk = timed(lambda: kernel(*case), 9)
@@ -709,7 +712,8 @@ def kernel_vs_reading():
 # --------------------------------------------------------------------------------------------------
 
 def run(names: list[str]) -> dict:
-    "{name: {ours, peer, unit, ratio, goal, note}}, printed line by line as it is measured."
+    """Run the benches, print each line as it is measured, and return {name: {ours, peer, unit, ratio, goal,
+    note}}."""
     unknown = [n for n in names if n not in BENCHES]
     if unknown: sys.exit(f"there is no bench {unknown[0]}; choose of {', '.join(BENCHES)}")
     table = {}
@@ -718,7 +722,7 @@ def run(names: list[str]) -> dict:
         function, goal, unit = BENCHES[name]
         got = function()
         ratio = statistics.median(got.pop("ratios"))
-        # a peer that is absent
+        # NaN marks a peer that is not installed
         known = {
             k: None if isinstance(v, float) and v != v else v for k, v in {**got, "ratio": ratio}.items()
         }

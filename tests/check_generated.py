@@ -1,8 +1,8 @@
-"""Fails if the notebooks are not clean or the package is not what they export.
+"""Fail if the notebooks are not clean or the package is not what they export.
 
-`nbdev_test` passes on a stale package, and a notebook full of execution counts makes every diff
-unreadable; only doing both steps and looking for a difference catches it. The difference is taken against
-copies, not against git, so it also works with uncommitted work and changes nothing."""
+`nbdev_test` passes on a stale package, and execution counts in a notebook make every diff unreadable. This
+script does both steps on a copy and compares the result with the working tree, not with git, so it also works
+with uncommitted changes and modifies nothing."""
 import filecmp
 import os
 import shutil
@@ -16,7 +16,7 @@ KEEP = ("nbs", "cryptolstm", "settings.ini")
 
 
 def copy(to: Path) -> None:
-    "The files nbdev reads and writes."
+    "Copy the files that nbdev reads and writes."
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.nbi", "*.nbc")
     for name in KEEP:
         source = ROOT / name
@@ -28,7 +28,7 @@ def copy(to: Path) -> None:
 
 
 def changed(folder: Path, part: str) -> list[str]:
-    "Files under `part` that differ between the repository and the copy, or exist on one side only."
+    "Files under `part` that differ between the repository and the copy, or exist in only one of them."
     names = {str(p.relative_to(base)) for base in (ROOT, folder) for p in (base / part).rglob("*")
              if p.is_file() and "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
     same = (

@@ -1,5 +1,5 @@
-"""What every test stands on: a home of its own, no exchange but the loop-back one, and the recorded candles
-where they are."""
+"""Fixtures for all tests: a temporary home, no exchange but the loop-back one, and recorded candles where
+available."""
 import atexit
 import importlib.util
 import os
@@ -18,19 +18,19 @@ os.environ["CRYPTOLSTM_HOME"] = tempfile.mkdtemp(prefix="cryptolstm-tests-")
 atexit.register(shutil.rmtree, os.environ["CRYPTOLSTM_HOME"], ignore_errors=True)
 os.environ["CRYPTOLSTM_EXCHANGE_URL"] = CLOSED
 os.environ.pop("CRYPTOLSTM_EXCHANGE", None)
-# a shell starts what it puts in the background with Ctrl-C ignored, and children inherit it
+# a shell starts background jobs with Ctrl-C ignored, and their children inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter):
-    "Failures name the kind of CPU they happened on."
+    "Print the kind of CPU on which failures happened."
     if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
         for name, said in kernels().items(): terminalreporter.write_line(f"{name}: {said}")
 
 
 @pytest.fixture(autouse=True)
 def no_real_exchange(monkeypatch):
-    "Connections leave this machine in no test."
+    "Block connections that leave this machine, in every test."
     connect = socket.socket.connect
 
     def guarded(self, address):
@@ -47,21 +47,21 @@ def no_real_exchange(monkeypatch):
 
 @pytest.fixture
 def client_home(tmp_path, monkeypatch):
-    "An empty data folder, also for what reads the environment."
+    "An empty data folder, set in the environment as well."
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
 @pytest.fixture
 def loopback():
-    "The exchange with the 13 tickers; its clock stands half an hour into the last candle."
+    "The loop-back exchange with the 13 tickers; its clock is half an hour into the last candle."
     with Loopback() as exchange:
         yield exchange
 
 
 @pytest.fixture(scope="session")
 def real_bars():
-    "`real_bars(ticker, folder='coinbase')`: recorded candles; skips where the folder is absent."
+    "`real_bars(ticker, folder='coinbase')`: recorded candles; skips the test where the folder is absent."
     def load(ticker: str, folder: str = "coinbase"):
         bars = recorded(ticker, folder)
         if bars is None:
@@ -73,7 +73,7 @@ def real_bars():
 
 @pytest.fixture(scope="session")
 def reference():
-    "Formulas written independently, beside the checkout."
+    "Independent implementations of the formulas, stored beside the checkout."
     path = Path(__file__).parents[2] / "shared/reference/ref_stats.py"
     if not path.exists(): pytest.skip("no reference formulas beside the checkout (../shared/reference)")
     spec = importlib.util.spec_from_file_location("ref_stats", path)
@@ -84,9 +84,9 @@ def reference():
 
 @pytest.fixture
 def exchange(monkeypatch):
-    """A small exchange that lists ETH/USD alone; 1000 closed bars, clock at the full hour.
+    """A small exchange that lists only ETH/USD: 1000 closed bars, clock at the full hour.
 
-    Whoever asks it tries again quickly."""
+    Clients retry quickly."""
     from cryptolstm.data import exchange as exchanges
 
     monkeypatch.setattr(exchanges, "PAUSE", 0.02)

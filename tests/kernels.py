@@ -1,13 +1,12 @@
-"""Prints the kind of CPU, and which kernels the numerical libraries choose on it.
+"""Print the kind of CPU and the kernels that the numerical libraries choose on it.
 
-The last bits of a product depend on both, so a test that fails on one machine only is understood from
-these lines."""
+The last bits of a product depend on both, so these lines explain a test that fails on one machine only."""
 import os
 import subprocess
 import sys
 
 import numpy as np
-import scipy.linalg  # noqa: F401  loads an OpenBLAS of its own
+import scipy.linalg  # noqa: F401  loads its own OpenBLAS
 from cryptolstm.core.machine import cores, cpu_kind
 from threadpoolctl import threadpool_info
 
@@ -15,7 +14,7 @@ PRODUCT = "import tensorflow as tf; tf.matmul(tf.ones([64, 64]), tf.ones([64, 64
 
 
 def onednn() -> str:
-    "What TensorFlow multiplies with."
+    "Instruction set that oneDNN, TensorFlow's matrix library, uses."
     env = {**os.environ, "ONEDNN_VERBOSE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     lines = subprocess.run(
         [sys.executable, "-c", PRODUCT], env=env, capture_output=True, text=True
@@ -27,7 +26,7 @@ def onednn() -> str:
 
 
 def kernels() -> dict[str, str]:
-    "Library and instruction set; without oneDNN, which takes seconds to ask."
+    "Library and instruction set; oneDNN is left out because querying it takes seconds."
     simd = np.show_config(mode="dicts")["SIMD Extensions"]
     blas = {i["version"]: i["architecture"] for i in threadpool_info() if i.get("internal_api") == "openblas"}
     return {

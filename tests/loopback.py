@@ -1,7 +1,7 @@
-"""A loop-back exchange: a local HTTP server that speaks Coinbase Exchange's public API, and Kraken's, and
-serves candles we know exactly.
+"""A loop-back exchange: a local HTTP server with the public APIs of Coinbase Exchange and Kraken, serving
+known candles.
 
-The real ccxt code talks to it in every test of the data client. As a program: `python tests/loopback.py
+Every test of the data client runs the real ccxt code against it. As a program: `python tests/loopback.py
 --port 8765 --now 2025-04-30T23:30Z`."""
 import argparse
 import base64
@@ -31,17 +31,17 @@ from cryptolstm.data.demo import demo_market
 
 ROOT = Path(__file__).resolve().parents[1]
 TICKERS = (ROOT / "tickers.txt").read_text(encoding="utf-8").split()
-DEMO_HOURS, DEMO_END = 9055, "2025-05-01"  # the span that the real files have
+DEMO_HOURS, DEMO_END = 9055, "2025-05-01"  # the span of the recorded files
 PAGE = 300
 
 
 def data_folder(name: str = "coinbase") -> Path:
-    "Where the recorded candles lie: `CRYPTOLSTM_TEST_DATA`, else beside the repository. It need not exist."
+    "Folder of the recorded candles: `CRYPTOLSTM_TEST_DATA`, else beside the repository. It need not exist."
     return Path(os.environ.get("CRYPTOLSTM_TEST_DATA") or ROOT.parent / "shared" / "data") / name
 
 
 def recorded(ticker: str, folder: str = "coinbase") -> pd.DataFrame | None:
-    "The recorded candles of a ticker, or None where there are none."
+    "The recorded candles of a ticker, or None if there are none."
     path = data_folder(folder) / f"{ticker.replace('/', '_')}_1h.parquet"
     return pd.read_parquet(path) if path.is_file() else None
 
@@ -53,22 +53,22 @@ def candles_of(ticker: str) -> pd.DataFrame:
 
 
 def a_market(hours: int = 1000, end: str = "2025-02-01", ticker: str = "ETH/USD") -> pd.DataFrame:
-    "A small market that is the same on every machine."
+    "A small market, identical on every machine."
     return demo_market(hours, end=end, ticker=ticker)
 
 
 def same(got: pd.DataFrame, expected: pd.DataFrame) -> None:
-    "Bit-equal values at the same hours."
+    "Assert bit-equal values at the same hours."
     pd.testing.assert_index_equal(got.index.as_unit("ns"), expected.index.as_unit("ns"), check_names=True)
     assert np.array_equal(got[COLUMNS].to_numpy(), expected[COLUMNS].to_numpy())
 
 
 @dataclass
 class Answer:
-    """What is sent back.
+    """A response of the server.
 
-    `send` < the body's length cuts the connection there, as a broken line does; with `reset` it is reset
-    instead of closed; `delay` is in seconds, and so is `drip`, between one byte and the next."""
+    If `send` is less than the body's length, the connection is cut there, as on a network failure; with
+    `reset` it is reset instead of closed. `delay` and `drip` (the pause between bytes) are in seconds."""
     body: object = b""
     status: int = 200
     headers: dict = field(default_factory=lambda: {"Content-Type": "application/json"})
@@ -86,7 +86,7 @@ def refuse(status: int, message: str) -> Answer:
 
 
 HTML = {"Content-Type": "text/html"}
-# answers that are recognisably none: trying again is all that helps
+# responses that are recognisably wrong: a retry is all that helps
 FAULTS: dict[str, Callable[[Answer], Answer]] = {
     "429": lambda a: refuse(429, "Public rate limit exceeded"),
     "429 with Retry-After": lambda a: Answer(
@@ -101,14 +101,14 @@ FAULTS: dict[str, Callable[[Answer], Answer]] = {
     "empty body": lambda a: Answer(b"", 404),
     "JSON of another kind": lambda a: Answer({"data": []}),
 }
-# answers in perfect order that lack bars: not to be told from a market without trades
+# well-formed responses that lack bars: indistinguishable from a market without trades
 SILENCES: dict[str, Callable[[list], list]] = {
     "empty page": lambda rows: [],
     "short page": lambda rows: rows[: len(rows) // 2],
     "short page, the older half": lambda rows: rows[len(rows) // 2:],
     "holes": lambda rows: [r for r in rows if r[0] // 3600 % 7],
 }
-_CELLS = {  # one candle [time, low, high, open, close, volume] spoilt
+_CELLS = {  # one candle [time, low, high, open, close, volume], damaged
     "high < low": lambda r: [r[0], r[2] + 1, r[1], *r[3:]],
     "NaN": lambda r: [*r[:4], None, r[5]],
     "zero price": lambda r: [r[0], 0.0, *r[2:]],
@@ -130,8 +130,8 @@ _PAGES = {  # a whole page of candles, newest first
 
 
 def bad_luck(share: float, seed: int) -> Callable:
-    """A fault for `Loopback.faults`: that share of the answers is spoilt at random, in every way above, each
-    independent of the others. `told` counts them by kind."""
+    """A fault for `Loopback.faults` that spoils this share of the responses at random, in all ways above,
+    each independently. `told` counts them by kind."""
     rng, told = random.Random(seed), Counter()
     kinds = [k for k in FAULTS if "Retry-After" not in k] + list(_CELLS) + list(_PAGES)
 
@@ -156,15 +156,13 @@ def bad_luck(share: float, seed: int) -> Callable:
 
 
 class Loopback:
-    """The exchange.
-
-    A context manager with settable `now`, `requests` (how often each path was asked) and `faults`.
+    """The exchange, a context manager with settable `now`, `requests` (requests per path) and `faults`.
 
     A fault is a function (path, query, answer) -> Answer or None; each in the list sees every request with
-    the answer it would get, and may replace it. `frames` are the candles by ticker; a ticker with rows
-    missing has gaps. Without `frames`: the 13 of tickers.txt. With `memory` it gives that many newest
-    candles whatever span is asked for, as Kraken does. Tickers in `delisted` stay in the list of products,
-    as Coinbase's do: without a price, and, where `refuses` is set, without candles."""
+    its response and may replace it. `frames` are the candles by ticker (default: the 13 of tickers.txt); a
+    ticker with missing rows has gaps. With `memory` the server returns that many of the newest candles for
+    any span, as Kraken does. Tickers in `delisted` stay in the list of products, as on Coinbase, but have no
+    price and, where `refuses` is set, no candles."""
 
     def __init__(
         self,
@@ -176,12 +174,12 @@ class Loopback:
         self.memory, self.stopped = memory, False
         self.delisted: set[str] = set()
         self.refuses = False
-        self.feeds: list[dict] = []  # subscriptions to the websocket
+        self.feeds: list[dict] = []  # websocket subscriptions
         self.tick, self.cut_after, self.sent = 0.02, 0, 0
-        # seconds: the websocket tells one price, then nothing, and is closed after that time
+        # seconds: the websocket sends one price, then nothing, and is closed after this time
         self.quiet: float | None = None
-        self.refuse_feeds = 0  # so many times a websocket is not opened
-        self.frozen = False  # the websocket neither speaks nor answers, and no new one is opened
+        self.refuse_feeds = 0  # number of websocket connections to refuse
+        self.frozen = False  # the websocket sends and answers nothing, and no new one is opened
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
         self.requests: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, str]]] = []
@@ -207,7 +205,7 @@ class Loopback:
         self.stop()
 
     def stop(self) -> None:
-        "Nobody listens any more, and open connections get no further answer."
+        "Stop listening; open connections get no further response."
         if not self.stopped:
             self.stopped = True
             self._server.shutdown()
@@ -218,22 +216,22 @@ class Loopback:
         return self._server.server_address[1]
 
     def candles(self, ticker: str) -> pd.DataFrame:
-        "All candles of a ticker, those of the future included."
+        "All candles of a ticker, including future ones."
         with self._lock:
             if self._frames[ticker] is None:
                 self._frames[ticker] = candles_of(ticker)
             return self._frames[ticker]
 
     def forget(self) -> None:
-        "Start counting requests anew."
+        "Reset the request counts."
         self.requests.clear()
         self.asked.clear()
 
     def count(self, part: str) -> int:
-        "How many requests had `part` in their path."
+        "Number of requests whose path contains `part`."
         return sum(n for path, n in self.requests.items() if part in path)
 
-    # -- what it answers
+    # -- responses
     # -------------------------------------------------------------------------------------------
 
     def answer(self, path: str, query: dict[str, str]) -> Answer:
@@ -283,8 +281,8 @@ class Loopback:
         return refuse(404, "NotFound")
 
     def _kraken(self, what: str, query: dict[str, str]) -> dict:
-        """The same market as Kraken tells it: everything inside a `result`, candles by the pair's id, the
-        newest 720 whatever is asked for."""
+        """The same market in Kraken's API: everything inside a `result`, candles by the pair's id, always the
+        newest 720."""
         ids = {t.replace("/", ""): t for t in self._frames}
         if what == "Time":
             return {"unixtime": int(self.now.timestamp())}
@@ -346,7 +344,7 @@ class Loopback:
         }
 
     def _table(self, ticker: str) -> dict[int, list[float]]:
-        "Open time in seconds -> [open, high, low, close, volume]; made once."
+        "Open time in seconds -> [open, high, low, close, volume]; computed once."
         if ticker not in self._tables:
             bars = self.candles(ticker)
             seconds = (bars.index.as_unit("ns").asi8 // 10**9).tolist()
@@ -354,7 +352,7 @@ class Loopback:
         return self._tables[ticker]
 
     def _row(self, ticker: str, opened: int) -> list[float] | None:
-        "One candle as it stands now: None in the future, partial in the hour that is running."
+        "One candle as of now: None in the future, partial in the current hour."
         age = (self.now.timestamp() - opened) / 3600
         row = self._table(ticker).get(opened)
         if row is None or age < 0:
@@ -396,7 +394,7 @@ class Loopback:
         return Answer([[t, l, h, o, c, v] for t, (o, h, l, c, v) in rows])
 
     def _day(self, ticker: str) -> list[list[float]]:
-        "The candles of the last 24 hours, oldest first, the running one included."
+        "The candles of the last 24 hours, oldest first, including the current one."
         running = int(self.now.timestamp() // 3600 * 3600)
         return [
             row
@@ -440,7 +438,7 @@ class Loopback:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # header and body leave in one piece
+    wbufsize = -1  # send header and body together
     exchange: Loopback
 
     def do_GET(self) -> None:
@@ -472,8 +470,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _feed(self) -> None:
-        """The ticker channel of Coinbase's websocket: a price every `tick` seconds; `cut_after` messages the
-        line breaks, once."""
+        """The ticker channel of Coinbase's websocket: a price every `tick` seconds; after `cut_after`
+        messages the connection breaks once."""
         self.close_connection, exchange = True, self.exchange
         while exchange.frozen and not exchange.stopped:
             time.sleep(0.02)
@@ -531,7 +529,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
 
     def _answered(self) -> bool:
-        "A message of the client taken: a ping gets its pong; whether it was the goodbye."
+        "Read one message of the client, answer a ping with a pong, and return whether it was a close frame."
         kind, body = self._frame()
         if kind in (8, 9):
             with contextlib.suppress(OSError):
@@ -540,7 +538,7 @@ class _Handler(BaseHTTPRequestHandler):
         return kind == 8
 
     def _frame(self) -> tuple[int, bytes]:
-        "Kind and content of one message of a websocket client; a line that is gone says goodbye."
+        "Kind and content of one websocket message of the client; a lost connection counts as a close frame."
         head = self.rfile.read(2)
         if len(head) < 2:
             return 8, b""
@@ -550,7 +548,7 @@ class _Handler(BaseHTTPRequestHandler):
         return head[0] & 15, bytes(b ^ mask[k % 4] for k, b in enumerate(body))
 
     def date_time_string(self, timestamp=None) -> str:
-        return super().date_time_string(self.exchange.now.timestamp())  # one clock, the HTTP date included
+        return super().date_time_string(self.exchange.now.timestamp())  # the HTTP date follows the same clock
 
     def log_message(self, *_) -> None:
         pass

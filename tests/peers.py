@@ -1,13 +1,14 @@
-"""What the peers make of the same bars and orders.
+"""Results of the peer libraries on the same bars and orders.
 
-It runs under the interpreter that CRYPTOLSTM_PEERS names, whose pins may clash with ours, and imports
-nothing of ours: `python tests/peers.py KIND FOLDER`. It ends with 3 where the peer is not installed.
+Runs under the interpreter that CRYPTOLSTM_PEERS names, because the peers' pinned versions may conflict with
+ours, and imports nothing of ours: `python tests/peers.py KIND FOLDER`. Exit code 3 means that the peer is not
+installed.
 
-`kernel`, `metrics`, `sweep` and `backtesting` read FOLDER/case.npz and write FOLDER/answer.npz: seconds,
-and what proves that both sides did the same (see bench.py). `oracle vectorbt` and `oracle backtesting`
-read FOLDER/cases.json and FOLDER/cases.npz and write FOLDER/KIND.npz, one equity curve a case (see
-test_oracles.py). Bars get an index without a zone: pandas makes an object of every hour of one that has
-it, and that is not what is timed."""
+`kernel`, `metrics`, `sweep` and `backtesting` read FOLDER/case.npz and write FOLDER/answer.npz: the seconds,
+and the numbers that show that both sides computed the same (see bench.py). `oracle vectorbt` and `oracle
+backtesting` read FOLDER/cases.json and FOLDER/cases.npz and write FOLDER/KIND.npz, one equity curve per case
+(see test_oracles.py). Bars get an index without a time zone: with one, pandas creates an object for every
+hour, which is not what is timed."""
 import json
 import sys
 import time
@@ -38,7 +39,7 @@ def frame(bars):
 # --------------------------------------------------------------------------------------------------
 
 def from_signals(bars, settings):
-    "Equity of vectorbt, orders at the open, stops and targets at their price and slipped."
+    "Equity of vectorbt: orders at the open; stops and targets at their price, with slippage."
     series = {k: pd.Series(v, hours(len(v))) for k, v in bars.items()}
     side = pd.Series(next_open(bars["signal"]), hours(len(bars["signal"])))
     stops = {k: series[k] for k in ("sl_stop", "tp_stop") if k in series}
@@ -74,8 +75,8 @@ def from_signals(bars, settings):
 
 
 def from_orders(bars, settings):
-    """Equity of vectorbt's group of columns that share their cash; `target` is a share of equity, NaN where
-    nothing is ordered."""
+    """Equity of vectorbt for a group of columns that share their cash; `target` is a share of equity, NaN for
+    no order."""
     column = lambda name: pd.DataFrame(bars[name], hours(len(bars[name])))
     p = vbt.Portfolio.from_orders(
         column("close"),
@@ -174,12 +175,12 @@ def timed_signals(data):
     )
     wide = pd.DataFrame(np.where(chosen, side[:, None], 0), close.index)
     scored = lambda wide: (p := go(wide), p.total_return())[0]
-    scored(wide.iloc[:, :2])                               # compile for tables, too
+    scored(wide.iloc[:, :2])                               # compile for tables as well
     return lambda: scored(wide), figures
 
 
 def timed(work):
-    "The result, and the fewest seconds of some calls after a first one, which compiles."
+    "The result, and the shortest time of several calls after a first one, which compiles."
     work()
     seconds = []
     for _ in range(ROUNDS):
@@ -192,6 +193,8 @@ def timed(work):
 if __name__ == "__main__":
     if kind.startswith("oracle"): oracle()
     else:
-        work, answer = (timed_strategy if kind == "backtesting" else timed_signals)(dict(np.load(folder / "case.npz")))
+        work, answer = (timed_strategy if kind == "backtesting" else timed_signals)(
+            dict(np.load(folder / "case.npz"))
+        )
         out, seconds = timed(work)
         np.savez(folder / "answer.npz", seconds=seconds, **answer(out))

@@ -1,5 +1,4 @@
-"""Bars from files as people have them: detected, refused by row, stored with their origin, and written back
-without a digit changed."""
+"Bars from users' files: format detection, errors by row, recorded origin, and lossless export."
 import gzip
 import hashlib
 import io
@@ -27,7 +26,7 @@ from cryptolstm.data.transfer import export_bars, import_bars, report_text
 from cryptolstm.data.client import CryptoMarketDataClient, market_bars
 
 BTC = "BTC/USD"
-# Binance stood still in these hours
+# hours in which Binance was down
 TRUE_GAPS = [("2021-08-13T02:00Z", 4), ("2021-09-29T07:00Z", 2), ("2023-03-24T13:00Z", 1)]
 HEAD = "date,open,high,low,close,volume\n"
 GOOD = [
@@ -45,18 +44,18 @@ def written(folder, name: str, content: str | bytes):
 
 
 def exactly(got: pd.DataFrame, expected: pd.DataFrame) -> None:
-    "The same hours and the same bits."
+    "Assert the same hours and the same bits."
     same(got, expected)
     assert got.index.name == "timestamp" and list(got.columns) == COLUMNS and (got.dtypes == "float64").all()
 
 
-# -- every format, there and back
+# -- every format, written and read back
 # ----------------------------------------------------------------------------------------
 
 
 @st.composite
 def some_bars(draw) -> pd.DataFrame:
-    "Between 8 and 60 hourly bars with any float for a price, most of them without a hole."
+    "Between 8 and 60 hourly bars with arbitrary floats as prices, some of them with holes."
     n = draw(st.integers(8, 60))
     first = draw(st.integers(hour_number("2012-01-01"), hour_number("2026-01-01")))
     price = st.floats(1e-9, 1e9, allow_nan=False)
@@ -84,7 +83,7 @@ def seconds(bars, unit=1):
 
 
 def cells(bars):
-    "Open, high, low, close, volume of each bar in their shortest exact spelling."
+    "Open, high, low, close and volume of each bar in their shortest exact notation."
     return [",".join(map(repr, r)) for r in bars[COLUMNS].to_numpy().tolist()]
 
 
@@ -149,8 +148,11 @@ def dated(bars):
     return bars.reset_index().rename(columns={"timestamp": "date"})
 
 
-KLINE_HEAD = "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore\n"
-FORMATS = {  # what the report says → how such a file is made
+KLINE_HEAD = (
+    "open_time,open,high,low,close,volume,close_time,quote_volume,count,"
+    "taker_buy_volume,taker_buy_quote_volume,ignore\n"
+)
+FORMATS = {  # format name in the report → function that writes such a file
     "CSV: ISO 8601 text": as_csv,
     "CSV: ISO 8601 text with a zone": lambda b: as_csv(b, b.index.strftime("%Y-%m-%dT%H:%M:%SZ")),
     "CSV: ISO 8601 text, another zone": lambda b: as_csv(
@@ -202,7 +204,8 @@ FORMATS = {  # what the report says → how such a file is made
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=12, deadline=None, suppress_health_check=[
+    HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(bars=some_bars(), seed=st.integers(0, 99))
 def test_every_format_gives_the_same_bars_back_in_any_order(name, bars, seed, tmp_path):
     for frame in (bars, bars.sample(frac=1, random_state=seed)):
@@ -219,7 +222,8 @@ def test_every_format_gives_the_same_bars_back_in_any_order(name, bars, seed, tm
     assert notes["order"] == "unordered" or len(bars) < 12
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(bars=some_bars(), suffix=st.sampled_from(["csv", "parquet"]))
 def test_import_and_export_change_no_bit(bars, suffix, tmp_path):
     report = import_bars(written(tmp_path, "in.csv", as_csv(bars)), BTC, "somewhere", tmp_path, replace=True)
@@ -245,7 +249,7 @@ def test_real_binance_files_keep_their_three_true_gaps_and_every_bit(
     report = import_bars(written(tmp_path, "given.parquet", as_file(expected, "parquet")), ticker, "binance")
     assert report.gaps == TRUE_GAPS and (report.new, report.bars) == (len(expected), 17513)
     hours = 17513 + 7
-    # asks nobody: no test can reach Binance
+    # makes no request: no test can reach Binance
     served = market_bars(ticker, hours, end="2023-07-01", exchange="binance")
     assert served.attrs["source"] == "store" and len(served) == hours
     exactly(served.loc[~served["is_gap"], COLUMNS], expected)
@@ -261,14 +265,14 @@ def test_real_binance_files_keep_their_three_true_gaps_and_every_bit(
 
 def test_real_klines_as_binance_gives_them_equal_the_recorded_bars(real_bars, tmp_path):
     expected = real_bars("ETH/USDT", "binance")
-    # ms, then µs as since 2025
+    # milliseconds, then microseconds as Binance uses since 2025
     content = as_zip(as_klines(expected.iloc[:9000]) + b"\n" + as_klines(expected.iloc[9000:], 10**6))
     got, notes = read_bars(written(tmp_path, "ETHUSDT-1h.zip", content), "ETH/USDT")
     exactly(got, expected)
     assert notes["times"] == "ms and µs" and notes["format"] == "Binance Vision klines in zip"
 
 
-# -- shorter bars
+# -- aggregation of shorter bars
 # --------------------------------------------------------------------------------------------------
 
 
@@ -290,7 +294,7 @@ def minutes(n=6 * 60, step=1, start="2020-02-29 22:00", seed=0) -> pd.DataFrame:
 
 
 def by_hand(bars):
-    "The same with pandas; volumes are sixty-fourths, so their sums are exact in any order."
+    "The same aggregation with pandas; volumes are sixty-fourths, so their sums are exact in any order."
     return (
         bars.resample("h")
         .agg({"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"})
@@ -308,7 +312,8 @@ def test_shorter_bars_become_hours(step, tmp_path):
 
 
 def test_kaggle_minutes_without_a_trade_are_no_fault(tmp_path):
-    "Rows of NaN are minutes without a trade; an hour of them has no bar and is known to have none."
+    """Rows of NaN are minutes without a trade; an hour that consists of them has no bar, and the gap counts
+    as confirmed."""
     bars = minutes()
     quiet = np.zeros(len(bars), bool)
     quiet[[0, 7, 65]], quiet[120:180] = True, True
@@ -344,10 +349,10 @@ def test_bars_longer_than_an_hour_are_refused(hours, tmp_path):
         read_bars(written(tmp_path, "long.csv", as_csv(minutes(20).set_axis(index))))
 
 
-# -- what is refused, and where
+# -- refused rows
 # ------------------------------------------------------------------------------------------
 
-FAULTS = {  # the line that takes the place of line 4 of the file → the reason
+FAULTS = {  # the line that replaces line 4 of the file → the error
     "2025-01-01 02:00,twelve,13,11,12,7": "row 4 has 'twelve' as open where a number belongs",
     '2025-01-01 02:00,"1,234.5",13,11,12,7': "row 4 has '1,234.5' as open where a number belongs",
     "2025-01-01 02:00,0x10,17,11,12,7": "row 4 has '0x10' as open where a number belongs",
@@ -394,7 +399,7 @@ def test_a_bad_row_refuses_the_whole_file_and_is_named(line, tmp_path):
 def test_bad_rows_can_be_left_out_and_are_reported(line, tmp_path):
     text = HEAD + "\n".join([*GOOD[:2], line, GOOD[3]]) + "\n"
     report = import_bars(written(tmp_path, "bad.csv", text), BTC, "somewhere", tmp_path, skip_bad=True)
-    twice = "01:00,12" in line  # two rows contradict each other: neither is believed
+    twice = "01:00,12" in line  # two rows contradict each other: both are dropped
     assert (
         report.skipped == 1 + twice
         and list(report.bad) == ["3", "4"][not twice :]
@@ -404,7 +409,7 @@ def test_bad_rows_can_be_left_out_and_are_reported(line, tmp_path):
 
 
 def test_rows_are_counted_as_an_editor_shows_them(tmp_path):
-    "The lines above the header, the header, empty lines and Windows line ends count."
+    "The lines above the header, the header, empty lines and Windows line endings count."
     lines = [
         "https://www.CryptoDataDownload.com",
         "",
@@ -420,7 +425,7 @@ def test_rows_are_counted_as_an_editor_shows_them(tmp_path):
     for end in ("\n", "\r\n"):
         with pytest.raises(InputError, match="row 9 has a high below its low"):
             read_bars(written(tmp_path, "x.csv", end.join(lines)), BTC)
-        # rows that come after a torn one count alike
+        # rows after a torn one are counted in the same way
         with pytest.raises(InputError, match="row 9 has a high below its low, and 1 more"):
             read_bars(written(tmp_path, "x.csv", end.join([*lines[:9], "1735700400,x", *lines[9:]])), BTC)
 
@@ -501,12 +506,14 @@ def test_a_zip_of_several_files_a_folder_and_a_missing_file_are_refused(tmp_path
         read_bars(tmp_path / "none.csv")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(name=st.sampled_from(sorted(FORMATS)), cut=st.integers(0, 4000), noise=st.binary(max_size=12), at=st.integers(0, 4000))
+@settings(max_examples=150, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(name=st.sampled_from(sorted(FORMATS)), cut=st.integers(0, 4000),
+       noise=st.binary(max_size=12), at=st.integers(0, 4000))
 @example(name="CSV: s", cut=0, noise=b"\xff\xfe", at=60)
 @example(name="JSON records", cut=0, noise=b"null,", at=1)
 def test_a_damaged_file_gives_bars_or_one_sentence(name, cut, noise, at, tmp_path):
-    "Whatever is done to a file, it is read or refused; nothing else comes out."
+    "Any damaged file is either read or refused; there is no other outcome."
     content = FORMATS[name](a_market(20))
     content = content[:max(1, len(content) - cut)]
     content = content[:at % len(content)] + noise + content[at % len(content):]
@@ -518,7 +525,7 @@ def test_a_damaged_file_gives_bars_or_one_sentence(name, cut, noise, at, tmp_pat
             assert "\n" not in str(e)
 
 
-# -- times
+# -- timestamps
 # --------------------------------------------------------------------------------------------------
 
 
@@ -596,7 +603,7 @@ def test_a_stored_bar_is_not_overwritten_by_a_file_that_differs(tmp_path):
 
 def test_the_origin_of_imported_bars_is_kept(tmp_path):
     content = as_csv(a_market(30))
-    for _ in range(2):  # the same file twice is one import
+    for _ in range(2):  # importing the same file twice counts once
         report = import_bars(written(tmp_path, "a.csv", content), BTC, "somewhere", tmp_path)
     entry, = read_store(bar_path(tmp_path, "somewhere", BTC)).origin["imports"]
     assert entry["sha256"] == report.sha256 == hashlib.sha256(content).hexdigest()
@@ -649,7 +656,7 @@ def test_open_holes_of_an_exchange_out_of_reach_are_said_and_not_made_up(client_
     )
     with pytest.raises(ExchangeUnreachable, match="bitstamp cannot be reached"):
         market_bars(BTC, 1000, end="2025-02-01", exchange="bitstamp")
-    # beyond the last hole nothing is missing
+    # nothing is missing after the last hole
     assert len(market_bars(BTC, 299, end="2025-02-01", exchange="bitstamp")) == 299
 
 
@@ -666,7 +673,7 @@ def test_a_later_fetch_goes_on_where_the_file_ends(client_home, tmp_path):
 
 
 def spoilt(folder, bars, *lines):
-    "A file of bars with the given lines in place of those bars (position → line)."
+    "A file of bars in which the given lines replace bars (position → line)."
     rows = as_csv(bars).decode().splitlines()
     for at, line in lines: rows[at + 1] = line
     return written(folder, "bad.csv", "\n".join(rows))
@@ -798,7 +805,7 @@ def test_an_export_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert old.read_text() == "old" and not (tmp_path / "out.xlsx").exists()
 
 
-# -- what a file says of itself
+# -- metadata in files
 # --------------------------------------------------------------------------------------------
 
 

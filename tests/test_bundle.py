@@ -1,4 +1,4 @@
-"""A saved model is the model: other process, damaged file, no code in data, versions swapped whole."""
+"""Saved models: other processes, damaged files, no code in the data, atomic replacement of versions."""
 import json
 import random
 import re
@@ -67,10 +67,10 @@ def test_predict_itself_refuses_bars_of_the_training_span(trained):
     for start in (0, 700, 1299):
         with pytest.raises(TrainingSpanError, match="training span .* evaluate on bars after it"):
             bundle.predict(table, bars, start=start)
-    # its windows reach back into the span, its bars do not
+    # its windows reach back into the training span, its bars do not
     assert len(bundle.predict(table, bars, start=1300)) == 100
     assert len(bundle.predict(table, bars, start=700, in_sample=True)) == 700
-    assert bundle.predict(table, bars, start=len(bars)).empty            # no bar wanted, none refused
+    assert bundle.predict(table, bars, start=len(bars)).empty            # no bar requested, none refused
 
 
 def test_the_bundle_is_json_keras_and_onnx_only(trained, tmp_path):
@@ -87,8 +87,8 @@ def test_the_bundle_is_json_keras_and_onnx_only(trained, tmp_path):
 
 
 def test_the_keras_file_opens_where_this_package_is_not(trained, tmp_path):
-    """The layers in it are those of Keras, in a process that imports nothing of ours; the numbers are those
-    of the bundle."""
+    """The file contains Keras' own layers: a process that imports nothing of ours reads it and predicts the
+    bundle's numbers."""
     bundle, bars, table = trained
     save_bundle(bundle, tmp_path / "m")
     windows = window_view(bundle.scaler.transform(table), bundle.config.lookback)[
@@ -120,8 +120,8 @@ SENTENCE = "^the model in .* cannot be read .*; remove the folder to train anew$
 
 
 def flips(whole: bytes):
-    """The archive with eight bytes flipped, in the middle, at random places and all along its directory;
-    length and name stay."""
+    """Copies of the archive with eight bytes flipped: in the middle, at random places and along its
+    directory; length and name stay the same."""
     for at in [
         len(whole) // 2,
         *random.Random(0).sample(range(200, len(whole) - 8), 10),
@@ -141,14 +141,16 @@ def test_flipped_bytes_in_the_middle_of_the_network_are_one_sentence(trained, tm
 
 
 def test_without_hashes_flipped_bytes_are_one_sentence_or_harmless(trained, tmp_path):
-    "Format 1 had none: there the archive's own checks must do, and each way they fail is one sentence."
+    "Format 1 had no hashes: the archive's own checks must find the damage, and each failure is one sentence."
     folder = save_bundle(trained[0], tmp_path / "m")
     as_format_1(folder)
     whole, refused = (folder / "model.keras").read_bytes(), 0
     for damaged in flips(whole):
         (folder / "model.keras").write_bytes(damaged)
         try:
-            same = all((a == b).all() for a, b in zip(load_bundle(folder).weights, trained[0].weights, strict=True))
+            same = all(
+                (a == b).all() for a, b in zip(load_bundle(folder).weights, trained[0].weights, strict=True)
+            )
         except OperationError as e: refused += bool(re.match(SENTENCE, str(e)))
         else:
             # a time stamp, or a part that is not read
@@ -166,7 +168,7 @@ def test_another_number_in_the_record_is_noticed(trained, tmp_path):
 
 
 def as_format_1(folder):
-    "The record as it was before it held hashes, the training length and the end of the training rows."
+    "Rewrite the record in the format from before hashes, training length and end of the training rows."
     table = json.loads((folder / "bundle.json").read_text())
     for name in ("hashes", "hours", "fitted_until", "price_scale", "onnx"): del table[name]
     for name in ("seeds", "target", "activation", "loss", "plateau_factor", "max_train_seconds"):
@@ -184,7 +186,7 @@ def test_a_model_of_an_earlier_version_predicts_but_is_not_continued(trained, tm
     pd.testing.assert_series_equal(
         old.predict(table, bars, start=1300), bundle.predict(table, bars, start=1300)
     )
-    # it had no ONNX file: Keras predicts
+    # it had no ONNX file, so Keras predicts
     assert LiveModel.load(folder) is None
     assert (
         differs(old, bundle.config, "BTC/USD", "simulated", hours=240)

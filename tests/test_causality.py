@@ -18,17 +18,17 @@ CUTS = [8, 13, 27, 30, 49, 60, 700, 1500, 2399]
 
 
 def market(kind: str, real_bars) -> pd.DataFrame:
-    "2 400 bars, invented or recorded."
+    "2,400 bars, simulated or recorded."
     return demo_market(2400, seed=5) if kind == "demo" else real_bars("ETH/USD").iloc[:2400]
 
 
 def loud_forecast(table: pd.DataFrame) -> pd.Series:
-    "A causal forecast that clears every threshold, so that all rules come to be asked."
+    "A causal forecast that exceeds every threshold, so that all rules are evaluated."
     return 3.0 * np.sign(table["macd_diff"]).rename("prediction")
 
 
 def decisions(bars: pd.DataFrame) -> pd.DataFrame:
-    "The whole way from bars to signals, with the loud forecast in place of the network."
+    "All steps from bars to signals, with the loud forecast in place of the network."
     table = features(bars)
     return decide(loud_forecast(table), table, RunConfig())
 
@@ -48,7 +48,7 @@ def test_features_hold_the_leak_certificate(kind, real_bars):
 @pytest.mark.parametrize("kind", ["demo", "real"])
 def test_signals_survive_truncation_and_altered_futures_inside_the_warm_up_too(kind, real_bars):
     bars = market(kind, real_bars)
-    assert (decisions(bars)["signal"] != 0).sum() > 10  # there is something to change
+    assert (decisions(bars)["signal"] != 0).sum() > 10  # there are signals that could change
     assert check_truncation(decisions, bars, CUTS).empty
     assert check_future(decisions, bars, [8, 60, 1500]).empty
 

@@ -1,5 +1,5 @@
-"""The certificate of a run drives the run's own functions: a leak planted in any of them makes the verdict
-LEAK, and an honest run is never called one."""
+"""The certificate runs the same functions as the run: a leak planted in any of them gives the verdict LEAK,
+an honest run never does."""
 import sys
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ BARS = regular_grid(demo_market(bars_needed(RUN), seed=1, ticker="ETH/USD"))
 
 
 def wrap(monkeypatch, module, name, change):
-    "Put `change(real, *args, **kwargs)` in the place of a function of a module."
+    "Replace a function of a module by `change(real, *args, **kwargs)`."
     real = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *args, **kwargs: change(real, *args, **kwargs))
 
@@ -56,8 +56,8 @@ def early_feature(m):
 
 def all_features_early(m): wrap(m, walkforward, "features", lambda real, b: real(b).shift(-1))
 def scaler_of_the_whole_table(m):
-    """As `InputScaler` fitted before the split: `fit` gets only the past, so the whole table comes in by the
-    side."""
+    """Like an `InputScaler` fitted before the split: `fit` gets only the past, so the whole table is passed
+    in separately."""
     wrap(m, training, "fit_scaler", lambda real, table, **how: real(features(BARS)[table.columns], **how))
 
 
@@ -79,7 +79,7 @@ def decision_knows_the_next_move(m):
         return real(prediction, table, run, *a, **k).assign(signal=move)
     wrap(m, replay, "decide", early)
 def decision_read_from_a_file(m):
-    "What no change of the bars can show, for it does not come through them."
+    "A leak that no change of the bars can reveal, because it does not come from them."
     move = np.sign(BARS["close"].shift(-1) - BARS["close"]).fillna(0).astype(int)
     wrap(m, replay, "decide", lambda real, p, *a, **k: real(p, *a, **k).assign(signal=move.reindex(p.index)))
 
@@ -102,7 +102,7 @@ def threshold_from_the_whole_sample(m):
         return d.assign(signal=d["signal"].where(prediction.abs() > prediction.abs().quantile(.5), 0))
     wrap(m, replay, "decide", full)
 def filled_before_it_was_decided(m):
-    "The order of a bar is filled at that bar's own open."
+    "An order decided on a bar is filled at that bar's open."
     wrap(
         m,
         replay,
@@ -110,7 +110,7 @@ def filled_before_it_was_decided(m):
         lambda real, bars, signal, **k: real(bars, pd.Series(signal).shift(-1, fill_value=0), **k),
     )
 def filled_at_the_open_before(m):
-    "In the right bar, at the price of the one before."
+    "Filled in the right bar, at the open of the bar before."
     def early(real, bars, signal, **k):
         o = bars["open"].shift(1).fillna(bars["open"])
         return real(
@@ -164,10 +164,11 @@ OTHERS = {
 }
 
 
-OFTEN = "by cost, either way out"   # the others nightly
+OFTEN = "by cost, either way out"   # the others run nightly
 
 
-@pytest.mark.parametrize("name", [name if name == OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in OTHERS])
+@pytest.mark.parametrize("name", [
+    name if name == OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in OTHERS])
 def test_an_honest_run_passes_whatever_its_settings(name):
     bars = regular_grid(BARS.drop(BARS.index[[700, *range(900, 912)]]))
     proof = certificate(bars, run=replace(RUN, **OTHERS[name]), thorough=False)
@@ -181,7 +182,7 @@ def test_an_honest_run_passes_whatever_its_settings(name):
         "orders",
         "labels",
     ]
-    # 500 validation windows want more bars than there are
+    # 500 validation windows need more bars than there are
     assert not [c for c in proof["checks"] if "untried" in c] or name == "by probability"
 
 
@@ -192,7 +193,7 @@ def test_what_could_not_be_tried_is_said():
 
 
 def drifting(seed: int, n: int = 1500) -> pd.DataFrame:
-    "A market whose drift really lasts: AR(0.97), a correlation of 0.35 with the next move."
+    "A market with persistent drift: AR(0.97), with a correlation of 0.35 with the next move."
     rng, bars, d = np.random.default_rng(seed), demo_market(n, seed=seed), np.zeros(n)
     for t in range(1, n): d[t] = .97 * d[t - 1] + np.sqrt(1 - .97**2) * rng.standard_normal()
     close = 100 * np.exp(np.cumsum(.005 * (.35 * d + np.sqrt(1 - .35**2) * rng.standard_normal(n))))
@@ -231,7 +232,7 @@ def test_real_skill_is_not_called_a_leak_and_one_that_lasts_is_remarked(horizon)
 
 
 def test_an_answer_from_a_side_table_is_a_leak_though_no_change_of_the_bars_shows_it():
-    "Bit for bit the same with and without a future: only that it is always right gives it away."
+    "The column is bit-identical with and without the future: it is found only because it is always right."
     answers = moves(BARS, 1)
     proof = certificate(
         BARS, features=lambda b: features(b).assign(side=answers.reindex(b.index)), run=RUN, thorough=False
@@ -295,7 +296,7 @@ def test_a_backward_fill_over_an_outage_is_certified_nowhere(fill):
 
 
 def test_all_bars_given_are_tried():
-    "A pipeline that behaves itself until it has seen 2,000 bars."
+    "A pipeline without a leak until it has seen 2,000 bars."
     def late(b): return b[["close"]].assign(peek=b["close"].shift(-1) if len(b) > 2000 else b["close"])
     bars = demo_market(2600)
     assert (
@@ -309,7 +310,9 @@ MISNAMED = "def make(bars):\n    return bars['clse'].diff()\n"
 
 @pytest.mark.parametrize("code, said", [
     (MISNAMED, r"KeyError \('clse'\) in line 2 of broken_pipeline.py; raised by the pipeline"),
-    ("import nothing_of_that_name\n", "broken_pipeline:make raised ModuleNotFoundError .* in line 1 of broken_pipeline.py")], ids=["pipeline", "import"])
+    ("import nothing_of_that_name\n",
+     "broken_pipeline:make raised ModuleNotFoundError .* in line 1 of broken_pipeline.py"),
+], ids=["pipeline", "import"])
 def test_code_that_raises_is_no_leak_and_has_not_its_exit_code(code, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])

@@ -1,5 +1,5 @@
-"""Two models side by side: on the bars they were made for, with every cost and order of the run, and with an
-interval that is wide enough."""
+"""Two models compared: on bars neither was trained on, with every cost and order setting of the run, and with
+intervals of the stated coverage."""
 import json
 from dataclasses import replace
 
@@ -65,8 +65,8 @@ def two():
 
 
 def test_whoever_trades_a_run_trades_every_setting_of_it(two, monkeypatch):
-    """The settings are those `simulate` knows, so one that is added there is traded by all; the leak
-    certificate drives `replay.trade` itself."""
+    """The settings are the parameters of `simulate`, so a new one is passed on everywhere; the leak
+    certificate calls `replay.trade` itself."""
     (a, b), bars = two
     table, given = features(bars), []
     assert {k for k, v in order_settings(ALL).items() if v == getattr(RunConfig(), k)} == set() and len(
@@ -113,11 +113,12 @@ def test_models_are_asked_about_the_bars_and_the_question_they_were_made_for(two
     assert (found["ticker"], found["market"]) == ("BTC/USD", "simulated")
 
 
-@pytest.mark.parametrize("n", [168, pytest.param(480, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [
+    168, pytest.param(480, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["heavy tails", "clusters"])
 def test_the_interval_holds_the_truth_as_often_as_it_says(n, kind):
-    """Returns of a strategy: heavy tails, and where it trades now and then, moods of a day and hours without
-    a position."""
+    """Returns of a strategy: heavy tails; for one that trades now and then also volatility regimes of a day
+    and hours without a position."""
     rng, hits, times = np.random.default_rng(3), 0, 400
 
     def returns():
@@ -154,7 +155,7 @@ def command(*words):
 
 
 def test_the_command_takes_ticker_and_market_from_the_models(home):
-    "Two named lines of ETH on the demo market; nobody says so again."
+    "Two named model lines of ETH on the demo market, without options for ticker and market."
     bars = demo_market(1500, end="2024-11-15", seed=1, ticker="ETH/USD")
     for seed, name in ((0, "eth1"), (1, "eth2")):
         save_version(fit(bars, features(bars), replace(model_config(RUN), seed=seed), hours=1400), name)

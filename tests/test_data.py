@@ -1,4 +1,4 @@
-"""Market data that can be trusted: the client's real ccxt code against the loop-back exchange."""
+"""Market data: the client's real ccxt code against the loop-back exchange."""
 import functools
 import json
 import os
@@ -42,7 +42,7 @@ def stored(client) -> store.BarStore:
 def test_recorded_candles_arrive_bit_equal(loopback, client_home, real_bars):
     expected = real_bars(ETH)
     bars = CryptoMarketDataClient(exchange_url=loopback.url).get_historical_bars(ETH, 2000)
-    same(bars, expected.iloc[-2001:-1])  # the last candle of the file is the one in progress
+    same(bars, expected.iloc[-2001:-1])  # the last candle of the file is the current one
     assert not bars["is_gap"].any() and bars["is_gap"].dtype == bool
     wanted = {
         "ticker": ETH,
@@ -63,7 +63,7 @@ def test_all_thirteen_tickers_are_listed_and_served(loopback, client_home):
     assert len(TICKERS) == 13
     for ticker in TICKERS:
         same(client.get_historical_bars(ticker, 24), candles_of(ticker).iloc[-25:-1])
-    assert loopback.count("/products") == 1 + 13  # the list of markets once, one page each
+    assert loopback.count("/products") == 1 + 13  # the list of markets once, then one page each
 
 
 @pytest.mark.parametrize(("now", "last"), [
@@ -91,7 +91,7 @@ def test_an_exchange_that_sends_the_bar_in_progress_unasked(exchange, client):
     exchange.faults.clear()
     exchange.now = pd.Timestamp("2025-02-01")
     exchange.now = exchange.now.tz_localize("UTC")
-    same(client.get_historical_bars(ETH, 5), exchange.candles(ETH).iloc[-5:])  # whole once it is closed
+    same(client.get_historical_bars(ETH, 5), exchange.candles(ETH).iloc[-5:])  # complete once it is closed
 
 
 def test_this_computers_clock_does_not_matter(exchange, client, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_young_listing_is_short_and_says_so(exchange, client):
     )
     exchange.forget()
     client.get_historical_bars(ETH, 1497)
-    assert dict(exchange.requests) == {"/time": 1}  # the hours before the listing are not asked for again
+    assert dict(exchange.requests) == {"/time": 1}  # the hours before the listing are not requested again
     with pytest.raises(InputError, match="has no bars of ETH/USD from 2024"):
         client.get_historical_bars(ETH, 10, end="2024-06-01")
 
@@ -143,7 +143,7 @@ def test_long_before_the_listing_is_probed_not_paged_through(exchange, client):
     bars = client.get_historical_bars(ETH, 1_000_000)
     same(bars, exchange.candles(ETH))
     asked = [q["start"] for p, q in exchange.asked if p == CANDLES]
-    assert len(asked) < 30 and min(asked) == "2009-01-01T00:00:00.000Z"  # 139 000 hours would be 470 pages
+    assert len(asked) < 30 and min(asked) == "2009-01-01T00:00:00.000Z"  # 139,000 hours would be 470 pages
     assert "unconfirmed" in bars.attrs
 
 
@@ -161,7 +161,7 @@ def test_a_halt_of_years_is_not_taken_for_the_listing(client_home, monkeypatch):
         )
 
 
-# -- asked once
+# -- no repeated requests
 # --------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +178,7 @@ def test_a_stored_span_with_an_end_needs_no_network(exchange, client):
     first = client.get_historical_bars(ETH, 100, end="2025-01-20")
     exchange.stop()
     offline = CryptoMarketDataClient("coinbaseexchange", exchange.url, home=client.home)
-    # nobody was asked
+    # no request was made
     assert "clock_time" not in offline.get_historical_bars(ETH, 60, end="2025-01-20").attrs
     pd.testing.assert_frame_equal(
         offline.get_historical_bars(ETH, 60, end="2025-01-20"), first.iloc[-60:], check_freq=False
@@ -210,7 +210,7 @@ def test_an_hour_later_one_bar_is_fetched(exchange, client):
     exchange.now += HOUR
     exchange.forget()
     bars = client.get_historical_bars(ETH, 100)
-    # and 24 known ones
+    # the new bar and 24 known ones
     assert [(q["start"][:13], q["end"][:13]) for p, q in exchange.asked if p == CANDLES] == [
         ("2025-01-30T20", "2025-01-31T20")
     ]
@@ -249,12 +249,12 @@ def test_a_gap_is_marked_and_known_for_one_an_hour_later(client_home):
         )
         kept = ~bars["is_gap"]
         same(bars[kept], whole.iloc[-900:][kept.to_numpy()])
-        assert exchange.count("candles") == 3 + 2  # three pages, and two more looks at the one with holes
+        assert exchange.count("candles") == 3 + 2  # three pages, and two retries of the page with holes
         for minutes in (59, 1):
             exchange.forget()
             exchange.now += pd.Timedelta(minutes=minutes)
             again = client.get_historical_bars(ETH, 900, end="2025-02-01")
-            # both holes in one page
+            # both holes on one page
             assert 1 <= exchange.count("candles") <= 2 and ("unconfirmed" in again.attrs) == (minutes == 59)
         exchange.forget()
         pd.testing.assert_frame_equal(
@@ -311,7 +311,7 @@ def test_a_bar_published_late_is_waited_for(client_home):
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         bars = client.get_historical_bars(ETH, 10)
         same(bars, whole.iloc[-10:-1])
-        assert "9 of the 10" in bars.attrs["short"]  # nothing is invented for the missing one
+        assert "9 of the 10" in bars.attrs["short"]  # the missing bar is not made up
     with Loopback({ETH: whole}, now="2025-02-01T00:01Z", port=exchange.port) as exchange:
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 10)
         same(bars, whole.iloc[-10:])
@@ -375,7 +375,8 @@ def test_a_fetch_that_waited_goes_on_when_the_other_process_is_done(exchange, cl
 
 
 def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, client):
-    def slow(path, query, a):   # the first two pages are saved, and there is time to strike before the next ones come
+    # the first two pages are saved, and the process is killed while it waits for the next ones
+    def slow(path, query, a):
         return (
             Answer(a.body, delay=1.2 if exchange.count("candles") <= 2 else 4.5) if path == CANDLES else None
         )
@@ -404,7 +405,7 @@ def test_the_candle_in_progress_is_left_out_to_the_millisecond():
         assert len(fetch.clean_candles(row, (hour, hour + 1), hour * store.HOUR_MS + ms)[0]) == n
 
 
-# -- which market a report gets
+# -- which market a report uses
 # ----------------------------------------------------------------------------------------
 
 
@@ -433,7 +434,7 @@ def test_only_auto_falls_back(client_home, exchange, monkeypatch):
         market_bars(ETH, 50, exchange="coinbaseexchange", exchange_url=CLOSED)
     monkeypatch.setattr(exchanges, "BUDGET", 0.6)
     exchange.faults.append(lambda path, query, a: Answer(b"", 503))
-    with pytest.raises(OperationError, match="503"):  # an exchange that answers is not a missing one
+    with pytest.raises(OperationError, match="503"):  # an exchange that responds is not unreachable
         market_bars(ETH, 50, exchange_url=exchange.url)
 
 
@@ -464,7 +465,7 @@ def test_realtime_price(exchange, client):
         "2025-01-31T23:30:00+00:00",
         "2025-01-31 16:30 MST",
     )
-    # the second question leaves the first as it was
+    # the second request does not change the first price
     assert client.get_realtime_price(ETH)["bid"] == price["bid"]
 
 
@@ -602,7 +603,7 @@ def test_a_corrected_bar_is_used_and_the_old_value_reported(client_home):
             }
         ]
         assert exchange.count("candles") == 1
-        # remembered with the bars
+        # stored with the bars
         assert client.get_historical_bars(ETH, 100).attrs["revised"] == bars.attrs["revised"]
         assert "revised" not in client.get_historical_bars(ETH, 5).attrs
 
@@ -637,7 +638,8 @@ def test_the_newest_stored_bars_are_asked_for_again_with_at_most_one_more_reques
     held = store.BarStore(covered=[(5000 - behind, 5000)] if behind else [])
     jobs, back = fetch.page_jobs(held, (5000, 5000 + missing), limit, False), min(behind, fetch.WATCH)
     asked = sorted(h for j in jobs for h in range(j.start - j.watch, j.stop))
-    assert asked == list(range(5000 - back, 5000 + missing))  # each hour once, the known ones before them too
+    # each hour once, including the known ones before them
+    assert asked == list(range(5000 - back, 5000 + missing))
     assert all(0 < j.stop - j.start + j.watch <= limit for j in jobs) and jobs == sorted(jobs, reverse=True)
     assert len(jobs) <= -(-missing // limit) + (back > 0)
 
@@ -666,8 +668,11 @@ price = st.floats(1e-9, 1e9, allow_nan=False)
 
 
 @settings(deadline=None, max_examples=60)
-@given(name=st.sampled_from(["coinbaseexchange", "kraken", "binance", "okx", "gemini", "bitfinex", "kucoin", "bybit"]), texts=st.booleans(),
-       rows=st.lists(st.tuples(st.integers(400_000, 500_000), *[price] * 8), max_size=12), late=st.integers(0, 500_000))
+@given(name=st.sampled_from(["coinbaseexchange", "kraken", "binance", "okx",
+                             "gemini", "bitfinex", "kucoin", "bybit"]),
+       texts=st.booleans(),
+       rows=st.lists(st.tuples(st.integers(400_000, 500_000), *[price] * 8), max_size=12),
+       late=st.integers(0, 500_000))
 def test_candles_read_as_a_table_are_those_of_ccxt(name, texts, rows, late):
     ours, theirs = connected(name)
     unit = 1 if ours.parse_ohlcv([1e9] * 9, None)[0] == 10**12 else 1000
@@ -735,7 +740,7 @@ def test_several_tickers_are_fetched_and_one_that_fails_stops_no_other(client_ho
 
 
 def under_way(exchange) -> list[int]:
-    "The most candle requests that were answered at the same time, counted from now on."
+    "The maximum number of candle requests in flight at the same time, counted from now on."
     running, most = [0], [0]
 
     def slow(path, query, answer):
@@ -778,12 +783,12 @@ def test_several_tickers_share_one_rate_limit(client_home):
             for r in client_module.fetch_many(frames, 50, exchange_url=exchange.url, workers=4).values()
         )
     pause = client_module.connect("coinbaseexchange").rateLimit / 1000
-    # together: one arrival may be late by itself
+    # in total: one arrival may be late by itself
     assert len(came) == 7 and came[-1] - came[0] > 0.8 * 6 * pause and pause >= 0.05
 
 
 def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_home):
-    "One ticker is told to wait a second; the other asks nothing in that time."
+    "One ticker's client is told to wait a second; the other sends nothing in that time."
     frames, came, told = {t: a_market(1500, ticker=t) for t in TICKERS[:2]}, [], []
 
     def fault(path, query, answer):
@@ -799,7 +804,8 @@ def test_a_pause_that_is_asked_for_holds_for_all_who_talk_to_the_market(client_h
         exchange.faults.append(fault)
         told_all = client_module.fetch_many(frames, 1500, exchange_url=exchange.url, workers=2)
     assert all(r["ok"] and r["bars"] == 1500 for r in told_all.values())
-    quiet = [t - told[0] for t in came if 0.2 < t - told[0] < 0.95]   # what was under way may still arrive
+    # requests already in flight may still arrive
+    quiet = [t - told[0] for t in came if 0.2 < t - told[0] < 0.95]
     assert not quiet and len(came) == 11
 
 
@@ -829,18 +835,19 @@ def test_progress_shows_the_time_that_is_left(client_home, no_pauses, capsys):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("day", "hours", "absent", "twice"), [("2025-03-09", 23, {2}, set()), ("2025-11-02", 25, set(), {1})])
+@pytest.mark.parametrize(("day", "hours", "absent", "twice"), [
+    ("2025-03-09", 23, {2}, set()), ("2025-11-02", 25, set(), {1})])
 def test_mountain_time_through_both_daylight_saving_days_bar_by_bar(day, hours, absent, twice):
-    """The index stays a plain UTC hour; what is shown skips an hour in spring and has one twice, told apart
-    by its zone, in autumn."""
+    """The index stays in plain UTC hours; the displayed time skips an hour in spring and repeats one in
+    autumn, distinguished by its zone."""
     bars = demo_market(24 * 5, end=pd.Timestamp(day) + pd.Timedelta("3D"), ticker=ETH)
     assert (np.diff(bars.index.as_unit("s").asi8) == 3600).all()
     offset = {"MST": 7, "MDT": 6}
     shown = [display_time(t) for t in bars.index]
-    assert len(set(shown)) == len(shown)  # no two bars are shown alike
+    assert len(set(shown)) == len(shown)  # no two bars have the same label
     for t, text in zip(bars.index, shown, strict=True):
         local, zone = text.rsplit(" ", 1)
-        # each leads back to its bar
+        # each label maps back to its bar
         assert pd.Timestamp(local) + pd.Timedelta(hours=offset[zone]) == t.tz_convert(None)
     of_day = [int(text[11:13]) for text in shown if text.startswith(day)]
     assert (
@@ -849,7 +856,7 @@ def test_mountain_time_through_both_daylight_saving_days_bar_by_bar(day, hours, 
         and {h for h in of_day if of_day.count(h) == 2} == twice
     )
     zones = [text[-3:] for text in shown]
-    # one change, in the right direction
+    # one change of offset, in the right direction
     assert zones == sorted(zones, reverse=absent == {2}) and set(zones) == {"MST", "MDT"}
     repeated = [text for text in shown if text.startswith(f"{day} 01:")]
     assert repeated == ([f"{day} 01:00 MDT", f"{day} 01:00 MST"] if twice else [f"{day} 01:00 MST"])

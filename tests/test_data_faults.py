@@ -1,5 +1,4 @@
-"""Bad days: every fault of an exchange, a line or a disk, through the real ccxt code against the loop-back
-exchange."""
+"Faults of exchange, connection and disk, through the real ccxt code against the loop-back exchange."
 import contextlib
 import os
 import random
@@ -32,13 +31,15 @@ def stored(client) -> store.BarStore:
     return read_store(client.path(ETH))
 
 
-# -- what cannot be believed
+# -- implausible candles
 # -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("reason", "spoil"), [
-    ("high below low", lambda r: [r[0], r[2] + 1, r[1], *r[3:]]), ("a missing value", lambda r: [*r[:4], None, r[5]]),
-    ("a price that is not positive", lambda r: [r[0], 0.0, *r[2:]]), ("a price that is not positive", lambda r: [r[0], -r[1], *r[2:]]),
+    ("high below low", lambda r: [r[0], r[2] + 1, r[1], *r[3:]]),
+    ("a missing value", lambda r: [*r[:4], None, r[5]]),
+    ("a price that is not positive", lambda r: [r[0], 0.0, *r[2:]]),
+    ("a price that is not positive", lambda r: [r[0], -r[1], *r[2:]]),
     ("off the hour", lambda r: [r[0] + 60, *r[1:]]), ("a negative volume", lambda r: [*r[:5], -1.0]),
     ("open or close outside high and low", lambda r: [*r[:3], r[2] * 2, *r[4:]])])
 @pytest.mark.parametrize("lasting", [False, True])
@@ -51,11 +52,11 @@ def test_a_broken_candle_is_dropped_and_counted(exchange, client, reason, spoil,
 
     exchange.faults.append(broken)
     bars, expected = client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:]
-    # not where the bar came good on the next look
+    # none dropped where the bar was good on the retry
     assert bars.attrs.get("dropped") == ({reason: 1} if lasting else None)
     assert list(bars.index[bars["is_gap"]]) == ([pd.Timestamp("2025-01-31T10:00Z")] if lasting else [])
     same(bars[~bars["is_gap"]], expected[~bars["is_gap"].to_numpy()])
-    # the note is kept with the bars
+    # the note is stored with the bars
     assert client.get_historical_bars(ETH, 100).attrs.get("dropped") == bars.attrs.get("dropped")
 
 
@@ -102,7 +103,7 @@ def test_candles_that_a_page_of_duplicates_pushes_out_are_asked_for_again(exchan
     exchange.faults.append(
         lambda path, query, a: Answer([r for r in a.body for _ in range(3)]) if path == CANDLES else None
     )
-    # ccxt cuts an answer to the number asked for
+    # ccxt truncates a response to the number requested
     same(client.get_historical_bars(ETH, 250), exchange.candles(ETH).iloc[-250:])
 
 
@@ -163,8 +164,8 @@ def test_a_lasting_fault_ends_with_one_sentence_and_keeps_what_was_fetched(
 
 @pytest.fixture
 def kraken(exchange, client_home):
-    """A client of the same market in Kraken's dialect, which takes an answer that it cannot make sense of for
-    an empty list of candles."""
+    """A client of the same market through Kraken's API; for Kraken, ccxt turns a response it cannot interpret
+    into an empty list of candles."""
     made = CryptoMarketDataClient("kraken", exchange.url)
     made.exchange.enableRateLimit = False
     return made
@@ -200,7 +201,7 @@ def test_a_lasting_fault_in_another_dialect_is_no_market_without_trades(exchange
 def test_an_answer_of_another_kind_that_reads_as_no_candles_is_never_remembered(
     exchange, kraken, monkeypatch
 ):
-    "ccxt makes an empty list of it for Kraken: an error, and nothing of it is known."
+    "ccxt turns it into an empty list for Kraken: the client raises an error and stores nothing."
     monkeypatch.setattr(exchanges, "PAUSE", 0.002)
     exchange.faults.append(
         lambda path, query, a: FAULTS["JSON of another kind"](a) if path.endswith("OHLC") else None
@@ -216,8 +217,8 @@ def test_an_answer_of_another_kind_that_reads_as_no_candles_is_never_remembered(
 @pytest.mark.parametrize("where", ["newest", "middle", "oldest", "all"])
 @pytest.mark.parametrize("hours", [1, 5, 600, 900])
 def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkeypatch, name, where, hours):
-    """Pages that come empty or short for a while: an error or a note, nothing of it known, and afterwards
-    exactly the served bars."""
+    """Pages that are empty or short for a while give an error or a note, are not stored as gaps, and
+    afterwards the bars are exactly those served."""
     monkeypatch.setattr(exchanges, "PAUSE", 0.002)
     exchange.now, spoil = pd.Timestamp("2025-01-30T00:10Z"), SILENCES[name]
     hit = {
@@ -230,7 +231,7 @@ def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkey
         lambda path, query, a: Answer(spoil(a.body)) if path == CANDLES and hit(query) else None
     )
     served = exchange.candles(ETH)
-    for minutes in (0, 20, 39):  # less than an hour
+    for minutes in (0, 20, 39):  # less than an hour in all
         exchange.now += pd.Timedelta(minutes=minutes)
         try:
             bars = client.get_historical_bars(ETH, hours)
@@ -240,7 +241,7 @@ def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkey
             gone = len(served.loc[:bars.index[-1]].iloc[-hours:]) - int((~bars["is_gap"]).sum())
             assert not gone or {"unconfirmed", "short"} & set(bars.attrs)
         half = stored(client)
-        # an hour is known where its bar is, and nowhere else
+        # an hour counts as known only where its bar is stored
         same(half.bars, served[store.inside(store.hours_of(served.index), half.covered)])
     exchange.faults.clear()
     bars = client.get_historical_bars(ETH, hours)
@@ -357,14 +358,14 @@ def test_unknown_names(exchange, client):
     assert not (client.home / "bars" / "coinbaseexchange" / "ETHH_USD_1h.parquet").exists()
 
 
-# -- limits and pauses
+# -- rate limits and pauses
 # -------------------------------------------------------------------------------------------------
 
 
 def limited(exchange, times: int, retry_after, part: str = "candles"):
-    """A fault: the first `times` questions for `part` are answered with 429 and a `Retry-After`.
+    """A fault: the first `times` requests for `part` get a 429 with a `Retry-After`.
 
-    Returns when each question came."""
+    Returns the arrival times of the requests."""
     came = []
 
     def fault(path, query, answer):
@@ -381,11 +382,13 @@ def limited(exchange, times: int, retry_after, part: str = "candles"):
     return came
 
 
-@pytest.mark.parametrize("retry_after", [lambda e: "1", lambda e: (e.now + pd.Timedelta("1s")).strftime("%a, %d %b %Y %H:%M:%S GMT")], ids=["seconds", "date"])
+@pytest.mark.parametrize("retry_after", [
+    lambda e: "1", lambda e: (e.now + pd.Timedelta("1s")).strftime("%a, %d %b %Y %H:%M:%S GMT"),
+], ids=["seconds", "date"])
 def test_retry_after_is_obeyed_within_the_budget(exchange, client, retry_after):
     came = limited(exchange, 1, retry_after)
     same(client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:])
-    assert 1.0 <= came[1] - came[0] < 2.5  # the date is read by the exchange's clock, which stands in 2025
+    assert 1.0 <= came[1] - came[0] < 2.5  # the date is compared with the exchange's clock, which is in 2025
 
 
 def test_retry_after_beyond_the_budget_is_said_at_once(exchange, client):
@@ -426,7 +429,7 @@ def test_a_time_out_is_tried_again(exchange, client, path):
 
 @pytest.mark.parametrize("path", ["/time", "/products", CANDLES])
 def test_an_answer_that_drips_is_not_waited_for(exchange, client, monkeypatch, path):
-    "A byte now and then keeps a line from timing out; the whole answer has its limit."
+    "A byte now and then keeps a connection from timing out, so the whole response has a time limit."
     client.exchange.timeout = 300
     monkeypatch.setattr(exchanges, "BUDGET", 1.0)
     monkeypatch.setattr(exchanges, "FIRST_CONTACT", 1.0)
@@ -446,7 +449,7 @@ def test_an_error_names_exchange_ticker_and_span(exchange, client, monkeypatch, 
     assert path == "/products" or "from 2025-01-15 20:00 to 2025-01-20 00:00" in str(caught.value)
 
 
-# -- pages that are not what was asked for
+# -- pages that differ from the request
 # -----------------------------------------------------------------------------
 
 
@@ -471,7 +474,7 @@ def test_a_page_shorter_than_asked_is_completed(exchange, client):
 
 
 def test_overlapping_pages_give_every_bar_once(exchange, client):
-    def wide(path, query, answer):  # 50 candles too many on both sides
+    def wide(path, query, answer):  # 50 extra candles on both sides
         if path == CANDLES:
             first, last = answer.body[-1][0], answer.body[0][0]
             more = [
@@ -491,7 +494,7 @@ def test_overlapping_pages_give_every_bar_once(exchange, client):
 
 
 def test_an_exchange_that_gives_only_its_newest_bars_is_short_and_says_so(client_home):
-    # 720 closed ones, as Kraken
+    # 720 closed candles, as Kraken serves
     with Loopback({ETH: a_market(3000)}, now="2025-01-20T00:10Z", memory=721) as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         client.exchange.enableRateLimit = False
@@ -501,7 +504,7 @@ def test_an_exchange_that_gives_only_its_newest_bars_is_short_and_says_so(client
             "coinbaseexchange gave 720 of the 1000 bars of ETH/USD asked for" in bars.attrs["short"]
             and not bars["is_gap"].any()
         )
-        exchange.now += pd.Timedelta("10D")  # what is stored stays, and what is new is added
+        exchange.now += pd.Timedelta("10D")  # stored bars stay, and new ones are added
         bars = client.get_historical_bars(ETH, 960)
         same(bars, exchange.candles(ETH).loc[:"2025-01-29 23:00"].iloc[-960:])
         assert "short" not in bars.attrs
@@ -519,7 +522,7 @@ def test_what_an_exchange_has_forgotten_is_no_gap_in_trading(client_home):
             "2024-12-20 23:00", tz="UTC"
         )
         assert "no longer gives the bars from 2024-12-01 00:00 to 2024-12-21 00:00" in bars.attrs["short"]
-        # and it is remembered
+        # and it is stored
         assert "no longer gives" in client.get_historical_bars(ETH, 1500).attrs["short"]
 
 
@@ -620,7 +623,8 @@ def test_a_home_that_is_a_file_is_named(tmp_path, monkeypatch):
         CryptoMarketDataClient(exchange_url=CLOSED).get_historical_bars("ETH/USD", 50)
 
 
-@pytest.mark.parametrize("refuses", [False, True], ids=["its candles are still served", "its candles are refused"])
+@pytest.mark.parametrize("refuses", [False, True],
+                         ids=["its candles are still served", "its candles are refused"])
 def test_a_renamed_ticker_that_stays_listed_as_delisted_is_fetched_under_its_new_name(client_home, refuses):
     old, new = a_market(ticker="MATIC/USD").iloc[:600], a_market(ticker="POL/USD", hours=900)
     with Loopback({"MATIC/USD": old, "POL/USD": new}, now="2025-02-01") as exchange:
@@ -639,7 +643,7 @@ def test_a_renamed_ticker_that_stays_listed_as_delisted_is_fetched_under_its_new
             price["last"] == new["close"].iloc[-1]
             and price["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD"
         )
-        # what the old name still gives is taken from there
+        # what is still served under the old name is used
         past = client.get_historical_bars("MATIC/USD", 100, end=old.index[500])
         same(past, (new if refuses else old).loc[:old.index[499]].iloc[-100:])
         assert ("alias" in past.attrs) == refuses
@@ -682,7 +686,8 @@ def test_a_delisted_ticker_that_stays_listed_is_named_with_its_last_bar(client_h
 
 def test_a_market_that_only_pauses_is_served_as_far_as_it_goes(client_home):
     with Loopback({ETH: a_market().iloc[:-5]}, now="2025-02-01") as exchange:
-        exchange.delisted = {ETH}  # ccxt calls a market inactive whether it is delisted or halted for an hour
+        # ccxt calls a market inactive both when it is delisted and when it is halted for an hour
+        exchange.delisted = {ETH}
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
         same(bars, a_market().iloc[-100:-5])
         assert "95 of the 100 bars" in bars.attrs["short"]
@@ -719,12 +724,12 @@ def test_a_delisted_ticker_ends_with_an_error_or_with_what_is_stored(client_home
         )
         with pytest.raises(NotListed):
             market_bars("XYZ/USD", 50, exchange="coinbaseexchange", exchange_url=exchange.url)
-        # never stored, never listed: no demo market either
+        # never stored, never listed: no demo market as a substitute
         with pytest.raises(InputError, match="does not list QQQ/USD"):
             market_bars("QQQ/USD", 50, exchange_url=exchange.url)
 
 
-# -- a bad day
+# -- random faults
 # --------------------------------------------------------------------------------------------------
 
 
@@ -747,7 +752,7 @@ def test_thirteen_tickers_and_two_years_under_random_faults_end_with_exactly_the
     assert sum(told.values()) >= 0.05 * answers and len(told) >= 15, told
 
 
-# -- killed
+# -- killed processes
 # --------------------------------------------------------------------------------------------------
 
 FORKS = """
@@ -769,7 +774,7 @@ for line in sys.stdin:
 
 
 def changed(path, before: int, process) -> bool:
-    "Waits until a store was written anew; False where the child ends before that."
+    "Wait until a store has been rewritten; False if the child ends before that."
     while True:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime_ns != before:
@@ -786,8 +791,8 @@ def gone(child: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a child that ended is told by /proc")
 def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_completes(client_home):
-    """Each is killed within 60 ms of its first save, so while it saves page after page, and the store has
-    grown by every one of them."""
+    """Each process is killed within 60 ms of its first save, while it saves page after page; each adds bars
+    to the store."""
     rng, struck, kills, step = random.Random(50), 0, 50, 60
     with Loopback({ETH: a_market(step * kills)}, now="2025-02-01") as exchange:
         exchange.faults.append(lambda path, query, a: Answer(a.body, delay=0.004))
@@ -795,7 +800,7 @@ def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_co
         path = CryptoMarketDataClient(exchange_url=exchange.url, home=client_home).path(ETH)
         command, known_before, halves = [sys.executable, "-c", FORKS, exchange.url, str(client_home)], 0, 0
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-            # each asks for 60 bars more, and for what the killed ones left over
+            # each requests 60 more bars, and those the killed ones left missing
             for k in range(1, kills + 1):
                 before = path.stat().st_mtime_ns if path.exists() else 0
                 parent.stdin.write(f"{step * k}\n")
@@ -803,7 +808,7 @@ def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_co
                 child = int(parent.stdout.readline())
                 assert changed(path, before, lambda child=child: gone(child))
                 time.sleep(rng.uniform(0.0, 0.06))
-                with contextlib.suppress(ProcessLookupError):  # it was quicker
+                with contextlib.suppress(ProcessLookupError):  # it had already ended
                     os.kill(child, signal.SIGKILL)
                 struck += int(parent.stdout.readline()) == signal.SIGKILL
                 halves += len(list(path.parent.glob(f".{path.name}.*.parquet")))
@@ -813,7 +818,8 @@ def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_co
                 assert len(half.bars) > known_before
                 known_before = len(half.bars)
             parent.stdin.close()
-        assert struck >= kills / 10, (struck, halves)  # on a busy machine many are quicker than their killer
+        # on a busy machine many processes end before they are killed
+        assert struck >= kills / 10, (struck, halves)
         exchange.faults.clear()
         bars = CryptoMarketDataClient(exchange_url=exchange.url, home=client_home).get_historical_bars(
             ETH, step * kills
@@ -831,8 +837,11 @@ def flip(content: bytes, at: int) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [
-    lambda c: b"", lambda c: b"PAR1 not really", lambda c: c[: len(c) // 2], lambda c: c[:-1], lambda c: flip(c, 200), lambda c: flip(c, len(c) - 400),
-    lambda c: b"<html>a page</html>"], ids=["empty", "text", "half", "one byte short", "a byte of the bars", "a byte of the notes", "a web page"])
+    lambda c: b"", lambda c: b"PAR1 not really", lambda c: c[: len(c) // 2], lambda c: c[:-1],
+    lambda c: flip(c, 200), lambda c: flip(c, len(c) - 400),
+    lambda c: b"<html>a page</html>"],
+    ids=["empty", "text", "half", "one byte short", "a byte of the bars", "a byte of the notes",
+         "a web page"])
 def test_a_damaged_store_is_set_aside_said_and_fetched_again(exchange, client, capsys, damage):
     client.get_historical_bars(ETH, 400)
     path = client.path(ETH)

@@ -1,5 +1,5 @@
-"""One decision: bar by bar is all at once, probabilities mean what they say, and the dictionary is what its
-schema promises."""
+"""Decisions: one bar at a time equals all at once, probabilities are calibrated, and the dictionary conforms
+to its schema."""
 import json
 from dataclasses import replace
 from functools import cache
@@ -33,18 +33,18 @@ TINY = {
     "epochs": 1,
     "refit_epochs": 1,
 }
-BARS, TAIL = 1200, 60   # the volatility rule looks back over 720
+BARS, TAIL = 1200, 60   # the volatility rule looks back over 720 bars
 
 
 @cache
 def market(seed):
-    "The features of a market; the seed decides how wild it is, too."
+    "The features of a market; the seed also sets its volatility."
     return features(demo_market(BARS, seed=seed, annual_vol=(0.3, 0.6, 1.2, 2.5)[seed % 4]))
 
 
 @cache
 def some_curve():
-    "A calibration of forecasts that know nothing."
+    "A calibration of forecasts without information."
     table = market(0).iloc[-800:]
     pairs = pd.DataFrame(
         np.random.default_rng(0).standard_normal((800, 2)) * [0.2, 1], table.index, ["prediction", "realised"]
@@ -52,12 +52,12 @@ def some_curve():
     return exceedance_curve(pairs, table)
 
 
-# -- bar by bar
+# -- one bar at a time
 # --------------------------------------------------------------------------------------------------
 
 @st.composite
 def questions(draw, rules=RULES):
-    """A market with some bars altered, forecasts of any kind for bars somewhere in it, some of the rules, and
+    """A market with some altered bars, arbitrary forecasts for some of its bars, a subset of the rules, and
     parameters."""
     table, rng = market(draw(st.integers(0, 39))), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if draw(st.booleans()):
@@ -67,7 +67,7 @@ def questions(draw, rules=RULES):
             if draw(st.booleans())
             else table.where(~holes, table * rng.uniform(0.5, 2, table.shape))
         )
-    # bars follow on the last one that is decided
+    # there are bars after the last one that is decided
     end = draw(st.integers(BARS - 400, BARS - 1))
     kinds = np.stack(
         [rng.uniform(-4, 4, TAIL), np.zeros(TAIL), np.full(TAIL, np.nan), rng.uniform(-0.05, 0.05, TAIL)]
@@ -92,14 +92,14 @@ def questions(draw, rules=RULES):
     )
     names = draw(st.lists(st.sampled_from(sorted(rules)), unique=True, min_size=rules is not RULES))
     curve = draw(st.sampled_from([some_curve(), {"gain": None}]))
-    # what a walk-forward hands over, where each fold has a calibration of its own
+    # as from a walk-forward, where each fold has its own calibration
     per_bar = exceedance(curve, said, table.loc[said.index], run)
     rows = draw(st.lists(st.integers(0, TAIL - 1), min_size=2, max_size=2))
     return said, table, run, {k: rules[k] for k in names}, draw(st.sampled_from([curve, per_bar])), rows
 
 
 def check_bar_by_bar(question):
-    "Every bar decided alone, with no bar after it in sight, is decided as it was among all others."
+    "Each bar, decided alone and without any later bar, gets the same decision as among all others."
     said, table, run, rules, curve, rows = question
     whole = decide(said, table, run, rules, exceed=curve)
     for k in rows:
@@ -139,7 +139,7 @@ SEERS = {
 
 @pytest.mark.parametrize("seer", sorted(SEERS))
 def test_a_rule_that_sees_the_future_is_found_out(seer):
-    "What the property is worth: each of these is one mistake away from a rule of ours."
+    "Shows that the property detects leaks: each of these rules differs from a real one by a single mistake."
     @settings(max_examples=500, phases=[Phase.generate], **QUICK)
     @given(questions({seer: SEERS[seer]}))
     def property_of_a_seer(question): check_bar_by_bar(question)
@@ -148,7 +148,7 @@ def test_a_rule_that_sees_the_future_is_found_out(seer):
 
 
 def test_the_property_sees_decisions_of_every_kind():
-    "A property that held because nothing is ever decided would prove nothing."
+    "A property that holds only because nothing is ever decided would prove nothing."
     table = market(1)
     said = pd.Series(np.where(np.arange(300) % 2, 3.0, -3.0), table.index[-300:])
     for entry in ENTRY_MODES:
@@ -163,7 +163,7 @@ def test_the_property_sees_decisions_of_every_kind():
 
 @pytest.fixture(scope="module")
 def knower():
-    "A market with a secret, and the forecasts of somebody who knows it."
+    "A planted market, and forecasts that know the planted signal."
     bars = planted_market(16_000, r2=0.1, seed=5)
     table = features(bars)
     return (
@@ -178,7 +178,7 @@ def knower():
 @pytest.mark.parametrize("asked", [*({"threshold_scale": k} for k in (0, 0.1, 0.3, 0.7, 1.0, 1.4, 3)),
                                    {"entry": "cost"}, {"entry": "cost", "fee": 0.0002, "slippage": 0}])
 def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, asked):
-    "Whatever the threshold: scaled, or the costs of a round trip."
+    "For any threshold: scaled, or the costs of a round trip."
     bars, table, pairs = knower
     half, run = len(pairs) // 2, RunConfig(**asked)
     curve, new = exceedance_curve(pairs.iloc[:half], table), pairs.iloc[half:]
@@ -193,8 +193,8 @@ def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, asked):
 
 
 def test_a_farther_threshold_is_never_likelier():
-    """From the few forecasts that a default training leaves, by somebody who knows nothing; also beyond the
-    thresholds that curves were fitted at."""
+    """With as few forecasts as a default training leaves, and no information in them; also beyond the
+    thresholds that the curves were fitted at."""
     for seed in range(6):
         table, rng = market(seed).iloc[-900:], np.random.default_rng(seed)
         pairs = pd.DataFrame(
@@ -210,7 +210,7 @@ def test_a_farther_threshold_is_never_likelier():
         assert (
             (np.diff(p, axis=0) <= 1e-12).all() and (p > 0).all() and (p < 1).all() and (p[-1] < 0.05).all()
         )
-        # nobody's forecasts are told apart by what is chance
+        # forecasts without information must not be separated by chance
         assert p[0].std() < 0.03
 
 
@@ -247,7 +247,7 @@ def test_probabilities_of_other_bars_are_refused(knower):
 
 
 def asked(**changed):
-    "A signal's dictionary as far as its reason goes."
+    "The part of a signal's dictionary that its reason depends on."
     plain = {
         "entry": "threshold",
         "predicted_price": 99.0,
@@ -274,16 +274,23 @@ REFUSED = {
 @pytest.mark.parametrize("said,reason", [
     (asked(), "the forecast does not reach the threshold"),
     (asked(entry="cost"), "the forecast does not pay the costs of a round trip"),
-    (asked(entry="probability"), "a fall beyond the threshold has a probability of 12.0 %, 30.0 % is asked for"),
+    (asked(entry="probability"),
+     "a fall beyond the threshold has a probability of 12.0 %, 30.0 % is asked for"),
     (asked(entry="probability", p_exceed=None, n_calibration=48),
-     "the model has too little to calibrate a probability on (48 bars, 500 are needed), and without a probability nothing is entered"),
+     "the model has too little to calibrate a probability on (48 bars, 500 are needed), "
+     "and without a probability nothing is entered"),
     (asked(entry="probability", p_exceed=None, n_calibration=600),
-     "the model has no calibrated probability (among its 600 calibration bars, moves beyond the threshold came always or never), "
+     "the model has no calibrated probability (among its 600 calibration bars, "
+     "moves beyond the threshold came always or never), "
      "and without a probability nothing is entered"),
     (asked(entry="probability", predicted_price=None, price_difference=None, p_exceed=None),
      "there is no forecast for this bar: some of its last hours are missing"),
-    (asked(**REFUSED), "the forecast is beyond the threshold (short), but these rules do not agree with a short: this is 12.35, < 0 is asked for"),
-    (asked(**REFUSED, entry="cost"), "the forecast is beyond the costs (short), but these rules do not agree with a short: this is 12.35, < 0 is asked for"),
+    (asked(**REFUSED),
+     "the forecast is beyond the threshold (short), but these rules do not agree with a short: "
+     "this is 12.35, < 0 is asked for"),
+    (asked(**REFUSED, entry="cost"),
+     "the forecast is beyond the costs (short), but these rules do not agree with a short: "
+     "this is 12.35, < 0 is asked for"),
     (asked(**REFUSED, entry="probability", p_exceed=0.31),
      "a fall beyond the threshold has a probability of 31.0 %, 30.0 % is asked for (short), "
      "but these rules do not agree with a short: this is 12.35, < 0 is asked for"),
@@ -307,7 +314,7 @@ def test_the_probability_does_not_depend_on_the_unit_of_the_price(knower):
 
 def confidence_of_a_network(bars, seed=0, n=None, val_fraction=0.5):
     """A small network's confidence in its forecasts after row `n` (default: of the last third), and whether
-    it was right."""
+    each was right."""
     from cryptolstm.model.settings import ModelConfig
     from cryptolstm.model.training import fit
     from cryptolstm.model.challenge import forecast_pairs
@@ -335,10 +342,11 @@ def test_confidence_collapses_to_one_half_where_nothing_can_be_known():
 
 
 @pytest.mark.slow
-def test_at_the_usual_size_confidence_is_one_half_on_every_market_and_not_too_high_where_something_is_planted():
-    """With the default of 4 320 training bars, 864 of them for validation.
+def test_at_the_usual_size_confidence_is_one_half_on_every_market_and_not_too_high_where_something_is_planted(
+):
+    """With the default of 4,320 training bars, 864 of them for validation.
 
-    So few tell a share to within 0.017 only, and 3 000 tested bars to within 0.009."""
+    So few bars determine a share only to within 0.017, and 3,000 tested bars to within 0.009."""
     demo, planted = (
         [confidence_of_a_network(make(7520, seed=seed), seed, 4520, 0.2) for seed in range(6)]
         for make in (demo_market, lambda n, seed: planted_market(n, r2=0.1, seed=seed))
@@ -347,7 +355,7 @@ def test_at_the_usual_size_confidence_is_one_half_on_every_market_and_not_too_hi
         assert abs(sure.mean() - 0.5) < 0.01 and 0.48 < sure.quantile(0.05) and sure.quantile(0.95) < 0.52
     gaps = np.array([sure.mean() - right.mean() for sure, right in planted])
     assert gaps.mean() < 0.02 and np.abs(gaps).max() < 0.06
-    # Brier skill above one half's
+    # a better Brier score than a constant 1/2
     for sure, right in planted: assert ((sure - right) ** 2).mean() < 0.25
 
 
@@ -419,7 +427,7 @@ def test_a_calibrated_model_says_how_likely_and_the_schema_holds(tmp_path):
             "BTC/USD", exchange="simulated", home=tmp_path, config=replace(config, entry="cost")
         ).generate_signals(hours=1500)
     )
-    # the same model, and another threshold: what is shown is the chance of going beyond that one
+    # the same model with another threshold: the probability shown is that of exceeding this threshold
     scale = by_cost["threshold"] / signal["threshold"]
     scaled = SignalGenerator(
         "BTC/USD", exchange="simulated", home=tmp_path, config=replace(config, threshold_scale=scale)

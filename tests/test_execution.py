@@ -1,5 +1,5 @@
-"""Execution: the kernel against a slow reference, the golden cases, and what must hold for any bars, signal
-and settings."""
+"""Execution: the kernel against a slow reference, the golden cases, and properties for any bars, signal and
+settings."""
 import inspect
 from collections import Counter
 from pathlib import Path
@@ -58,13 +58,14 @@ def real_bars(bars): return bars[~bars["is_gap"]].drop(columns="is_gap") if "is_
 @st.composite
 def bar_frames(draw, smallest=2, largest=90, holes=True):
     n, seed = draw(st.integers(smallest, largest)), draw(st.integers(0, 2**32 - 1))
-    bars = random_bars(n, seed, draw(st.sampled_from([0.003, 0.02, 0.15])))  # quiet, lively, ruinous
+    # low, high and ruinous volatility
+    bars = random_bars(n, seed, draw(st.sampled_from([0.003, 0.02, 0.15])))
     if not holes or not draw(st.booleans()): return bars
     absent = set()
     for start, length in draw(st.lists(st.tuples(st.integers(2, n), st.integers(1, 6)), max_size=3)):
         absent |= set(range(start, start + length))
     kept = bars.drop(bars.index[[i for i in absent if i < n]])
-    # absent, carried, empty
+    # missing hours absent, carried forward, or empty
     return draw(st.sampled_from([lambda b: b, regular_grid, lambda b: regular_grid(b, max_gap=0)]))(kept)
 
 
@@ -85,12 +86,12 @@ ORDERS = {
     "trailing_atr": [0.3, 1.0, 3.0],
     "max_hold": [1, 3, 20],
 }
-# what refuses and cuts orders
+# settings that refuse or reduce orders
 EXCHANGE = {"lot": [0.01, 10.0], "min_notional": [0.5, 20_000.0], "max_volume_share": [0.1, 1.0]}
 
 
 def setup_of(pick, exchange=True):
-    "Settings, each from a list by `pick`."
+    "Settings, each chosen from a list by `pick`."
     sizing = pick(["all_in", "fraction", "volatility"])
     now_and_then = lambda table: {k: pick(v) for k, v in table.items() if pick([True, False, False])}
     orders = now_and_then(ORDERS) | (now_and_then(EXCHANGE) if exchange else {})
@@ -118,9 +119,9 @@ def setups(draw, exchange=True): return setup_of(lambda values: draw(st.sampled_
 @st.composite
 def cases(draw, exchange=True, **kind):
     bars, setup = draw(bar_frames(**kind)), draw(setups(exchange))
-    atr = draw(st.sampled_from([None, 3, 5]))  # short windows, so that short frames see stops
+    atr = draw(st.sampled_from([None, 3, 5]))  # short windows, so that stops occur in short frames
     if atr is not None: setup["atr"] = wilder_atr(bars, atr)
-    # known from the first bar on, as from a longer history, but for a few
+    # σ known from the first bar on, as from a longer history, except for a few bars
     if setup["sizing"] == "volatility" and draw(st.booleans()):
         g = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         setup["sigma"] = pd.Series(
@@ -145,11 +146,11 @@ DEFAULTS = {
     if k not in ("bars", "signal", "atr", "sigma")
 }
 
-# -- the kernel and the reference
+# -- the kernel against the reference
 # ----------------------------------------------------------------------------------------------------
 
 def another(seed):
-    "Settings and what the kernel reads, all at random: prices, signals, holes of any length, ATR, σ."
+    "Random settings and kernel inputs: prices, signals, holes of any length, ATR, σ."
     g = np.random.default_rng(seed)
     run = _check_settings(DEFAULTS | setup_of(lambda values: values[g.integers(len(values))]))
     n = g.integers(2, 70)
@@ -188,7 +189,7 @@ def test_kernel_equals_the_plain_reference(case, seed):
     bars, signal, setup = case
     run = _check_settings(DEFAULTS | {k: v for k, v in setup.items() if k not in ("atr", "sigma")})
     drawn = run, _arrays(bars, signal, setup.get("atr"), setup.get("sigma"), run)
-    # 2 000 cases, each with settings of its own
+    # 2,000 cases, each with its own settings
     for run, data in (drawn, *(another([seed, i]) for i in range(1, 8))):
         close_to(
             computed(*_by_kernel(data, run)), computed(*_by_reference(data, run)), run["initial_balance"]
@@ -268,7 +269,7 @@ def test_kernel_equals_the_reference_on_a_year_of_real_bars():
     assert len(fast["trades"]) == len(slow["trades"]) > 100
 
 
-# -- what must hold for anything
+# -- properties of any run
 # -----------------------------------------------------------------------------------------------------
 
 @settings(max_examples=150, deadline=None)
@@ -288,20 +289,18 @@ def test_money_is_conserved(case):
     )
     close_to(r["fills"]["fee"].sum(), r["total_fees"], setup["initial_balance"])
     assert (r["low_equity"] <= r["equity"]).all()
-    # Equity stays above what leaving would cost: with costs of ten percent, a leveraged position that is
-    # still alive may be marked near nothing.
+    # Equity covers the cost of closing the position, so it is never negative; with costs of ten percent, a
+    # leveraged position that is still open may be valued near zero.
     assert (r["equity"] >= -1e-9 * setup["initial_balance"]).all()
 
 
 @settings(max_examples=150, deadline=None)
 @given(cases(exchange=False), st.sampled_from([0.0001, 0.002, 0.02]))
 def test_more_fee_never_earns_more(case, extra):
-    # Neither fill prices nor stops depend on the fee, only quantities do (and ruin comes earlier). The one
-    # exception: the fee makes the
-    # quantity smaller, which is a blessing for a short that loses more than its whole notional, as a small
-    # fraction of equity may. (A lot
-    # or a least notional may have the same effect, since a smaller order is refused altogether: they are left
-    # out here.)
+    # Neither fill prices nor stops depend on the fee; only quantities do (and ruin comes earlier). One
+    # exception: a higher fee reduces the quantity, which helps a short that loses more than its whole
+    # notional, as one with a small fraction of equity may. A lot or a minimum notional may have the same
+    # effect, because a smaller order is refused; these are left out here.
     bars, signal, setup = case
     more = {k: setup[k] + extra for k in ("fee", "maker_fee") if setup[k] is not None}
     low, high = simulate(bars, signal, **setup), simulate(bars, signal, **setup | more)
@@ -321,7 +320,7 @@ def test_more_fee_never_earns_more(case, extra):
 @given(cases(), st.sampled_from([0.001, 7.0, 1000.0]))
 def test_prices_times_k_change_quantities_only(case, k):
     bars, signal, setup = case
-    # the same money is traded
+    # the traded value is the same
     dear = bars.assign(
         **{c: bars[c] * k for c in ("open", "high", "low", "close")}, volume=bars["volume"] / k
     )
@@ -338,11 +337,11 @@ def test_prices_times_k_change_quantities_only(case, k):
 def test_nothing_depends_on_the_future_and_no_bar_on_its_own_signal(case, data):
     bars, signal, setup = case
     cut = data.draw(st.integers(1, len(bars) - 1))
-    # the past alone must still be hourly bars
+    # the truncated bars must still be hourly
     assume((np.diff(bars.index[:cut].asi8) == np.diff(bars.index.asi8).min()).any() or cut == 1)
     past = setup | {k: setup[k].iloc[:cut] for k in ("atr", "sigma") if k in setup}
     other = signal.copy()
-    # another wish at the close of the last bar of the past
+    # another signal at the close of the last bar before the cut
     other[cut - 1] = (signal[cut - 1] + 2) % 3 - 1
     full, part = simulate(bars, signal, **setup), simulate(bars.iloc[:cut], other[:cut], **past)
     # bit for bit
@@ -370,7 +369,7 @@ def test_no_trade_without_a_signal(case):
 def test_fills_only_at_prices_the_bar_contains(case):
     bars, signal, setup = case
     fills = simulate(bars, signal, **setup)["fills"]
-    # that price is set by the exchange, also when the market jumps it
+    # the exchange sets the liquidation price even when the market jumps past it
     fills = fills[fills["reason"] != "liquidation"]
     at = bars.loc[fills["time"]]
     slip = setup["slippage"] + setup["slippage_range"] * ((at["high"] - at["low"]) / at["high"]).to_numpy()
@@ -403,8 +402,8 @@ def test_stops_and_targets_fill_at_their_distance_from_the_entry(case):
 @settings(max_examples=100, deadline=None)
 @given(cases(holes=False), st.data())
 def test_runs_cut_where_nothing_is_held_join_to_the_whole(case, data):
-    # No memory but position, orders and money: cut after a bar that holds nothing and wishes nothing, the
-    # rest starts with what is left.
+    # The only state is position, orders and balance: after a cut at a bar without position and signal, the
+    # second run starts with the remaining balance.
     bars, signal, setup = case
     cut = data.draw(st.integers(1, len(bars) - 1))
     signal = signal.copy()
@@ -436,10 +435,9 @@ def test_runs_cut_where_nothing_is_held_join_to_the_whole(case, data):
 @settings(max_examples=150, deadline=None)
 @given(cases(exchange=False))
 def test_a_short_of_the_mirrored_market_earns_what_the_long_earned(case):
-    # Mirrored around 200 and with a fixed number of coins (one trade, a fraction of equity small enough that
-    # neither is ruined), without
-    # costs in percent of price: fee, slippage and rent are shares of a price, which the mirror changes, and
-    # percent orders likewise.
+    # Mirrored around 200, with a fixed number of coins (one trade, a fraction of equity so small that neither
+    # side is ruined) and without costs in percent of the price: fee, slippage and borrow cost are shares of a
+    # price, which the mirror changes, and so are percent orders.
     bars, signal, setup = case
     assume(bars["high"].max() < 190)
     mirrored = bars.assign(
@@ -463,7 +461,7 @@ def test_a_short_of_the_mirrored_market_earns_what_the_long_earned(case):
     assert a["counts"] == b["counts"]
 
 
-# -- the sentences of the contract, one by one
+# -- the contract, sentence by sentence
 # ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("run", [simulate, simulate_reference])
@@ -485,7 +483,7 @@ both = pytest.mark.parametrize("run", [simulate, simulate_reference])
 
 
 def one(run, *rows, side=1, atr=5.0, **more):
-    "The first trade of a signal that stands, entered at the open of row 1; no fee, ATR 5."
+    "The first trade of a constant signal, entered at the open of row 1; no fee, ATR 5."
     return run(market(*rows), [side] * len(rows), **{"fee": 0.0, "atr": np.full(len(rows), atr), **more})
 
 
@@ -588,7 +586,7 @@ def test_trailing_follows_the_extreme_of_earlier_bars_only(run):
     rises = one(
         run, 100, (100, 108, 96, 107), (107, 120, 103.5, 119), (119, 119, 100, 100), 100, trailing_atr=1
     )
-    # 108 − 5 held in bar 2, though its own high was 120
+    # in bar 2 the stop is 108 − 5, although that bar's high is 120
     assert exit_of(rises) == (115, "trailing") and rises["trades"]["bars_held"][0] == 2
     # in the entry bar: 5 below the fill
     assert exit_of(one(run, 100, (100, 130, 95, 100), 100, 100, trailing_atr=1)) == (95, "trailing")
@@ -626,7 +624,7 @@ def test_max_hold_closes_at_the_open_and_a_signal_that_stands_enters_again(run):
     )
     assert r["trades"]["bars_held"].tolist() == [3, 3]
     turned = run(market(*[100] * 6), [1, 1, 1, -1, -1, -1], max_hold=3)["trades"]
-    # the other side was wanted anyway
+    # the signal had already reversed
     assert turned["exit_reason"].tolist() == ["reverse", "open"]
 
 
@@ -709,7 +707,7 @@ def test_leverage_borrows_pays_rent_and_can_ruin_a_long(run):
         max_leverage=3.0,
         borrow_rate=0.024,
     )
-    # a thousandth an hour of what is borrowed
+    # 0.1 % per hour of the borrowed amount
     assert rent["total_borrow"] == pytest.approx(200 + 200.2)
     calm = dict(sizing="volatility", size=2.0, sigma=np.full(3, 0.001), fee=0)
     assert [
@@ -741,7 +739,7 @@ def test_who_is_ruined_at_an_open_pays_no_more_rent_and_no_exit_price_is_negativ
 @both
 def test_nobody_is_liquidated_in_an_hour_in_which_nobody_trades(run):
     full = market(*[100] * 60)
-    absent = full.drop(full.index[3:50])                    # the rent of two days takes more than the account
+    absent = full.drop(full.index[3:50])                    # the borrow cost of two days exceeds the account
     for bars in (absent, regular_grid(absent), regular_grid(absent, max_gap=99)):
         trade = run(bars, [-1] * len(bars), fee=0.001, borrow_rate=1.0)["trades"].iloc[0]
         assert trade["exit_time"] == full.index[50] and trade["exit_reason"] == "liquidation"
@@ -782,7 +780,7 @@ def test_size_comes_from_equity_at_the_fill():
 def test_volatility_sizing_knows_the_decision_bar_only_and_caps_leverage_at_one():
     bars = random_bars(60, 0, 0.02)
     r = simulate(bars, np.ones(60), fee=0, sizing="volatility", size=0.3)
-    # 24 returns exist at the close of bar 24
+    # 24 returns are known at the close of bar 24
     assert r["fills"]["time"][0] == bars.index[25]
     sigma = np.log(bars["close"]).diff().iloc[1:25].std()
     assert r["fills"]["quantity"][0] == pytest.approx(
@@ -826,7 +824,7 @@ def test_given_volatility_is_the_measured_one_where_both_exist():
 @pytest.mark.parametrize("run", [simulate, simulate_reference])
 def test_no_entry_while_the_volatility_is_unknown_or_zero(run):
     bars = market(*[100] * 40)
-    # a market that stands still
+    # constant prices
     assert len(run(bars, np.ones(40), sizing="volatility", size=0.3)["fills"]) == 0
     r = run(bars, np.ones(40), sizing="volatility", size=0.3, sigma=np.r_[np.nan, 0.0, np.full(38, 0.01)])
     assert r["fills"]["time"].tolist() == [bars.index[3]]
@@ -897,7 +895,7 @@ def test_a_stop_below_ruin_saves_the_account_and_one_above_it_does_not():
 
 
 def shown(r: dict, bars: pd.DataFrame, label: str, table: tuple = FIGURES) -> str:
-    "What page and terminal write of the strategy beside this label."
+    "The strategy's value that page and terminal show beside this label."
     known = performance(r, bars)
     known["baseline_figures"] = dict.fromkeys((HOLD, REVERSAL), known["buy_and_hold"])
     return {name: own for name, own, *_ in figure_rows(known, table)}[label]
@@ -928,12 +926,12 @@ def test_the_position_open_at_the_end_is_in_no_win_rate(run):
 
 @both
 def test_a_short_pays_a_borrow_rate_per_day_on_its_notional(run):
-    # 24 hours at the market: one day
+    # 24 hours with a position: one day
     r = run(market(*[100] * 26), [-1] * 24 + [0, 0], fee=0, borrow_rate=0.01)
     assert r["total_borrow"] == pytest.approx(START * 0.01) and r["final_balance"] == pytest.approx(
         START * 0.99
     )
-    # a long has borrowed nothing
+    # a long position borrows nothing
     assert run(market(*[100] * 26), [1] * 24 + [0, 0], fee=0, borrow_rate=0.01)["total_borrow"] == 0
 
 
@@ -949,7 +947,7 @@ def test_a_short_earns_quantity_times_entry_less_exit(run):
 def test_turnover_is_always_shown(run):
     bars = market(100, 100, 100, 100)
     r = run(market(100, 100, 100, 100), [1, -1, 0, 0], fee=0, sizing="fraction", size=0.5)
-    # four fills of half the account: a reversal is two of them
+    # four fills of half the account: a reversal is two fills
     assert figures(r)["turnover"] == pytest.approx(0.5 * 4)
     assert shown(r, bars, "turnover, times the account") == "2.0"
     idle = run(bars, [0, 0, 0, 0])
@@ -969,7 +967,7 @@ def test_an_order_waits_through_three_missing_hours_and_no_more(missing):
     full = market(100, 100, *[100] * missing, 120, 120)
     bars = full.drop(full.index[2:2 + missing])
     frames = bars, regular_grid(bars), regular_grid(bars, max_gap=0), regular_grid(bars, max_gap=99)
-    # absent, carried or empty: the same event
+    # absent, carried forward or empty: the result is the same
     for frame in frames:
         r = simulate(frame, (frame.index == bars.index[1]).astype(int), fee=0)
         assert r["fills"]["time"].tolist()[:1] == ([full.index[2 + missing]] if missing <= MAX_WAIT else [])
@@ -979,7 +977,7 @@ def test_an_order_waits_through_three_missing_hours_and_no_more(missing):
 def test_a_gap_decides_nothing():
     full = market(*[100] * 8)
     bars = regular_grid(full.drop(full.index[[3, 4]]))
-    # the wishes of hours that did not exist
+    # signals of the missing hours are ignored
     r = simulate(bars, [1, 1, 1, -1, -1, 1, 1, 1], fee=0)
     assert len(r["fills"]) == 1
 

@@ -1,5 +1,5 @@
-"""One run from bars to verdict: what is asked reaches the place where it matters, and what the bars lack is
-said."""
+"""One run from bars to verdict: settings reach the code that needs them, and shortcomings of the bars are
+reported."""
 import json
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ RUN = RunConfig(
 
 @pytest.fixture(scope="module")
 def day():
-    "A run that forecasts a day ahead and sizes by volatility."
+    "A run with a horizon of one day and volatility sizing."
     run = replace(RUN, horizon=24, sizing="volatility", size=0.3)
     bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
     return run, bars, backtest(bars, run)
@@ -303,7 +303,7 @@ def test_the_halves_of_the_strategy_are_traded_alone(day):
 
 
 def earned(sharpe: float, n: int = 720) -> dict:
-    "What a simulation returned that had this Sharpe ratio per bar."
+    "A simulation result with this Sharpe ratio per bar."
     r = np.random.default_rng(1).normal(size=n)
     r = .001 * ((r - r.mean()) / r.std(ddof=1) + sharpe)
     return {"equity": demo_market(n)["close"] * 0 + 100 * np.cumprod(1 + r), "initial_balance": 100.0}
@@ -326,7 +326,7 @@ def attempt(k: int, sharpe: float | None) -> Trial:
 
 
 def test_forty_trials_of_which_one_traded_are_not_taken_for_one(tmp_path):
-    "Their variance is zero, so the best of them would have been as good as a single one."
+    "Their variance is zero, so the best of them would have been judged like a single trial."
     book = Ledger(tmp_path)
     for k in range(39): book.enter(attempt(k, None))
     standing = book.enter(attempt(39, .065))

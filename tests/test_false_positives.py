@@ -1,5 +1,5 @@
-"""Markets without skill are not called skilful more often than the level allows; planted skill is found as
-large as theory says, and its mirror flips it."""
+"""Markets without skill are called skilful no more often than the level allows; planted skill is found at its
+theoretical size, and its mirror flips the strategy."""
 from dataclasses import replace
 
 import numpy as np
@@ -29,14 +29,14 @@ SMALL = {
     "learning_rate": 2e-3,
 }
 FREE = RunConfig(exchange="simulated", hours=720, train_hours=1500, retrain_every=360, lookback=12,
-                 # no costs and no threshold: profit by luck is easiest
+                 # no costs and no threshold: lucky profits are most likely
                  fee=0.0, slippage=0.0, threshold_scale=0.0, network=SMALL)
 CLAIMS = {"SUSPICIOUS", "SKILL, NOT PROFITABLE", LUCKY, "CANDIDATE"}   # verdicts that claim skill
 
 
 def allowed(runs: int, level: float) -> int:
-    """As many rejections as honest tests of this level stay at or below in 99 of 100 such experiments: the 99
-    % point of Binomial(runs, level)."""
+    """The 99 % point of Binomial(runs, level): 99 of 100 such experiments with tests of the right size reject
+    at most this often."""
     return int(stats.binom.ppf(.99, runs, level))
 
 
@@ -45,9 +45,9 @@ def test_the_bound_is_the_binomial_one():
     assert stats.binom.cdf(6, 40, .05) > .99 > stats.binom.cdf(5, 40, .05)
 
 
-# ---------------------------------------------------------------- nothing to find
+# ---------------------------------------------------------------- markets without skill
 def test_a_ridge_finds_no_more_on_twenty_martingales_than_its_level_allows():
-    "The whole line but for the network, in seconds."
+    "The whole pipeline except the network, in seconds."
     rows = []
     for seed in range(20):
         bars = demo_market(1800, seed=seed)
@@ -72,7 +72,7 @@ def test_a_ridge_finds_no_more_on_twenty_martingales_than_its_level_allows():
 
 
 def null_runs(runs: int) -> pd.DataFrame:
-    "Level, money and the statistics of each forecaster on demo markets 0, 1, …: (runs × columns)."
+    "Level, performance and the statistics of each forecaster on demo markets 0, 1, …: (runs × columns)."
     rows = []
     for seed in range(runs):
         run = replace(FREE, seed=seed)
@@ -108,10 +108,10 @@ def test_forty_demo_markets_give_no_more_false_positives_than_the_level_allows()
     )
 
 
-# ---------------------------------------------------------------- something to find
+# ---------------------------------------------------------------- planted skill
 def planted(hours: int, train_hours: int, r2: float, seed: int, sign: int = 1) -> dict:
-    """A run on a market with a known secret: skill, how forecasts and orders without rules lean on the state,
-    and what the state itself would have scored."""
+    """A run on a market with planted skill: its skill, how forecasts and orders without rules correlate with
+    the state, and the scores of the state itself."""
     run = replace(
         FREE, hours=hours, train_hours=train_hours, retrain_every=hours // 4, network={**SMALL, "epochs": 8}
     )
@@ -131,7 +131,7 @@ def planted(hours: int, train_hours: int, r2: float, seed: int, sign: int = 1) -
 
 
 def right(rho: float) -> float:
-    "How often a Gaussian bet of this correlation is right: ½ + arcsin(ρ)/π."
+    "Hit rate of a Gaussian forecast with this correlation: ½ + arcsin(ρ)/π."
     return .5 + np.arcsin(rho) / np.pi
 
 
@@ -140,7 +140,7 @@ def right(rho: float) -> float:
 def test_planted_skill_is_found_as_large_as_theory_says_and_its_mirror_flips_the_strategy(
     r2, hours, train_hours, seed
 ):
-    """At least half of ρ and no more than there is.
+    """Finds at least half of ρ and no more than ρ.
 
     At R² = 1 % that takes 20,000 training bars: with 9,000 the network's IC was 0.039 and, mirrored,
     0.062."""

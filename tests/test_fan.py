@@ -1,5 +1,5 @@
-"""A fan of seeds trained side by side: the same bits however many processes, clean after Ctrl-C and after a
-death, on real bars within its time."""
+"""Several seeds trained in parallel: the same bits with any number of processes, clean after Ctrl-C and a
+killed process, within its time on real bars."""
 import os
 import signal
 import subprocess
@@ -53,8 +53,8 @@ def same(a, b):
 
 
 def test_seeds_trained_side_by_side_are_those_trained_one_after_another(market, workers):
-    """A network too small to be shared among threads, so that it may be compared with one trained here; from
-    new weights, and going on from old ones."""
+    """The network is too small to be split among threads, so it may be compared with one trained in this
+    process; from new weights, and continued from old ones."""
     bars, table = market
     fan, first, later = replace(CONFIG, seeds=(3, 7)), slice(0, 600), slice(40, 640)
     here, there = (fit(bars.iloc[first], table.iloc[first], fan, workers=w) for w in (None, workers))
@@ -88,8 +88,8 @@ def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(mark
 
 
 def test_the_time_limit_counts_from_the_beginning_for_all_processes(market):
-    """Three seeds, two processes: the first two have half of the time, whatever their processes need to
-    start; the third has the other half."""
+    """Three seeds, two processes: the first two get half of the time, however long their processes take to
+    start; the third gets the other half."""
     tasks = []
 
     class Told:
@@ -128,8 +128,7 @@ def test_an_error_in_a_process_is_the_sentence_it_would_be_here(market, workers)
 
 
 def test_an_idle_process_that_dies_is_replaced_before_it_is_given_work():
-    """Killed between two calls, as by a system short of memory: the next call, and the one after, know
-    nothing of it."""
+    "The process is killed between two calls, as when memory runs out; the next two calls are not affected."
     with Workers(2) as some:
         first = some.run(os.getpid, [()])[0]
         os.kill(first, signal.SIGKILL)
@@ -158,7 +157,7 @@ if __name__ == "__main__":
 
 
 def processes_of(tmp_path):
-    "A program whose two children are in the middle of their work, and their ids."
+    "A program whose two child processes are at work, and their ids."
     (tmp_path / "life.py").write_text(LIFE)
     (born := tmp_path / "born").mkdir()
     command = [sys.executable, str(tmp_path / "life.py"), str(born)]
@@ -170,7 +169,7 @@ def processes_of(tmp_path):
 
 
 def alive(pid):
-    "A process that has ended may still wait to be counted by its new parent."
+    "Whether a process runs; one that has ended may remain a zombie until its new parent reaps it."
     try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess: return False
 
@@ -182,7 +181,7 @@ def all_gone(pids, within=20.0):
 
 
 def test_ctrl_c_at_a_terminal_reaches_all_and_leaves_no_traceback_of_a_child(tmp_path):
-    "The key is sent to the whole group; what has begun is finished, what has not is not begun."
+    "The signal goes to the whole process group; started tasks are finished, others are not started."
     program, pids = processes_of(tmp_path)
     began = time.monotonic()
     os.killpg(program.pid, signal.SIGINT)
@@ -212,9 +211,9 @@ def test_the_network_of_the_spec_comes_out_with_the_same_bits_from_one_process_o
 
 @pytest.mark.slow
 def test_a_fan_of_three_walks_forward_on_real_bars_within_its_time(real_bars, tmp_path, capsys):
-    """The settings of params/eth_usd.yaml but for the epochs; a process for each core.
+    """The settings of params/eth_usd.yaml except for the epochs; one process per core.
 
-    Stated: twenty minutes on two cores that are free."""
+    Documented limit: twenty minutes on two idle cores."""
     real_bars("ETH/USD")
     run = run_config(read_params(ROOT / "params" / "eth_usd.yaml"))
     run = replace(run, network={**run.network, "seeds": [1, 2, 3], "epochs": 3, "refit_epochs": 1})

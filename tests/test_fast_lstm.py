@@ -1,4 +1,4 @@
-"""The faster loop computes what the layer of Keras computes: outputs, gradients, training, files."""
+"""The faster LSTM loop computes what Keras' layer computes: outputs, gradients, training, files."""
 import os
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-# relative to the largest element; the same formulas, with sums taken in another order
+# relative to the largest element; the same formulas, with another order of summation
 TIGHT = {"float64": 1e-12, "float32": 1e-6}
 
 
@@ -38,8 +38,8 @@ def outputs_and_gradients(layer, x, training, **given_states):
 
 
 def worst(a, b):
-    """In single precision relative to the largest element of all: the few terms of one small gradient may
-    cancel to nearly nothing but their rounding."""
+    """Largest difference; in single precision relative to the largest element of all tensors, because the few
+    terms of a small gradient may cancel to little more than rounding errors."""
     sizes = [1e-3 + float(tf.reduce_max(tf.abs(p))) for p in a]
     return max(
         float(tf.reduce_max(tf.abs(p - q))) / (max(sizes) if p.dtype == tf.float32 else size)
@@ -48,7 +48,8 @@ def worst(a, b):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 7), st.integers(1, 17), st.sampled_from([0.0, 0.2, 0.7]),
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 7), st.integers(1, 17),
+       st.sampled_from([0.0, 0.2, 0.7]),
        st.booleans(), st.booleans(), st.integers(0, 99), st.sampled_from(["float64", "float32"]))
 @example(3, 3, 1, 1, 0.7, True, True, 3, "float32")   # one unit whose gradient cancels
 def test_outputs_and_gradients_are_those_of_keras_for_every_shape(
@@ -69,10 +70,10 @@ def test_outputs_and_gradients_are_those_of_keras_for_every_shape(
 
 
 def test_the_first_layer_of_the_spec_has_the_gradients_of_keras():
-    """64 windows of 60 steps and 23 columns, 256 units, dropout as there: relative to the largest element of
-    each gradient, nothing added."""
+    """64 windows of 60 steps and 23 columns, 256 units, the specification's dropout: relative to the largest
+    element of each gradient, without an absolute tolerance."""
     plain, ours, x = pair(256, (64, 60, 23), 1, recurrent_dropout=0.2, return_sequences=True, dtype="float32")
-    # of the size that Keras draws
+    # weights of the size that Keras initialises
     for layer in (plain, ours): layer.set_weights([w / 4 for w in layer.get_weights()])
     a, b = (mean_square(layer, x) for layer in (plain, ours))
     assert (
@@ -82,7 +83,7 @@ def test_the_first_layer_of_the_spec_has_the_gradients_of_keras():
 
 
 def mean_square(layer, x):
-    "Output, and the gradients of a loss as a training has it."
+    "Output, and gradients of a mean-square loss, as in a training."
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x, training=True)
@@ -91,8 +92,8 @@ def mean_square(layer, x):
 
 
 def test_on_a_gpu_only_a_layer_without_recurrent_dropout_goes_to_keras(monkeypatch):
-    """The kernel of the maker is open to a layer whose recurrent dropout is 0, not to a prediction by one
-    that trains with it."""
+    """The cuDNN kernel is available to a layer whose recurrent dropout is 0, but not to predictions of a
+    layer that trains with it."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
     with_it, without = (FastLSTM(4, recurrent_dropout=p) for p in (0.2, 0.0))
     assert can_hurry(with_it, None) and not can_hurry(without, None)
@@ -116,7 +117,7 @@ def test_a_masked_sequence_is_left_to_keras():
 
 
 def test_a_step_without_its_dropout_mask_would_be_noticed():
-    "The comparison can fail: another seed draws other masks."
+    "Shows that the comparison can fail: another seed draws other masks."
     plain, ours, x = pair(5, (3, 7, 2), 1, recurrent_dropout=0.5)
     ours.cell.seed_generator.state.assign(ours.cell.seed_generator.state + 1)
     assert worst(outputs_and_gradients(plain, x, True), outputs_and_gradients(ours, x, True)) > 1e-2
@@ -176,18 +177,19 @@ def test_a_batch_in_parts_is_the_whole_batch(parts):
 
 
 def test_the_parts_do_not_depend_on_one_another():
-    """What is computed of the first half stays the same to the bit when the second half of the batch is
-    another: so it does not matter which runs first."""
+    """The results of the first half of the batch stay the same to the bit when the second half changes, so
+    the order of execution does not matter."""
     _, ours, x = pair(16, (8, 12, 5), 1, dtype="float32", return_sequences=True)
     other = tf.concat([x[:4], 2 * x[4:]], 0)
     np.testing.assert_array_equal(ours(x)[:4], ours(other)[:4])
 
 
-@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="the numbers of a GPU are not promised")
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")),
+                    reason="the numbers of a GPU are not promised")
 @pytest.mark.parametrize("before, threads, fixed", [
-    ("", 1, True),                                                          # nobody has chosen
-    ("tf.config.threading.set_intra_op_parallelism_threads(7)", 7, False),  # somebody has
-    # too late: TensorFlow's own choice stays
+    ("", 1, True),                                                          # not configured
+    ("tf.config.threading.set_intra_op_parallelism_threads(7)", 7, False),  # configured by the user
+    # too late: TensorFlow's default stays
     ("tf.zeros(1)", 0, False),
 ])
 def test_each_operation_has_one_thread_unless_somebody_has_chosen(before, threads, fixed):

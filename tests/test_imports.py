@@ -1,5 +1,5 @@
-"""Imports point down the order of the packages, never up, sideways or in a circle, and the package alone
-loads no TensorFlow."""
+"""Imports follow the order of the packages and form no circle, and importing the package alone loads no
+TensorFlow."""
 import ast
 import re
 import shutil
@@ -16,7 +16,8 @@ LEVEL = {name: level for level, names in enumerate(PICTURE.split(" < ")) for nam
 
 
 def modules(folder):
-    "Dotted name of every module of a package → its file; `__init__` and the index of nbdev define nothing."
+    """Dotted name of every module of a package → its file, without `__init__` and nbdev's index, which define
+    nothing."""
     files = (p for p in folder.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
     return {".".join(("cryptolstm", *p.relative_to(folder).with_suffix("").parts)): p for p in files}
 
@@ -29,14 +30,17 @@ def arrows(folder):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import): targets.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
-                base = ".".join(filter(None, [*name.split(".")[:-node.level], node.module])) if node.level else node.module
+                base = (
+                    ".".join(filter(None, [*name.split(".")[:-node.level], node.module]))
+                    if node.level else node.module
+                )
                 targets.update((base, *(f"{base}.{alias.name}" for alias in node.names)))
         found[name] = sorted(targets & set(known) - {name})
     return found
 
 
 def upward(found):
-    "The arrows that do not point to a lower level, or to the same package."
+    "The imports that do not point to a lower level or to the same package."
     package = lambda module: module.split(".")[1]
     return [
         f"{a} imports {b}"
@@ -62,7 +66,7 @@ def circle(found):
 
 
 def planted(folder, module, line):
-    "The arrows of a copy of the package in which a module has one line more."
+    "The imports of a copy of the package in which one module has an additional line."
     shutil.copytree(PACKAGE, folder / "cryptolstm", ignore=shutil.ignore_patterns("__pycache__"))
     with (folder / "cryptolstm" / module).open("a", encoding="utf-8") as file: file.write(line)
     return arrows(folder / "cryptolstm")
@@ -70,7 +74,7 @@ def planted(folder, module, line):
 
 def test_every_package_has_its_place_in_the_order():
     assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"} <= set(LEVEL)
-    assert all(name.count(".") == 2 for name in modules(PACKAGE))   # no module beside the packages
+    assert all(name.count(".") == 2 for name in modules(PACKAGE))   # no module outside the sub-packages
 
 
 def test_imports_point_down():
@@ -82,7 +86,8 @@ def test_no_modules_import_each_other_in_a_circle():
     assert circle(arrows(PACKAGE)) == []
 
 
-@pytest.mark.parametrize("line", ["from cryptolstm.report.render import Report\n", "\ndef late():\n    from ..report import render\n    return render\n",
+@pytest.mark.parametrize("line", ["from cryptolstm.report.render import Report\n",
+                                  "\ndef late():\n    from ..report import render\n    return render\n",
                                   "import cryptolstm.report.render\n"])
 def test_an_import_that_points_up_is_found(tmp_path, line):
     assert upward(planted(tmp_path, "core/text.py", line)) == [

@@ -20,15 +20,15 @@ REAL = Path(__file__).parents[2] / "shared/data/binance/BTC_USDT_1h.parquet"
 
 
 def real_bars() -> pd.DataFrame:
-    "2,000 real hours around a true exchange outage of four hours, on the marked grid."
+    "2,000 real hours around an exchange outage of four hours, on a regular grid with the outage marked."
     if not REAL.exists(): pytest.skip("no real candles beside the checkout (../shared/data)")
     bars = check_bars(pd.read_parquet(REAL).tz_convert("UTC")).loc["2021-08-01":"2021-10-20"]
     return regular_grid(bars)
 
 
 def indicators(bars: pd.DataFrame) -> pd.DataFrame:
-    """Causal, written by hand: RSI, EMA, volatility, OBV against its mean, rolling VWAP, a yes-or-no rule, a
-    word."""
+    """Causal indicators, written by hand: RSI, EMA, volatility, OBV minus its mean, rolling VWAP, a Boolean
+    rule, a text column."""
     c = bars["close"]
     up = c.diff().clip(lower=0).ewm(alpha=1 / 14, adjust=False, min_periods=14).mean()
     down = (-c.diff().clip(upper=0)).ewm(alpha=1 / 14, adjust=False, min_periods=14).mean()
@@ -71,7 +71,7 @@ def test_honest_indicators_pass(source):
 @pytest.mark.parametrize("source", BARS)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_planted_mistake_is_caught(source, name):
-    """Cumulative levels do not use the future, they only depend on the start; all others must fall in the two
+    """Cumulative levels do not use the future but depend on the start; all others must fail in the two
     bit-exact checks."""
     certificate = leak_certificate(MUTANTS[name], BARS[source]())
     caught = {c["name"] for c in certificate["checks"] if not c["passed"]}
@@ -97,7 +97,7 @@ def test_a_backward_fill_shows_only_inside_the_warm_up():
 
 
 def test_a_backward_fill_over_an_outage_shows_only_inside_it():
-    """Nothing leaks in the warm-up here: only a row inside the hole knows what came after it, so the default
+    """Nothing leaks during the warm-up here: only rows inside the hole contain later values, so the default
     cuts must lie there."""
     whole = demo_market(1000)
     bars = regular_grid(whole.drop(whole.index[500:510]))
@@ -112,8 +112,8 @@ def test_a_backward_fill_over_an_outage_shows_only_inside_it():
 
 
 def test_the_full_sample_quantile_needs_an_altered_future_at_the_last_row():
-    """Compared at the cut alone, as other tools do, a yes-or-no rule with a full-sample quantile often slips
-    through."""
+    """Compared at the cut alone, as in other tools, a Boolean rule with a full-sample quantile often goes
+    undetected."""
     bars, f = demo_market(4000), MUTANTS["quantile over the full sample"]
     full = f(bars)
     slips = [t for t in (1500, 3000, 3999) if f(bars.iloc[:t + 1]).iloc[-1] == full.iloc[t]]
@@ -122,7 +122,7 @@ def test_the_full_sample_quantile_needs_an_altered_future_at_the_last_row():
 
 
 def test_columns_that_come_and_go_are_findings():
-    "One-hot columns made from the categories seen so far: the full run has columns the past could not have."
+    "One-hot columns of the categories seen so far: the full run has columns that the past could not have."
     def f(bars): return pd.get_dummies(pd.Series(bars.index.day_name(), index=bars.index))
     found = check_truncation(f, demo_market(400), [8])
     assert not found.empty and set(found["other"]) == {"absent"}
@@ -136,7 +136,7 @@ def test_a_pipeline_that_throws_dice_is_told_apart():
 
 
 def test_the_input_is_not_shared():
-    "A pipeline that writes into its bars must not change what the next run sees."
+    "A pipeline that modifies its bars must not affect the next run."
     def f(bars):
         bars["close"] *= 2
         return bars["close"]
@@ -200,7 +200,8 @@ def test_cuts_cover_warm_up_end_gaps_and_chance():
     whole = demo_market(1000)
     cuts = default_cuts(regular_grid(whole.drop(whole.index[600:620])), n=3, seed=1)
     assert {8, 30, 500, 620, 621, 998, 999} <= set(cuts) and len(cuts) > 7
-    assert {600, 601} <= set(default_cuts(whole.drop(whole.index[600:620])))  # the same hole without its grid
+    # the same hole without rows for the missing hours
+    assert {600, 601} <= set(default_cuts(whole.drop(whole.index[600:620])))
     assert default_cuts(whole, seed=1) == default_cuts(whole, seed=1) != default_cuts(whole, seed=2)
     assert default_cuts(whole.iloc[:5], n=0) == [2, 3, 4]
 

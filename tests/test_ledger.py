@@ -1,4 +1,4 @@
-"No evaluation is forgotten or counted twice: several processes, broken files, overlapping spans."
+"Every evaluation is stored once: with several processes, damaged files and overlapping spans."
 import multiprocessing
 import sqlite3
 
@@ -15,7 +15,7 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 
 def trial(first: int = 0, hours: int = DAY, fee: float = .001, **more) -> Trial:
-    "A trial on so many hours from an hour of 2025 on."
+    "A trial on this many hours, starting at an hour of 2025."
     stamp = lambda h: f"2025-01-{1 + h // 24:02d}T{h % 24:02d}:00:00+00:00"
     base = dict(
         ticker="ETH/USD",
@@ -34,13 +34,16 @@ def trial(first: int = 0, hours: int = DAY, fee: float = .001, **more) -> Trial:
 
 
 FIRST_SCHEMA = """create table trials (
-  id integer primary key, at text not null, ticker text not null, market text not null, first integer not null, until integer not null,
-  data_hash text not null, config_hash text not null, config text not null, sharpe real, n integer not null, skew real, kurtosis real, hit real,
-  verdict text, reruns integer not null default 0, last_run text not null, unique (ticker, market, first, until, data_hash, config_hash))"""
+  id integer primary key, at text not null, ticker text not null, market text not null, \
+first integer not null, until integer not null,
+  data_hash text not null, config_hash text not null, config text not null, \
+sharpe real, n integer not null, skew real, kurtosis real, hit real,
+  verdict text, reruns integer not null default 0, last_run text not null, \
+unique (ticker, market, first, until, data_hash, config_hash))"""
 
 
 def old_ledger(folder) -> Ledger:
-    "A ledger as the first version left it: one trial, no place for returns."
+    "A ledger in the first version's schema: one trial, no column for returns."
     book, t = Ledger(folder), trial()
     db = sqlite3.connect(book.path)
     db.execute(FIRST_SCHEMA)
@@ -55,7 +58,7 @@ def old_ledger(folder) -> Ledger:
 
 
 def work(folder: str, who: int, n: int) -> None:
-    "Own trials, and some that every process makes."
+    "Enter trials of this process alone, and some that every process enters."
     for k in range(n):
         Ledger(folder).enter(trial(fee=1 + who + k / 1000))
         Ledger(folder).enter(trial(fee=k / 1000))
@@ -93,7 +96,8 @@ def test_a_writer_waits_for_another_and_then_says_what_is_wrong(tmp_path, monkey
 
 
 @settings(deadline=None, max_examples=25)
-@given(spans=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 100)), min_size=1, max_size=8, unique=True))
+@given(spans=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 100)),
+                      min_size=1, max_size=8, unique=True))
 def test_trials_count_together_exactly_when_they_share_an_hour(tmp_path_factory, spans):
     book = Ledger(tmp_path_factory.mktemp("book"))
     for k, (first, hours) in enumerate(spans):
@@ -164,7 +168,7 @@ def test_two_processes_that_meet_an_old_ledger_bring_it_up_to_date_once(tmp_path
     crowd = [CONTEXT.Process(target=work, args=(str(tmp_path), who, 3)) for who in range(2)]
     for p in crowd: p.start()
     for p in crowd: p.join()
-    # the old one is one of those that both make
+    # the old trial is one of those that both processes enter
     assert [p.exitcode for p in crowd] == [0, 0] and len(Ledger(tmp_path).trials_of("ETH/USD")) == 9
 
 
@@ -177,7 +181,7 @@ def test_trials_on_exactly_the_same_hours_are_judged_together(tmp_path):
     for k, t in enumerate(tries):
         book.enter(t)
         assert (book.overfitting(t) is None) == (k < 9)
-    # an hour later: counted, but its returns are of other hours
+    # an hour later: counted, but its returns cover other hours
     book.enter(trial(first=1, hours=hours, fee=5, returns=np.zeros(hours)))
     book.enter(trial(hours=hours, fee=6, market="simulated:1", returns=np.zeros(hours)))
     among = book.overfitting(tries[0])

@@ -1,4 +1,4 @@
-"A page, its bars and its numbers belong together, and whoever changes one of them is found."
+"Page, bars and numbers belong together, and a change to any of them is found."
 import json
 import os
 import re
@@ -63,7 +63,7 @@ def stored_home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(stored_home, tmp_path_factory):
-    "A report of those bars, by papermill as a user makes it."
+    "A report of those bars, run through papermill as by a user."
     old = os.environ["CRYPTOLSTM_HOME"]
     os.environ["CRYPTOLSTM_HOME"] = str(stored_home)
     try:
@@ -118,7 +118,8 @@ def test_a_fresh_page_is_verified_in_full(page, stored_home):
 
 
 def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_home, tmp_path):
-    "Both kinds are named. A larger difference is one, and on the same kind any."
+    """Both kinds of CPU are named. A larger difference counts, and on the same kind of CPU every difference
+    does."""
     text, manifest = split(page.read_text(encoding="utf-8"))
     old = manifest["baseline_returns"]
     near, far = (
@@ -142,14 +143,14 @@ def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_h
 
 
 def rehashed(page: str, manifest: dict, **changes) -> str:
-    "A page as a forger writes it: the hashes fit."
+    "A page as a forger would write it, with matching hashes."
     body = {k: v for k, v in {**manifest, **changes, "page_sha256": _sha(page)}.items() if k != "sha256"}
     return embed(page, {**body, "sha256": _sha(_canonical(body))})
 
 
 def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_home, tmp_path):
-    """Another word in the text, a certificate and a search that nobody made, settings of the data: the quick
-    check cannot know, the full one does."""
+    """Changed text, a certificate and a search that never ran, data settings: the quick check cannot detect
+    them, the full one does."""
     text, manifest = split(page.read_text(encoding="utf-8"))
     level = manifest["verdict"]["level"]
     lie = text.replace(level, "CANDIDATE").replace(LEVELS[level], LEVELS["CANDIDATE"])
@@ -275,7 +276,7 @@ def test_other_results_are_named_with_their_first_difference():
 
 
 def test_a_leak_makes_the_verdict_and_says_where(monkeypatch):
-    "The run's own certificate fails, so the verdict is LEAK whatever was earned."
+    "The run's certificate fails, so the verdict is LEAK whatever the returns."
     run = RunConfig(exchange="simulated", **{**WISH, "hours": 96})
     bars = regular_grid(demo_market(bars_needed(run), seed=1))
     early = lambda b: b[["close"]].assign(peek=b["close"].shift(-1))

@@ -1,4 +1,4 @@
-"""Figures: each against an independent computation, and what must not be claimed."""
+"""Figures: each against an independent computation, and limits of what they claim."""
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +131,7 @@ def test_the_standard_error_of_sharpe_is_what_many_runs_scatter():
     assert np.mean([sharpe_se(r, 1) for r in runs]) == pytest.approx(
         np.std([sharpe(r, 1) for r in runs]), rel=0.1
     )
-    # rare large losses, and a mean that matters
+    # rare large losses, and a mean that is not negligible
     skewed = [pd.Series(0.1 + np.where(g.random(500) < 0.1, -1.5, 0.3)) for _ in range(2000)]
     assert np.mean([sharpe_se(r, 1) for r in skewed]) == pytest.approx(
         np.std([sharpe(r, 1) for r in skewed]), rel=0.1
@@ -139,7 +139,8 @@ def test_the_standard_error_of_sharpe_is_what_many_runs_scatter():
 
 
 def test_a_month_of_hours_says_little_about_sharpe():
-    "Standard errors a year of normal returns without a mean: 3.5 after thirty days, 1 after a year."
+    """Standard errors of the annual Sharpe ratio of normal returns with zero mean: 3.5 after thirty days, 1
+    after a year."""
     for n, error in {129: 8.2, 720: 3.49, 1440: 2.47, 2160: 2.01, 8760: 1.0, 17520: 0.71}.items():
         assert sharpe_se(pd.Series(norm.ppf((np.arange(n) + 0.5) / n))) == pytest.approx(error, rel=0.02)
     assert sharpe_se(pd.Series(np.zeros(100))) is None
@@ -247,13 +248,14 @@ def test_counts_reach_the_figures_and_what_is_undefined_is_none():
     assert idle["counts"]["both_touched"] == 0 and all(
         idle[k] is None for k in ("calmar", "break_even_fee", "cost_share", "sharpe_daily_se")
     )
-    # too short for anything annual
+    # too short for annual figures
     assert figures(simulate(walk(300), wishes(300)))["calmar"] is None
     assert performance(simulate(walk(300), np.zeros(300)), walk(300))["average_mae"] is None
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31), st.integers(30, 400), st.sampled_from([0.003, 0.05]), st.sampled_from([0, 3, 99]))
+@given(st.integers(0, 2**31), st.integers(30, 400),
+       st.sampled_from([0.003, 0.05]), st.sampled_from([0, 3, 99]))
 def test_hours_that_are_absent_and_hours_marked_as_gaps_have_the_same_figures(seed, n, sigma, max_gap):
     g, full = np.random.default_rng(seed), walk(n, seed, sigma)
     absent = full[(g.random(n) < 0.6) | np.isin(np.arange(n), [0, 1, n - 1])]

@@ -1,4 +1,4 @@
-"""Training: its end in every way it can end, its targets, several seeds, several tickers, no growth."""
+"""Training: every way it can end, targets, several seeds, several tickers, constant memory."""
 import gc
 import json
 import os
@@ -58,17 +58,17 @@ def same(a, b):
     )
 
 
-# -- the end of a training
+# -- ends of a training
 # --------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def in_epoch(monkeypatch):
-    "`in_epoch(k, what)`: do something when epoch k (1 = the first) begins."
+    "`in_epoch(k, what)`: do something when epoch k (the first is 1) begins."
     def arrange(number, what):
         seen, original = [], network.Batches.shuffle
 
         def shuffle(self):
-            # the training batches: when made, then before each epoch
+            # the training batches are shuffled when built, then before each epoch
             if self.rng is not None: seen.append(self)
             original(self)
             if self.rng is not None and len(seen) == number + 1: what(self)
@@ -96,7 +96,7 @@ def test_a_loss_that_is_no_number_ends_training_with_the_last_good_weights(marke
     in_epoch(3, poison)
     bundle = fit(*market, CONFIG)
     assert bundle.training["stopped"] == "diverged in epoch 3" and bundle.training["epochs"] == 2
-    # what two epochs had learnt, to the bit
+    # the weights after two epochs, to the bit
     assert same(bundle, good)
     assert (
         np.isfinite(bundle.training["val_loss"])
@@ -114,7 +114,7 @@ def test_without_a_good_epoch_there_is_an_error_that_names_the_epoch(market):
         OperationError, match="^training diverged in epoch 1: .*lower learning_rate or look for a wild bar$"
     ):
         fit(*market, replace(CONFIG, learning_rate=1e6))
-    # and the next training knows nothing of it
+    # and the next training is not affected
     assert np.isfinite(fit(*market, CONFIG).weights[0]).all()
 
 
@@ -145,8 +145,8 @@ def test_ctrl_c_ends_a_walk_forward(market, in_epoch):
 
 
 def test_ctrl_c_in_a_fan_keeps_the_members_that_have_learnt_something(market, in_epoch):
-    "Members 1 and 2 are trained, the third is interrupted in its first epoch."
-    # two members: made, and two epochs each
+    "Members 1 and 2 are trained; the third is interrupted in its first epoch."
+    # two members: built, and two epochs each
     in_epoch(2 * (1 + 2) + 1, lambda batches: os.kill(os.getpid(), signal.SIGINT))
     bundle = fit(*market, replace(CONFIG, seeds=(1, 2, 3), epochs=2))
     assert (len(bundle.members), bundle.training["members"], bundle.training["stopped"]) == (
@@ -224,7 +224,8 @@ def test_a_setting_that_no_training_could_use_is_refused_in_one_sentence(name):
         model_config(RunConfig(network={name: UNUSABLE[name]}))
 
 
-@given(st.sampled_from(sorted(RANGES)), st.floats(allow_nan=True) | st.integers() | st.booleans() | st.none() | st.text(max_size=3))
+@given(st.sampled_from(sorted(RANGES)),
+       st.floats(allow_nan=True) | st.integers() | st.booleans() | st.none() | st.text(max_size=3))
 def test_a_number_passes_only_within_its_limits(name, value):
     low, high = RANGES[name]
     number = (
@@ -257,9 +258,12 @@ def test_the_limits_of_every_setting_train_and_can_be_written_down(market, end):
         config = replace(CONFIG, epochs=2, **{name: at_limit(name) for name in names})
         check_network(config)
         json.dumps(asdict(config), allow_nan=False)
-        try:fit(bars, table, config)
+        try: fit(bars, table, config)
         except OperationError as e:
-            assert names in (("learning_rate",), COMPILED_LIMITS) and str(e).startswith("training diverged in epoch 1")
+            assert (
+                names in (("learning_rate",), COMPILED_LIMITS)
+                and str(e).startswith("training diverged in epoch 1")
+            )
 
 
 def test_the_size_of_a_prediction_batch_is_a_setting_that_moves_no_prediction_beyond_rounding(
@@ -281,7 +285,7 @@ def test_the_size_of_a_prediction_batch_is_a_setting_that_moves_no_prediction_be
 
 
 def test_one_prediction_looks_at_one_window(market, monkeypatch):
-    "The newest of 1300 bars costs what the newest of 12 costs, and is the same to the bit."
+    "Predicting the newest of 1300 bars costs as much as the newest of 12, with the same bits."
     bars, table = market
     bundle, rows = fit(bars.iloc[:1200], table.iloc[:1200], replace(CONFIG, epochs=1)), []
     outputs = type(bundle).outputs
@@ -298,11 +302,13 @@ def test_one_prediction_looks_at_one_window(market, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss": "mse"}, {"loss": "mae", "predict_batch": 50}, {"predict_batch": 1000}, {"precision": "mixed_bfloat16"}],
-                         ids=str)
+@pytest.mark.parametrize("changes", [
+    {}, {"loss": "mse"}, {"loss": "mae", "predict_batch": 50}, {"predict_batch": 1000},
+    {"precision": "mixed_bfloat16"},
+], ids=str)
 def test_the_validation_loss_is_that_of_the_weights_that_are_kept(market, changes):
-    """Reckoned again with the layers of Keras, from windows cut by hand; 259 of them, in six batches, in two,
-    or in one that is not full."""
+    """Recomputed with Keras' layers from windows cut by hand: 259 windows, in six batches, in two, or in one
+    that is not full."""
     bars, table = market
     bundle = fit(bars, table, replace(CONFIG, **changes))
     (part,) = training_parts(bars, table, bundle.config)
@@ -317,8 +323,8 @@ def test_the_validation_loss_is_that_of_the_weights_that_are_kept(market, change
 
 
 def test_a_training_leaves_the_callers_random_numbers_alone(market, tmp_path):
-    """NumPy's and Python's generators go on as if nobody had trained, stored and loaded in between, the first
-    time and later."""
+    """NumPy's and Python's generators continue as if no model had been trained, saved and loaded in between,
+    the first time and later."""
     def draws(between):
         random.seed(1); np.random.seed(1)
         between()
@@ -349,13 +355,13 @@ def test_what_went_on_from_an_unrepeatable_training_is_not_repeatable(market):
     assert later.training["warm_started"] and later.training["determinism"] == whole.training["determinism"]
 
 
-# -- what a training is given
+# -- inputs of a training
 # --------------------------------------------------------------------------------------------------
 
 def naive(frame): return frame.set_axis(frame.index.tz_localize(None))
 
 
-WRONG = {  # what is passed for (bars, table, config), and the sentence
+WRONG = {  # arguments instead of (bars, table, config) → the error
     "an empty ticker": (
         lambda b, t: ({"A/USD": (b, t), "B/USD": (b.iloc[:0], t.iloc[:0])}, None, CONFIG),
         "^there are no bars of B/USD; fetch some, or leave the ticker out$",
@@ -429,7 +435,7 @@ def test_the_purge_follows_the_horizon_and_no_later_bar_is_seen(market, horizon,
     (part,) = training_parts(bars, table, config)
     assert part.train[-1] + horizon <= part.val[0] and part.val[-1] + horizon == len(bars) - 1
     changed = bars.copy()
-    # all bars after the last one a training label reads
+    # all bars after the last one that a training label uses
     changed.iloc[part.val[0] + 1:, :4] *= 2.0
     data, scaler, scale = training_data([part], config)
     again, scaler2, scale2 = training_data(training_parts(changed, features(changed), config), config)
@@ -456,13 +462,13 @@ def test_a_price_prediction_is_the_return_that_leads_to_the_price(market):
 
 
 def part_labels(bars, table, config):
-    "Rows whose closes are the training labels."
+    "Rows whose closes are used by the training labels."
     return training_parts(bars.iloc[:1200], table.iloc[:1200], config)[0].train + config.horizon
 
 
 def test_a_volatility_network_learns_what_har_knows():
-    """The demo market's volatility comes in clusters: on unseen bars the network beats 'as it is now', and
-    comes near its baseline, which does, too."""
+    """The demo market's volatility is clustered: on unseen bars the network, like HAR, beats 'as it is now',
+    and comes close to HAR."""
     bars = demo_market(4000, seed=3)
     table = features(bars)
     bundle = fit(
@@ -587,7 +593,7 @@ def test_no_window_of_any_ticker_is_trained_on_after_the_common_date():
     }
     parts2 = training_parts({k: (b, features(b)) for k, (b,) in wild.items()}, None, config)
     (a, scaler, _), (b, scaler2, _) = training_data(parts, config), training_data(parts2, config)
-    # nothing after the date has a say in the scale
+    # nothing after the date affects the scaler
     assert scaler == scaler2
     for row in (0, len(a.train) // 2, -1):
         np.testing.assert_array_equal(
@@ -620,11 +626,12 @@ def test_the_fast_network_is_the_plain_one_with_another_loop():
     np.testing.assert_allclose(fast.predict(x, verbose=0), plain.predict(x, verbose=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", [
+    "mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_mixed_precision_trains_repeats_itself_and_is_stored_for_onnxruntime(market, tmp_path, precision):
-    """Twice on one compiled network: winding it back must not take the scale of the loss away.
+    """Trained twice on one compiled network: resetting it must not lose the loss scale.
 
-    What is said and stored is float32."""
+    Predictions and stored weights are float32."""
     config = replace(CONFIG, precision=precision, epochs=2)
     one = fit(*market, config)
     again = fit(*market, config)
@@ -660,7 +667,8 @@ from cryptolstm.features.indicators import features
 from cryptolstm.model.training import fit; from cryptolstm.model.settings import model_config
 from cryptolstm.data.demo import demo_market
 tickers = [(bars := demo_market(3000 + 400 * k, seed=k), features(bars)) for k in range(5)]
-config = model_config(RunConfig(lookback=60, network={"units": [16, 8], "dropout": [0.1, 0.1], "recurrent_dropout": [0.1, 0.1], "dense": [8], "epochs": 2}))
+config = model_config(RunConfig(lookback=60, network={"units": [16, 8], "dropout": [0.1, 0.1], \
+"recurrent_dropout": [0.1, 0.1], "dense": [8], "epochs": 2}))
 peaks = []
 for k in range(10):
     fit(*tickers[4 - k % 5], replace(config, seed=k)); gc.collect()
@@ -671,7 +679,7 @@ print(peaks[9] / peaks[1])
 
 @pytest.mark.slow
 def test_ten_trainings_one_after_another_do_not_grow():
-    """Five tickers of different lengths, twice, the longest first: the peak of the tenth against that of the
-    second. If windows were kept, 20 MB a training, it would fail."""
+    """Five tickers of different lengths, twice, the longest first: peak memory after the tenth training
+    against that after the second. It would fail if windows were not freed (20 MB per training)."""
     out = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
     assert float(out.split()[-1]) <= 1.1

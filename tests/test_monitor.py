@@ -1,4 +1,4 @@
-"""An alarm that rings when the market or the model has changed, and not otherwise."""
+"""The drift alarm is raised when the market or the model has changed, and not otherwise."""
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +32,21 @@ SMALL = ModelConfig(
 def inputs(bars): return features(bars)[INPUTS].iloc[START:]
 
 
-@pytest.mark.parametrize("n,seeds", [(720, 20), (TRAIN, 20), pytest.param(720, 60, marks=pytest.mark.slow), pytest.param(TRAIN, 60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n,seeds", [
+    (720, 20), (TRAIN, 20),
+    pytest.param(720, 60, marks=pytest.mark.slow), pytest.param(TRAIN, 60, marks=pytest.mark.slow)])
 def test_markets_that_go_on_as_before_are_quiet(n, seeds):
     alarms = {}
     for seed in range(seeds):
         table = inputs(demo_market(START + n + WINDOW, seed=100 + seed))
         found = drift(reference(table.iloc[:n]), table)
         alarms |= {seed: found.index[found["drifted"]].tolist()} if found["drifted"].any() else {}
-    # of independent weeks, about one in a hundred lies beyond anything a training of 30 days has seen
+    # about one in a hundred independent weeks lies outside the range of a training of 30 days
     assert len(alarms) <= (0 if seeds == 20 else 1), alarms
 
 
 def busier(bars, since):
-    "Every other hour reports no volume, the one before it twice as much."
+    "Every other hour has no volume, the one before it twice as much."
     later, odd = np.arange(len(bars)) >= since, np.arange(len(bars)) % 2 == 1
     return bars.assign(
         volume=bars["volume"].where(~(later & odd), 0.0).where(~(later & ~odd), bars["volume"] * 2)
@@ -52,7 +54,7 @@ def busier(bars, since):
 
 
 def narrower(bars, since):
-    "Bars whose wicks are gone: high and low are those of open and close."
+    "Bars without wicks: high and low are the larger and smaller of open and close."
     later = np.arange(len(bars)) >= since
     body = bars[["open", "close"]]
     return bars.assign(
@@ -71,7 +73,7 @@ def test_a_market_that_is_reported_in_another_way_raises_the_alarm(change, featu
 @pytest.mark.parametrize("n", [MIN_REFERENCE, 720, TRAIN])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_any_feature_moved_beyond_its_training_raises_the_alarm_for_itself_alone(n, seed):
-    "For every input, on either side, also where a wild week has passed in the training."
+    "For every input, in both directions, also when the training contains a volatile week."
     table = inputs(demo_market(START + n + WINDOW, seed=seed))
     past = table.iloc[:n]
     ref = reference(past)
@@ -85,7 +87,7 @@ def test_any_feature_moved_beyond_its_training_raises_the_alarm_for_itself_alone
 
 
 def wilder(bars, times, since):
-    "The same bars, but from one on every move is larger."
+    "The same bars, but with larger moves from one bar on."
     moves = np.log(bars["close"]).diff().fillna(0) * np.where(np.arange(len(bars)) < since, 1, times)
     close = bars["close"].iloc[0] * np.exp(moves.cumsum())
     o, k = close.shift(1, fill_value=close.iloc[0]), close / bars["close"]
@@ -99,7 +101,7 @@ def wilder(bars, times, since):
 
 @pytest.mark.parametrize("n", [720, TRAIN])
 def test_a_market_that_moves_five_times_as_much_raises_the_alarm(n):
-    "But for markets whose training has seen such weeks."
+    "Except for markets whose training contains such weeks."
     rang = []
     for seed in range(10):
         bars = demo_market(START + n + WINDOW, seed=seed)
@@ -120,7 +122,7 @@ def test_the_index_is_zero_for_the_same_and_finite_for_anything():
     assert far.sum() == pytest.approx(1) and class_shares(np.empty(0), edges) == pytest.approx(
         np.full(12, 1 / 12)
     )
-    # nothing in the training lies beyond its own ends
+    # nothing in the training lies outside its own range
     assert same[[0, -1]] == pytest.approx(0.5 / (1000 + 6))
 
 
@@ -164,7 +166,7 @@ def test_only_bars_the_model_has_not_seen_are_counted(model):
 
 
 def test_each_bar_is_held_against_the_promise_of_the_version_that_forecast_it(model):
-    "Three versions, each a day younger: none has thirty bars of its own, the line has."
+    "Three versions, one day apart: none has thirty bars, together they do."
     first, bars, table = model
     later = [
         Version(
@@ -181,16 +183,16 @@ def test_each_bar_is_held_against_the_promise_of_the_version_that_forecast_it(mo
         "p"
     ] is not None
     lofty = first._replace(note={"validation": {**first.note["validation"], "loss": 0.0, "variance": 0.0}})
-    # the oldest version promised more, and is held to it
+    # the oldest version predicted a lower loss, and its bars are compared with that
     assert live_skill([*later, lofty], table.iloc[upto], bars.iloc[upto])["p"] < found["p"]
     silent = first._replace(note={})
-    # who promised nothing cannot break it
+    # a version without a predicted loss is left out
     assert live_skill([*later, silent], table.iloc[upto], bars.iloc[upto])["bars"] == 36
 
 
 @pytest.mark.parametrize("seeds", [range(100, 103), pytest.param(range(100, 120), marks=pytest.mark.slow)])
 def test_honest_models_do_not_break_their_promise(seeds):
-    """Networks on markets without a secret: what their validation promised was luck or nothing, and the test
+    """Networks on markets without a planted signal: any skill in their validation was luck, and the test
     allows for it."""
     broken = []
     for seed in seeds:

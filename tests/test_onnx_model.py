@@ -1,4 +1,4 @@
-"""The ONNX file says what Keras says, or it is not there; and who uses it needs no TensorFlow."""
+"""The ONNX file predicts what Keras predicts, or it is not stored; using it requires no TensorFlow."""
 import json
 import subprocess
 import sys
@@ -48,8 +48,7 @@ def trained(market, **changes):
 
 
 def wild(net, seed):
-    """A network as training might leave it: every weight moved, every normalisation with statistics of its
-    own."""
+    "A network as if after training: all weights changed, every normalisation with different statistics."
     rng = np.random.default_rng(seed)
     positive = {id(v) for layer in net.layers for v in layer.weights if "variance" in v.path}
     for v in net.weights:
@@ -62,7 +61,8 @@ def wild(net, seed):
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(2, 9), st.lists(st.integers(1, 6), max_size=2), st.sampled_from(["swish", "linear"]),
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(2, 9),
+       st.lists(st.integers(1, 6), max_size=2), st.sampled_from(["swish", "linear"]),
        st.booleans(), st.integers(0, 99))
 def test_every_architecture_says_the_same_in_both(
     tmp_path_factory, units, lookback, dense, activation, fast, seed
@@ -78,7 +78,7 @@ def test_every_architecture_says_the_same_in_both(
     )
     net = wild(build_network(config, 5, fast=fast), seed)
     file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    # wild weights: numbers of any size
+    # random weights give outputs of any size
     write_onnx(net, file, tolerance=1e-4)
     windows = np.random.default_rng(seed).normal(size=(9, lookback, 5)).astype("float32")
     np.testing.assert_allclose(
@@ -86,12 +86,14 @@ def test_every_architecture_says_the_same_in_both(
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"seeds": (1, 2)}, {"target": "price"}, {"target": "volatility", "horizon": 24}, {"horizon": 72}], ids=str)
+@pytest.mark.parametrize("changes", [
+    {}, {"seeds": (1, 2)}, {"target": "price"}, {"target": "volatility", "horizon": 24}, {"horizon": 72},
+], ids=str)
 def test_a_live_model_is_its_bundle(market, tmp_path, changes):
     bars, table = market
     bundle = trained(market, **changes)
     live = LiveModel.load(save_bundle(bundle, tmp_path))
-    # a millionth of what the network says, in units of the prediction
+    # a millionth of the network's output, in units of the prediction
     unit = 1.0
     if bundle.price_scale is not None:
         unit = 1.1 * bundle.price_scale["scale"] / (bars["close"] * table["sigma"]).iloc[-100:].min()
@@ -136,26 +138,29 @@ def test_a_file_that_differs_from_keras_is_not_kept(market, tmp_path, monkeypatc
     )
     save_bundle(bundle, tmp_path)
     assert "differs from Keras" in json.loads((tmp_path / "bundle.json").read_text())["onnx"]["refused"]
-    # the member that was accepted has gone, too
+    # the file of the accepted member has been removed, too
     assert not list(tmp_path.glob("*.onnx")) and LiveModel.load(tmp_path) is None
     assert load_bundle(tmp_path) == bundle and stored_model(tmp_path) == bundle
 
 
 def test_a_difference_counts_as_a_share_where_the_numbers_are_large(tmp_path):
-    """A step of float32 at 12 is a millionth already.
+    """A step of float32 at 12 is already a millionth.
 
-    The output's bias moves all numbers there; what Keras says is then put off by a little."""
+    The output's bias shifts all predictions; a small offset is then added to Keras' predictions."""
     net = build_network(model_config(RUN), 5)
     for size, off, kept in ((0.0, 3e-6, False), (12.0, 3e-6, True), (12.0, 3e-5, False)):
         net.layers[-1].bias.assign([size])
-        write = lambda off=off: write_onnx(net, tmp_path / "model.onnx", predict=lambda windows: net.predict(windows, verbose=0).astype("float64") + off)
+        write = lambda off=off: write_onnx(
+            net, tmp_path / "model.onnx",
+            predict=lambda windows: net.predict(windows, verbose=0).astype("float64") + off,
+        )
         if kept: assert write() < 1e-6
         else:
             with pytest.raises(OperationError, match="differs from Keras"): write()
 
 
 def test_many_windows_are_computed_in_batches(market, tmp_path, monkeypatch):
-    "All at once they would be copied, the same bars sixty times. The numbers are those of one batch."
+    "All windows at once would copy the same bars sixty times. The predictions equal those of one batch."
     live = LiveModel.load(save_bundle(trained(market, predict_batch=100), tmp_path))
     sizes, predict = [], OnnxNetwork.predict
     monkeypatch.setattr(
@@ -175,8 +180,8 @@ def test_many_windows_are_computed_in_batches(market, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted({*ACTIVATIONS} - {"squareplus"}))
 def test_each_activation_says_the_same_as_keras(tmp_path, name):
-    """Wild weights, outputs of the size of a prediction: every activation that can be asked for, but the one
-    left to Keras."""
+    """Random weights, outputs of the size of a prediction: every activation that can be chosen, except the
+    one that only Keras computes."""
     config = ModelConfig(
         lookback=6, units=(8,), dropout=(0.1,), recurrent_dropout=(0.1,), dense=(8, 4), activation=name
     )
@@ -184,7 +189,7 @@ def test_each_activation_says_the_same_as_keras(tmp_path, name):
     net = wild(build_network(config, 5), 1)
     windows = np.random.default_rng(2).normal(scale=2.0, size=(400, 6, 5)).astype("float32")
     said = net.predict(windows, verbose=0)[:, 0]
-    # a prediction is in units of σ: at most one half of it here
+    # predictions are in units of σ: here at most 0.5
     size = 2 * np.abs(said).max()
     net.layers[-1].set_weights([w / size for w in net.layers[-1].get_weights()])
     assert write_onnx(net, tmp_path / "model.onnx") <= 1e-6
@@ -235,7 +240,8 @@ REUSED = """
 import json, sys
 from cryptolstm import SignalGenerator
 from cryptolstm.core.config import RunConfig
-signal = SignalGenerator(exchange="simulated", home=sys.argv[1], config=RunConfig(lookback=12, network=json.loads(sys.argv[2]))).generate_signals(hours=120)
+signal = SignalGenerator(exchange="simulated", home=sys.argv[1], \
+config=RunConfig(lookback=12, network=json.loads(sys.argv[2]))).generate_signals(hours=120)
 heavy = sorted({m.split(".")[0] for m in sys.modules} & {"tensorflow", "keras", "jax", "torch", "sklearn"})
 print(json.dumps([signal["model_info"]["decision"], signal["predicted_price"], heavy]))
 """

@@ -1,9 +1,9 @@
-"""Two backtesters that other people wrote get the same bars and the same orders, and must arrive at the same
-equity, bar by bar.
+"""Two independent backtesters get the same bars and orders, and must reach the same equity at every bar.
 
 vectorbt and backtesting.py run under the interpreter that CRYPTOLSTM_PEERS names (`python -m venv peers;
-peers/bin/pip install vectorbt backtesting`), since their pins may clash with ours; without them these
-tests are skipped. `python tests/test_oracles.py` prints the table of nbs/execution/07_oracles.ipynb."""
+peers/bin/pip install vectorbt backtesting`), because their pinned versions may conflict with ours; without
+them these tests are skipped. `python tests/test_oracles.py` prints the table of
+nbs/execution/07_oracles.ipynb."""
 import json
 import subprocess
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ REL = 1e-9        # of equity, at every bar
 SEEDS = range(5)
 HOURS = 1000
 FEE, SLIP, CASH = 0.001, 0.0005, 100_000.0
-# those of vectorbt
+# in vectorbt's names
 FIGURES = ("total_return", "max_drawdown", "sharpe_ratio", "num_trades", "win_rate", "total_fees")
 
 
@@ -34,12 +34,12 @@ class Case:
     package: str
     call: str                   # a function of tests/peers.py
     ours: dict                  # from `simulate` or `portfolio`
-    arrays: dict                # what the peer reads
+    arrays: dict                # inputs of the peer
     settings: dict = field(default_factory=dict)
 
 
 def wishes(seed, reversals=True, n=HOURS):
-    """A signal that is kept for some hours; nothing in the first twenty.
+    """A signal that holds for some hours at a time; zero in the first twenty.
 
     Without reversals, every second stretch is flat."""
     g = np.random.default_rng(seed)
@@ -51,7 +51,8 @@ def wishes(seed, reversals=True, n=HOURS):
 
 
 def calm(bars, signal):
-    "The bars at whose open the signal has changed stand still: there a stop and an order cannot meet."
+    """Bars with constant prices where the signal has changed at the open, so that a stop and an order cannot
+    coincide."""
     rows = np.flatnonzero(np.diff(signal)) + 2
     bars, rows = bars.copy(), rows[rows < len(bars)]
     for k in ("open", "high", "low", "close"):
@@ -81,7 +82,9 @@ def vectorbt_case(seed, setup):
         settings |= {"size": 0.5, "size_type": "percent"}; ours |= {"sizing": "fraction", "size": 0.5}
     elif setup == "slippage by range":
         del settings["slippage"]
-        ours["slippage_range"], arrays["slippage"] = 0.05, (SLIP + 0.05 * (bars["high"] - bars["low"]) / bars["high"]).to_numpy()
+        ours["slippage_range"], arrays["slippage"] = (
+            0.05, (SLIP + 0.05 * (bars["high"] - bars["low"]) / bars["high"]).to_numpy()
+        )
     elif setup == "stop and target, percent":
         bars, ours = calm(bars, signal), ours | {"stop_percent": 0.025, "take_profit_percent": 0.03}
         arrays |= {"sl_stop": np.full(HOURS, 0.025), "tp_stop": np.full(HOURS, 0.03)}
@@ -90,15 +93,20 @@ def vectorbt_case(seed, setup):
         atr, fill = wilder_atr(bars), bars["open"].to_numpy() * (1 + np.nan_to_num(after(signal)) * SLIP)
         ours |= {"stop_atr": 2.5, "take_profit_atr": 3.0, "atr": atr}
         arrays |= {"sl_stop": 2.5 * after(atr) / fill, "tp_stop": 3.0 * after(atr) / fill}
-    return Case("vectorbt", "from_signals", simulate(bars, signal, initial_balance=CASH, **ours), {**columns(bars, signal), **arrays}, settings)
+    return Case(
+        "vectorbt", "from_signals", simulate(bars, signal, initial_balance=CASH, **ours),
+        {**columns(bars, signal), **arrays}, settings,
+    )
 
 
-VECTORBT = ("all in", "no costs", "long only", "fixed quantity", "fraction", "slippage by range", "stop and target, percent", "stop and target, ATR")
+VECTORBT = (
+    "all in", "no costs", "long only", "fixed quantity", "fraction", "slippage by range",
+    "stop and target, percent", "stop and target, ATR",
+)
 
 
 def group_case(seed, setup, m=4):
-    """Several tickers: the peer is told, bar by bar, which share of equity to hold; NaN where nothing is
-    ordered."""
+    "Several tickers: the peer gets, for each bar, the share of equity to hold; NaN for no order."
     g = np.random.default_rng([seed, m])
     bars = {f"{'ABCD'[i]}/USD": random_bars(HOURS, [seed, i], 0.005) for i in range(m)}
     fee, slip = (0.0, 0.0) if "no costs" in setup else (FEE, SLIP)
@@ -115,13 +123,14 @@ def group_case(seed, setup, m=4):
         target = np.vstack([np.full(m, np.nan), raw[:-1] / ((1 + slip) * (1 + fee))])
     else:
         signals = np.column_stack([wishes([seed, i], "reverse" in setup) for i in range(m)])
-        # of m tickers, one may change in each hour: no exit and entry, and no two entries, at one open
+        # in each hour only one of the m tickers may change: no exit with an entry and no two entries at one
+        # open
         if "one ticker at a time" in setup:
             for t in range(1, HOURS):
                 for i in range(m):
                     if i != t % m: signals[t, i] = signals[t - 1, i]
         if "long" in setup: signals = np.abs(signals)
-        cap = 0.2 if "reverse" in setup else 1.0   # with a fifth each, what is left is always enough
+        cap = 0.2 if "reverse" in setup else 1.0   # with a fifth each, the cash left is always enough
         ours = portfolio(bars, dict(zip(bars, signals.T, strict=True)), fee=fee, slippage=slip, cap=cap)
         side = np.vstack([np.zeros(m), signals[:-1]])
         changed = np.vstack([np.zeros(m), np.diff(side, axis=0)]) != 0
@@ -172,11 +181,11 @@ BACKTESTING = (
 )
 
 
-# ---- where the peers mean something else: hand-made bars, one event each
+# ---- where the peers' definitions differ: hand-made bars, one event each
 # ------------------------------------------------------------------------
 
 def hand_made(name):
-    "One event at a time; the row of the notebook's table with the same name says why."
+    "A single event; the row of the same name in the notebook's table explains it."
     stop = {"sl_stop": 0.1}
     reached, v = (99, 100, 80, 85), "vectorbt"
     made = {
@@ -224,7 +233,8 @@ EVENTS = (
 
 
 def group_event(name):
-    "At the same open one ticker leaves and another enters; or two enter, and half the account is in a third."
+    """At the same open one ticker is sold and another bought; or two are bought while half the account is in
+    a third."""
     if name == "an exit and an entry at one open":
         signals, fee, prices = [[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]], 0.01, [[100] * 5, [50] * 5]
         target = [[np.nan, np.nan], [0.5 / 1.01, np.nan], [np.nan, np.nan], [0, 0.5 / 1.01], [np.nan, np.nan]]
@@ -246,7 +256,7 @@ def group_event(name):
 
 
 def spread_event():
-    "backtesting.py has a spread, which entries alone pay."
+    "backtesting.py has a spread, which only entries pay."
     bars, signal = market(*[100] * 5), [0, 1, 1, 0, 0]
     ours = simulate(
         bars.assign(volume=1000.0),
@@ -265,7 +275,7 @@ def spread_event():
 # --------------------------------------------------------------------------------------------------
 
 def all_cases():
-    "{(library, setup, seed): Case}; seed None: one event."
+    "{(library, setup, seed): Case}; seed None: a single event."
     out = {("vectorbt", s, seed): vectorbt_case(seed, s) for s in VECTORBT for seed in SEEDS}
     out |= {("vectorbt group", s, seed): group_case(seed, s) for s in GROUP for seed in SEEDS}
     out |= {("backtesting", s, seed): backtesting_case(seed, s) for s in BACKTESTING for seed in SEEDS}
@@ -278,7 +288,7 @@ def all_cases():
 
 
 def ask(library, cases, folder):
-    "{key: (equity, figures)} of a peer, all cases in one process; None where it is absent."
+    "{key: (equity, figures)} of a peer, all cases in one process; None where it is not installed."
     named = {str(i): (key, case) for i, (key, case) in enumerate(cases.items()) if case.package == library}
     np.savez(
         folder / "cases.npz",
@@ -315,7 +325,7 @@ def peers(request, tmp_path_factory):
 
 @cache
 def installed(library):
-    "Asked without importing it, which takes seconds."
+    "Whether the peer is installed, checked without importing it, which takes seconds."
     return (
         subprocess.run(
             [
@@ -353,7 +363,7 @@ def test_equity_is_that_of_backtesting_py(setup, seed, peers, request):
         furthest(case, equity) < REL
         and len(trades) == closed + (trades["exit_reason"].iloc[-1] == "open") > 20
     )
-    if "stop" in setup:      # also in the bar of the entry
+    if "stop" in setup:      # also in the entry bar
         assert {"stop", "take_profit", "reverse", "signal"} <= set(trades["exit_reason"]) and (
             trades["bars_held"] == 0
         ).any()
@@ -382,7 +392,7 @@ def test_equity_is_that_of_a_group_of_vectorbt_that_shares_its_cash(setup, seed,
     assert furthest(case, equity) < REL and case.ours["attribution"]["fills"].sum() > 100 and orders > 100
 
 
-DIFFERENT = {  # event: final balance ours and theirs, both by hand
+DIFFERENT = {  # event: our final balance and theirs, both computed by hand
     "a stop in the bar of the entry": (90_000 * 97 / 96, 97_000),
     "an exit at the open of a bar that reaches the stop": (99_000, 90_000),
     "a reversal at the open of a bar that reaches the stop": (99_000 + 1000 * (99 - 86), 90_000),

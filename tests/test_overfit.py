@@ -1,5 +1,5 @@
-"""What searching does to a Sharpe ratio: published examples, brute force, the libraries, and sizes under the
-null."""
+"""Effect of a search on a Sharpe ratio: published examples, brute force, other libraries, and test sizes
+under the null."""
 import gc
 import itertools
 import math
@@ -52,8 +52,8 @@ def test_equal_to_the_reference_formulas(reference, seed):
 
 
 def test_one_definition_of_the_standard_error():
-    """The probabilistic ratio at one standard error below the ratio seen is Φ(1), with the error that
-    `metrics` prints."""
+    """One standard error below the observed ratio, the probabilistic ratio is Φ(1), with the error that
+    `metrics` shows."""
     r = pd.Series(fat(720, 3, .001))
     s = sharpe_sample(r)
     assert s.sharpe == pytest.approx(sharpe(r, 1)) and probabilistic_sharpe(
@@ -77,7 +77,8 @@ def test_an_excess_kurtosis_is_refused_where_it_can_be_told():
 
 
 @settings(deadline=None, max_examples=60)
-@given(sr=st.floats(-.2, .2), n=st.integers(2, 20_000), skew=st.floats(-2, 2), tail=st.floats(.1, 30), trials=st.integers(1, 500), v=st.floats(0, .01))
+@given(sr=st.floats(-.2, .2), n=st.integers(2, 20_000), skew=st.floats(-2, 2),
+       tail=st.floats(.1, 30), trials=st.integers(1, 500), v=st.floats(0, .01))
 def test_more_trials_never_make_a_ratio_better(sr, n, skew, tail, trials, v):
     shape = (skew, 1 + skew**2 + tail)
     one, more = (deflated_sharpe(sr, n, *shape, k, v) for k in (trials, trials + 1))
@@ -107,7 +108,7 @@ def test_the_best_of_worthless_tickers(tickers, expected):
 
 # ---------------------------------------------------------------- overfitting
 def slow_pbo(m: np.ndarray, splits: int) -> list[float]:
-    "The definition, by the letter, on the rows themselves."
+    "The definition, applied literally to the rows."
     blocks, logits = np.array_split(np.arange(len(m)), splits), []
     for picks in itertools.combinations(range(splits), splits // 2):
         inside = np.concatenate([blocks[k] for k in picks])
@@ -188,7 +189,7 @@ def test_blocks_are_a_day_at_least_and_follow_volatility():
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(p=st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=1, max_size=12))
 def test_corrections_are_statsmodels_on_what_is_defined(monkeypatch, p):
-    # statsmodels collects garbage in every call, a fifth of a second in a process as large as this
+    # statsmodels runs the garbage collector in every call: a fifth of a second in a process this large
     monkeypatch.setattr(gc, "collect", int)
     s = pd.Series(p, index=[f"cell {k}" for k in range(len(p))])
     for ours, theirs in (("holm", "holm"), ("bh", "fdr_bh")):

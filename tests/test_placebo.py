@@ -1,5 +1,5 @@
-"""A placebo run holds the bars' own numbers and none of their secret, is the same every time, and the real
-result is ranked among them."""
+"""A placebo run has the real bars' numbers without their signal, is repeatable, and the real result is ranked
+among placebo runs."""
 import json
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ BARS = demo_market(900, seed=4, ticker="ETH/USD")
 
 
 def moves(bars: pd.DataFrame) -> pd.DataFrame:
-    "Move, shape and volume of each bar that can be dealt out."
+    "Move, shape and volume of each bar that can be shuffled."
     log = np.log(bars[["open", "high", "low", "close"]])
     table = log.sub(log["close"], axis=0).assign(move=log["close"].diff(), volume=bars["volume"])
     return (
@@ -93,7 +93,7 @@ def test_dealt_labels_are_the_training_labels_on_other_bars():
         and abs(true.corr(false)) < 0.15
         and not dealt["close"].equals(bars["close"])
     )
-    # those of the first bar, whose σ before is not known, stay
+    # those of the first bar, which has no previous σ, stay
     np.testing.assert_allclose(np.sort(false)[5:-5], np.sort(true)[5:-5], atol=.1)
     maker = dealt_labels(3)
     assert not maker(bars, known)["close"].equals(
@@ -127,7 +127,7 @@ def test_placebo_markets_are_stamped_as_invented_and_as_wild_as_the_bars():
         )
         assert not made["close"].equals(real["close"])
     assert sd(placebo_market(regular_grid(real), ORDER, 5)) == pytest.approx(sd(real), rel=1e-3)
-    # months differ, their middle does not
+    # months differ, but their mean square agrees
     drawn = [sd(placebo_market(regular_grid(real), MARKET, seed)) for seed in range(30)]
     assert np.sqrt(np.mean(np.square(drawn))) == pytest.approx(sd(real), rel=.25)
 
@@ -140,8 +140,8 @@ def test_the_rank_counts_the_real_run_as_one():
 
 
 def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked():
-    """Blocks keep what one hour tells of the next, so a hit rate reached there is no luck; and 0.00 % is
-    reached by everyone who does not trade."""
+    """Blocks keep the dependence between hours, so a hit rate reached there need not be luck; and every run
+    without a trade reaches 0.00 %."""
     skill = pd.DataFrame({"hit": [.58], "ic": [.2]}, ["LSTM"])
     idle = placebo_figures(
         {"skill": skill, "trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0}
@@ -198,7 +198,7 @@ ASKED = [
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    "The summary of a run with one placebo as it is printed, and its home."
+    "The printed summary of a run with one placebo, and its home."
     home = tmp_path_factory.mktemp("home")
     results = backtest_with_placebo(
         replace(RUN, hours=96, retrain_every=96, train_hours=300), 1, home, certify=False
@@ -219,7 +219,8 @@ def test_the_command_prints_where_its_result_stands(tmp_path):
     assert done.exit_code == 0 and "Placebo runs: direction right" in done.stdout
 
 
-@pytest.mark.parametrize("odd, says", [(["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")])
+@pytest.mark.parametrize("odd, says", [
+    (["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")])
 def test_a_nonsensical_placebo_is_refused_before_anything_is_run(odd, says):
     refused = CliRunner().invoke(main.app, [*ASKED, *odd])
     assert isinstance(refused.exception, InputError) and says in str(refused.exception)

@@ -1,4 +1,4 @@
-"""Several tickers on one balance: against a plain reference, against `simulate`, and what must hold for any
+"""Several tickers on one balance: against a plain reference, against `simulate`, and properties for any
 market."""
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ START = 100_000.0
 
 
 def random_case(seed):
-    "Tickers listed at different hours and with holes of their own, signals or weights, and settings."
+    "Tickers with different listing hours and holes, signals or weights, and settings."
     g = np.random.default_rng(seed)
     m, n, sigma = g.integers(1, 5), g.integers(30, 90), g.choice([0.003, 0.03, 0.15, 0.4])
     bars, signals, weights = {}, {}, {}
@@ -56,7 +56,7 @@ CASES = st.integers(0, 2**31)
 
 @settings(max_examples=40, deadline=None)
 @given(CASES)
-# the fourth of these once entered with what rounding had left
+# in the fourth of these an entry was once made with a rounding residue
 @example(4999999)
 def test_kernel_equals_the_plain_reference(seed):
     for k in range(4):
@@ -119,7 +119,7 @@ def test_prices_times_k_change_quantities_only(seed, k):
 @pytest.mark.parametrize("order", ["ABC", "CBA", "BAC", "CAB"])
 @pytest.mark.parametrize("k", [1, 7, 1000])
 def test_what_rounding_leaves_of_the_account_is_nothing_to_enter_with(run, order, k):
-    # A takes all that is left beside nothing, B and C may enter when it goes
+    # A takes all that is left beside no other position; B and C may enter when A is closed
     a, b, c = 70.56 * k, 77.55 * k, 60.37 * k
     bars = {"A": market(a, a, *[10 * a] * 6), "B": market(*[b] * 8), "C": market(*[c] * 7, 2 * c)}
     wish = {"A": [1, 1, 1, 1, 0, 0, 0, 0], "B": [0] + [1] * 7, "C": [0, 0] + [1] * 6}
@@ -150,7 +150,7 @@ def test_no_future_enters(seed):
     past = {t: f.loc[:cut] for t, f in bars.items()}
     full = portfolio(bars, **want, **setup)
     part = portfolio(past, **{kind: {t: values[t][:len(past[t])] for t in past}}, **setup)
-    # a gap may stand at the cut: the curve ends at the last bar there is
+    # there may be a gap at the cut: the curve ends at the last bar before it
     known = max(f.index[-1] for f in past.values())
     # bit for bit
     assert (
@@ -173,7 +173,7 @@ def test_nothing_wanted_is_nothing_traded(seed):
 def test_every_order_is_sized_by_the_whole_account():
     bars = {"A/USD": market(100, 100, 300, 300), "B/USD": market(10, 10, 10, 10)}
     r = portfolio(bars, {"A/USD": [1, 1, 1, 1], "B/USD": [0, 1, 1, 1]}, fee=0, cap=0.3)
-    # B: 30 % of 160 000, on what A had earned
+    # B: 30 % of 160,000, which includes A's gain
     assert r["quantity"].iloc[-1].tolist() == [300, 4_800] and r["final_balance"] == pytest.approx(160_000)
 
 
@@ -191,7 +191,7 @@ def test_an_entry_takes_no_more_than_what_is_left_beside_the_positions_held(run)
         cap=0.5,
         weighting="equal",
     )
-    # 166 667 less the 100 000 of A, in two equal parts
+    # 166,667 less the 100,000 of A, in two equal parts
     assert late["quantity"].iloc[2].tolist() == pytest.approx([1000 / 3, 10_000 / 3, 10_000 / 3])
 
 
@@ -218,7 +218,7 @@ def test_weights_never_borrow_what_a_sale_pays_for_comes_after_its_costs(run, si
     assert (
         r["weights"].abs().sum(axis=1).max() <= 1 + 1e-12 and r["quantity"]["B/USD"].iloc[2:].nunique() == 1
     )
-    # in, out and in again
+    # bought, sold and bought again
     if side == 1: assert r["final_balance"] == pytest.approx(START * 0.99 * 0.99 / (1.01 * 1.01) ** 2)
 
 
@@ -229,7 +229,7 @@ def test_after_an_open_at_which_weights_were_traded_up_no_more_is_held_than_the_
     bars = {t: random_bars(60, [seed, i], 0.03) for i, t in enumerate(bars)}
     g = np.random.default_rng(seed)
     raw = np.repeat(g.normal(size=(12, len(bars))), 5, axis=0)
-    # all of the account, always
+    # always the whole account
     weights = pd.DataFrame(raw / np.abs(raw).sum(axis=1, keepdims=True), bars["A/USD"].index, list(bars))
     r = portfolio(bars, weights=weights, **{**setup, "cap": 1.0, "borrow_rate": 0})
     opens, closes = (pd.DataFrame({t: f[k] for t, f in bars.items()}) for k in ("open", "close"))
@@ -266,7 +266,7 @@ def test_weights_are_traded_back_only_beyond_the_band():
     close = portfolio(
         drift, weights=halves.assign(**{"B/USD": np.r_[np.full(20, 0.1), np.zeros(20)]}), fee=0, band=0.2
     )
-    # a weight of nothing is nothing, whatever the band
+    # a weight of zero closes the position, whatever the band
     assert close["quantity"]["B/USD"].iloc[-1] == 0
 
 
@@ -280,7 +280,7 @@ def test_a_ticker_that_is_not_listed_yet_or_has_a_hole_is_left_alone():
         == 0
     ).all()
     gone = portfolio({"A/USD": a, "B/USD": holed}, {"A/USD": [0] * 12, "B/USD": [1, 1, 1, 0, 0, 0, 0]}, fee=0)
-    # too old an order; the next close decides anew
+    # the order is too old; the next close decides anew
     assert (gone["quantity"]["B/USD"].iloc[1:10] == 1000).all() and gone["quantity"]["B/USD"].iloc[-1] == 0
 
 

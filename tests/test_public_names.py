@@ -28,7 +28,8 @@ def test_features_can_be_called_before_and_after_its_modules_are_imported():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'backtest_everything'"): _ = cryptolstm.backtest_everything
+    with pytest.raises(AttributeError, match="no attribute 'backtest_everything'"):
+        _ = cryptolstm.backtest_everything
 
 
 def test_simulate_needs_no_model_and_pays_the_fee_twice_for_a_round_trip():

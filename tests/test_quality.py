@@ -1,5 +1,5 @@
-"""The quality report finds what is wrong with bars, at its place, and nothing else; and `data check` says it
-to people and programs."""
+"""The quality report finds every defect of bars at its place and nothing else; `data check` shows it to
+people and programs."""
 import json
 
 import ccxt
@@ -28,7 +28,7 @@ CLOSED = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="module")
 def clean():
-    "1500 real hours in which nothing is odd; the demo market's where there are no recorded candles."
+    "1500 real hours without defects; the demo market's where there are no recorded candles."
     bars = recorded(ETH)
     bars = (
         demo_market(1500, seed=6, end="2025-03-02", ticker=ETH)
@@ -44,7 +44,7 @@ def short_pauses(monkeypatch):
 
 
 def places(bars: pd.DataFrame, report) -> dict:
-    "Row numbers, in `bars`, of everything that was found."
+    "Row numbers, in `bars`, of all findings."
     return {name: tuple(bars.index.get_loc(t) for t in table["at"]) for name, table in report.tables.items()}
 
 
@@ -127,7 +127,7 @@ def test_a_jump_that_stands_is_no_bad_print_and_a_bad_print_has_no_way_back_of_i
         quality_report(once).tables["jumps"]["then"].tolist() == ["taken back"]
         and quality_report(once).grade == "doubtful"
     )
-    newest = quality_report(once.iloc[:701]).tables["jumps"]  # nobody can know yet
+    newest = quality_report(once.iloc[:701]).tables["jumps"]  # not yet known
     assert newest["then"].tolist() == ["not known yet"]
 
 
@@ -155,7 +155,7 @@ def test_a_price_in_another_unit_from_one_hour_on_is_doubtful(clean, factor):
         "; one move by more than a factor of 2 that was not taken back: look at"
         f" {clean.index[700]:%Y-%m-%d %H:%M}"
     )
-    assert quality_report(other.iloc[:701]).grade == "doubtful"  # the newest bar is the first one
+    assert quality_report(other.iloc[:701]).grade == "doubtful"  # the newest bar is the first after the move
 
 
 def test_findings_do_not_depend_on_the_unit_of_the_price(clean):
@@ -278,8 +278,8 @@ def test_a_second_market_tells_which_hours_differ(clean):
 
 
 def test_hours_that_the_second_market_does_not_reach_are_counted_and_its_notes_shown(clean):
-    """A year against the newest 720 hours of a market that gives no more: half of the report would else be
-    silence."""
+    """A long span against a market that serves only its newest 720 hours: without the count, half of the span
+    would go unmentioned."""
     newest = stamp(
         regular_grid(clean.iloc[-720:]),
         ETH,
@@ -311,7 +311,7 @@ def test_hours_that_the_second_market_does_not_reach_are_counted_and_its_notes_s
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-# -- the spec's test of historical data
+# -- the specification's test of historical data
 # ----------------------------------------------------------------------------------
 
 
@@ -319,7 +319,7 @@ def test_historical_data_has_the_span_columns_hours_and_freshness_asked_for(loop
     bars = CryptoMarketDataClient("coinbaseexchange", loopback.url).get_historical_bars("BTC/USD", 720)
     assert list(bars.columns) == [*COLUMNS, "is_gap"] and all(bars[c].dtype == np.float64 for c in COLUMNS)
     assert str(bars.index.tz) == "UTC" and bars.index.name == "timestamp" and len(bars) == 720
-    # hourly, none twice, none left out
+    # hourly, no duplicates, none missing
     assert (np.diff(bars.index.as_unit("s").asi8) == 3600).all()
     # the newest closed bar
     assert bars.index[-1] + HOUR <= loopback.now < bars.index[-1] + 2 * HOUR
@@ -331,7 +331,7 @@ def test_historical_data_has_the_span_columns_hours_and_freshness_asked_for(loop
     assert report.missing == 0 and 0 <= report.age < 1 and report.ticker == "BTC/USD" and not report.simulated
 
 
-# -- faults of an exchange arrive in the report
+# -- an exchange's faults in the report
 # --------------------------------------------------------------------------
 
 
@@ -381,7 +381,7 @@ def invoke(*words: str):
 
 @pytest.fixture
 def exchange(clean, client_home):
-    "Lists ETH/USD, with every defect, and BTC/USD, without; the clock stands at the end."
+    "Lists ETH/USD with every defect and BTC/USD without; the clock is at the end of the bars."
     with Loopback({ETH: spoil(clean), "BTC/USD": clean}, now=clean.index[-1] + HOUR) as server:
         yield server
 
@@ -432,7 +432,7 @@ def test_one_ticker_that_fails_does_not_stop_the_others(exchange):
         assert done.exception is None or isinstance(done.exception, SystemExit)
     mistyped = invoke("check", "ETC/USD", ETH, "--hours", 200, "--exchange-url", exchange.url)
     assert mistyped.exit_code == 2 and "ETC/USD" in mistyped.stderr and "ETH/USD" in mistyped.stdout
-    # trying again may help
+    # exit code 1: a retry may help
     assert (
         invoke("check", "ETC/USD", "BTC/USD", "--hours", 200, "--exchange-url", exchange.url).exit_code == 1
     )
@@ -482,13 +482,13 @@ def test_without_a_ticker_those_of_tickers_txt(exchange, tmp_path, monkeypatch):
             json.loads(invoke(*command, "--hours", 60, "--exchange-url", exchange.url, "--json").stdout)
         ) == [ETH, "BTC/USD"]
     (tmp_path / "tickers.txt").unlink()
-    assert len(read_tickers()) == 13   # the checkout's
+    assert len(read_tickers()) == 13   # the file in the checkout
     assert isinstance(invoke("fetch", "--all", ETH).exception, InputError)
 
 
 @pytest.fixture
 def twin(monkeypatch):
-    "A second id of ccxt that speaks the API of the loop-back exchange."
+    "A second ccxt id that uses the loop-back exchange's API."
     class Twin(ccxt.coinbaseexchange):
         def describe(self): return self.deep_extend(super().describe(), {"id": "coinbasetwin"})
 
@@ -523,7 +523,7 @@ def test_against_a_second_exchange(exchange, clean, twin):
         assert f"BTC/USDT on {twin}: 300 hours in both" in " ".join(
             invoke(*words, "--against-url", second.url).stdout.split()
         )
-    # the environment's address is that of one exchange only
+    # the address in the environment is for one exchange only
     assert "pass --against-url" in str(invoke(*words).exception)
 
 
@@ -673,7 +673,7 @@ def test_what_cannot_be_fetched_says_what_it_is(client_home):
 
 
 def test_imported_bars_are_checked_as_far_as_they_go(client_home, clean, tmp_path, monkeypatch):
-    "Nobody can be asked about them, so all that is stored is what there is to look at."
+    "No exchange serves these bars, so the check covers all that is stored."
     monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL")
     clean.to_csv(tmp_path / "mine.csv")
     assert invoke("import", tmp_path / "mine.csv", "--ticker", ETH, "--exchange", "mine").exit_code == 0

@@ -1,4 +1,4 @@
-"""README and docs are true: every command runs, every link leads somewhere, every number is re-derived."""
+"""README and docs are correct: every command runs, every link resolves, every number is recomputed."""
 import json
 import os
 import re
@@ -60,7 +60,7 @@ SMALL_NETWORK = ("network: {units: [8], dropout: [0.1], recurrent_dropout: [0.1]
 def run(command: list[str], exchange_url: str, home: Path, **env: str) -> subprocess.CompletedProcess:
     places = {"CRYPTOLSTM_HOME": str(home), "CRYPTOLSTM_EXCHANGE_URL": exchange_url}
     environment = {**os.environ, **places, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **env}
-    for name in ("MAKELEVEL", "MAKEFLAGS"): environment.pop(name, None)  # tests are run by make
+    for name in ("MAKELEVEL", "MAKEFLAGS"): environment.pop(name, None)  # tests run under make
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
@@ -86,7 +86,7 @@ def test_make_test_is_what_ci_runs():
 # ---- commands --------------------------------------------------------------------------------------------
 
 def smaller(line: str, folder: Path) -> list[str]:
-    "The words of a command with a tiny network added."
+    "The words of a command, with a tiny network added."
     words = shlex.split(line)
     if words[0] == "papermill":
         words[2:3] = [str(folder / "out.ipynb")]
@@ -104,13 +104,14 @@ def test_papermill_as_the_docs_type_it_writes_the_notebook(line, loopback, tmp_p
 
 HERE = sorted({*SUCCESSORS, *COMMANDS} - {c for c in COMMANDS if c.startswith("papermill ")})
 BACKTESTS = [c for c in HERE if c.startswith("cryptolstm backtest") and c not in COMMANDS]
-NIGHTLY = BACKTESTS[1:]   # other numbers for the same options
+NIGHTLY = BACKTESTS[1:]   # the same options with other numbers
 LINES = [pytest.param(c, marks=pytest.mark.slow) if c in NIGHTLY else c for c in HERE]
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_of_the_docs_runs(line, loopback, tmp_path, monkeypatch, capsys):
-    "By the entry point, in this process, which has the libraries; also what replaces the first design."
+    """Through the entry point, in this process, which has loaded the libraries; also the commands that
+    replace those of the first design."""
     monkeypatch.chdir(ROOT)
     places = {"HOME": tmp_path, "EXCHANGE_URL": loopback.url, "REPORTS": tmp_path / "reports"}
     for name, value in places.items(): monkeypatch.setenv(f"CRYPTOLSTM_{name}", str(value))
@@ -121,7 +122,7 @@ def test_every_command_of_the_docs_runs(line, loopback, tmp_path, monkeypatch, c
 
 
 def command_of(words: list[str]):
-    "The command that words on a command line lead to, down through its groups."
+    "The command that a command line invokes, through its groups."
     command, words = typer.main.get_command(app), list(words)
     while hasattr(command, "commands"):
         word = words.pop(0)
@@ -198,7 +199,7 @@ def links(page: str) -> set[tuple[str, str]]:
 
 
 def anchors(text: str) -> set[str]:
-    "The anchors GitHub gives to a page's headings."
+    "The anchors that GitHub gives a page's headings."
     return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
 
 
@@ -246,7 +247,8 @@ def test_the_docs_list_every_setting_with_its_default(text, declared, left_out):
 FOUND = README[README.index("**Result of a real run**"):README.index("## Two commands")]
 HIT_RATES = re.compile(r"was right ([\d.]+) % of the time.*has hit rates of ([\d.]+) % and ([\d.]+) %", re.S)
 HITS = HIT_RATES.search(FOUND).groups()
-ENDS = ("2025-04-30T23:00Z", "2025-04-30T22:00Z", "2025-05-01T00:00Z")   # the box, an hour earlier, later
+# the bars of the box, an hour earlier, an hour later
+ENDS = ("2025-04-30T23:00Z", "2025-04-30T22:00Z", "2025-05-01T00:00Z")
 
 
 @pytest.mark.slow
@@ -259,7 +261,7 @@ def test_what_the_readme_found_is_found_again(end, hit, tmp_path, real_bars):
     assert f"**{result['verdict']['level']}**" in FOUND
     numbers = result["verdict"]["numbers"]
     assert ("it did not trade" in FOUND) == (numbers["trades"] == 0)
-    # on another processor two runs differ as those of neighbouring hours do: a standard deviation of 2.6
+    # on another CPU results differ like those of neighbouring hours: standard deviation 2.6
     assert abs(100 * numbers["hit"] - float(hit)) < 5
     if end != ENDS[0]: return
     held = float(re.search(r"buy & hold returned (−?[\d.]+) %", FOUND)[1].replace("−", "-"))

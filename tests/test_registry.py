@@ -1,5 +1,5 @@
-"""Models with a life: versions swapped whole, taken back, removed; two processes, killed processes, damaged
-versions; champion and challenger."""
+"""Model versions: atomic replacement, rollback, pruning; two processes, killed processes, damaged versions;
+champion and challenger."""
 import json
 import os
 import signal as signals_of_the_system
@@ -47,7 +47,7 @@ def trained():
 
 @pytest.fixture
 def line(trained, tmp_path):
-    "A line of three versions that were used; the newest one is in use."
+    "A model line with three versions that were used; the newest is in use."
     return tmp_path, [save_version(trained[0], "line", tmp_path) for _ in range(3)]
 
 
@@ -91,7 +91,7 @@ def test_a_version_that_came_into_use_by_hand_counts_as_used(line, trained):
 
 def test_a_version_that_does_not_exist_is_answered_with_those_that_do(line):
     root, found = line
-    # nothing begins like the first, everything like the second
+    # no version begins like the first, all begin like the second
     for wanted in ("1999", "2"):
         with pytest.raises(
             InputError, match=f"version.* of line; pass one of {found[0].name}, {found[1].name}"
@@ -132,7 +132,7 @@ def test_prune_keeps_the_newest_and_the_one_in_use(line, trained):
         prune("line", 1, root)
     assert prune("line", 1, root) == [found[1].name, "20200101T000000.000000Z.damaged"]
     assert version_folders("line", root) == [found[0], found[2]] and current_version("line", root) == found[0]
-    # one may belong to a process that is at work
+    # a new folder may belong to a running process
     assert not old.exists() and (root / "line" / ".new-young").exists()
     for nonsense in (0, -1, True, 1.5):
         with pytest.raises(InputError, match="^keep is .*; pass a whole number from 1$"):
@@ -243,7 +243,7 @@ def test_two_processes_that_save_into_one_line_lose_nothing(line):
     both = [saver(found[0], root, "fast", 4) for _ in range(2)]
     for process in both: assert process.wait(120) == 0
     assert len(version_folders("line", root)) == 3 + 8
-    for folder in version_folders("line", root): LiveModel.load(folder)    # every hash agrees
+    for folder in version_folders("line", root): LiveModel.load(folder)    # all hashes match
     assert current_version("line", root) in version_folders("line", root) and not list(
         (root / "line").glob(".new-*")
     )
@@ -254,7 +254,8 @@ import json, sys
 from cryptolstm import SignalGenerator
 from cryptolstm.core.config import RunConfig
 run = RunConfig(lookback=12, network=json.loads(sys.argv[2]))
-print(json.dumps(SignalGenerator(exchange="simulated", home=sys.argv[1], config=run).generate_signals(hours=120)["model_info"]))
+print(json.dumps(SignalGenerator(exchange="simulated", home=sys.argv[1], config=run)\
+.generate_signals(hours=120)["model_info"]))
 """
 
 
@@ -351,7 +352,7 @@ def test_a_later_format_and_a_removed_folder_are_no_damage(line):
 # --------------------------------------------------------------------------------------------------
 
 class Wild:
-    "A bundle whose forecasts are pushed three σ to and fro."
+    "A bundle whose forecasts are shifted by +3 σ and -3 σ in turn."
     def __new__(cls, bundle):
         kind = type("Wild", (type(bundle),), {"outputs": lambda self, x, ends: bundle.outputs(x, ends)
                                                  + np.where(np.arange(len(ends)) % 2, 3.0, -3.0)[:, None]})
@@ -379,7 +380,7 @@ def test_a_worse_version_is_kept_as_challenger_and_not_trained_again_at_every_ca
     assert again["version"] == first and "is kept beside it" in again["decision"] and len(count) == 1
     loopback.now += 24 * HOUR
     sg.generate_signals(hours=400)
-    # the threshold has passed once more
+    # the retraining threshold has passed again
     assert len(count) == 2
     assert versions(sg.line_of(400), tmp_path / "models")["state"].tolist() == [
         "in use",
@@ -389,7 +390,8 @@ def test_a_worse_version_is_kept_as_challenger_and_not_trained_again_at_every_ca
 
 
 def test_at_the_usual_rhythm_a_worse_version_is_rejected(loopback, tmp_path, monkeypatch):
-    "240 training bars, replaced every day: the bars that moved no weight of either are enough to tell."
+    """240 training bars, retrained every day: the bars that moved no weight of either model are enough to
+    tell."""
     loopback.now -= 200 * HOUR
     sg = generator(loopback, tmp_path)
     first = sg.generate_signals()["model_info"]["version"]
@@ -435,7 +437,7 @@ def test_a_rollback_during_a_retraining_holds(loopback, tmp_path, monkeypatch):
         == "another version was put in use while this call trained one, which is kept beside it"
     )
     state = versions(sg.line, root)["state"].tolist()
-    # the second word, if it also lost against the one it was compared with
+    # 'challenger' if it also lost against the version it was compared with
     assert state[:2] == ["in use", "kept"] and state[2] in ("aside", "challenger")
 
 
@@ -482,7 +484,7 @@ def test_bars_that_moved_a_weight_of_either_model_do_not_count(trained):
         challenge(new, late, table, bars)["reason"]
         == "18 bars that moved no weight of either model are too few to tell"
     )
-    # a record that does not say: only bars it has not seen at all
+    # a record without that date: only bars it has not seen at all
     assert challenge(new, replace(bundle, fitted_until=None), table, bars)["n"] == 39
 
 

@@ -1,6 +1,6 @@
-"""What a user types: the commands, the report, and one clear sentence for every mistake.
+"""The user interface: the commands, the report, and one clear sentence for every mistake.
 
-What succeeds runs as its own process."""
+Successful commands run in a separate process."""
 import html
 import json
 import os
@@ -49,7 +49,7 @@ SMOKE = ["--params", "params/smoke.yaml"]
 
 
 def run(*command: str, home: Path, **env: str) -> subprocess.CompletedProcess:
-    "A command as a user types it, in the checkout, with a home of its own."
+    "A command as a user types it, in the checkout, with a temporary home."
     environment = {
         **os.environ,
         "CRYPTOLSTM_HOME": str(home),
@@ -61,7 +61,7 @@ def run(*command: str, home: Path, **env: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def typed(tmp_path, monkeypatch, capsys):
-    """The entry point of a command in this process, which has the libraries already; no exchange can be
+    """The entry point of a command in this process, which has loaded the libraries; no exchange can be
     reached."""
     def call(*command: str) -> subprocess.CompletedProcess:
         monkeypatch.chdir(ROOT)
@@ -110,7 +110,7 @@ def test_signal_prints_every_key_of_the_spec(loopback, typed, tmp_path):
 
 
 def test_backtest_of_real_candles_gives_the_same_numbers_twice(loopback, typed, tmp_path, real_bars):
-    "In a process of its own, and in this one, where other networks may have been trained before."
+    "In a separate process, and in this one, where other networks may have been trained before."
     command = [
         "cryptolstm",
         "backtest",
@@ -141,8 +141,8 @@ ASKED = {"short_volume": "above", "entry": "cost", "fee": 2e-3, "exit": "opposit
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """`make report` of recorded candles with settings of its own: the folder, the address of the exchange,
-    the finished command and the page."""
+    """`make report` of recorded candles with test settings: the folder, the address of the exchange, the
+    finished command and the page."""
     home = tmp_path_factory.mktemp("report")
     with Loopback() as exchange:
         asked = {
@@ -151,7 +151,7 @@ def made(tmp_path_factory):
             "exchange_url": exchange.url,
         }
         (home / "asked.yaml").write_text(yaml.safe_dump(asked))
-        outer = {"MAKELEVEL": "", "MAKEFLAGS": ""}   # the tests themselves are run by make
+        outer = {"MAKELEVEL": "", "MAKEFLAGS": ""}   # the tests themselves run under make
         done = run(
             "make",
             "report",
@@ -174,10 +174,10 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
         and path == home / "out" / "eth_usd" / "backtest.html"
         and path.with_suffix(".ipynb").is_file()
     )
-    # named, never linked
+    # the address is shown, but not linked
     assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {url} and f'="{url}' not in page
     outside = re.sub(r"<iframe.*?</iframe>", "", page, flags=re.S)
-    # data; nothing runs
+    # data only, no code
     assert re.findall(r"<script[^>]*>", outside) == ['<script type="application/json" id="manifest">']
     assert "2025-04-30 23:00 UTC" in page and "SIMULATED MARKET" not in page and "run_backtest" not in page
     assert page.count("<figure>") == 5 and "UNDERPOWERED" in page
@@ -244,14 +244,16 @@ def test_without_a_network_the_report_says_in_red_that_its_market_is_invented(ty
     (["cryptolstm", "signal", "--exchange", "coinbas"], 2, "coinbas"),
     (["cryptolstm", "backtest", "--hours", "10"], 2, "hours is 10"),
     (["cryptolstm", "backtest", "--fee", "-1"], 2, "fee is -1"),
-    (["cryptolstm", "backtest", "--grid", "fee=0,0.001", "--gate"], 2, "--gate ends with the code of one verdict and --grid gives none"),
+    (["cryptolstm", "backtest", "--grid", "fee=0,0.001", "--gate"], 2,
+     "--gate ends with the code of one verdict and --grid gives none"),
     (["cryptolstm", "backtest", "--end", "soon"], 2, "ISO 8601"),
     (["cryptolstm", "backtest", "--tickr", "ETH/USD"], 2, "--tickr"),
     (["cryptolstm", "backtest", "--exchange", "coinbaseexchange"], 1, "cannot be reached"),
     (["cryptolstm", "backtest", "--set", "network.epoch=3"], 2, "did you mean epochs?"),
     (["cryptolstm", "backtest", "--params", "nowhere.yaml"], 2, "there is no parameter file"),
     (["cryptolstm", "report", "ETH/USD", "--set", "tickr=ETH/USD"], 2, "did you mean ticker?"),
-    (["cryptolstm", "backtest", "--set", "network=5", "--set", "network.epochs=3"], 2, "pass one of its settings"),
+    (["cryptolstm", "backtest", "--set", "network=5", "--set", "network.epochs=3"], 2,
+     "pass one of its settings"),
     (["cryptolstm", "report", "ETH/USD", "--set", "network=5"], 2, "pass one of its settings"),
     (["cryptolstm", "signal", "--set", "hours=500"], 2, "pass --hours"),
     (["cryptolstm", "backtest", "--params", "params/"], 2, "there is no parameter file"),
@@ -264,7 +266,8 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(command, code, says, typed):
 
 
 @pytest.mark.parametrize("command, code, says", [
-    (["cryptolstm", "backtest", "--tickr", "ETH/USD"], 2, "--tickr"), (["cryptolstm", "signal", "--ticker", "bitcoin"], 2, "pass BASE/QUOTE"),
+    (["cryptolstm", "backtest", "--tickr", "ETH/USD"], 2, "--tickr"),
+    (["cryptolstm", "signal", "--ticker", "bitcoin"], 2, "pass BASE/QUOTE"),
     (["cryptolstm", "data", "price", "--ticker", "BTC/USD"], 1, "cannot be reached")])
 def test_a_mistake_ends_the_process_with_the_same_sentence_and_code(command, code, says, typed, tmp_path):
     done, here = run(*command, home=tmp_path, CRYPTOLSTM_EXCHANGE_URL=CLOSED), typed(*command)
@@ -327,8 +330,8 @@ ODD_FILES = [
 
 @pytest.mark.parametrize("odd", ODD)
 def test_no_odd_setting_shows_a_traceback(odd, tmp_path, monkeypatch):
-    """In one process for speed: whatever is raised is an error of ours, with what to pass, before any bar is
-    fetched."""
+    """In one process for speed: every exception is one of our errors, says what to pass, and is raised before
+    any bar is fetched."""
     monkeypatch.chdir(ROOT)
     for command in (
         ["backtest", "--set", odd],
@@ -356,8 +359,7 @@ def test_no_odd_parameter_file_shows_a_traceback(content, tmp_path, monkeypatch)
 
 
 def test_settings_join_the_network_of_a_file(tmp_path, monkeypatch):
-    """`--set network.epochs=3` changes one setting; what the file says of the network otherwise stays, for
-    every command."""
+    "`--set network.epochs=3` changes one setting; the file's other network settings stay, for every command."
     monkeypatch.chdir(ROOT)
     (file := tmp_path / "run.yaml").write_text(
         "end: 2025-03-01\nnetwork: {units: [8], dropout: [0.1], recurrent_dropout: [0.1], epochs: 5}\n"
@@ -440,8 +442,8 @@ OTHER = {
 
 
 def test_every_setting_of_a_run_reaches_its_page():
-    """What a notebook makes of its parameters is the run that was asked for, field by field; IPython's own
-    names (exit, quit, open) shadow none of them."""
+    """The notebook's run equals the one requested, field by field; IPython's names (exit, quit, open) shadow
+    none of its parameters."""
     usual = RunConfig()
     for field in fields(RunConfig):
         low, high = _RANGES.get(field.name, (None, None))

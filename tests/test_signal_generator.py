@@ -1,5 +1,5 @@
-"""The signal of now: settings that mean what was passed, models that are never mixed up, and warnings where a
-signal is worth less."""
+"""The current signal: settings are used as passed, models are never mixed up, and warnings tell when a signal
+is less reliable."""
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -78,8 +78,10 @@ def test_a_configuration_of_another_kind_is_one_sentence(config):
 
 
 @pytest.mark.parametrize("asked,text", [
-    ({"hours": 10}, "hours is 10; pass a whole number from 48"), ({"hours": "abc"}, "hours is 'abc'; pass a whole number"),
-    ({"hours": 240.5}, "hours is 240.5; pass a whole number"), ({"hours": None}, "hours is None; pass a whole number"),
+    ({"hours": 10}, "hours is 10; pass a whole number from 48"),
+    ({"hours": "abc"}, "hours is 'abc'; pass a whole number"),
+    ({"hours": 240.5}, "hours is 240.5; pass a whole number"),
+    ({"hours": None}, "hours is None; pass a whole number"),
     ({"retrain_threshold": -1}, "retrain_threshold is -1; pass a number of hours from 0"),
     ({"retrain_threshold": "abc"}, "retrain_threshold is 'abc'; pass a number of hours"),
     ({"retrain_threshold": float("nan")}, "retrain_threshold is nan; pass a number"),
@@ -153,17 +155,19 @@ def test_a_rule_and_its_bound_are_parameters_of_the_run():
 
 
 @pytest.mark.parametrize("rules,text", [
-    ({"rsy": False}, "unknown rule rsy; did you mean rsi?"), ({"adx": 101}, "rules adx is 101; pass a bound from 0 to 100, or false to drop it"),
+    ({"rsy": False}, "unknown rule rsy; did you mean rsi?"),
+    ({"adx": 101}, "rules adx is 101; pass a bound from 0 to 100, or false to drop it"),
     ({"rsi": float("nan")}, "rules rsi is nan; pass a bound from 50 to 100"),
     ({"macd": 0}, "rules macd is 0; pass false to drop it, its bound cannot be changed"),
-    ({"adx": "high"}, "rules is {'adx': 'high'}; pass a table such as rules: {macd: false, adx: 30}"), (["adx"], "rules is ['adx']; pass a table")])
+    ({"adx": "high"}, "rules is {'adx': 'high'}; pass a table such as rules: {macd: false, adx: 30}"),
+    (["adx"], "rules is ['adx']; pass a table")])
 def test_nonsense_about_rules_is_one_sentence(rules, text, client_home):
     with pytest.raises(InputError) as refused: check_decidable(RunConfig(rules=rules))
     assert str(refused.value).startswith(text)
     with pytest.raises(InputError): SignalGenerator(rules=rules)
 
 
-# -- which model
+# -- choice of the model
 # --------------------------------------------------------------------------------------------------
 
 def test_a_question_about_the_past_does_not_put_an_old_model_in_use(loopback, tmp_path):
@@ -207,7 +211,7 @@ def test_a_day_later_the_model_is_continued_and_for_another_length_started_afres
 
 
 def test_two_timeframes_keep_a_model_each(loopback, tmp_path):
-    "The design's own example: signals from 48 bars and from 240, in turn."
+    "The specification's example: signals from 48 bars and from 240, alternately."
     loopback.now -= 100 * HOUR
     sg = generator(loopback, tmp_path)
     ask = lambda: [
@@ -314,7 +318,7 @@ def test_the_plan_for_a_stored_model_follows_its_age_and_what_it_was_made_for():
     assert model_plan(None, config, "BTC/USD", "kraken", 400, bars.index[0], 24)[0] == "afresh"
 
 
-# -- which market
+# -- choice of the market
 # --------------------------------------------------------------------------------------------------
 
 def test_each_market_has_a_line_of_its_own_and_the_usual_exchange_the_short_name():
@@ -400,7 +404,7 @@ def test_the_line_of_a_generator_is_known_before_its_bars(loopback, monkeypatch)
 
 @pytest.fixture(scope="module")
 def judged():
-    "Bars, their features, a model on all but the last, and a decision."
+    "Bars, their features, a model trained on all but the last bars, and a decision."
     bars = demo_market(900, seed=8)
     table = features(bars)
     bundle = fit(bars.iloc[500:899], table.iloc[500:899], model_config(RUN))
@@ -477,11 +481,11 @@ def test_the_decided_bar_is_never_in_the_training_span(loopback, tmp_path):
     assert load_bundle(folder).hours == 120
 
 
-# -- the examples of the design
+# -- the examples of the specification
 # --------------------------------------------------------------------------------------------------
 
 def test_the_usage_examples_of_the_design_run_as_typed(loopback, client_home, monkeypatch):
-    "But for the name of the package, and for a small network and few retrainings, which come with `config`."
+    "Except for the package's name, and for a small network and few retrainings, which are set by `config`."
     from cryptolstm import Backtester
     monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", loopback.url)
     small = RunConfig(network=TINY, lookback=12, train_hours=400, retrain_every=1080)

@@ -1,5 +1,4 @@
-"""The page of a signal: what was decided and why, a record of unseen bars only, and nothing that looks like a
-promise."""
+"The page of a signal: the decision and its reasons, a record on unseen bars only, and no promise of returns."
 import json
 import re
 from dataclasses import replace
@@ -36,7 +35,7 @@ RUN = RunConfig(lookback=12, network=TINY, threshold_scale=0.01, horizon=3)
 
 @pytest.fixture(scope="module")
 def decided(tmp_path_factory):
-    "A model trained 30 hours before the bar it is asked about, which looks three hours ahead."
+    "A model trained 30 hours before the bar it decides on, with a horizon of three hours."
     home = tmp_path_factory.mktemp("home")
     end = lambda hours: (pd.Timestamp("2025-03-01", tz="UTC") + hours * HOUR).isoformat()
     at = lambda hours: SignalGenerator(exchange="simulated", home=home, config=replace(RUN, end=end(hours)))
@@ -63,7 +62,7 @@ def test_the_record_holds_bars_the_model_had_not_seen_and_no_other(decided):
 
 
 def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_path):
-    "Each bar by the version that was the newest one then, with the probability of that version."
+    "Each bar is predicted by the version that was newest then, with that version's probability."
     start = pd.Timestamp("2025-03-01", tz="UTC")
     at = lambda hours: SignalGenerator(
         exchange="simulated", home=tmp_path, config=replace(RUN, end=(start + hours * HOUR).isoformat())
@@ -71,7 +70,7 @@ def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_pa
     for day in range(3): now = at(24 * day).decide_now(hours=120)
     past, versions = now.before(48), [v.folder.name for v in now.history]
     assert len(versions) == 3 and now.signal["model_info"]["version"] == versions[0]
-    # the newest version was trained a moment ago
+    # the newest version was trained just now
     assert len(past) == 48 and list(past["version"].unique()) == versions[1:][::-1]
     for version in now.history:
         own = past.index[past["version"] == version.folder.name]
@@ -86,7 +85,9 @@ def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_pa
     assert now.signal["monitor"]["skill"]["versions"] == 2
 
 
-@pytest.mark.parametrize("entry,said", [("threshold", "is smaller than the market&#x27;s usual wobble"), ("cost", "does not pay the costs of a round trip")])
+@pytest.mark.parametrize("entry,said", [
+    ("threshold", "is smaller than the market&#x27;s usual wobble"),
+    ("cost", "does not pay the costs of a round trip")])
 def test_the_caption_of_the_fan_says_what_the_fan_is(decided, entry, said):
     assert said in decision_figure(
         replace(decided, signal={**decided.signal, "entry": entry})
@@ -109,7 +110,7 @@ def test_what_came_is_what_the_bars_say_and_the_last_hours_are_not_known_yet(dec
 
 
 def test_past_decisions_are_those_a_signal_would_have_shown(decided):
-    "The bar is taken for the newest one, and the same model is asked."
+    "Each past bar is treated as the newest one, with the same model."
     past = decided.before(6)
     for row in (0, 3):
         upto = decided.bars.index.get_loc(past.index[row]) + 1

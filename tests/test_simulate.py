@@ -1,5 +1,5 @@
-"""The demo market is a proper market, cannot be forecast, looks like crypto; the planted one holds exactly
-the secret it claims."""
+"""The demo market has valid bars, cannot be forecast and resembles crypto; the planted market has exactly the
+stated signal."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,12 +22,13 @@ def years() -> list[pd.DataFrame]:
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**31 - 1), hours=st.integers(1, 400), base=st.sampled_from([*START_PRICES, "XYZ", "SHIB"]),
+@given(seed=st.integers(0, 2**31 - 1), hours=st.integers(1, 400),
+       base=st.sampled_from([*START_PRICES, "XYZ", "SHIB"]),
        vol=st.floats(.01, 5), planted=st.booleans())
 def test_bars_fit_together(seed, hours, base, vol, planted):
     make = planted_market if planted else demo_market
     bars = make(hours, seed=seed, ticker=f"{base}/USD", annual_vol=vol)
-    check_bars(bars)  # refuses disorder, non-finite values, impossible highs and lows
+    check_bars(bars)  # refuses unordered bars, non-finite values, impossible highs and lows
     assert len(bars) == hours and bars.index.name == "timestamp"
     assert (np.diff(bars.index) == HOUR).all() and bars.index[-1] + HOUR == pd.Timestamp(
         "2025-01-01", tz="UTC"
@@ -46,14 +47,15 @@ def test_seed_ticker_and_end_choose_the_market():
 
 
 @pytest.mark.parametrize("wrong", [dict(hours=0), dict(hours=2.5), dict(hours=5, seed=-1),
-                                   dict(hours=5, ticker="BTC"), dict(hours=5, end="soon"), dict(hours=5, annual_vol=0)])
+                                   dict(hours=5, ticker="BTC"), dict(hours=5, end="soon"),
+                                   dict(hours=5, annual_vol=0)])
 def test_nonsense_is_refused(wrong):
     with pytest.raises(InputError, match="pass"): demo_market(**wrong)
 
 
 def test_direction_cannot_be_forecast():
-    """Given the past a return is symmetric, so its signs are independent coin tosses: Ljung-Box has its exact
-    size on them."""
+    """Given the past, a return is symmetric, so its signs are independent coin tosses: the Ljung-Box test has
+    its exact size on them."""
     p = []
     for seed in range(60):
         sign = np.sign(demo_market(2000, seed=seed)["close"].pct_change().dropna())
@@ -67,7 +69,7 @@ def test_returns_have_no_mean_and_no_memory_and_volatility_has(years):
     for bars in years:
         x = bars["close"].pct_change().dropna().to_numpy()
         t_mean.append(x.mean() / x.std() * np.sqrt(len(x)))
-        product = x[1:] * x[:-1]  # its own variance is used, because volatility clusters
+        product = x[1:] * x[:-1]  # the variance of the product is used, because volatility clusters
         t_lag.append(product.sum() / np.sqrt((product**2).sum()))
         assert acorr_ljungbox(np.abs(x), lags=[24])["lb_pvalue"].iloc[0] < 1e-6
     for t in (t_mean, t_lag): assert abs(np.mean(t)) < 3 / np.sqrt(len(t)) and np.std(t) < 2
@@ -94,7 +96,7 @@ REAL = {
 
 @pytest.mark.parametrize("name", REAL)
 def test_looks_like_crypto(years, name):
-    "The median of twelve seeds must lie in the real range widened by a quarter."
+    "The median of twelve seeds must be in the real range widened by a quarter."
     low, high = REAL[name]
     median = np.median([facts(bars)[name] for bars in years])
     assert .75 * low <= median <= 1.25 * high
@@ -102,7 +104,7 @@ def test_looks_like_crypto(years, name):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_plant_has_the_size_it_claims(sign):
-    """Hit rate 1/2 + arcsin(rho)/pi, up to two points more for fat tails; Spearman near rho, less because
+    """Hit rate 1/2 + arcsin(rho)/pi, up to two points more for fat tails; Spearman near rho, lower because
     volatility varies."""
     bars = planted_market(30_000, r2=.10, seed=3, sign=sign)
     state, r = planted_state(bars), np.log(bars["close"]).diff().shift(-1)
@@ -129,7 +131,8 @@ def test_the_state_is_known_at_the_close(seed, cut):
 
 
 def test_the_plant_is_no_drift():
-    "Buy & hold must not find the secret: over seeds and signs the mean return stays within its noise."
+    """Buy & hold must not profit from the planted signal: over seeds and signs the mean return stays within
+    its noise."""
     t = []
     for seed in range(10):
         for sign in (1, -1):

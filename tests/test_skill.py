@@ -1,5 +1,5 @@
-"""Skill statistics equal the libraries and the published tables, have the size they claim, and the verdict
-follows its rule."""
+"""Skill statistics equal the libraries and published tables and have the stated size; the verdict follows its
+rule."""
 import json
 import math
 from functools import partial
@@ -28,7 +28,7 @@ NAN = math.nan
 
 
 def sample(n: int, seed: int, strength: float = .1) -> tuple[np.ndarray, np.ndarray]:
-    "Fat-tailed returns whose volatility clusters, and a forecast with some of the truth in it."
+    "Fat-tailed returns with clustered volatility, and a forecast partly correlated with them."
     rng = np.random.default_rng(seed)
     sigma = np.exp(np.convolve(rng.standard_normal(n + 50), np.ones(50) / 20, mode="valid")[:n])
     y = .005 * sigma * rng.standard_t(5, n)
@@ -92,7 +92,8 @@ def test_correlations_are_scipy():
 
 
 def test_pesaran_timmermann_by_hand():
-    "60 rises and 40 falls; 30 of 50 'up' and 20 of 50 'down' forecasts are right: half right, half expected."
+    """60 rises and 40 falls; 30 of 50 'up' and 20 of 50 'down' forecasts are right: half observed, half
+    expected."""
     rose = np.r_[np.ones(30), -np.ones(20), np.ones(30), -np.ones(20)]
     said = np.r_[np.ones(50), -np.ones(50)]
     assert tuple(pesaran_timmermann(rose, said)) == pytest.approx((.5, .5, 0, .5))
@@ -102,7 +103,7 @@ def test_pesaran_timmermann_by_hand():
 def test_clark_west_of_the_published_example(monkeypatch):
     """Twenty errors of a small and a larger model; P.
 
-    Söderlind's values, which HypothesisTests.jl is tested with, use no lags."""
+    Söderlind's values, used by the tests of HypothesisTests.jl, without lags."""
     monkeypatch.setattr("cryptolstm.stats.skill.LEAST", 2)
     monkeypatch.setattr("cryptolstm.stats.skill.hac_lags", lambda n, horizon=1: 0)
     small = np.array(
@@ -159,7 +160,7 @@ def test_clark_west_of_the_published_example(monkeypatch):
 @pytest.mark.parametrize("loss, better", [("squared", .5565), ("absolute", .3909)])
 def test_diebold_mariano_of_the_published_example(loss, better, monkeypatch):
     """Errors of exponential smoothing and ARIMA on R's WWWusage, the example of `dm.test` in R's forecast,
-    without lags; p of the second being better."""
+    without lags; p that the second is better."""
     monkeypatch.setattr("cryptolstm.stats.skill.LEAST", 2)
     monkeypatch.setattr("cryptolstm.stats.skill.diebold_mariano_test", partial(diebold_mariano_test, lags=0))
     smooth = np.array(
@@ -248,7 +249,7 @@ def test_break_even():
 
 # ---------------------------------------------------------------- size and power
 def test_no_more_false_alarms_than_promised():
-    """300 forecasts that know nothing, of returns with clustered volatility: about 5 % rejections at 5 %,
+    """300 forecasts without information, of returns with clustered volatility: about 5 % rejections at 5 %,
     fewer for Diebold-Mariano."""
     p = {"cw": [], "pt": [], "dm": []}
     for seed in range(300):
@@ -262,7 +263,7 @@ def test_no_more_false_alarms_than_promised():
 
 
 def test_an_optimist_in_a_rising_market_is_no_expert():
-    "Against 50 % nearly every run would look significant; Pesaran-Timmermann rejects as often as it says."
+    "Against 50 % nearly every run would look significant; Pesaran-Timmermann rejects at its stated level."
     rng, naive, timing = np.random.default_rng(0), 0, 0
     for _ in range(200):
         y, f = np.where(rng.random(2000) < .55, 1, -1), np.where(rng.random(2000) < .9, 1, -1)
@@ -327,7 +328,7 @@ def test_only_complete_pairs_count_and_order_of_rows_is_by_index(seed, drop):
 def test_the_two_identity_models():
     y = next_return(demo_market(500))
     assert mase(y, 0 * y) == 1 and mase(y, y) == 0 and r2_oos(y, 0 * y) == 0 and r2_oos(y, y) == 1
-    late = y.shift(1)  # labels off by one must break the perfect score
+    late = y.shift(1)  # labels shifted by one bar must lose the perfect score
     assert mase(y, late) > 1.2 and abs(hit_rate(y, late)["hit"] - .5) < .1
 
 
@@ -345,7 +346,7 @@ def test_overlapping_returns_are_thinned_for_directions():
     y, f = sample(240, 0)
     assert hit_rate(y, f, horizon=24)["n"] == 10
     rng, rejected = np.random.default_rng(0), 0
-    for _ in range(200):  # 24-hour returns read every hour, and a slow forecast that knows nothing
+    for _ in range(200):  # 24-hour returns at every hour, and a slow forecast without information
         r, s = rng.standard_normal(3024), np.convolve(rng.standard_normal(3047), np.ones(24), "valid")
         y = np.convolve(r, np.ones(24), "valid")[:3000]
         rejected += pesaran_timmermann(y, s[:3000], horizon=24).p < .05
@@ -421,16 +422,23 @@ def test_the_sentence_for_a_normal_result():
 
 
 @pytest.mark.parametrize("skill,money,n,level", [
-    (CHANCE, (.5, .1, .1), 720, "NO SKILL"), (CHANCE, (.5, .1, .1), 500, "NO SKILL"), (CHANCE, (.5, .1, .1), 499, "UNDERPOWERED"),
+    (CHANCE, (.5, .1, .1), 720, "NO SKILL"), (CHANCE, (.5, .1, .1), 500, "NO SKILL"),
+    (CHANCE, (.5, .1, .1), 499, "UNDERPOWERED"),
     (SKILLED, (.05, .01, -.2), 720, "CANDIDATE"), (SKILLED, (.05, .01, -.2), 500, "CANDIDATE"),
     (SKILLED, (.05, .01, -.2), 499, "UNDERPOWERED"), (SKILLED, (-.05, .01, -.2), 200, "UNDERPOWERED"),
-    ({**SKILLED, "hit": .75, "hit_low": .581}, (.05, .01, -.2), 40, "SUSPICIOUS"), ({**SKILLED, "hit": .75, "hit_low": .58}, (.05, .01, -.2), 600, "CANDIDATE"),
+    ({**SKILLED, "hit": .75, "hit_low": .581}, (.05, .01, -.2), 40, "SUSPICIOUS"),
+    ({**SKILLED, "hit": .75, "hit_low": .58}, (.05, .01, -.2), 600, "CANDIDATE"),
     ({**CHANCE, "hit": .75, "hit_low": .70}, (-.05, .01, -.2), 720, "SUSPICIOUS"),
-    (SKILLED, (-.01, -.05, -.2), 720, "SKILL, NOT PROFITABLE"), (SKILLED, (.05, .06, -.2), 720, "SKILL, NOT PROFITABLE"),
-    (SKILLED, (.05, .01, .07), 720, "SKILL, NOT PROFITABLE"), ({**SKILLED, "cw_p": .011}, (.05, .01, -.2), 720, "NO SKILL"),
-    ({**SKILLED, "pt_p": .011}, (.05, .01, -.2), 720, "NO SKILL"), ({**SKILLED, "pt_p": NAN}, (.05, .01, -.2), 720, "NO SKILL"),
-    ({**SKILLED, "hit": .581}, (.05, .01, -.2), 2001, "SUSPICIOUS"), ({**SKILLED, "hit": .581}, (.05, .01, -.2), 2000, "CANDIDATE"),
-    ({**CHANCE, "hit": .581}, (-.05, .01, -.2), 2001, "SUSPICIOUS"), ({**SKILLED, "hit": .58}, (.05, .01, -.2), 2001, "CANDIDATE")])
+    (SKILLED, (-.01, -.05, -.2), 720, "SKILL, NOT PROFITABLE"),
+    (SKILLED, (.05, .06, -.2), 720, "SKILL, NOT PROFITABLE"),
+    (SKILLED, (.05, .01, .07), 720, "SKILL, NOT PROFITABLE"),
+    ({**SKILLED, "cw_p": .011}, (.05, .01, -.2), 720, "NO SKILL"),
+    ({**SKILLED, "pt_p": .011}, (.05, .01, -.2), 720, "NO SKILL"),
+    ({**SKILLED, "pt_p": NAN}, (.05, .01, -.2), 720, "NO SKILL"),
+    ({**SKILLED, "hit": .581}, (.05, .01, -.2), 2001, "SUSPICIOUS"),
+    ({**SKILLED, "hit": .581}, (.05, .01, -.2), 2000, "CANDIDATE"),
+    ({**CHANCE, "hit": .581}, (-.05, .01, -.2), 2001, "SUSPICIOUS"),
+    ({**SKILLED, "hit": .58}, (.05, .01, -.2), 2001, "CANDIDATE")])
 def test_the_rule(skill, money, n, level):
     v = verdict(skill, *money, n=n)
     assert v.level == level and v.sentence.startswith(LEVELS[level] + ": ") and v.sentence.endswith(".")
@@ -448,8 +456,8 @@ def test_a_short_test_is_never_evidence_and_says_so():
 
 
 def test_forecasts_of_a_day_are_counted_in_separate_days():
-    """720 overlapping forecasts of 24 hours are 30 spans: the sentence, the level and what could have been
-    seen go by those."""
+    """720 overlapping forecasts of 24 hours are 30 separate spans: the sentence, the level and the detectable
+    hit rate use those."""
     y = np.log(demo_market(743, seed=3)["close"]).diff(24).shift(-24)
     row = skill_table(y, {"model": y + 0.02 * np.random.default_rng(0).standard_normal(743)}, horizon=24).loc[
         "model"
@@ -476,7 +484,7 @@ def test_no_trade_is_an_explained_result():
 
 
 def test_a_forecaster_that_never_commits():
-    "All forecasts zero: nothing about direction can be said, and no undefined number appears as one."
+    "All forecasts are zero: direction cannot be judged, and no undefined number is shown as one."
     y = next_return(demo_market(800))
     v = verdict(skill_table(y, {"silent": 0 * y}).loc["silent"], 0.0, .02, -.1, trades=0)
     assert (
@@ -498,7 +506,7 @@ def test_one_sided_forecasts_explain_their_missing_p():
 
 def test_too_few_directions_are_given_as_the_reason_where_they_are_it():
     y, f = sample(800, 0)
-    f[29:] = 0   # it committed itself 29 times, both ways
+    f[29:] = 0   # 29 nonzero forecasts, of both signs
     v = verdict(skill_table(pd.Series(y), {"shy": pd.Series(f)}).loc["shy"], .1, .02, -.1)
     assert (
         len(set(np.sign(f[:29]))) == 2
@@ -526,7 +534,8 @@ def test_percentages_read_well():
 
 @pytest.mark.parametrize("deflated,made,level", [
     (.951, 1, "CANDIDATE"), (.951, 40, "CANDIDATE"), (.949, 1, "PROFITABLE, NOT SIGNIFICANT AFTER 1 TRIAL"),
-    (.3, 1037, "PROFITABLE, NOT SIGNIFICANT AFTER 1,037 TRIALS"), (NAN, 3, "PROFITABLE, NOT SIGNIFICANT AFTER 3 TRIALS")])
+    (.3, 1037, "PROFITABLE, NOT SIGNIFICANT AFTER 1,037 TRIALS"),
+    (NAN, 3, "PROFITABLE, NOT SIGNIFICANT AFTER 3 TRIALS")])
 def test_a_profit_must_be_more_than_the_luck_of_all_trials(deflated, made, level):
     v = verdict(SKILLED, .05, .01, -.2, deflated=deflated, made=made)
     assert (
@@ -534,7 +543,7 @@ def test_a_profit_must_be_more_than_the_luck_of_all_trials(deflated, made, level
     )
     if level != "CANDIDATE":
         assert "95 % is asked for" in v.sentence and "nan" not in v.sentence and GATE[level_key(v.level)] == 3
-    # luck of the money is not asked where there is no skill
+    # multiple testing of the profit is not considered without skill
     assert verdict(CHANCE, .05, .01, -.2, deflated=deflated, made=made).level == "NO SKILL"
 
 

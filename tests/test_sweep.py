@@ -1,4 +1,4 @@
-"""A sweep is many backtests and nothing else: every point equals `decide` and `simulate` run for it alone."""
+"""A sweep is many backtests: every point equals `decide` and `simulate` run for it alone."""
 import itertools
 import json
 import time
@@ -48,8 +48,10 @@ def forecasts():
     return bars.iloc[-900:], table, prediction
 
 
-@pytest.mark.parametrize("change", [{}, {"short_volume": "above", "horizon": 3}, {"exit": "opposite", "min_hold": 4, "stop_atr": None},
-                                    {"sizing": "volatility", "size": 0.3, "slippage_range": 0.02, "borrow_rate": 0.001}])
+@pytest.mark.parametrize("change", [{}, {"short_volume": "above", "horizon": 3},
+                                    {"exit": "opposite", "min_hold": 4, "stop_atr": None},
+                                    {"sizing": "volatility", "size": 0.3,
+                                     "slippage_range": 0.02, "borrow_rate": 0.001}])
 def test_every_point_equals_decide_and_simulate_for_it_alone(forecasts, change):
     bars, table, prediction = forecasts
     run, known = replace(RunConfig(), **change), table.loc[prediction.index]
@@ -129,10 +131,13 @@ def test_every_axis_has_an_effect(forecasts):
             )
 
 
-@pytest.mark.parametrize("grid", [{"sizing": ["fraction", "volatility"], "size": [0.2, 0.7, 1.0], "max_leverage": [1.0, 2.5], "exit": ["neutral", "opposite"]},
-                                  {"sizing": ["all_in", "fraction", "volatility"], "exit": ["opposite"], "stop_atr": [None, 1.0], "min_hold": [0, 6]},
-                                  {"size": [0.1, 2.0], "trailing_atr": [None, 1.0], "take_profit_atr": [1.0], "maker_fee": [None, 0.0],
-                                   "max_volume_share": [None, 0.1]}])
+@pytest.mark.parametrize("grid", [
+    {"sizing": ["fraction", "volatility"], "size": [0.2, 0.7, 1.0], "max_leverage": [1.0, 2.5],
+     "exit": ["neutral", "opposite"]},
+    {"sizing": ["all_in", "fraction", "volatility"], "exit": ["opposite"], "stop_atr": [None, 1.0],
+     "min_hold": [0, 6]},
+    {"size": [0.1, 2.0], "trailing_atr": [None, 1.0], "take_profit_atr": [1.0], "maker_fee": [None, 0.0],
+     "max_volume_share": [None, 0.1]}])
 @pytest.mark.parametrize("known", [True, False])
 def test_every_point_equals_simulate_for_it_alone_bit_for_bit(forecasts, grid, known):
     bars, table, prediction = forecasts
@@ -281,7 +286,7 @@ def test_a_grid_on_the_command_line_is_the_surface_of_one_run(client_home):
     assert found["points"][0]["num_trades"] > 0 and found["surface"]["best"]["total_return"] == pytest.approx(
         max(p["total_return"] for p in found["points"])
     )
-    # the same point, run for itself
+    # the same point, run alone
     one = json.loads(cli("--set", "stop_atr=3", "--json").stdout)
     assert (
         one["total_return"] == pytest.approx(found["points"][1]["total_return"])
@@ -327,7 +332,7 @@ def test_every_point_of_a_grid_is_a_trial_and_is_judged_as_one_of_many(client_ho
         assert text in told
     page = (tmp_path / "surface.html").read_text()
     assert "SIMULATED MARKET" in page and "Hansen&#x27;s SPA" in page and page.count("<tr>") >= 5
-    # a point run for itself is the same trial
+    # a point run alone is the same trial
     one = json.loads(cli("--set", "stop_atr=3", "--set", "exit=opposite", "--json").stdout)
     assert one["search"]["trials"] == 4 and one["search"]["reruns"] == 2
     assert one["search"]["sharpe_per_bar"] == pytest.approx(again["sharpe"].tolist()[3], rel=1e-12)
@@ -370,7 +375,7 @@ def test_a_point_that_never_traded_is_never_the_best(forecasts):
     bars, _, _ = forecasts
     signal = np.repeat(np.random.default_rng(2).integers(-1, 2, 90), 10)
     table, returns = sweep(bars, signal, {"fee": [0.01, 0.02], "min_notional": [0.0, 1e9]}, returns=True)
-    # standing aside would have been better
+    # not trading would have been better
     assert table["num_trades"].tolist()[1::2] == [0, 0] and (table["total_return"] < 0).sum() == 2
     found = surface_summary(table)
     assert (
@@ -396,7 +401,7 @@ def test_forecasts_are_trained_once_for_all_grids_of_the_same_bars_and_settings(
     first = cli("--grid", "stop_atr=none,1", "--set", "threshold_scale=0").stdout
     files = list((client_home / "forecasts").iterdir())
     assert "trained now, and kept" in first and len(files) == 1
-    # whoever trains again, fails
+    # a second training fails
     monkeypatch.setattr("cryptolstm.research.forecasts.walk_forward", None)
     again = json.loads(
         cli("--grid", "stop_atr=none,1", "--set", "threshold_scale=0", "--set", "fee=0.002", "--json").stdout
@@ -465,16 +470,20 @@ def test_the_trades_of_a_run_are_told_and_kept_whole(client_home, tmp_path):
     assert rows["source"]["simulated"] and [r["pnl"] for r in rows["trades"]] == pytest.approx(
         kept["pnl"].tolist()
     )
-    # no half-written neighbour
+    # no partial files beside them
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["trades.csv", "trades.json"]
 
 
 @pytest.mark.parametrize("command, says", [
     (["--grid", "stop_atr=1:4"], "no range of values for stop_atr; pass for instance --grid stop_atr=1:4:7"),
-    (["--grid", "stop_art=1:4:7"], "did you mean stop_atr?"), (["--trades", "x.xlsx"], "pass for instance --trades trades.csv"),
-    (["--heatmap", "x.png"], "pass at least one --grid as well"), (["--grid", "fee=0,0.001", "--heatmap", "x.pdf"], "pass for instance surface.png"),
-    (["--grid", "stop_atr=0.001,1"], "stop_atr is 0.001; pass a number from 0.01"), (["--grid", "exit=never"], "unknown exit never"),
-    (["--grid", "fee=0,0.001", "--verbose"], "leave out --verbose"), (["--report", "--trades", "x.csv"], "run it without")])
+    (["--grid", "stop_art=1:4:7"], "did you mean stop_atr?"),
+    (["--trades", "x.xlsx"], "pass for instance --trades trades.csv"),
+    (["--heatmap", "x.png"], "pass at least one --grid as well"),
+    (["--grid", "fee=0,0.001", "--heatmap", "x.pdf"], "pass for instance surface.png"),
+    (["--grid", "stop_atr=0.001,1"], "stop_atr is 0.001; pass a number from 0.01"),
+    (["--grid", "exit=never"], "unknown exit never"),
+    (["--grid", "fee=0,0.001", "--verbose"], "leave out --verbose"),
+    (["--report", "--trades", "x.csv"], "run it without")])
 def test_a_mistake_on_the_command_line_costs_no_download(command, says, client_home):
     with pytest.raises(InputError) as e: cli(*command)
     assert says in str(e.value) and e.value.exit_code == 2 and not client_home.exists()

@@ -1,4 +1,4 @@
-"""One report, whatever the number of threads and cores: each operation has one thread, and a batch always the
+"""The same report with any number of threads and cores: each operation has one thread, and a batch always the
 same parts."""
 import json
 import os
@@ -10,20 +10,23 @@ import pytest
 RUN = """
 import json, os, sys
 cores, parts = int(sys.argv[1]), int(sys.argv[2])
-if cores and hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+if cores and hasattr(os, "sched_setaffinity"): \
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 from cryptolstm.core.config import RunConfig
 from cryptolstm.research.backtest import backtest, summary
 from cryptolstm.data.demo import demo_market
 from cryptolstm.research.walkforward import bars_needed
-run = RunConfig(hours=72, train_hours=150, retrain_every=48, network={"epochs": 1, "refit_epochs": 1, "parts": parts})
+run = RunConfig(hours=72, train_hours=150, retrain_every=48, \
+network={"epochs": 1, "refit_epochs": 1, "parts": parts})
 results = backtest(demo_market(bars_needed(run), seed=4), run)
-print(json.dumps([summary(results), results["predictions"]["prediction"].tolist()], sort_keys=True, default=str))
+print(json.dumps([summary(results), results["predictions"]["prediction"].tolist()], \
+sort_keys=True, default=str))
 """
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
 
 def report(threads: int | None, cores: int = 0, parts: int = 2) -> list:
-    "Figures and forecasts of the spec's network on a few windows, in a process of its own."
+    "Figures and forecasts of the specification's network on a few windows, from a separate process."
     env = {k: v for k, v in os.environ.items() if k not in POOLS} | dict.fromkeys(
         POOLS if threads else (), str(threads)
     )

@@ -1,4 +1,5 @@
-"Intervals that cover, cells that are counted, and learners that see nothing of the stretch they forecast."
+"""Intervals have their coverage, cells are counted correctly, and learners see nothing of the stretch they
+forecast."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from cryptolstm.execution.simulate import simulate
 
 
 def run_of(returns: np.ndarray) -> dict:
-    "A result that has just these returns."
+    "A result with exactly these returns."
     index = pd.date_range("2025-01-01", periods=len(returns), freq="h", tz="UTC")
     return {"equity": pd.Series(100 * np.cumprod(1 + returns), index), "initial_balance": 100.0}
 
@@ -101,7 +102,8 @@ def test_false_alarms_after_the_correction_are_rare():
 
 
 @settings(deadline=None, max_examples=50)
-@given(x=st.lists(st.one_of(st.floats(-5, 5), st.just(float("nan"))), min_size=1, max_size=60), parts=st.integers(1, 10))
+@given(x=st.lists(st.one_of(st.floats(-5, 5), st.just(float("nan"))), min_size=1, max_size=60),
+       parts=st.integers(1, 10))
 def test_parts_are_equal_and_ordered(x, parts):
     s = pd.Series(x)
     cell = equal_parts(s, parts)
@@ -120,8 +122,8 @@ def test_an_empty_cell_table_is_a_table():
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("horizon", [1, 24])
 def test_a_learner_sees_nothing_from_the_stretch_on(name, horizon):
-    """Whatever the bars of a stretch and after become, its first forecast stays; and what was unknown when
-    the stretch began taught nothing."""
+    """Changing the bars of a stretch and after it leaves its first forecast unchanged, and no label that was
+    unknown when the stretch began is used."""
     bars = demo_market(1200, seed=8)
     starts = bars.index[[800, 1000]]
     def forecasts(b):
@@ -148,7 +150,8 @@ def _cut(bars, cut, horizon):
 
 
 def test_the_last_rows_before_a_stretch_are_left_out():
-    "A label that lies inside the stretch would show it: here only those labels carry the secret."
+    """Their labels lie inside the stretch and would reveal it: here only those labels contain the planted
+    signal."""
     n, horizon, start = 400, 5, 300
     x = pd.DataFrame(
         {"x": np.random.default_rng(0).standard_normal(n)},

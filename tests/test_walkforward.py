@@ -1,5 +1,5 @@
-"""Walk-forward runs: out of sample by construction, repeatable, honest on noise and able to find what is
-there."""
+"""Walk-forward runs: out of sample by construction, repeatable, without false skill on noise, and able to
+find planted skill."""
 from dataclasses import replace
 
 import numpy as np
@@ -46,18 +46,19 @@ def test_a_model_cannot_be_evaluated_inside_its_training_span():
 
 
 def first_validation_bar(bars, table, config):
-    """Open time of the bar the first validation window of a training on these bars ends at, from the pieces
-    `fit` is made of."""
+    """Open time of the bar at which the first validation window of a training on these bars ends, from the
+    functions that `fit` uses."""
     y = target(bars, table["sigma"], config.horizon).to_numpy()
     ends = window_ends(table[INPUTS], bars, config.lookback)
     return bars.index[purged_split(ends[np.isfinite(y[ends])], config.val_fraction, config.horizon)[1][0]]
 
 
-@pytest.mark.parametrize("every,train_hours,horizon,holes", [(60, 400, 1, False), (7, 2000, 3, False), (24, 400, 6, True)])
+@pytest.mark.parametrize("every,train_hours,horizon,holes", [
+    (60, 400, 1, False), (7, 2000, 3, False), (24, 400, 6, True)])
 def test_no_bar_the_old_weights_were_fitted_to_lies_in_a_later_validation_block(
     every, train_hours, horizon, holes
 ):
-    "Also while the span still grows, because there are fewer bars than asked for, and with hours missing."
+    "Also while the span still grows because there are fewer bars than requested, and with missing hours."
     run = RunConfig(
         hours=6 * every if every > 7 else 48,
         retrain_every=every,
@@ -76,8 +77,8 @@ def test_no_bar_the_old_weights_were_fitted_to_lies_in_a_later_validation_block(
 
 
 def test_weights_that_would_contaminate_validation_are_not_continued():
-    """A longer span reaches back over the old training rows: the result is that of a training that never knew
-    the old model, bit for bit."""
+    """A longer span includes the old training rows: the result equals, bit for bit, that of a training
+    without the old model."""
     bars, config = demo_market(1300, seed=1), model_config(replace(RUN, network={**TINY, "epochs": 2}))
     table = features(bars)
     old = fit(bars.iloc[700:1100], table.iloc[700:1100], config)
@@ -98,8 +99,8 @@ def test_weights_that_would_contaminate_validation_are_not_continued():
 
 
 def test_continued_weights_remember_the_latest_bar_any_of_them_was_fitted_to():
-    """The new training lost the bars around the end of the old one (an outage found later), so its own rows
-    end earlier than the old ones."""
+    """The new training lacks the bars around the end of the old one (an outage found later), so its rows end
+    earlier than the old ones."""
     bars = demo_market(1300, seed=1)
     config = model_config(replace(RUN, network={**TINY, "epochs": 1, "refit_epochs": 1}))
     old = fit(bars.iloc[200:1000], features(bars).iloc[200:1000], config)
@@ -163,7 +164,7 @@ def likely():
 
 
 def test_a_fold_is_calibrated_on_its_own_validation_windows(likely):
-    """Put together again from the pieces of a live signal: the same training, its validation forecasts, their
+    """Recomputed from the functions of a live signal: the same training, its validation forecasts, their
     outcomes, the curve."""
     bars, walk = likely
     table, fold = features(bars), schedule(len(bars), LIKELY)[0]
@@ -185,9 +186,9 @@ def test_a_fold_is_calibrated_on_its_own_validation_windows(likely):
 
 @pytest.mark.parametrize("cut", [1, 49])
 def test_no_future_enters_the_probability(likely, cut):
-    """Bars after the cut are taken away; then they are there, but others.
+    """Bars after the cut are removed, then replaced by others.
 
-    What was decided before stays, bit for bit."""
+    Earlier decisions stay the same, bit for bit."""
     bars, walk = likely
     decide_all = lambda w: decide(
         w.predictions["prediction"],
@@ -202,7 +203,7 @@ def test_no_future_enters_the_probability(likely, cut):
     pd.testing.assert_frame_equal(
         decide_all(walk_forward(other, LIKELY)).iloc[:cut], whole, check_exact=True, check_freq=False
     )
-    # no run tests fewer hours than that
+    # no run tests fewer than 48 hours
     if cut < 48: return
     truncated = walk_forward(bars.iloc[:last], replace(LIKELY, hours=cut))
     pd.testing.assert_frame_equal(decide_all(truncated), whole, check_exact=True, check_freq=False)
@@ -285,8 +286,8 @@ VOLATILITY = replace(
 
 
 def test_har_beside_a_volatility_network_has_not_seen_the_bars_it_speaks_of():
-    """Other bars from the second fold on change neither forecast of the first, and HAR's are those of a
-    regression on the bars before the fold."""
+    """Changing bars from the second fold on changes neither forecast of the first, and HAR's forecasts are
+    those of a regression on the bars before the fold."""
     bars = demo_market(1600, seed=3)
     walk = walk_forward(bars, VOLATILITY)
     other = bars.copy()
@@ -303,8 +304,8 @@ def test_har_beside_a_volatility_network_has_not_seen_the_bars_it_speaks_of():
 
 
 def test_har_takes_no_move_across_a_missing_hour_for_an_hour():
-    """Half the price is gone after two missing hours: nobody traded there, and what is said of the hours
-    after it is what it would be without the fall."""
+    """The price halves across two missing hours, in which nobody traded: the forecasts after them are the
+    same as without the fall."""
     bars = demo_market(1300, seed=1)
     holed = regular_grid(bars.drop(bars.index[1200:1202]))
     fallen = holed.copy()
@@ -317,7 +318,7 @@ def test_har_takes_no_move_across_a_missing_hour_for_an_hour():
 @pytest.mark.slow
 @pytest.mark.parametrize("horizon", [1, 24])
 def test_volatility_of_real_bars_beside_har(real_bars, horizon, capsys):
-    "What a small network and HAR leave of the error of 'as it is now', on recorded hours of ETH/USD."
+    "Errors of a small network and HAR relative to 'as it is now', on recorded hours of ETH/USD."
     bars = regular_grid(real_bars("ETH/USD")).iloc[-6000:]
     run = replace(
         RUN,

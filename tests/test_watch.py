@@ -1,4 +1,4 @@
-"""Prices as they change, pushed or asked for: real ccxt, REST and websocket, against the loop-back exchange."""
+"""Watched prices, pushed or polled: real ccxt, REST and websocket, against the loop-back exchange."""
 
 import itertools
 import threading
@@ -20,14 +20,14 @@ def test_a_stream_gives_the_prices_that_are_pushed(exchange, client):
     prices = watch_prices(client.exchange, "eth-usd")
     first = next(prices)
     assert exchange.feeds == [{"type": "subscribe", "product_ids": ["ETH-USD"], "channels": ["ticker"]}]
-    # the same price, in the same words, as by asking
+    # the same price, in the same form, as from a request
     assert first == {**client.get_realtime_price(ETH), "by": "stream"}
     exchange.now = pd.Timestamp("2025-01-31T23:45Z")
     later = next(p for p in itertools.islice(prices, 50) if p["exchange_time"] != first["exchange_time"])
     assert later["exchange_time"] == "2025-01-31T23:45:00+00:00" and later["last"] != first["last"]
     asked = exchange.count("ticker")
     next(prices)
-    assert exchange.count("ticker") == asked  # nobody asks while prices are pushed
+    assert exchange.count("ticker") == asked  # no request while prices are pushed
     prices.close()
 
 
@@ -50,7 +50,7 @@ def test_a_stream_that_stays_away_ends_with_one_sentence(exchange, client, monke
 def test_a_stream_of_a_market_without_trades_is_opened_again_however_long_it_was_quiet(
     exchange, client, monkeypatch
 ):
-    """Waiting for a trade is no failed request: each line stands for longer than the whole budget, and is
+    """Waiting for a trade is not a failed request: each connection lasts longer than the whole budget and is
     closed without another price."""
     monkeypatch.setattr(exchanges, "BUDGET", 0.3)
     exchange.quiet = 0.5
@@ -59,7 +59,7 @@ def test_a_stream_of_a_market_without_trades_is_opened_again_however_long_it_was
 
 
 def test_the_budget_begins_when_the_line_breaks(exchange, client, monkeypatch):
-    "Quiet for nearly all of the budget, then gone for a while: the time of quiet is not counted."
+    "Quiet for nearly the whole budget, then unreachable for a while: the quiet time does not count."
     monkeypatch.setattr(exchanges, "BUDGET", 1.2)
     monkeypatch.setattr(exchanges, "PAUSE", 0.4)
     exchange.quiet, prices = 1.0, watch_prices(client.exchange, ETH)

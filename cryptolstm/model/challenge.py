@@ -28,19 +28,19 @@ from .registry import Version, read_note, read_version, version_folders, was_use
 def age_hours(
     bundle: ModelRecord,   # a trained model
     now,                   # the moment of the decision: close time of the newest bar
-) -> float:                # hours since the last bar it has seen closed
-    "How old a model's knowledge is."
+) -> float:                # hours since the close of the last bar it has seen
+    "The age of a model's training span."
     return (as_utc(now) - as_utc(bundle.trained_until) - HOUR) / HOUR
 
 # %% ../../nbs/model/10_challenge.ipynb #ced853cc
 def differs(
     bundle: ModelRecord,   # a stored model
-    config: ModelConfig,   # what is asked for
-    ticker: str,           # what it shall be used on
-    market: str,           # whose bars, see `line_name`
-    hours: int | None = None,  # training bars asked for; None = any
-) -> str:                  # one phrase naming the first difference, "" if the model fits
-    "Why a stored model must not be used (or continued) for this request."
+    config: ModelConfig,   # the requested configuration
+    ticker: str,           # the requested ticker
+    market: str,           # market of the bars, as for `line_name`
+    hours: int | None = None,  # requested training bars; None = any
+) -> str:                  # the first difference, in words; "" if the model fits
+    "Why a stored model must not be used or continued for this request."
     asked = {
         "ticker": (bundle.ticker, ticker),
         "exchange": (bundle.exchange, market),
@@ -65,25 +65,25 @@ def differs(
 
 # %% ../../nbs/model/10_challenge.ipynb #7903be9f
 def forecast_pairs(
-    model: ModelRecord,        # any model for the direction of the price
+    model: ModelRecord,        # a model that predicts returns or prices
     table: pd.DataFrame,       # features
     bars: pd.DataFrame,        # the bars they were computed from
     in_sample: bool = False,   # True = also bars of its training span
     start: int = 0,            # first row wanted
 ) -> pd.DataFrame:             # prediction and realised, in σ; rows where both are known
-    """What a model said and what came true.
+    """Forecasts of a model and realised returns.
 
-    `TrainingSpanError` for bars it has been trained on, unless one asks for them."""
+    Raises `TrainingSpanError` for bars of the training span unless `in_sample`."""
     said = model.predict(table, bars, start=start, in_sample=in_sample)
     real = label("return", bars, table["sigma"], model.config.horizon).loc[said.index]
     return pd.DataFrame({"prediction": said, "realised": real}).dropna()
 
 def validation_pairs(
-    model: ModelRecord,    # freshly trained
-    table: pd.DataFrame,   # features, of at least the span it was trained on
+    model: ModelRecord,    # newly trained
+    table: pd.DataFrame,   # features, covering at least the training span
     bars: pd.DataFrame,    # the bars they were computed from
 ) -> pd.DataFrame:         # as from `forecast_pairs`, the validation bars only
-    "Forecasts and outcomes of the bars that chose the epoch."
+    "Forecasts and outcomes of the validation bars."
     horizon, n = model.config.horizon, model.training["validation_windows"]
     last = bars.index.searchsorted(as_utc(model.trained_until)) - horizon
     known = np.isfinite(label("return", bars, table["sigma"], horizon).to_numpy())
@@ -97,8 +97,10 @@ def validation_pairs(
 def validation_figures(
     pairs: pd.DataFrame,   # from `validation_pairs`
     horizon: int = 1,      # bars ahead
-) -> dict:                 # n, loss, loss_of_zero, variance (of the mean difference of the two), hit, ic; None where undefined
-    "What a model promises, in numbers that can be compared with what it does."
+) -> dict:                 # n, loss, loss_of_zero, variance, hit, ic; None where undefined
+    """Validation statistics of a model, for comparison with its live results.
+
+    `variance` is that of the mean difference between `loss` and `loss_of_zero`."""
     from cryptolstm.stats.skill import hac_lags, hac_variance, hit_rate, information_coefficient
     number = lambda x: float(x) if np.isfinite(x) else None
     y, f = pairs["realised"], pairs["prediction"]
@@ -114,10 +116,12 @@ def validation_figures(
 # %% ../../nbs/model/10_challenge.ipynb #37e07049
 def paired_test(
     a: np.ndarray,      # losses of one model, bar by bar
-    b: np.ndarray,      # of the other, same bars
+    b: np.ndarray,      # losses of the other on the same bars
     horizon: int = 1,   # bars ahead
-) -> dict:              # n, difference (mean of a − b), statistic, p_worse (one-sided: a has the larger loss), p (two-sided); None below 30 bars
-    "Diebold & Mariano (1995) on paired losses with Harvey's correction."
+) -> dict:              # n, difference (mean of a − b), statistic, p_worse, p; None below 30 bars
+    """Diebold–Mariano (1995) test of paired losses with Harvey's correction.
+
+    `p_worse` is one-sided (a has the larger loss), `p` two-sided."""
     from scipy import stats
     from cryptolstm.stats.skill import LEAST, hac_lags, hac_variance
     d = np.asarray(a, float) - np.asarray(b, float)
@@ -142,15 +146,15 @@ def paired_test(
     }
 
 # %% ../../nbs/model/10_challenge.ipynb #666a5f26
-WORSE = 0.05  # p-value below which a new model counts as worse than the one in use
+WORSE = 0.05  # p-value below which a new model is considered worse than the one in use
 
 def challenge(
-    new: ModelRecord,      # freshly trained
+    new: ModelRecord,      # newly trained
     old: ModelRecord,      # in use
-    table: pd.DataFrame,   # features, of the new model's span
+    table: pd.DataFrame,   # features, covering the new model's span
     bars: pd.DataFrame,    # the bars they were computed from
-) -> dict:                 # use (whether the new one takes over), reason, loss_new, loss_old, and the figures of `paired_test`
-    "Whether a new version may replace the one in use."
+) -> dict:                 # use, reason, loss_new, loss_old, and the figures of `paired_test`
+    "Decide whether a new version replaces the one in use (`use`), with the reason and the test."
     val = validation_pairs(new, table, bars)
     val = val[val.index > as_utc(old.fitted_until or old.trained_until)]
     if len(val):
@@ -176,12 +180,12 @@ def challenge(
 # %% ../../nbs/model/10_challenge.ipynb #a1351978
 def youngest_try(
     line: str,                  # from `line_name`
-    fits: Callable,             # record → bool: made for the same request
-    now,                        # close time of the bar decided on
+    fits: Callable,             # record → bool: trained for the same request
+    now,                        # close time of the decision bar
     root: Path | None = None,   # models folder
-    newest: int = 20,           # versions looked at
-) -> float | None:              # hours since its training span ended; None if there is none
-    "The age of the youngest version that was compared with the one in use."
+    newest: int = 20,           # newest versions to consider
+) -> float | None:              # hours since its training span ended; None if there is no such version
+    "Age of the youngest version that was compared with the one in use."
     ages = []
     for folder in version_folders(line, root)[-newest:]:
         try:
@@ -190,28 +194,28 @@ def youngest_try(
                 **{k: v for k, v in read_record(folder).items() if k in ModelRecord.__dataclass_fields__}
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OperationError):
-            continue  # a damaged challenger was not tried
+            continue  # a damaged challenger does not count
         if fits(record) and (age := age_hours(record, now)) >= 1: ages.append(age)
     return min(ages, default=None)
 
 # %% ../../nbs/model/10_challenge.ipynb #d16f53e4
-MOST_VERSIONS = 30   # that are asked about the past
+MOST_VERSIONS = 30   # most versions in a history
 
 def line_history(
     line: str,                 # from `line_name`
-    current: Version,          # in use
+    current: Version,          # the version in use
     read: Callable,            # folder → model
-    fits: Callable,            # model → bool: made for the same request
+    fits: Callable,            # model → bool: trained for the same request
     since,                     # open time of the oldest bar of interest
     root: Path | None = None,  # models folder
 ) -> list[Version]:            # newest first, beginning with the current one
-    """The version in use and those that were used before it, back to the first that had not seen `since`.
+    """The version in use and those used before it, back to the first that had not seen `since`.
 
-    A damaged one is passed over: an older one knows nothing of its bars either."""
+    Damaged versions are skipped; an older version, which has not seen their bars either, covers them."""
     found = [current]
     for folder in [p for p in reversed(version_folders(line, root)) if was_used(p)]:
         if as_utc(found[-1].model.trained_until) < as_utc(since) or len(found) == MOST_VERSIONS: break
-        try:version = read_version(folder, read)
+        try: version = read_version(folder, read)
         except OperationError: continue
         if as_utc(version.model.trained_until) < as_utc(found[-1].model.trained_until) and fits(
             version.model
@@ -224,9 +228,11 @@ def line_forecasts(
     history: list[Version],   # from `line_history`
     table: pd.DataFrame,      # features
     bars: pd.DataFrame,       # the bars they were computed from
-    last: int,                # newest bars wanted
-) -> pd.DataFrame:            # prediction, in σ, and version: its place in `history`; one row per bar from the first that one of them had not seen
-    "What the line said of the newest bars, each by the newest version that had not seen it."
+    last: int,                # number of newest bars
+) -> pd.DataFrame:            # prediction, in σ, and version, its position in `history`
+    """Forecasts of a line for the newest bars, each by the newest version that had not seen the bar.
+
+    One row per bar, from the first bar that one of the versions had not seen."""
     stop, parts = len(bars), []
     for k, version in enumerate(history):
         start = max(
@@ -253,9 +259,9 @@ def line_pairs(
     history: list[Version],   # from `line_history`
     table: pd.DataFrame,      # features
     bars: pd.DataFrame,       # the bars they were computed from
-    last: int,                # newest bars wanted
+    last: int,                # number of newest bars
 ) -> pd.DataFrame:            # prediction, realised, version; rows where both are known
-    "What the line said of the newest bars, and what came true."
+    "Forecasts of a line for the newest bars, and realised returns."
     if not history:
         return pd.DataFrame(
             columns=["prediction", "realised", "version"], index=bars.index[:0], dtype="float64"
@@ -268,9 +274,9 @@ def line_pairs(
 # %% ../../nbs/model/10_challenge.ipynb #2216f96b
 def calibration_pairs(
     validation: pd.DataFrame,   # from `validation_pairs`
-    # prediction and realised of bars that were not seen by the model that forecast them
+    # prediction and realised of bars forecast by a model that had not seen them
     before: pd.DataFrame,
 ) -> pd.DataFrame:              # prediction, realised
-    "What to calibrate on: forecasts from before, and validation forecasts for the bars that have none."
+    "Pairs for calibration: earlier forecasts, and validation forecasts for the bars without one."
     both = [before[validation.columns], validation.loc[validation.index.difference(before.index)]]
     return pd.concat([part for part in both if len(part)]).sort_index()

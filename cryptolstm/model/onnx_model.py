@@ -22,8 +22,8 @@ from ..core.machine import cores, threads_asked
 # %% ../../nbs/model/05_onnx_model.ipynb #471bd3fa
 def scale_and_shift(
     layer,                                # a built `keras.layers.BatchNormalization`
-) -> tuple[np.ndarray, np.ndarray]:       # one number per column each
-    "What a batch normalisation does once it is trained."
+) -> tuple[np.ndarray, np.ndarray]:       # one value per column each
+    "Scale and shift of a trained batch normalisation."
     gamma, beta, mean, variance = (w.astype("float64") for w in layer.get_weights())
     scale = gamma / np.sqrt(variance + layer.epsilon)
     return scale, beta - mean * scale
@@ -51,8 +51,10 @@ def add_lstm(
     graph: _Graph,
     layer,                               # a built `keras.layers.LSTM` with tanh and sigmoid
     scale: np.ndarray, shift: np.ndarray,  # of the batch normalisation before it
-) -> None:                               # `last` becomes (lookback, batch, units), or (batch, units) if only the last step is asked for
-    "An LSTM layer as one operator."
+) -> None:
+    """Add an LSTM layer as one operator.
+
+    `last` becomes (lookback, batch, units), or (batch, units) if the layer returns the last step only."""
     w, u, b = (v.astype("float64") for v in layer.get_weights())
     b, w = b + shift @ w, scale[:, None] * w
     order = np.concatenate([np.arange(k * layer.units, (k + 1) * layer.units) for k in (0, 3, 1, 2)])
@@ -71,7 +73,7 @@ def add_lstm(
     graph.node("Squeeze", graph.last, graph.const([1 if layer.return_sequences else 0], "int64"))
 
 # %% ../../nbs/model/05_onnx_model.ipynb #a2d9863e
-OPERATORS = {  # the activation in Keras: the operator of ONNX, and its numbers where Keras has others
+OPERATORS = {  # Keras activation: ONNX operator, and parameters where the defaults differ
     "relu": ("Relu", {}),
     "tanh": ("Tanh", {}),
     "sigmoid": ("Sigmoid", {}),
@@ -85,12 +87,12 @@ OPERATORS = {  # the activation in Keras: the operator of ONNX, and its numbers 
 COMPOSED = ("swish", "silu", "gelu", "mish")
 
 def add_activation(
-    graph: _Graph,   # its `last` is what the activation is applied to
-    name: str,       # as Keras calls it
+    graph: _Graph,   # its `last` is the input of the activation
+    name: str,       # Keras' name of the activation
 ) -> None:
-    """swish is x·σ(x), mish x·tanh(log(1 + eˣ)), gelu ½x·(1 + erf(x/√2)), each element by itself.
+    """Add an elementwise activation; linear adds no node.
 
-    Linear adds nothing."""
+    swish is x·σ(x), mish x·tanh(log(1 + eˣ)), gelu ½x·(1 + erf(x/√2))."""
     x = graph.last
     if name in OPERATORS: graph.node(OPERATORS[name][0], x, **OPERATORS[name][1])
     elif name in ("swish", "silu"): graph.node("Mul", x, graph.node("Sigmoid", x))
@@ -105,14 +107,14 @@ def add_dense(
     layer,                                 # a built `keras.layers.Dense`
     scale: np.ndarray, shift: np.ndarray,  # of the batch normalisation before it
 ) -> None:
-    "A dense layer: a product and its activation."
+    "Add a dense layer: a matrix product and its activation."
     w, b = (v.astype("float64") for v in layer.get_weights())
     graph.node("Gemm", graph.last, graph.const(scale[:, None] * w), graph.const(b + shift @ w))
     add_activation(graph, layer.activation.__name__)
 
 # %% ../../nbs/model/05_onnx_model.ipynb #e0738f9f
 def _check_layer(layer) -> None:
-    "`OperationError` for a layer that `to_onnx` would get wrong."
+    "Raise `OperationError` for a layer that `to_onnx` does not support."
     kind, name = _kind(layer), getattr(getattr(layer, "activation", None), "__name__", "")
     fine = {
         "BatchNormalization": True,
@@ -133,51 +135,58 @@ def _check_layer(layer) -> None:
         )
 
 def _kind(layer) -> str:
-    "The class of Keras a layer is, or is derived from."
+    "Name of the Keras class that a layer is or is derived from."
     return next(
         (c.__name__ for c in type(layer).__mro__ if c.__module__.startswith("keras.")), type(layer).__name__
     )
 
 # %% ../../nbs/model/05_onnx_model.ipynb #8738e980
 def to_onnx(
-    # a built Keras network of BatchNormalization, LSTM, Dropout and Dense, one after another
+    # a built sequential Keras network of BatchNormalization, LSTM, Dropout and Dense
     net,
 ) -> onnx.ModelProto:       # input "x" (batch, lookback, columns) float32, output (batch, outputs)
-    "A network as a graph of LSTM and Gemm operators. `OperationError` for a layer it cannot express."
+    "A network as an ONNX graph of LSTM and Gemm operators. Raises `OperationError` for an unsupported layer."
     _, lookback, columns = net.input_shape
     graph, plain = _Graph("x"), (np.ones(columns), np.zeros(columns))
     graph.node("Transpose", "x", perm=[1, 0, 2])
-    waiting = plain   # scale and shift not yet taken over
+    waiting = plain   # scale and shift not yet folded into a product
     for layer in net.layers:
         _check_layer(layer)
         if (kind := _kind(layer)) == "BatchNormalization": waiting = scale_and_shift(layer)
         elif kind in ("LSTM", "Dense"):
             (add_lstm if kind == "LSTM" else add_dense)(graph, layer, *waiting)
             waiting = np.ones(layer.units), np.zeros(layer.units)
-    shape = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", lookback, columns])], [helper.make_tensor_value_info(graph.last, TensorProto.FLOAT, ["batch", net.output_shape[-1]])]
-    model = helper.make_model(helper.make_graph(graph.nodes, "cryptolstm", *shape, graph.constants), opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    shape = (
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", lookback, columns])],
+        [helper.make_tensor_value_info(graph.last, TensorProto.FLOAT, ["batch", net.output_shape[-1]])],
+    )
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "cryptolstm", *shape, graph.constants),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )
     onnx.checker.check_model(model)
     return model
 
 # %% ../../nbs/model/05_onnx_model.ipynb #cb011500
 def threads() -> int:
-    "Two, or one if there is one core or `OMP_NUM_THREADS` says so."
+    "Number of threads: two, or one with a single core or `OMP_NUM_THREADS=1`."
     return min(threads_asked("OMP_NUM_THREADS") or 2, cores(), 2)
 
 class OnnxNetwork:
-    "A network read from an ONNX file. `OperationError` if it cannot be read."
+    "A network read from an ONNX file. Raises `OperationError` if it cannot be read."
 
     def __init__(self, file: Path | str):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads(), 1
-        # the second thread waits awake only while a prediction runs
+        # the second thread spins only while a prediction runs
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(
                 str(file), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as e:  # onnxruntime's own classes have no common base but Exception
+        except Exception as e:  # onnxruntime's exceptions have no common base class but Exception
             raise OperationError(
                 f"{file} cannot be read as an ONNX network ({type(e).__name__}); train anew or use the Keras"
                 " model"
@@ -186,27 +195,26 @@ class OnnxNetwork:
     def predict(
         self,
         windows: np.ndarray,   # (n, lookback, columns), scaled rows
-    ) -> np.ndarray:           # (n,) float64, what the network says
-        "One number per window."
+    ) -> np.ndarray:           # (n,) float64
+        "One prediction per window."
         return self.session.run(None, {"x": np.ascontiguousarray(windows, "float32")})[0][:, 0].astype(
             "float64"
         )
 
 # %% ../../nbs/model/05_onnx_model.ipynb #f2d68f06
-# largest difference to Keras that is accepted, in units of the target; where that is beyond 1, as a share of
-# it
+# largest accepted difference from Keras, in units of the target; relative for predictions beyond 1
 TOLERANCE = 1e-6
 
 def write_onnx(
     net,                             # a built Keras network
-    file: Path | str,                # final place
-    tolerance: float = TOLERANCE,    # largest difference accepted
-    # (windows, lookback, columns) → (windows, 1), where it is compiled already; None = the network's own
+    file: Path | str,                # final path
+    tolerance: float = TOLERANCE,    # largest accepted difference
+    # compiled prediction (windows, lookback, columns) → (windows, 1); None = that of the network
     predict: Callable | None = None,
 ) -> float:                          # largest difference found
-    """Write a network as ONNX once it is shown to say the same.
+    """Write a network as an ONNX file, after checking its predictions against Keras.
 
-    `OperationError` if it does not; then nothing is written."""
+    Raises `OperationError` if they differ; then nothing is written."""
     model = to_onnx(net)
     windows = np.random.default_rng(0).normal(scale=2.0, size=(32, *net.input_shape[1:])).astype("float32")
     expected = np.asarray((predict or net.predict_on_batch)(windows), "float64")[:, 0]

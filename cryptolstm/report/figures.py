@@ -12,7 +12,7 @@ from ..core.text import figure_text
 from ..research.baselines import HOLD, REVERSAL, STRATEGY
 
 # %% ../../nbs/report/01_figures.ipynb #d4e1c067
-FIGURES = (  # label, name in `figures`, how to write it
+FIGURES = (  # label, name in `figures`, format
     ("total return", "total_return", "+.2%"),
     ("final balance", "final_balance", ",.2f"),
     ("liquidation value", "liquidation_value", ",.2f"),
@@ -49,8 +49,8 @@ DETAILS = (
 def figure_rows(
     r: dict,            # from `backtest` or `summary`
     shown: tuple = FIGURES,   # or `DETAILS`
-) -> list[list[str]]:   # label, then the strategy's, buy & hold's and the one-line rule's figure
-    "The figures of the money beside those of the baselines that trade."
+) -> list[list[str]]:   # label, then the figures of strategy, buy & hold and one-line rule
+    "Performance figures of the strategy and of the baselines that trade."
     sides = [
         {**side, **side["counts"]}
         for side in (r, r["baseline_figures"][HOLD], r["baseline_figures"][REVERSAL])
@@ -63,7 +63,7 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 def drawdown_text(
     r: dict,   # from `backtest` or `summary`
 ) -> str:      # without a full stop
-    "From when to when the deepest falls went, marked at closes and inside bars."
+    "Peak and trough times of the maximum drawdown, at closing prices and inside bars."
     def fall(key: str) -> str:
         start, end = (r[f"{key}_{side}"] for side in ("peak", "trough"))
         day = lambda t: str(t)[:16].replace("T", " ")
@@ -82,8 +82,8 @@ def drawdown_text(
 
 def month_rows(
     r: dict,   # from `backtest`
-) -> list[list[str]]:   # year, whose, a cell per month, the year; "–" where nothing was tested
-    "Net return of every month and year, the strategy's and that of buy & hold."
+) -> list[list[str]]:   # year, name, one cell per month, whole year; "–" where nothing was tested
+    "Net returns of the strategy and of buy & hold, by month and year."
     cell = lambda x: "–" if x is None or not math.isfinite(x) else figure_text(x, "+.1%")
     years = r["monthly"][STRATEGY].index
     return [

@@ -31,9 +31,9 @@ def finding(what: str, ok: bool, said: str) -> dict: return {"what": what, "ok":
 
 def bars_again(
     manifest: Mapping,           # its `data` and `config`
-    home: Path | None = None,    # where bars are stored
-) -> pd.DataFrame:               # bars on the regular grid. `OperationError` where they are not to be had
-    "The bars of a page, from the store or from the demo market."
+    home: Path | None = None,    # folder of the bar store
+) -> pd.DataFrame:               # bars on the regular grid
+    "The bars of a page, from the store or the demo market. Raises `OperationError` if they are missing."
     data, ticker = manifest["data"], manifest["config"]["ticker"]
     if data.get("simulated"):
         return regular_grid(
@@ -59,9 +59,9 @@ def bars_again(
         ) from e
 
 def check_text(
-    text: str,    # of a page
+    text: str,    # a page with its manifest
 ) -> tuple[list[dict], dict]:   # findings, manifest
-    "Whether the page and its manifest are as they were written."
+    "Check that the page and its manifest are as they were written."
     page, manifest = split(text)
     rest = {k: v for k, v in manifest.items() if k != "sha256"}
     sha = _sha(page)
@@ -80,9 +80,9 @@ def check_text(
 
 def check_notebook(
     manifest: Mapping,
-    path: Path,        # of the page
+    path: Path,        # path of the page
 ) -> tuple[list[dict], list[str]]:   # findings, notes
-    "Whether the notebook beside the page is the one it was made from; a missing one is only a note."
+    "Check the notebook beside the page against its hash; a missing notebook is only a note."
     stamp, beside = manifest.get("notebook"), path.with_suffix(".ipynb")
     if not stamp: return [], ["the page does not say which notebook it was made from"]
     if not beside.is_file(): return [], [f"the notebook {beside.name} is not beside the page"]
@@ -98,9 +98,9 @@ def check_notebook(
 def check_stored(
     manifest: Mapping,
     home: Path | None = None,
-) -> tuple[dict, pd.DataFrame | None]:   # finding, and the bars where they could be had
-    "Whether the bars of a page are still the same."
-    try:bars = bars_again(manifest, home)
+) -> tuple[dict, pd.DataFrame | None]:   # finding, and the bars if available
+    "Check that the bars of a page are unchanged."
+    try: bars = bars_again(manifest, home)
     except OperationError as e: return finding("bars", False, str(e)), None
     sha, wanted = bars_hash(bars), manifest["data"]["sha256"]
     return (
@@ -121,7 +121,7 @@ def numbers_of(
     table,               # nested mappings and lists
     name: str = "",
 ) -> dict[str, object]:  # dotted name → leaf
-    "A nested table as one list of names and values."
+    "A nested table, flattened to names and values."
     parts = (
         table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else None
     )
@@ -132,26 +132,26 @@ def numbers_of(
         for k, v in numbers_of(part, f"{name}.{key}" if name else str(key)).items()
     }
 
-SAME = 1e-9   # largest relative difference of figures on the same kind of CPU
+SAME = 1e-9   # largest relative difference between figures on the same kind of CPU
 
 def tolerance(
-    manifest: Mapping,   # of a page
+    manifest: Mapping,   # manifest of a page
 ) -> float:
-    "By how much figures may differ here from those of a page."
+    "Largest relative difference allowed between figures computed here and those of a page."
     return SAME if (manifest.get("determinism") or {}).get("cpu") in (None, cpu_kind()) else OTHER_KIND
 
 def agree(a, b, rel: float = SAME) -> bool:
-    "Whether two values are the same, numbers up to `rel`."
+    "Whether two values are equal; numbers may differ by `rel`."
     number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
     return math.isclose(a, b, rel_tol=rel, abs_tol=1e-12) if number(a) and number(b) else a == b
 
 def compare_tables(
     what: str,
-    old,    # as the page has it
-    new,    # as it came out now
+    old,    # values of the page
+    new,    # values of the second run
     rel: float = SAME,   # from `tolerance`
-) -> dict:  # a finding that names the first value that differs
-    "One table of a page against the same of a second run."
+) -> dict:  # a finding that names the first differing value
+    "Compare a table of a page with that of a second run."
     if old is None and new is not None: return finding(what, False, "the page has none")
     old, new = numbers_of(old), numbers_of(new)
     differ = lambda rel: [
@@ -176,13 +176,14 @@ def compare_tables(
         ),
     )
 
-STAMPED = ("bars", "first", "tested_from", "tested_until", "gaps")   # of `data`, besides the hash
+# fields of `data` that are compared besides the hash
+STAMPED = ("bars", "first", "tested_from", "tested_until", "gaps")
 
 def compare_results(
     manifest: Mapping,
     again: Mapping,    # from `summary` of the second run
 ) -> list[dict]:       # one finding per table
-    "What came out again and what did not."
+    "Compare the results of a page with those of a second run."
     now = make_manifest(json.loads(_canonical(again)), "")
     rel, of = tolerance(manifest), lambda m: {k: m["data"].get(k) for k in STAMPED}
     parts = (
@@ -194,15 +195,15 @@ def compare_results(
 _PICTURE = re.compile(r"data:image/[^\"' ]*|<svg.*?</svg>", re.S)
 
 def skeleton(
-    page: str,         # HTML without a manifest
+    page: str,         # HTML without the manifest
 ) -> list[str]:        # tags and texts, in order
-    "A page without its pictures and without what only says how it was executed."
+    "Tags and texts of a page, without pictures and traces of its execution."
     page = re.sub(
         r' id="cell-id=[^"]*"',
         "",
         _PICTURE.sub("picture", re.sub(r"(<iframe[^>]*>)", lambda m: unescape(m[1]), page)),
     )
-    page = re.sub(r'<div class="cell[^"]*code_cell[^"]*">\s*</div>', "", page)     # a cell that shows nothing
+    page = re.sub(r'<div class="cell[^"]*code_cell[^"]*">\s*</div>', "", page)     # a cell without output
     return [part for part in (" ".join(p.split()) for p in re.split(r"(<[^>]+>)", page)) if part]
 
 DIGITS = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -211,7 +212,7 @@ def same_text(
     a: str, b: str,   # pieces of two pages
     rel: float,       # from `tolerance`
 ) -> bool:
-    "Whether two texts differ in nothing but numbers that agree within `rel` or a unit of their last digit."
+    "Whether two texts are equal, up to numbers that agree within `rel` or one unit of the last digit."
     if a == b: return True
     if rel == SAME or DIGITS.sub("#", a) != DIGITS.sub("#", b): return False
     pairs = zip(DIGITS.findall(a), DIGITS.findall(b), strict=True)
@@ -224,11 +225,11 @@ def same_text(
     )
 
 def compare_pages(
-    page: str,    # as it is
-    again: str,   # from the new results
+    page: str,    # page to check
+    again: str,   # page built from the new results
     rel: float = SAME,   # from `tolerance`
 ) -> dict:        # a finding
-    "Whether two pages say the same in the same places, pictures aside."
+    "Compare two pages piece by piece, except for pictures."
     a, b = skeleton(page), skeleton(again)
     if rel != SAME and len(a) == len(b):
         b = [x if same_text(x, y, rel) else y for x, y in zip(a, b, strict=True)]
@@ -246,10 +247,10 @@ def rerun(
     bars: pd.DataFrame,      # of the page
     progress: bool = False,
 ) -> dict:                   # from `backtest`
-    """The run of a page once more, tested for leaks in any case; nothing is entered in the ledger.
+    """Run the backtest of a page again, always with a leak certificate and without an entry in the ledger.
 
-    Notes on how the bars were got, and placebo runs, are the page's own."""
-    from cryptolstm.research.backtest import backtest   # TensorFlow: seconds, which `quick` need not wait for
+    Notes on the origin of the bars, and placebo runs, are taken from the page."""
+    from cryptolstm.research.backtest import backtest   # loads TensorFlow: `quick` need not wait
     from cryptolstm.data.quality import NOTES
     s, run, data = manifest["search"], run_config(manifest["config"]), manifest["data"]
     standing = Standing(s["trial"], s["trials"], s["variance"], s["reruns"], s["traded"], s["entered"])
@@ -263,12 +264,12 @@ def rerun(
 
 def check_again(
     manifest: Mapping,
-    page: str,                    # without the manifest
+    page: str,                    # page without the manifest
     bars: pd.DataFrame,           # of the page
-    home: Path | None = None,     # whose ledger is asked
+    home: Path | None = None,     # folder of the ledger
     progress: bool = False,
 ) -> tuple[list[dict], list[str]]:   # findings, notes
-    "Numbers and text of a page against those of a second run."
+    "Compare the numbers and the text of a page with those of a second run."
     from cryptolstm.research.backtest import summary, trial_of
     from cryptolstm.report.render import page_again
     results = rerun(manifest, bars, progress)
@@ -293,7 +294,7 @@ def check_again(
     ]
 
 def standing_note(search: Mapping, known: Standing | None) -> list[str]:
-    "What the ledger here knows of the standing of a run that the page claims."
+    "A note if the trial number on the page differs from that in the ledger on this machine."
     if known is None:
         return [
             "the ledger here does not know this run, so how often these bars had been tried is what the page"
@@ -311,16 +312,16 @@ def standing_note(search: Mapping, known: Standing | None) -> list[str]:
     )
 
 def verify(
-    path: Path | str,            # a page
-    quick: bool = False,         # page, manifest, notebook and bars only
-    home: Path | None = None,    # where bars are stored
-    progress: bool = False,      # of the second run
+    path: Path | str,            # path of a page
+    quick: bool = False,         # check page, manifest, notebook and bars only
+    home: Path | None = None,    # folder of the bar store and the ledger
+    progress: bool = False,      # show the progress of the second run
 ) -> dict:                       # ok, quick, path, findings, notes
-    "Whether a page, its bars and its numbers belong together. `InputError` where it is no page of ours."
+    "Verify a page, its bars and its numbers. Raises `InputError` if it is not a page of this package."
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no page {path}; pass for instance reports/eth_usd/backtest.html")
-    try:text = path.read_bytes().decode()
+    try: text = path.read_bytes().decode()
     except UnicodeDecodeError as e:
         raise InputError(f"{path} is not a page of text (byte {e.start}); pass an HTML report") from e
     found, manifest = check_text(text)
@@ -334,11 +335,18 @@ def verify(
         found.append(
             finding("metrics", False, "not computed again, since the bars are not those of the page")
         )
-    return {"ok": all(f["ok"] for f in found), "quick": quick, "path": str(path), "findings": found, "notes": [*_elsewhere(manifest), *notes],
-            "made_at": manifest["made_at"], "verdict": manifest["verdict"]["level"]}
+    return {
+        "ok": all(f["ok"] for f in found),
+        "quick": quick,
+        "path": str(path),
+        "findings": found,
+        "notes": [*_elsewhere(manifest), *notes],
+        "made_at": manifest["made_at"],
+        "verdict": manifest["verdict"]["level"],
+    }
 
 def _elsewhere(manifest: Mapping) -> list[str]:
-    "What was different where the page was made, and what of it is not made again."
+    "Notes on differences from the machine that wrote the page, and on what is not computed again."
     here = {**versions(), "commit": git_commit()}
     there = {**manifest["versions"], "commit": manifest.get("git_commit")}
     notes = [

@@ -407,7 +407,8 @@ def bare_pages(url: str) -> float:
     from concurrent.futures import ThreadPoolExecutor
 
     from cryptolstm.data.fetch import LINES
-    iso = lambda s: time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(s))
+    def iso(s):
+        return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(s))
     last = 1_738_368_000
     jobs = [
         (max(stop - 300 * 3600, last - YEARS3 * 3600), stop)
@@ -652,7 +653,8 @@ def metrics_vs_vectorbt():
     "With all figures, against vectorbt's `stats`."
     from cryptolstm.stats.performance import figures
     from cryptolstm.execution.simulate import simulate
-    ours = lambda bars, signal, move: (result := simulate(bars, signal, fee=FEE), figures(result))[0]
+    def ours(bars, signal, move):
+        return (result := simulate(bars, signal, fee=FEE), figures(result))[0]
     return against("metrics", 262_800, ours, whole_run, "checks, tables and figures against `stats`")
 
 
@@ -672,7 +674,8 @@ def kernel_vs_backtesting_py():
 def simulate_vs_backtesting_py():
     "The same with checks and tables."
     from cryptolstm.execution.simulate import simulate
-    ours = lambda bars, signal, move: simulate(bars, signal, **COINS)
+    def ours(bars, signal, move):
+        return simulate(bars, signal, **COINS)
     return against(
         "backtesting", 8_760, ours, lambda r: {"equity": r["equity"]}, "checks and tables included"
     )
@@ -684,10 +687,12 @@ def sweep_vs_vectorbt():
     import numpy as np
     from cryptolstm.execution.sweep import sweep
     scales = np.linspace(0, 2, 1000)
-    ours = lambda bars, signal, move: sweep(
-        bars, signal, {"threshold_scale": scales}, move=move, threshold=np.ones(len(bars)), fee=FEE
-    )
-    answer = lambda t: {"returns": t["total_return"], "trades": t["num_trades"], "fees": t["total_fees"]}
+    def ours(bars, signal, move):
+        return sweep(
+            bars, signal, {"threshold_scale": scales}, move=move, threshold=np.ones(len(bars)), fee=FEE
+        )
+    def answer(t):
+        return {"returns": t["total_return"], "trades": t["num_trades"], "fees": t["total_fees"]}
     return against("sweep", 8_760, ours, answer, "1000 × 8760, all scores against total returns")
 
 

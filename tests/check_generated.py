@@ -31,11 +31,10 @@ def changed(folder: Path, part: str) -> list[str]:
     "Files under `part` that differ between the repository and the copy, or exist in only one of them."
     names = {str(p.relative_to(base)) for base in (ROOT, folder) for p in (base / part).rglob("*")
              if p.is_file() and "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
-    same = (
-        lambda n: (ROOT / n).is_file()
-        and (folder / n).is_file()
-        and filecmp.cmp(ROOT / n, folder / n, shallow=False)
-    )
+    def same(n):
+        return ((ROOT / n).is_file()
+            and (folder / n).is_file()
+            and filecmp.cmp(ROOT / n, folder / n, shallow=False))
     return sorted(n for n in names if not same(n))
 
 

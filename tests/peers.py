@@ -25,8 +25,10 @@ try:
     else: import vectorbt as vbt
 except ImportError: sys.exit(3)
 
-hours = lambda n: pd.date_range("2000-01-01", periods=n, freq="h")
-next_open = lambda signal: np.r_[0, signal[:-1]]            # decided at the close, filled at the next open
+def hours(n):
+    return pd.date_range("2000-01-01", periods=n, freq="h")
+def next_open(signal):
+    return np.r_[0, signal[:-1]]            # decided at the close, filled at the next open
 
 
 def frame(bars):
@@ -77,7 +79,8 @@ def from_signals(bars, settings):
 def from_orders(bars, settings):
     """Equity of vectorbt for a group of columns that share their cash; `target` is a share of equity, NaN for
     no order."""
-    column = lambda name: pd.DataFrame(bars[name], hours(len(bars[name])))
+    def column(name):
+        return pd.DataFrame(bars[name], hours(len(bars[name])))
     p = vbt.Portfolio.from_orders(
         column("close"),
         size=column("target"),
@@ -148,17 +151,20 @@ def timed_strategy(data):
 
 def timed_signals(data):
     "vectorbt: one column, one column with `stats`, or a column for each threshold."
-    series = lambda x: pd.Series(x, hours(len(x)))
+    def series(x):
+        return pd.Series(x, hours(len(x)))
     close, open_, side = series(data["close"]), series(data["open"]), next_open(data["signal"])
     common = dict(price=open_, fees=0.0002, init_cash=1e5, upon_opposite_entry="reverse", freq="h")
-    go = lambda s: vbt.Portfolio.from_signals(
-        close, entries=s == 1, exits=s == 0, short_entries=s == -1, short_exits=s == 0, **common
-    )
-    figures = lambda p: {
-        "returns": np.atleast_1d(p.total_return()),
-        "trades": np.atleast_1d(p.trades.count()),
-        "fees": np.atleast_1d(p.orders.fees.sum()),
-    }
+    def go(s):
+        return vbt.Portfolio.from_signals(
+            close, entries=s == 1, exits=s == 0, short_entries=s == -1, short_exits=s == 0, **common
+        )
+    def figures(p):
+        return {
+            "returns": np.atleast_1d(p.total_return()),
+            "trades": np.atleast_1d(p.trades.count()),
+            "fees": np.atleast_1d(p.orders.fees.sum()),
+        }
     if kind == "kernel":
         return lambda: (p := go(series(side)), p.value())[0], lambda p: {
             "equity": p.value().to_numpy(),
@@ -174,7 +180,8 @@ def timed_signals(data):
         > 0
     )
     wide = pd.DataFrame(np.where(chosen, side[:, None], 0), close.index)
-    scored = lambda wide: (p := go(wide), p.total_return())[0]
+    def scored(wide):
+        return (p := go(wide), p.total_return())[0]
     scored(wide.iloc[:, :2])                               # compile for tables as well
     return lambda: scored(wide), figures
 

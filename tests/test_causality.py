@@ -55,14 +55,16 @@ def test_signals_survive_truncation_and_altered_futures_inside_the_warm_up_too(k
 
 def test_signals_do_not_depend_on_where_the_history_starts(real_bars):
     bars = market("real", real_bars)
-    signal = lambda b: decisions(b)[["threshold", "direction", "signal"]].astype(float)
+    def signal(b):
+        return decisions(b)[["threshold", "direction", "signal"]].astype(float)
     assert check_start(signal, bars, WARMUP, [1200, 1777, 2399]).empty
 
 
 @pytest.mark.parametrize("kind", ["demo", "real"])
 def test_predictions_of_a_trained_model_survive_truncation_and_altered_futures(bundle, kind, real_bars):
     bars = market(kind, real_bars)
-    predict = lambda b: bundle.predict(features(b), b, in_sample=True).to_frame()
+    def predict(b):
+        return bundle.predict(features(b), b, in_sample=True).to_frame()
     assert predict(bars)["prediction"].notna().sum() > 2000
     assert check_truncation(predict, bars, [8, 60, 61, 700, 2399]).empty
     assert check_future(predict, bars, [60, 1500]).empty

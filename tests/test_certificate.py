@@ -71,7 +71,8 @@ def scaler_swapped_after_training(m):
 
 
 def label_of_the_bar_itself(m):
-    now = lambda real, kind, bars, sigma, horizon=1: np.log(bars["close"]).diff() / sigma
+    def now(real, kind, bars, sigma, horizon=1):
+        return np.log(bars["close"]).diff() / sigma
     for module in (training, walkforward): wrap(m, module, "label", now)
 def decision_knows_the_next_move(m):
     def early(real, prediction, table, run, *a, **k):

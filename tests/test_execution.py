@@ -93,7 +93,8 @@ EXCHANGE = {"lot": [0.01, 10.0], "min_notional": [0.5, 20_000.0], "max_volume_sh
 def setup_of(pick, exchange=True):
     "Settings, each chosen from a list by `pick`."
     sizing = pick(["all_in", "fraction", "volatility"])
-    now_and_then = lambda table: {k: pick(v) for k, v in table.items() if pick([True, False, False])}
+    def now_and_then(table):
+        return {k: pick(v) for k, v in table.items() if pick([True, False, False])}
     orders = now_and_then(ORDERS) | (now_and_then(EXCHANGE) if exchange else {})
     leverage = 1.0 if sizing == "all_in" else pick([1.0, 1.0, 3.0])
     return {
@@ -386,9 +387,10 @@ def test_stops_and_targets_fill_at_their_distance_from_the_entry(case):
     trades = simulate(bars, signal, **setup)["trades"]
     atr = setup.get("atr", wilder_atr(regular_grid(real_bars(bars), 0)).reindex(bars.index))
     real = bars.index[~bars["is_gap"]] if "is_gap" in bars else bars.index
-    nearest = lambda order, atr, price: min(
-        [setup[k] * x for k, x in ((f"{order}_atr", atr), (f"{order}_percent", price)) if k in setup]
-    )
+    def nearest(order, atr, price):
+        return min(
+            [setup[k] * x for k, x in ((f"{order}_atr", atr), (f"{order}_percent", price)) if k in setup]
+        )
     for t in trades[trades["exit_reason"].isin(["stop", "take_profit"])].itertuples():
         decided = atr[real[real < t.entry_time][-1]]
         order, away = ("stop", -1) if t.exit_reason == "stop" else ("take_profit", 1)
@@ -412,11 +414,12 @@ def test_runs_cut_where_nothing_is_held_join_to_the_whole(case, data):
         "atr": setup.get("atr", wilder_atr(bars)),
         "sigma": setup.get("sigma", np.log(bars["close"]).diff().rolling(24).std()),
     }
-    part = lambda rows, **more: simulate(
-        bars.iloc[rows],
-        signal[rows],
-        **{**setup, "exit": "neutral", **{k: v.iloc[rows] for k, v in series.items()}, **more},
-    )
+    def part(rows, **more):
+        return simulate(
+            bars.iloc[rows],
+            signal[rows],
+            **{**setup, "exit": "neutral", **{k: v.iloc[rows] for k, v in series.items()}, **more},
+        )
     whole, first = part(slice(None)), part(slice(None, cut))
     assume(
         first["position"].iloc[-1] == 0
@@ -452,7 +455,8 @@ def test_a_short_of_the_mirrored_market_earns_what_the_long_earned(case):
     plain = dict(fee=0, sizing="fraction", size=1e-6, initial_balance=START) | orders | atr
     a, b = simulate(bars, signal, **plain), simulate(mirrored, -signal, **plain)
     # per coin
-    earned = lambda r: r["trades"]["side"] * (r["trades"]["exit_price"] - r["trades"]["entry_price"])
+    def earned(r):
+        return r["trades"]["side"] * (r["trades"]["exit_price"] - r["trades"]["entry_price"])
     np.testing.assert_allclose(earned(a), earned(b), atol=1e-9)
     assert (
         a["trades"]["exit_reason"].tolist() == b["trades"]["exit_reason"].tolist()
@@ -543,12 +547,15 @@ def test_neutral_closes_unless_only_the_opposite_side_may(run):
 @both
 @pytest.mark.parametrize("side", [1, -1])
 def test_inside_a_bar_the_order_is_gap_then_stop_then_target_then_trailing(run, side):
-    flip = lambda *ohlc: ohlc if side > 0 else (200 - ohlc[0], 200 - ohlc[2], 200 - ohlc[1], 200 - ohlc[3])
-    price = lambda x: x if side > 0 else 200 - x
+    def flip(*ohlc):
+        return ohlc if side > 0 else (200 - ohlc[0], 200 - ohlc[2], 200 - ohlc[1], 200 - ohlc[3])
+    def price(x):
+        return x if side > 0 else 200 - x
     # stop 90, target 115, trailing 102.5 after a high of 110
     orders = dict(side=side, stop_atr=2, take_profit_atr=3, trailing_atr=1.5)
     entry = flip(100, 110, 99, 105)
-    leave = lambda *ohlc: exit_of(one(run, 100, entry, flip(*ohlc), 100, **orders))
+    def leave(*ohlc):
+        return exit_of(one(run, 100, entry, flip(*ohlc), 100, **orders))
     assert leave(88, 120, 80, 100) == (price(88), "gap_stop")
     # opened beyond the trailing stop
     assert leave(101, 120, 80, 100) == (price(101), "trailing")
@@ -599,7 +606,8 @@ def test_of_an_atr_and_a_percent_distance_the_nearer_one_holds(run):
         exit_of(one(run, 100, 100, fall, stop_atr=a, stop_percent=p))[0]
         for a, p in ((2, 0.05), (2, 0.2), (None, 0.2))
     ] == [95, 90, 80]
-    target = lambda a, p: exit_of(one(run, 100, 100, rise, take_profit_atr=a, take_profit_percent=p))[0]
+    def target(a, p):
+        return exit_of(one(run, 100, 100, rise, take_profit_atr=a, take_profit_percent=p))[0]
     assert [target(a, p) for a, p in ((2, 0.05), (2, 0.2), (None, 0.2))] == pytest.approx([105, 110, 120])
     assert exit_of(one(run, 100, 100, rise, side=-1, stop_percent=0.04)) == (104, "stop")
 
@@ -832,9 +840,10 @@ def test_no_entry_while_the_volatility_is_unknown_or_zero(run):
 
 def test_pending_exit_at_the_open_comes_before_the_stop():
     atr = np.full(4, 5.0)
-    exits = lambda signal: simulate(market(100, 100, (85, 86, 84, 86), 86), signal, stop_atr=2, atr=atr)[
-        "trades"
-    ].iloc[0]["exit_reason"]
+    def exits(signal):
+        return simulate(market(100, 100, (85, 86, 84, 86), 86), signal, stop_atr=2, atr=atr)[
+            "trades"
+        ].iloc[0]["exit_reason"]
     assert (exits([1, 0, 0, 0]), exits([1, 1, 0, 0])) == ("signal", "gap_stop")
 
 

@@ -293,7 +293,8 @@ def test_the_halves_of_the_strategy_are_traded_alone(day):
     pd.testing.assert_series_equal(
         result["baselines"][LSTM_ALONE]["equity"], alone["equity"], check_exact=True
     )
-    shout = lambda side: decide(pd.Series(100.0 * side, index), table, run)["signal"]
+    def shout(side):
+        return decide(pd.Series(100.0 * side, index), table, run)["signal"]
     both = shout(1) + shout(-1)
     plain = trade(result["bars"], both, run, atr=known["atr"], sigma=known["sigma"])
     pd.testing.assert_series_equal(

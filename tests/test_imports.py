@@ -41,7 +41,8 @@ def arrows(folder):
 
 def upward(found):
     "The imports that do not point to a lower level or to the same package."
-    package = lambda module: module.split(".")[1]
+    def package(module):
+        return module.split(".")[1]
     return [
         f"{a} imports {b}"
         for a, targets in found.items()

@@ -16,7 +16,8 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 def trial(first: int = 0, hours: int = DAY, fee: float = .001, **more) -> Trial:
     "A trial on this many hours, starting at an hour of 2025."
-    stamp = lambda h: f"2025-01-{1 + h // 24:02d}T{h % 24:02d}:00:00+00:00"
+    def stamp(h):
+        return f"2025-01-{1 + h // 24:02d}T{h % 24:02d}:00:00+00:00"
     base = dict(
         ticker="ETH/USD",
         market="kraken",

@@ -194,7 +194,8 @@ def test_a_check_leaves_a_damaged_store_where_it_is(page, stored_home, tmp_path)
 
 def test_what_the_ledger_here_knows_better_than_the_page_is_noted():
     here = Standing(40, 41, .1)
-    claims = lambda trial, trials, entered=True: {"trial": trial, "trials": trials, "entered": entered}
+    def claims(trial, trials, entered=True):
+        return {"trial": trial, "trials": trials, "entered": entered}
     assert (
         standing_note(claims(40, 41), here) == []
         and "does not know this run" in standing_note(claims(1, 1), None)[0]
@@ -279,7 +280,8 @@ def test_a_leak_makes_the_verdict_and_says_where(monkeypatch):
     "The run's certificate fails, so the verdict is LEAK whatever the returns."
     run = RunConfig(exchange="simulated", **{**WISH, "hours": 96})
     bars = regular_grid(demo_market(bars_needed(run), seed=1))
-    early = lambda b: b[["close"]].assign(peek=b["close"].shift(-1))
+    def early(b):
+        return b[["close"]].assign(peek=b["close"].shift(-1))
     monkeypatch.setattr(
         "cryptolstm.research.backtest.certificate", lambda bars, **how: certificate(bars, features=early)
     )

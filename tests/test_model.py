@@ -253,7 +253,8 @@ OTHER_LIMITS = (
 @pytest.mark.parametrize("end", [0, 1], ids=["smallest", "largest"])
 def test_the_limits_of_every_setting_train_and_can_be_written_down(market, end):
     bars, table = (m.iloc[:200] for m in market)
-    at_limit = lambda name: tuple([RANGES[name][end]]) if name in SEQUENCES else RANGES[name][end]
+    def at_limit(name):
+        return tuple([RANGES[name][end]]) if name in SEQUENCES else RANGES[name][end]
     for names in (COMPILED_LIMITS, *OTHER_LIMITS):
         config = replace(CONFIG, epochs=2, **{name: at_limit(name) for name in names})
         check_network(config)

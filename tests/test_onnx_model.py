@@ -150,10 +150,11 @@ def test_a_difference_counts_as_a_share_where_the_numbers_are_large(tmp_path):
     net = build_network(model_config(RUN), 5)
     for size, off, kept in ((0.0, 3e-6, False), (12.0, 3e-6, True), (12.0, 3e-5, False)):
         net.layers[-1].bias.assign([size])
-        write = lambda off=off: write_onnx(
-            net, tmp_path / "model.onnx",
-            predict=lambda windows: net.predict(windows, verbose=0).astype("float64") + off,
-        )
+        def write(off=off):
+            return write_onnx(
+                    net, tmp_path / "model.onnx",
+                    predict=lambda windows: net.predict(windows, verbose=0).astype("float64") + off,
+                )
         if kept: assert write() < 1e-6
         else:
             with pytest.raises(OperationError, match="differs from Keras"): write()

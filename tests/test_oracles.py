@@ -135,7 +135,8 @@ def group_case(seed, setup, m=4):
         side = np.vstack([np.zeros(m), signals[:-1]])
         changed = np.vstack([np.zeros(m), np.diff(side, axis=0)]) != 0
         target = np.where(changed, side * min(1 / m, cap) / ((1 + side * slip) * (1 + fee)), np.nan)
-    table = lambda k: np.column_stack([b[k] for b in bars.values()])
+    def table(k):
+        return np.column_stack([b[k] for b in bars.values()])
     arrays = {"open": table("open"), "close": table("close"), "target": target}
     return Case("vectorbt", "from_orders", ours, arrays, {"fees": fee, "slippage": slip, "init_cash": CASH})
 
@@ -245,7 +246,8 @@ def group_event(name):
         target = [[np.nan] * 3, [1 / 3, np.nan, np.nan], [np.nan] * 3, [np.nan, 1 / 3, 1 / 3], [np.nan] * 3]
     bars = {f"{'ABC'[i]}/USD": market(*p) for i, p in enumerate(prices)}
     ours = portfolio(bars, dict(zip(bars, signals, strict=True)), fee=fee, initial_balance=CASH)
-    table = lambda k: np.column_stack([b[k] for b in bars.values()])
+    def table(k):
+        return np.column_stack([b[k] for b in bars.values()])
     return Case(
         "vectorbt",
         "from_orders",

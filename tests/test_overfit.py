@@ -113,7 +113,8 @@ def slow_pbo(m: np.ndarray, splits: int) -> list[float]:
     for picks in itertools.combinations(range(splits), splits // 2):
         inside = np.concatenate([blocks[k] for k in picks])
         outside = np.concatenate([blocks[k] for k in range(splits) if k not in picks])
-        ratio = lambda rows: m[rows].mean(axis=0) / m[rows].std(axis=0)
+        def ratio(rows):
+            return m[rows].mean(axis=0) / m[rows].std(axis=0)
         w = stats.rankdata(ratio(outside))[ratio(inside).argmax()] / (m.shape[1] + 1)
         logits.append(math.log(w / (1 - w)))
     return logits

@@ -74,8 +74,10 @@ def test_a_reordered_market_has_the_same_moves_shapes_and_volumes_each_once(hole
 
 def test_what_one_bar_says_of_the_next_is_gone_at_the_seams_and_only_there():
     bars = planted_market(6000, r2=0.10, seed=1)
-    lean = lambda b: np.log(b["close"]).diff().shift(-1).corr(planted_state(b), "spearman")
-    shuffled = lambda mean: reordered_market(bars, block_order(5999, mean, np.random.default_rng(0)))
+    def lean(b):
+        return np.log(b["close"]).diff().shift(-1).corr(planted_state(b), "spearman")
+    def shuffled(mean):
+        return reordered_market(bars, block_order(5999, mean, np.random.default_rng(0)))
     assert lean(bars) > .25 and abs(lean(shuffled(1))) < .04, "each bar by itself: nothing is left"
     assert (
         0.15 < lean(shuffled(48)) < lean(bars) + 0.03
@@ -116,7 +118,8 @@ def test_a_network_taught_dealt_labels_is_another_one_and_is_tested_on_the_real_
 def test_placebo_markets_are_stamped_as_invented_and_as_wild_as_the_bars():
     real = BARS.copy(deep=False)
     real.attrs = {"ticker": "ETH/USD", "exchange": "kraken", "simulated": False, "revised": ["x"]}
-    sd = lambda b: np.log(b["close"]).diff().std()
+    def sd(b):
+        return np.log(b["close"]).diff().std()
     for kind in (ORDER, MARKET):
         made = placebo_market(regular_grid(real), kind, 5)
         assert (

@@ -66,11 +66,12 @@ def generator(loopback, home, **settings):
 
 def test_going_back_changes_the_link_and_no_model_and_the_same_command_undoes_it(line):
     root, (first, second, third) = line
-    files = lambda: {
-        p: p.read_bytes()
-        for p in sorted(root.rglob("*.*"))
-        if p.is_file() and p.name != "used.json" and not p.is_symlink()
-    }
+    def files():
+        return {
+            p: p.read_bytes()
+            for p in sorted(root.rglob("*.*"))
+            if p.is_file() and p.name != "used.json" and not p.is_symlink()
+        }
     before = files()
     assert rollback("line", root=root) == {"line": "line", "was": third.name, "now": second.name}
     assert rollback("line", root=root) == {"line": "line", "was": second.name, "now": third.name}
@@ -180,7 +181,8 @@ def test_the_commands_answer_in_json_and_with_exit_codes(line, monkeypatch):
     (root / "home").mkdir()
     (root / "home" / "models").symlink_to(root)
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(root / "home"))
-    run = lambda *words: CliRunner().invoke(app, ["models", *words, "--model", "line"])
+    def run(*words):
+        return CliRunner().invoke(app, ["models", *words, "--model", "line"])
     assert [r["state"] for r in json.loads(run("list", "--json").stdout)["versions"]] == [
         "kept",
         "kept",

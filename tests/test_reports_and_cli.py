@@ -127,7 +127,8 @@ def test_backtest_of_real_candles_gives_the_same_numbers_twice(loopback, typed, 
     assert first.returncode == second.returncode == 0, first.stderr
     a, b = json.loads(first.stdout), json.loads(second.stdout)
     assert a["data"]["sha256"] == b["data"]["sha256"] and not a["data"]["simulated"]
-    drop = lambda r: {k: v for k, v in r.items() if k != "data"}
+    def drop(r):
+        return {k: v for k, v in r.items() if k != "data"}
     assert drop(a) == drop(b)
     real = real_bars("ETH/USD")
     assert a["data"]["tested_until"].startswith("2025-04-30T23:00")

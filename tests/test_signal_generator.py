@@ -137,9 +137,10 @@ def test_a_rule_and_its_bound_are_parameters_of_the_run():
     bars = demo_market(1300, seed=6)
     table = features(bars)
     loud = pd.Series(np.where(np.arange(400) % 2, 3.0, -3.0), bars.index[-400:])
-    alone = lambda **rules: decide(
-        loud, table, replace(RUN, rules={k: False for k in RULES if k not in rules} | rules)
-    )["signal"]
+    def alone(**rules):
+        return decide(
+            loud, table, replace(RUN, rules={k: False for k in RULES if k not in rules} | rules)
+        )["signal"]
     assert (
         alone(adx=30) == decide(loud, table, RUN, {"adx": replace(RULES["adx"], bound=30)})["signal"]
     ).all()
@@ -214,10 +215,11 @@ def test_two_timeframes_keep_a_model_each(loopback, tmp_path):
     "The specification's example: signals from 48 bars and from 240, alternately."
     loopback.now -= 100 * HOUR
     sg = generator(loopback, tmp_path)
-    ask = lambda: [
-        sg.generate_signals(hours=48, retrain_threshold=6)["model_info"],
-        sg.generate_signals(hours=240, retrain_threshold=24)["model_info"],
-    ]
+    def ask():
+        return [
+            sg.generate_signals(hours=48, retrain_threshold=6)["model_info"],
+            sg.generate_signals(hours=240, retrain_threshold=24)["model_info"],
+        ]
     first, again = ask(), ask()
     assert [m["version"] for m in again] == [m["version"] for m in first] and all(
         m["decision"].startswith("reused") for m in again
@@ -310,9 +312,10 @@ def test_the_plan_for_a_stored_model_follows_its_age_and_what_it_was_made_for():
     bars = demo_market(600, seed=1)
     config = model_config(RUN)
     stored = fit(bars.iloc[:500], features(bars).iloc[:500], config, hours=400)
-    plan = lambda row, market="simulated", hours=400: model_plan(
-        stored, config, "BTC/USD", market, hours, bars.index[row] + HOUR, 24
-    )[0]
+    def plan(row, market="simulated", hours=400):
+        return model_plan(
+            stored, config, "BTC/USD", market, hours, bars.index[row] + HOUR, 24
+        )[0]
     assert [plan(row) for row in (499, 500, 522, 523)] == ["afresh", "reuse", "reuse", "continue"]
     assert (plan(500, "kraken"), plan(523, hours=401)) == ("afresh", "afresh")
     assert model_plan(None, config, "BTC/USD", "kraken", 400, bars.index[0], 24)[0] == "afresh"

@@ -37,8 +37,10 @@ RUN = RunConfig(lookback=12, network=TINY, threshold_scale=0.01, horizon=3)
 def decided(tmp_path_factory):
     "A model trained 30 hours before the bar it decides on, with a horizon of three hours."
     home = tmp_path_factory.mktemp("home")
-    end = lambda hours: (pd.Timestamp("2025-03-01", tz="UTC") + hours * HOUR).isoformat()
-    at = lambda hours: SignalGenerator(exchange="simulated", home=home, config=replace(RUN, end=end(hours)))
+    def end(hours):
+        return (pd.Timestamp("2025-03-01", tz="UTC") + hours * HOUR).isoformat()
+    def at(hours):
+        return SignalGenerator(exchange="simulated", home=home, config=replace(RUN, end=end(hours)))
     at(0).generate_signals(hours=120)
     return at(29).decide_now(hours=120, retrain_threshold=48)
 
@@ -64,9 +66,10 @@ def test_the_record_holds_bars_the_model_had_not_seen_and_no_other(decided):
 def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_path):
     "Each bar is predicted by the version that was newest then, with that version's probability."
     start = pd.Timestamp("2025-03-01", tz="UTC")
-    at = lambda hours: SignalGenerator(
-        exchange="simulated", home=tmp_path, config=replace(RUN, end=(start + hours * HOUR).isoformat())
-    )
+    def at(hours):
+        return SignalGenerator(
+            exchange="simulated", home=tmp_path, config=replace(RUN, end=(start + hours * HOUR).isoformat())
+        )
     for day in range(3): now = at(24 * day).decide_now(hours=120)
     past, versions = now.before(48), [v.folder.name for v in now.history]
     assert len(versions) == 3 and now.signal["model_info"]["version"] == versions[0]

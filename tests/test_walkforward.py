@@ -190,13 +190,14 @@ def test_no_future_enters_the_probability(likely, cut):
 
     Earlier decisions stay the same, bit for bit."""
     bars, walk = likely
-    decide_all = lambda w: decide(
-        w.predictions["prediction"],
-        w.table,
-        LIKELY,
-        {"macd": RULES["macd"]},
-        exceed=w.predictions["p_exceed"],
-    )
+    def decide_all(w):
+        return decide(
+            w.predictions["prediction"],
+            w.table,
+            LIKELY,
+            {"macd": RULES["macd"]},
+            exceed=w.predictions["p_exceed"],
+        )
     whole, last = decide_all(walk).iloc[:cut], len(bars) - 96 + cut
     other = bars.copy()
     other.iloc[last:, :5] = other.iloc[last:, :5].to_numpy() * np.linspace(1.5, 3, len(bars) - last)[:, None]

@@ -13,7 +13,7 @@ from cryptolstm.features.indicators import INPUTS, features
 from cryptolstm.features.targets import target
 from cryptolstm.stats.skill import SIGNIFICANCE, information_coefficient, skill_row
 from cryptolstm.stats.learners import LEARNERS, fold_forecasts
-from cryptolstm.proof.verdict import LUCKY, level_key
+from cryptolstm.proof.verdict import Level
 from cryptolstm.strategy.decide import decide
 from cryptolstm.research.walkforward import bars_needed
 from cryptolstm.research.backtest import backtest
@@ -31,7 +31,8 @@ SMALL = {
 FREE = RunConfig(exchange="simulated", hours=720, train_hours=1500, retrain_every=360, lookback=12,
                  # no costs and no threshold: lucky profits are most likely
                  fee=0.0, slippage=0.0, threshold_scale=0.0, network=SMALL)
-CLAIMS = {"SUSPICIOUS", "SKILL, NOT PROFITABLE", LUCKY, "CANDIDATE"}   # verdicts that claim skill
+# verdicts that claim skill
+CLAIMS = {"SUSPICIOUS", "SKILL, NOT PROFITABLE", Level.NOT_SIGNIFICANT, "CANDIDATE"}
 
 
 def allowed(runs: int, level: float) -> int:
@@ -79,7 +80,7 @@ def null_runs(runs: int) -> pd.DataFrame:
         found = backtest(demo_market(bars_needed(run), seed=seed), run, certify=seed % 8 == 0)
         skill, proof = found["skill"], found["certificate"]
         row = {
-            "level": level_key(found["verdict"].level),
+            "level": Level.of(found["verdict"].level),
             "return": found["total_return"],
             "trades": len(found["trades"]),
             "hit": skill.loc["LSTM", "hit"],
@@ -122,7 +123,7 @@ def planted(hours: int, train_hours: int, r2: float, seed: int, sign: int = 1) -
     best = information_coefficient(found["predictions"]["realised"], sign * state)
     return {
         **found["skill"].loc["LSTM"].to_dict(),
-        "level": level_key(found["verdict"].level),
+        "level": Level.of(found["verdict"].level),
         "leans": forecast.corr(state, "spearman"),
         "orders lean": orders.corr(state),
         "best": best,

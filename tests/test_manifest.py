@@ -15,7 +15,7 @@ from cryptolstm.core.config import RunConfig
 from cryptolstm.data.store import BarStore, bar_path, hour_number, read_store, write_store
 from cryptolstm.data.demo import demo_market
 from cryptolstm.proof.trials import Standing
-from cryptolstm.proof.verdict import LEVELS
+from cryptolstm.proof.verdict import Level
 from cryptolstm.proof.provenance import data_notes
 from cryptolstm.research.walkforward import bars_needed
 from cryptolstm.research.certificate import certificate
@@ -153,7 +153,7 @@ def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_
     them, the full one does."""
     text, manifest = split(page.read_text(encoding="utf-8"))
     level = manifest["verdict"]["level"]
-    lie = text.replace(level, "CANDIDATE").replace(LEVELS[level], LEVELS["CANDIDATE"])
+    lie = text.replace(level, "CANDIDATE").replace(Level(level).opening, Level.CANDIDATE.opening)
     forged = rehashed(
         lie,
         manifest,

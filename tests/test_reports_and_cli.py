@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.config import _RANGES, RunConfig, run_config, run_from_namespace
 from cryptolstm.features.indicators import INDICATORS
-from cryptolstm.proof.verdict import GATE
+from cryptolstm.proof.verdict import Level
 from cryptolstm.report.figures import DETAILS, FIGURES, MONTHS
 from cryptolstm.report.manifest import split
 from cryptolstm.report.render import Report, report_parameters
@@ -200,7 +200,10 @@ def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
     )
 
 
-@pytest.mark.parametrize("level, code", [*GATE.items(), ("PROFITABLE, NOT SIGNIFICANT AFTER 37 TRIALS", 3)])
+CODES = [*((level.value, level.exit_code) for level in Level), (Level.NOT_SIGNIFICANT.after(37), 3)]
+
+
+@pytest.mark.parametrize("level, code", CODES)
 def test_the_gate_of_a_report_is_its_verdict(level, code, typed, monkeypatch, tmp_path):
     found = Report(
         tmp_path / "x.html",
@@ -225,7 +228,7 @@ def test_the_gate_of_a_backtest_is_its_verdict(typed):
     )
     assert (
         json.loads(done.stdout)["verdict"]["level"] == "UNDERPOWERED"
-        and done.returncode == GATE["UNDERPOWERED"] == 6
+        and done.returncode == Level.UNDERPOWERED.exit_code == 6
     )
 
 

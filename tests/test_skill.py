@@ -21,7 +21,7 @@ from cryptolstm.data.demo import demo_market, planted_market, planted_state
 from cryptolstm.stats.skill import (break_even_hit, clark_west, diebold_mariano, hac_lags, hac_variance,
                                     hit_rate, information_coefficient, mase, min_detectable_hit, pairs,
                                     pesaran_timmermann, r2_oos, skill_table)
-from cryptolstm.proof.verdict import GATE, LEVELS, LUCKY, Verdict, level_key, verdict
+from cryptolstm.proof.verdict import Level, Verdict, verdict
 from cryptolstm.research.baselines import last_bar_reversal, momentum
 
 NAN = math.nan
@@ -441,7 +441,9 @@ def test_the_sentence_for_a_normal_result():
     ({**SKILLED, "hit": .58}, (.05, .01, -.2), 2001, "CANDIDATE")])
 def test_the_rule(skill, money, n, level):
     v = verdict(skill, *money, n=n)
-    assert v.level == level and v.sentence.startswith(LEVELS[level] + ": ") and v.sentence.endswith(".")
+    assert (
+        v.level == level and v.sentence.startswith(Level(level).opening + ": ") and v.sentence.endswith(".")
+    )
 
 
 def test_a_short_test_is_never_evidence_and_says_so():
@@ -539,10 +541,12 @@ def test_percentages_read_well():
 def test_a_profit_must_be_more_than_the_luck_of_all_trials(deflated, made, level):
     v = verdict(SKILLED, .05, .01, -.2, deflated=deflated, made=made)
     assert (
-        v.level == level and v.sentence.startswith(LEVELS[level_key(level)]) and v.numbers["trials"] == made
+        v.level == level and v.sentence.startswith(Level.of(level).opening) and v.numbers["trials"] == made
     )
     if level != "CANDIDATE":
-        assert "95 % is asked for" in v.sentence and "nan" not in v.sentence and GATE[level_key(v.level)] == 3
+        assert (
+            "95 % is asked for" in v.sentence and "nan" not in v.sentence and Level.of(v.level).exit_code == 3
+        )
     # multiple testing of the profit is not considered without skill
     assert verdict(CHANCE, .05, .01, -.2, deflated=deflated, made=made).level == "NO SKILL"
 
@@ -558,10 +562,6 @@ def test_a_leak_goes_before_everything():
 
 
 def test_every_level_has_its_own_exit_code_and_none_is_that_of_an_error():
-    assert (
-        set(GATE) == set(LEVELS)
-        and len(set(GATE.values())) == len(GATE)
-        and not {1, 2} & set(GATE.values())
-        and LUCKY in GATE
-    )
-    assert [level for level, code in GATE.items() if code == 0] == ["CANDIDATE"]
+    codes = [level.exit_code for level in Level]
+    assert len({*codes}) == len(codes) and not {1, 2} & {*codes}
+    assert [level for level in Level if level.exit_code == 0] == [Level.CANDIDATE]

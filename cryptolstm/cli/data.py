@@ -173,7 +173,8 @@ def price_line(
     p: dict,   # from `realtime_price`
 ) -> str:
     "A price as one line of text; a dash for what the exchange does not report."
-    number = lambda x, form=",.6g": "–" if x is None else format(x, form)
+    def number(x, form=",.6g"):
+        return "–" if x is None else format(x, form)
     return (
         f"{p['ticker']}  {number(p['last'])}  bid {number(p['bid'])}  ask {number(p['ask'])}  24 h"
         f" {number(p['change_24h'], '+.2%')}  volume {number(p['volume_24h'])}  {p['mountain_time']}"
@@ -335,7 +336,8 @@ def other_market(
 ) -> dict:
     "Bars of the second market for the same spans; a ticker that fails there is checked on its own."
     from cryptolstm.core.bars import HOUR
-    there = lambda t: f"{t.partition('/')[0]}/{quote}" if quote else t
+    def there(t):
+        return f"{t.partition('/')[0]}/{quote}" if quote else t
     return each(
         bars,
         lambda t: market_stretch(

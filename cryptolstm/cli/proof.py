@@ -176,7 +176,8 @@ def read_result(
 def print_tickers(r: dict) -> None:
     "Print the result in one sentence, then one line per ticker."
     print(f"{r['sentence']}.\n")
-    number = lambda x, form: "–" if x is None else format(x, form).replace("-", "−")
+    def number(x, form):
+        return "–" if x is None else format(x, form).replace("-", "−")
     table = Table(
         "  ticker",
         "verdict",

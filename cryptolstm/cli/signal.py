@@ -84,7 +84,8 @@ def print_signal(
     from cryptolstm.proof.provenance import market_text
     from cryptolstm.strategy.answer import why
     out = Console(highlight=False)
-    number = lambda x, sign="": "–" if x is None else f"{x:{sign},.6g}".replace("-", "−")
+    def number(x, sign=""):
+        return "–" if x is None else f"{x:{sign},.6g}".replace("-", "−")
     out.print(
         f"{s['ticker']}  {({1: 'LONG', -1: 'SHORT', 0: 'HOLD'})[s['signal']]}", style="bold", markup=False
     )
@@ -128,7 +129,8 @@ def print_signal(
         s["warnings"],
     )
     table = Table("  rule", "value", "long", "short", box=None, padding=(0, 2, 0, 0))
-    bound = lambda rule, side: rule["bound"][side].replace("<=", "≤").replace("-", "−")
+    def bound(rule, side):
+        return rule["bound"][side].replace("<=", "≤").replace("-", "−")
     for rule in s["rules"].values():
         table.add_row(
             f"  {rule['what']}",

@@ -118,9 +118,10 @@ def git_commit() -> str | None:
     "Commit of the checkout that contains this package, with + if files differ; None outside of one."
     folder = Path(cryptolstm.__file__).resolve().parents[1]
     if not (folder / ".git").exists(): return None
-    ask = lambda *words: subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20
-    )
+    def ask(*words):
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20
+        )
     try:
         head, state = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.TimeoutExpired):

@@ -193,7 +193,8 @@ def read_texts(
     Raises `InputError` if day and month cannot be distinguished."""
     text = column.to_pandas().astype("str").str.strip().str.replace(r"\s*(UTC|GMT)$", "Z", regex=True)
     zoned = text.str.contains(r":\d\d(?:\.\d+)?\s*(?:Z|[+-]\d\d:?\d\d)$|Z$", regex=True).to_numpy(bool)
-    parse = lambda s, how: pd.to_datetime(s, format=how, errors="coerce", utc=True)
+    def parse(s, how):
+        return pd.to_datetime(s, format=how, errors="coerce", utc=True)
     sample = text.iloc[np.linspace(0, len(text) - 1, min(len(text), 2000)).astype(int)]
     hits = {how: int(parse(sample, how).notna().sum()) for how in SPELLINGS}
     best = max(hits, key=hits.get)
@@ -202,7 +203,8 @@ def read_texts(
     if twin != best:
         other = parse(text, twin)
         # more rows parsed, then the shorter total span
-        fit = lambda r: (-int(r.notna().sum()), r.max() - r.min() if r.notna().any() else pd.Timedelta(0))
+        def fit(r):
+            return (-int(r.notna().sum()), r.max() - r.min() if r.notna().any() else pd.Timedelta(0))
         if fit(other) < fit(read): best, read, other = twin, other, read
         if fit(other) == fit(read) and not other.equals(read): raise InputError(
             f"{name}: day and month cannot be told apart in {text.iloc[0]}; write times as 2025-01-31 13:00")
@@ -389,7 +391,8 @@ def why(
         .replace(".000000", "")
         .removesuffix(":00")
     )
-    value = lambda k: f"{str(rows.columns[COLUMNS[k]][i].as_py())[:40]!r} as {COLUMNS[k]}"
+    def value(k):
+        return f"{str(rows.columns[COLUMNS[k]][i].as_py())[:40]!r} as {COLUMNS[k]}"
     minutes = f"{rows.step // 60}-minute" if rows.step % 60 == 0 else f"{rows.step}-second"
     said = REASONS[rows.code[i]].format(
         cell=repr(str(rows.columns["time"][i].as_py())[:40]),

@@ -413,9 +413,10 @@ def _apart(a: dict) -> str:
 # %% ../../nbs/data/05_quality.ipynb #fd1907c1
 def _rows(table: pd.DataFrame) -> list[dict]:
     "Rows as plain Python values, with times as ISO text."
-    plain = lambda x: (
-        x.isoformat() if isinstance(x, pd.Timestamp) else x.item() if isinstance(x, np.generic) else x
-    )
+    def plain(x):
+        return (
+            x.isoformat() if isinstance(x, pd.Timestamp) else x.item() if isinstance(x, np.generic) else x
+        )
     return [{k: plain(v) for k, v in row.items()} for row in table.to_dict("records")]
 
 def _to_dict(r: QualityReport, limit: int) -> dict:

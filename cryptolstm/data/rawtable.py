@@ -300,14 +300,16 @@ def read_json(
         )
     if records := isinstance(said[0], dict):names = list(said[0])
     else: names = KLINES if isinstance(said[0], list) and len(said[0]) == 12 else KLINES[:6]
-    fits = lambda r: (
-        isinstance(r, dict) and r.keys() >= said[0].keys()
-        if records
-        else isinstance(r, list) and len(r) == len(names)
-    )
+    def fits(r):
+        return (
+            isinstance(r, dict) and r.keys() >= said[0].keys()
+            if records
+            else isinstance(r, list) and len(r) == len(names)
+        )
     good = [i for i, r in enumerate(said) if fits(r)]
     ragged = {i + 1: "is no bar" for i in {*range(len(said))} - {*good}}
-    cell = lambda x: "" if x is None else x if isinstance(x, str) else repr(x)
+    def cell(x):
+        return "" if x is None else x if isinstance(x, str) else repr(x)
     columns = {
         plain_name(n): pa.chunked_array(
             [pa.array([cell(said[i][n if records else k]) for i in good], pa.string())]

@@ -66,7 +66,8 @@ def report_text(
 ) -> str:          # one or more lines
     "Format an import report as text."
     missing = sum(n for _, n in r.gaps)
-    many = lambda n, word: f"{n:,} {word}{'s' * (n != 1)}"
+    def many(n, word):
+        return f"{n:,} {word}{'s' * (n != 1)}"
     text = [
         f"{r.ticker} at {r.exchange}: {many(r.bars, 'bar')} from {r.first[:16]} to {r.last[:16]} UTC;"
         f" {r.new:,} new, {r.same:,} stored already"

@@ -141,7 +141,8 @@ def terms(
     run: dict,      # checked settings of `simulate`; a sweep passes one number per point for each
 ) -> Terms:
     "Settings in the form that the kernel reads."
-    off = lambda name: np.inf if run[name] is None else run[name] * 1.0
+    def off(name):
+        return np.inf if run[name] is None else run[name] * 1.0
     return Terms(
         run["fee"],
         run["fee"] if run["maker_fee"] is None else run["maker_fee"],

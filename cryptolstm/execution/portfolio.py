@@ -186,9 +186,10 @@ def _grid(
         freq="h",
         name="timestamp",
     )
-    column = lambda make: np.ascontiguousarray(
-        np.column_stack([make(t).reindex(index) for t in frames]), "float64"
-    )
+    def column(make):
+        return np.ascontiguousarray(
+            np.column_stack([make(t).reindex(index) for t in frames]), "float64"
+        )
     present = (
         column(
             lambda t: (
@@ -245,12 +246,13 @@ def _wishes(bars, signals, weights, run: dict) -> tuple[_Grid, np.ndarray]:
                         " for each bar"
                     )
             weights = {t: weights[t].loc[bars[t].index] if t in bars else weights[t] for t in weights}
-        limit = lambda v, index: _first(
-            ~(np.abs(v) <= run["cap"] + 1e-12),
-            index,
-            f"the weight is {{}}; pass a share of equity from {-run['cap']:g} to {run['cap']:g}",
-            v,
-        )
+        def limit(v, index):
+            return _first(
+                    ~(np.abs(v) <= run["cap"] + 1e-12),
+                    index,
+                    f"the weight is {{}}; pass a share of equity from {-run['cap']:g} to {run['cap']:g}",
+                    v,
+                )
         grid = _grid(bars, weights, limit)
         gross = np.abs(grid.wanted).sum(axis=1)
         _first(
@@ -339,7 +341,8 @@ def _portfolio_result(
         pd.Index(names, name="ticker"),
     )
     share = np.divide(held, equity[:, None], out=np.zeros_like(held), where=equity[:, None] > 0)
-    table = lambda values: pd.DataFrame(values, grid.index, names)
+    def table(values):
+        return pd.DataFrame(values, grid.index, names)
     return {
         "initial_balance": run["initial_balance"],
         "final_balance": float(equity[-1]),

@@ -40,7 +40,8 @@ def _trade_table(
     q, entry, side = trades["quantity"], trades["entry_price"], trades["side"]
     fees = trades["entry_fee"] + trades["exit_fee"]
     pnl = side * q * (trades["exit_price"] - entry) - fees - trades["borrow"]
-    level = lambda name: np.where(np.isinf(trades[name]), np.nan, trades[name])
+    def level(name):
+        return np.where(np.isinf(trades[name]), np.nan, trades[name])
     return pd.DataFrame(
         {
             "side": side,
@@ -70,7 +71,8 @@ def _fill_table(
     "Table of fills: two per round trip, one if it is still open."
     count = 2 * len(trades) - (len(trades) > 0 and trades["exit_row"][-1] < 0)
     # trade by trade, entry before exit
-    turn = lambda entry, exit: np.column_stack([entry, exit]).ravel()[:count]
+    def turn(entry, exit):
+        return np.column_stack([entry, exit]).ravel()[:count]
     at_entry = np.full(len(trades), len(REASONS))                                  # "entry", see `_TEXTS`
     return pd.DataFrame(
         {
@@ -107,7 +109,8 @@ def _result(
         )
         out["liquidation_value"] = float(cash + quantity * price - run["fee"] * abs(quantity) * price)
     at_bars = slice(None) if len(equity) == len(bars) else data.rows
-    series = lambda values, name: pd.Series(values[at_bars], bars.index, name=name, copy=False)
+    def series(values, name):
+        return pd.Series(values[at_bars], bars.index, name=name, copy=False)
     out |= {
         "equity": series(equity, "equity"),
         "low_equity": series(low_equity, "low_equity"),

@@ -299,9 +299,10 @@ def _shares(
 def _points(run: dict, grid: Mapping[str, list], columns: dict, place: np.ndarray) -> np.ndarray:
     "Input of `_sweep`, one row per point: threshold scale, row of the shares, and `terms`."
     n, none = len(next(iter(columns.values()))), lambda name: np.nan if name == "maker_fee" else np.inf
-    values = lambda name: [
-        v if isinstance(v, str) else none(name) if v is None else float(v) for v in grid[name]
-    ]
+    def values(name):
+        return [
+            v if isinstance(v, str) else none(name) if v is None else float(v) for v in grid[name]
+        ]
     own = {name: np.array(values(name))[columns[name]] if name in grid else run[name] for name in run}
     if "maker_fee" in grid:
         own["maker_fee"] = np.where(np.isnan(own["maker_fee"]), own["fee"], own["maker_fee"])
@@ -410,8 +411,10 @@ def surface_summary(
 ) -> dict:                      # JSON-able; shares are of all points
     "Best point, median return, and shares of points that are profitable and that beat buy & hold."
     returns, best = table["total_return"], table.iloc[best_point(table)]
-    share = lambda mask: float(mask.mean())
-    number = lambda x: x if isinstance(x, str) else None if not np.isfinite(x) else float(x)
+    def share(mask):
+        return float(mask.mean())
+    def number(x):
+        return x if isinstance(x, str) else None if not np.isfinite(x) else float(x)
     return {
         "points": len(table),
         "best": {k: number(v) for k, v in best.items()},

@@ -54,7 +54,8 @@ def explain_trade(
     t = trades.iloc[n]
     move = t["side"] * (t["exit_price"] / t["entry_price"] - 1)
     held = f"{t['bars_held']} bar{'' if t['bars_held'] == 1 else 's'}"
-    at = lambda time, price: ("" if pd.isna(time) else f"{time:%Y-%m-%d %H:%M} at ") + f"{price:,.6g}"
+    def at(time, price):
+        return ("" if pd.isna(time) else f"{time:%Y-%m-%d %H:%M} at ") + f"{price:,.6g}"
     ways = [f"on the way: {t['mae']:+.3%} at worst, {t['mfe']:+.3%} at best"] if "mae" in t else []
     return "\n".join(
         [

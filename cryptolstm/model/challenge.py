@@ -102,7 +102,8 @@ def validation_figures(
 
     `variance` is that of the mean difference between `loss` and `loss_of_zero`."""
     from cryptolstm.stats.skill import hac_lags, hac_variance, hit_rate, information_coefficient
-    number = lambda x: float(x) if np.isfinite(x) else None
+    def number(x):
+        return float(x) if np.isfinite(x) else None
     y, f = pairs["realised"], pairs["prediction"]
     return {
         "n": len(pairs),

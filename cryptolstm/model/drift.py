@@ -142,7 +142,8 @@ def live_skill(
     from scipy.stats import norm
     from cryptolstm.stats.skill import LEAST, hac_lags, hac_variance
     rows, first = promises_kept(history, table, bars, last), history[0].note.get("validation") or {}
-    share = lambda loss, zero: float(1 - loss / zero) if zero else None
+    def share(loss, zero):
+        return float(1 - loss / zero) if zero else None
     if not len(rows):
         return {
             "bars": 0,

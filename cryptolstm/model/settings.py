@@ -131,11 +131,10 @@ def check_setting(
         return
     if name == "max_train_seconds" and value is None: return
     (low, high), whole, many = RANGES[name], name in WHOLE, name in SEQUENCES
-    fits = (
-        lambda v: isinstance(v, int if whole else (int, float))
-        and not isinstance(v, bool)
-        and low <= v <= high
-    )
+    def fits(v):
+        return (isinstance(v, int if whole else (int, float))
+            and not isinstance(v, bool)
+            and low <= v <= high)
     if many == isinstance(value, tuple) and all(map(fits, value if many else (value,))): return
     numbers = (
         f"{'list of ' if many else ''}{'whole ' if whole else ''}number{'s' if many else ''} from {low:,.12g}"

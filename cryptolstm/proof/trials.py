@@ -187,7 +187,8 @@ def _key(t: Trial) -> tuple:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     "Set up a new file or upgrade an old one. Raises `OperationError` if its schema is newer."
-    known = lambda: db.execute("pragma user_version").fetchone()[0]
+    def known():
+        return db.execute("pragma user_version").fetchone()[0]
     if (version := known()) > SCHEMA:
         raise OperationError(
             f"the trial ledger {path} has schema {version} and this version knows {SCHEMA}; update cryptolstm"
@@ -203,7 +204,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
 def _write(db: sqlite3.Connection, t: Trial) -> None:
     "Insert a trial or count a re-run."
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    number = lambda x: None if x is None or not math.isfinite(x) else float(x)
+    def number(x):
+        return None if x is None or not math.isfinite(x) else float(x)
     packed = None if t.returns is None else zlib.compress(np.asarray(t.returns, "<f4").tobytes())
     db.execute(
         "insert into trials (ticker, market, first, until, data_hash, config_hash, at, config, sharpe, n,"

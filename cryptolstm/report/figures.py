@@ -66,7 +66,8 @@ def drawdown_text(
     "Peak and trough times of the maximum drawdown, at closing prices and inside bars."
     def fall(key: str) -> str:
         start, end = (r[f"{key}_{side}"] for side in ("peak", "trough"))
-        day = lambda t: str(t)[:16].replace("T", " ")
+        def day(t):
+            return str(t)[:16].replace("T", " ")
         return (
             "none"
             if end is None
@@ -84,7 +85,8 @@ def month_rows(
     r: dict,   # from `backtest`
 ) -> list[list[str]]:   # year, name, one cell per month, whole year; "–" where nothing was tested
     "Net returns of the strategy and of buy & hold, by month and year."
-    cell = lambda x: "–" if x is None or not math.isfinite(x) else figure_text(x, "+.1%")
+    def cell(x):
+        return "–" if x is None or not math.isfinite(x) else figure_text(x, "+.1%")
     years = r["monthly"][STRATEGY].index
     return [
         [str(year), name, *(cell(x) for x in table.loc[year])]

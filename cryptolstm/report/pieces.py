@@ -44,7 +44,8 @@ def as_table(
     right = [
         k > 0 and all(NUMBER.match(c) for c in column) for k, column in enumerate(zip(*rows, strict=True))
     ] or [False] * len(head or ())
-    cell = lambda tag, x, k: f"<{tag}{' class=num' if right[k] else ''}>{html.escape(str(x))}</{tag}>"
+    def cell(tag, x, k):
+        return f"<{tag}{' class=num' if right[k] else ''}>{html.escape(str(x))}</{tag}>"
     top = (
         "<thead><tr>" + "".join(cell("th", x, k) for k, x in enumerate(head)) + "</tr></thead>"
         if head

@@ -170,9 +170,10 @@ def page_again(
 def _value_of(source: str, names: dict):
     "Run a cell without its assignment to `results`, and return the value of its last expression."
     lines = ast.parse(source).body
-    makes = lambda line: isinstance(line, ast.Assign) and any(
-        isinstance(t, ast.Name) and t.id == "results" for t in line.targets
-    )
+    def makes(line):
+        return isinstance(line, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "results" for t in line.targets
+        )
     last = lines.pop() if lines and isinstance(lines[-1], ast.Expr) else None
     exec(compile(ast.Module([line for line in lines if not makes(line)], []), "<report>", "exec"), names)
     return None if last is None else eval(compile(ast.Expression(last.value), "<report>", "eval"), names)

@@ -64,7 +64,8 @@ def signal_box(
     "The signal, its reason and its main numbers; for programs, the complete dictionary."
     s = now.signal
     close, ahead = s["current_price"], f"{s['horizon']} h"
-    of = lambda x: None if x is None else x / close
+    def of(x):
+        return None if x is None else x / close
     kind = {
         "threshold": "beyond it the rules are asked",
         "probability": "a move beyond it is the event",
@@ -152,7 +153,8 @@ def rule_table(
 ) -> Piece:
     "Every rule: its bounds, the current value, and the sides it allows."
     rules, yes = now.signal["rules"].values(), lambda x: "yes" if x else "no"
-    bound = lambda r, side: r["bound"][side].replace(">=", "≥").replace("<=", "≤").replace("-", "−")
+    def bound(r, side):
+        return r["bound"][side].replace(">=", "≥").replace("<=", "≤").replace("-", "−")
     rows = [
         (r["what"], number(r["value"]), bound(r, "long"), yes(r["long"]), bound(r, "short"), yes(r["short"]))
         for r in rules
@@ -170,9 +172,10 @@ def indicator_table(
     now: Decided,
 ) -> Piece:
     "The 14 indicator families at the last bar."
-    cell = lambda v: (
-        " · ".join(f"{k} {number(x)}" for k, x in v.items()) if isinstance(v, dict) else number(v)
-    )
+    def cell(v):
+        return (
+            " · ".join(f"{k} {number(x)}" for k, x in v.items()) if isinstance(v, dict) else number(v)
+        )
     return as_table([(family.replace("_", " "), cell(v)) for family, v in now.signal["indicators"].items()])
 
 # %% ../../nbs/report/08_signal_page.ipynb #a15b2395

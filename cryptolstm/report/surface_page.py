@@ -42,7 +42,8 @@ def surface_cells(
     if x == y: raise InputError(f"{x} is both axes; pass two, or leave out y")
     if value not in SCORES: raise unknown_name("score", value, SCORES)
     rows, columns = tick_labels(table[y]) if y else pd.Series("", table.index), tick_labels(table[x])
-    order = lambda labels: list(dict.fromkeys(labels))
+    def order(labels):
+        return list(dict.fromkeys(labels))
     return (
         table.groupby([rows.rename(y or ""), columns.rename(x)])[value]
         .median()

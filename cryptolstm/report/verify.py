@@ -142,7 +142,8 @@ def tolerance(
 
 def agree(a, b, rel: float = SAME) -> bool:
     "Whether two values are equal; numbers may differ by `rel`."
-    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+    def number(x):
+        return isinstance(x, (int, float)) and not isinstance(x, bool)
     return math.isclose(a, b, rel_tol=rel, abs_tol=1e-12) if number(a) and number(b) else a == b
 
 def compare_tables(
@@ -154,11 +155,12 @@ def compare_tables(
     "Compare a table of a page with that of a second run."
     if old is None and new is not None: return finding(what, False, "the page has none")
     old, new = numbers_of(old), numbers_of(new)
-    differ = lambda rel: [
-        k
-        for k in dict.fromkeys([*old, *new])
-        if k not in old or k not in new or not agree(old[k], new[k], rel)
-    ]
+    def differ(rel):
+        return [
+            k
+            for k in dict.fromkeys([*old, *new])
+            if k not in old or k not in new or not agree(old[k], new[k], rel)
+        ]
     bad, moved = differ(rel), differ(SAME)
     said = f"{len(old)} value{'' if len(old) == 1 else 's'} as before" + (
         f", {len(moved)} of them within {rel:.1%}" if moved else ""
@@ -216,7 +218,8 @@ def same_text(
     if a == b: return True
     if rel == SAME or DIGITS.sub("#", a) != DIGITS.sub("#", b): return False
     pairs = zip(DIGITS.findall(a), DIGITS.findall(b), strict=True)
-    unit = lambda text: 10.0 ** -len(text.partition(".")[2])
+    def unit(text):
+        return 10.0 ** -len(text.partition(".")[2])
     return all(
         math.isclose(
             *(float(t.replace(",", "")) for t in (x, y)), rel_tol=rel, abs_tol=1.001 * max(unit(x), unit(y))
@@ -238,7 +241,8 @@ def compare_pages(
     words = [[x for x in s if not x.startswith("<")] for s in (a, b)]
     x, y = words if words[0] != words[1] else (a, b)
     i = next(k for k, (p, q) in enumerate(zip_longest(x, y)) if p != q)
-    short = lambda parts: repr(parts[i][:120]) if i < len(parts) else "nothing"
+    def short(parts):
+        return repr(parts[i][:120]) if i < len(parts) else "nothing"
     return finding("text", False, f"the page says {short(x)} where the results say {short(y)}")
 
 # %% ../../nbs/report/09_verify.ipynb #be1f8c19

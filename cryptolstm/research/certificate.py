@@ -46,7 +46,8 @@ def open_decisions(
     """Decisions on the stand-in forecast.
 
     The signal without rules is included because signals that pass all rules are too rare to show much."""
-    ask = lambda **how: decide(stand_in(table), table, run, exceed=STAND_IN_CURVE, **how)
+    def ask(**how):
+        return decide(stand_in(table), table, run, exceed=STAND_IN_CURVE, **how)
     return ask().assign(**{"signal without rules": ask(rules={})["signal"]})
 
 # calibration of the stand-in, required by entry="probability"
@@ -266,11 +267,12 @@ def check_orders(
     bars, table, rng = bars.iloc[-rows:], table.iloc[-rows:], np.random.default_rng(seed)
     coin = pd.Series(rng.integers(-1, 2, len(bars)), bars.index)
     own = {"atr": table["atr"], "sigma": table["sigma"]}
-    laid = lambda b, s: (
-        pd.DataFrame({k: made[k] for k in ("position", "equity", "low_equity")}).add_prefix("order: ")
-        if (made := trade(b, s, run, **own))
-        else None
-    )
+    def laid(b, s):
+        return (
+            pd.DataFrame({k: made[k] for k in ("position", "equity", "low_equity")}).add_prefix("order: ")
+            if (made := trade(b, s, run, **own))
+            else None
+        )
     full, found, cuts = laid(bars, coin), [], [len(bars) // 3, len(bars) // 2, len(bars) - 3]
     for t in cuts:
         other = coin.where(np.arange(len(coin)) <= t, (coin + 2) % 3 - 1)   # 0, 1, −1 for −1, 0, 1
@@ -357,7 +359,8 @@ def check_labels(
                     "labels", len(x) - 1, x, "(all features)", f.index[0], len(f), rows[-1]["ic"], IMPLAUSIBLE
                 )
             )
-    number = lambda v: float(v) if np.isfinite(v) else None
+    def number(v):
+        return float(v) if np.isfinite(v) else None
     kept = rows[1]["cw_p"] < .001 and rows[1]["ic"] > FADE * rows[0]["ic"]
     hint = (
         f"skill hardly fades when the labels come {horizon} h later (correlation {rows[0]['ic']:.2f}, then"

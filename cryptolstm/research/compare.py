@@ -119,7 +119,8 @@ def _report(
     pairs: pd.DataFrame, run: RunConfig, bars: pd.DataFrame, first: int, decisions: tuple, traded: tuple
 ) -> dict:
     "Figures of a comparison; None where undefined."
-    number = lambda x: float(x) if np.isfinite(x) else None
+    def number(x):
+        return float(x) if np.isfinite(x) else None
     loss = {k: huber(pairs[k] - pairs["y"]) for k in "ab"}
     zero, index = huber(pairs["y"]), bars.index[first:]
     returns = [

@@ -117,7 +117,8 @@ def surface_trials(
     data: Mapping,               # stamp of the bars, from `data_stamp`
 ) -> list[Trial]:
     "Every point as a trial; returns are included for sweeps of up to 500 points."
-    number = lambda x: float(x) if math.isfinite(x) else None
+    def number(x):
+        return float(x) if math.isfinite(x) else None
     samples, span = [sharpe_sample(r) for r in returns.to_numpy().T], trial_span(returns.index)
     return [
         Trial(

@@ -152,7 +152,8 @@ def trade_figures(
     pnl, size, held = (trades[k].to_numpy()[closed] for k in ("pnl", "return", "bars_held"))
     rate, interval = win_rate(int((pnl > 0).sum()), len(pnl))
     gain, loss = pnl[pnl > 0].sum(), -pnl[pnl < 0].sum()
-    mean = lambda x: float(x.mean()) if len(x) else None
+    def mean(x):
+        return float(x.mean()) if len(x) else None
     return {
         "num_trades": len(trades),
         "closed_trades": len(pnl),
@@ -190,9 +191,10 @@ def excursions(
         trades["exit_time"].isna(), n, bars.index.get_indexer(trades["exit_time"].fillna(bars.index[-1]))
     )
     pairs, whole = np.c_[first, np.maximum(end, first + 1)].ravel(), end > first
-    over = lambda extreme, values: np.where(
-        whole, extreme.reduceat(np.r_[values, np.nan], pairs)[::2], np.nan
-    )
+    def over(extreme, values):
+        return np.where(
+            whole, extreme.reduceat(np.r_[values, np.nan], pairs)[::2], np.nan
+        )
     low, high = over(np.fmin, bars["low"].to_numpy()), over(np.fmax, bars["high"].to_numpy())
     entry, side, exit = (trades[k].to_numpy() for k in ("entry_price", "side", "exit_price"))
     reached = side * (np.c_[low, high, exit, entry] / entry[:, None] - 1).T

@@ -120,7 +120,8 @@ class Asked:
                 f"the model line {self.line} was made for another request: {why}; pass that, or another"
                 " --model name"
             )
-        tried = lambda: youngest_try(self.line, lambda model: not self.differs(model), now, self.root)
+        def tried():
+            return youngest_try(self.line, lambda model: not self.differs(model), now, self.root)
         plan, why = model_plan(
             stored and stored.model,
             self.config,

@@ -24,7 +24,7 @@ from cryptolstm.research.placebo import (KINDS, LABELS, MARKET, ORDER, backtest_
                                          dealt_labels, placebo, placebo_figures, placebo_market,
                                          placebo_seeds, placebo_sentence, ranked, reordered_market,
                                          whole_moves)
-from cryptolstm.cli.main import main
+from cryptolstm.cli.main import app
 
 SMALL = {
     "units": [8],
@@ -218,16 +218,16 @@ def test_a_run_with_placebo_is_ranked_and_enters_one_trial(printed):
 
 @pytest.mark.slow
 def test_the_command_prints_where_its_result_stands(tmp_path):
-    done = CliRunner().invoke(main.app, [*ASKED, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
+    done = CliRunner().invoke(app, [*ASKED, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
     assert done.exit_code == 0 and "Placebo runs: direction right" in done.stdout
 
 
 @pytest.mark.parametrize("odd, says", [
     (["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")])
 def test_a_nonsensical_placebo_is_refused_before_anything_is_run(odd, says):
-    refused = CliRunner().invoke(main.app, [*ASKED, *odd])
+    refused = CliRunner().invoke(app, [*ASKED, *odd])
     assert isinstance(refused.exception, InputError) and says in str(refused.exception)
-    assert CliRunner().invoke(main.app, [*ASKED, "--placebo", "1.5"]).exit_code == 2
+    assert CliRunner().invoke(app, [*ASKED, "--placebo", "1.5"]).exit_code == 2
 
 
 def test_what_backtests_print_is_compared_across_tickers(printed, tmp_path):
@@ -235,7 +235,7 @@ def test_what_backtests_print_is_compared_across_tickers(printed, tmp_path):
     for ticker in ("ETH/USD", "BTC/USD", "SOL/USD"):
         (file := tmp_path / f"{ticker[:3]}.json").write_text(json.dumps({**found, "ticker": ticker}))
         files.append(str(file))
-    done = CliRunner().invoke(main.app, ["compare-tickers", *files, "--json"])
+    done = CliRunner().invoke(app, ["compare-tickers", *files, "--json"])
     table = json.loads(done.stdout)
     assert (
         table["tickers"] == 3
@@ -250,14 +250,14 @@ def test_what_backtests_print_is_compared_across_tickers(printed, tmp_path):
         and r["p_bh"] == pytest.approx(p)
         for r in table["rows"]
     )
-    assert "Of 3 tickers" in CliRunner().invoke(main.app, ["compare-tickers", *files]).stdout
+    assert "Of 3 tickers" in CliRunner().invoke(app, ["compare-tickers", *files]).stdout
     (broken := tmp_path / "broken.json").write_text("{")
     for wrong, says in (
         (str(broken), "is not JSON"),
         (str(tmp_path / "none.json"), "there is no file"),
         (files[0], "comes twice"),
     ):
-        assert says in str(CliRunner().invoke(main.app, ["compare-tickers", *files, wrong]).exception)
+        assert says in str(CliRunner().invoke(app, ["compare-tickers", *files, wrong]).exception)
 
 
 @pytest.mark.slow

@@ -261,10 +261,8 @@ def rerun(
     bars.attrs = {k: v for k, v in bars.attrs.items() if k not in NOTES} | {
         k: data[k] for k in NOTES if k in data and k != "set_aside"
     }
-    return {
-        **backtest(bars, run, progress, FixedLedger(standing, s["among"]), certify=True),
-        "placebo": manifest.get("placebo"),
-    }
+    again = backtest(bars, run, progress, FixedLedger(standing, s["among"]), certify=True)
+    return again.replaced(placebo=manifest.get("placebo"))
 
 def check_again(
     manifest: Mapping,
@@ -278,7 +276,7 @@ def check_again(
     from cryptolstm.report.render import page_again
     results = rerun(manifest, bars, progress)
     found = compare_results(manifest, summary(results))
-    results["data"] = {**results["data"], **manifest["data"]}
+    results = results.replaced(data={**results["data"], **manifest["data"]})
     try:
         found.append(
             compare_pages(

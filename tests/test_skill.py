@@ -545,7 +545,7 @@ def test_a_profit_must_be_more_than_the_luck_of_all_trials(deflated, made, level
     )
     if level != "CANDIDATE":
         assert (
-            "95 % is asked for" in v.sentence and "nan" not in v.sentence and Level.of(v.level).exit_code == 3
+            "95 % is required" in v.sentence and "nan" not in v.sentence and Level.of(v.level).exit_code == 3
         )
     # multiple testing of the profit is not considered without skill
     assert verdict(CHANCE, .05, .01, -.2, deflated=deflated, made=made).level == "NO SKILL"

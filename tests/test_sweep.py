@@ -323,7 +323,7 @@ def test_every_point_of_a_grid_is_a_trial_and_is_judged_as_one_of_many(client_ho
         and again["sharpe"].tolist() == book["sharpe"].tolist()
     )
     for text in (
-        "worthless trials on these bars",
+        "zero-skill trials on these bars",
         "(PBO, 16 blocks)",
         "Hansen's SPA",
         "exit ",

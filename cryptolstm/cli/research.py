@@ -40,7 +40,7 @@ PlaceboOption = Annotated[
     int,
     typer.Option(
         help=(
-            "also train and test so many times with the secret taken away, and rank the result among those"
+            "also run this many placebo tests, and rank the result among them"
             " (each run costs as much as the backtest)"
         )
     ),
@@ -79,7 +79,7 @@ def backtest(
     ] = False,
     explain: Annotated[
         list[int] | None,
-        typer.Option(help="tell the story of this trade (0 is the first, -1 the last); may be given again"),
+        typer.Option(help="explain one trade (0 is the first, -1 the last); may be given again"),
     ] = None,
     trades: Annotated[Path | None, typer.Option(help="write every trade to FILE.csv or FILE.json")] = None,
     grid: Annotated[
@@ -277,7 +277,7 @@ def surface_facts(
                 "deflated",
                 (
                     f"{search['deflated_sharpe']:.0%} likely that the best is better than the best of"
-                    f" {search['trials']:,} worthless trials on these bars (Sharpe"
+                    f" {search['trials']:,} zero-skill trials on these bars (Sharpe"
                     f" {search['expected_best']:.1f})"
                 ),
             )

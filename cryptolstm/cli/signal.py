@@ -95,7 +95,7 @@ def print_signal(
             "probability",
             "of a move beyond the threshold in that direction: "
             + ("not calibrated" if s["p_exceed"] is None else f"{s['p_exceed']:.3f}")
-            + f"; {s['p_min']:g} is asked for",
+            + f"; {s['p_min']:g} is required",
         )
     ]
     facts(

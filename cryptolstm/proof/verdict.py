@@ -150,7 +150,7 @@ def _reading(
         count = "this one trial" if made == 1 else f"{made:,} trials on these bars"
         return (
             f"After {count} the probability that the Sharpe ratio is more than luck is {said};"
-            f" {percent(DEFLATED, digits=0)} is asked for."
+            f" {percent(DEFLATED, digits=0)} is required."
         )
     if level == Level.UNDERPOWERED and significant:
         return f"Below {ENOUGH_BARS} separate forecasts even that is no evidence: test a longer span."

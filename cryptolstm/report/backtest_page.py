@@ -115,20 +115,20 @@ def _verdict_facts(v: Verdict, returns: Mapping) -> dict[str, tuple]:
             "direction right",
             f"chance {share(x['hit_expected'])}; above {percent(ALARM_HIT, digits=0)} is an alarm",
         ),
-        "cw_p": (_p(x["cw_p"]), "Clark–West p", f"against persistence; below {SIGNIFICANCE:g} is asked for"),
-        "pt_p": (_p(x["pt_p"]), "Pesaran–Timmermann p", f"direction; below {SIGNIFICANCE:g} is asked for"),
-        "n": (f"{x['n']:,}", "separate forecasts", f"{ENOUGH_BARS:,} are asked for"),
+        "cw_p": (_p(x["cw_p"]), "Clark–West p", f"against persistence; below {SIGNIFICANCE:g} is required"),
+        "pt_p": (_p(x["pt_p"]), "Pesaran–Timmermann p", f"direction; below {SIGNIFICANCE:g} is required"),
+        "n": (f"{x['n']:,}", "separate forecasts", f"{ENOUGH_BARS:,} are required"),
         "min_detectable_hit": (
             share(x["min_detectable_hit"]),
-            "smallest hit rate it can notice",
-            "four times out of five",
+            "smallest detectable hit rate",
+            "at 80 % power",
         ),
         "net_return": (share(returns[STRATEGY], True), "net return", f"{x['trades']} trades"),
         "to_beat": (share(x["to_beat"], True), "to beat", f"best of cash, {HOLD} and {REVERSAL}"),
         "deflated_sharpe": (
             share(x["deflated_sharpe"]),
             "more than luck",
-            f"{percent(DEFLATED, digits=0)} is asked for",
+            f"{percent(DEFLATED, digits=0)} is required",
         ),
         "trials": (f"{x['trials']:,}", "trials on these bars", "each one more chance for luck"),
         HOLD: (share(returns[HOLD], True), HOLD, "same costs"),
@@ -263,24 +263,24 @@ def power_table(
     hit = results["verdict"].numbers["hit"]
     return as_table(
         {
-            "Hit rate seen": share(hit, "undefined") + f", on {n:,} separate forecasts with a direction",
-            "Smallest hit rate a test of this length notices": (
-                f"{share(p['min_detectable_hit'])} (four times out of five, at a level of 5 %)"
+            "Observed hit rate": share(hit, "undefined") + f", on {n:,} separate forecasts with a direction",
+            "Smallest detectable hit rate": (
+                f"{share(p['min_detectable_hit'])} (80 % power, 5 % level)"
             ),
-            "Hit rate that would pay the costs": (
+            "Break-even hit rate": (
                 f"{share(p['break_even_hit'])} (round trip {percent(p['round_trip'], digits=2)}, positions of"
                 f" {p['held']:.1f} h, moves of {percent(p['sigma'], digits=2)})"
             ),
-            "Smallest annual Sharpe ratio a test of this length notices": (
-                f"{figure_text(p['min_detectable_sharpe'], '.1f')}, four times out of five; a worthless"
+            "Smallest detectable annual Sharpe ratio": (
+                f"{figure_text(p['min_detectable_sharpe'], '.1f')}, at 80 % power; a zero-skill"
                 f" strategy that is always in the market shows 0 ± {figure_text(p['sharpe_noise'], '.1f')}"
             ),
-            "Bars until this Sharpe ratio counts as above zero": (
+            "Minimum track record for a Sharpe ratio above zero": (
                 "none: it is undefined or not above zero"
                 if record is None
                 else f"{record:,.0f} ({record / 24:,.0f} days); tested: {s['bars']:,}"
             ),
-            "Standard error of the annual Sharpe ratio seen": figure_text(results["sharpe_se"], ".2f"),
+            "Standard error of the annual Sharpe ratio": figure_text(results["sharpe_se"], ".2f"),
         }
     )
 
@@ -300,13 +300,13 @@ def search_table(
     return as_table(
         {
             "Trials on these bars": f"{s['sentence']}; {counted}",
-            "Sharpe ratio that the best of as many worthless trials would show": (
+            "Expected best Sharpe ratio of as many zero-skill trials": (
                 figure_text(s["expected_best"], ".2f")
                 + (" (a single trial)" if s["trials"] == 1 else " a year")
             ),
-            "Probability that the true ratio is above zero": share(s["probabilistic_sharpe"]),
-            "Probability that it is above that of the luckiest trial (deflated)": (
-                f"{share(s['deflated_sharpe'])}; {percent(DEFLATED, digits=0)} is asked for"
+            "Probabilistic Sharpe ratio: probability that it is above zero": share(s["probabilistic_sharpe"]),
+            "Deflated Sharpe ratio: probability that it is above the expected best": (
+                f"{share(s['deflated_sharpe'])}; {percent(DEFLATED, digits=0)} is required"
             ),
             **_among(s["among"]),
         }
@@ -316,12 +316,12 @@ def _among(a: dict | None) -> dict[str, str]:
     "Rows on the choice among the trials of exactly these hours."
     if a is None:
         return {
-            "Choosing among the trials": (
+            "Selection among the trials": (
                 "fewer than ten different ones were made on exactly these hours, too few to judge the choice"
             )
         }
     return {
-        "Choosing among the trials (probability of overfitting)": (
+        "Probability of backtest overfitting": (
             f"{percent(a['pbo'])} ± {percent(a['pbo_sd'])} of the halvings of these hours rank the best of"
             f" {a['different']:,} trials in one half below the middle of the other"
         ),
@@ -354,8 +354,8 @@ def uncertainty_table(
     ]
     a = t.attrs
     how = (
-        f"Stationary bootstrap of the hourly returns: {a['reps']:,} lives, blocks of {a['block']} hours on"
-        " average. What did not happen in these bars is in none of them."
+        f"Stationary bootstrap of the hourly returns: {a['reps']:,} resamples, blocks of {a['block']} hours"
+        " on average. Resamples contain only what happened in these bars."
     )
     return as_table(rows, ["", "seen", f"{percent(a['level'], digits=0)} interval"]) + Piece(
         f"<p class=quiet>{_prose(how)}</p>"
@@ -611,31 +611,27 @@ def calibration_piece(
     return (
         figure(
             fig,
-            "Each dot is a tenth of the forecasts: what they said on average and how often it came, with a 95"
-            " % interval. On the dotted line it came as often as promised.",
+            "Each dot is a tenth of the forecasts: mean predicted probability and observed frequency, with a"
+            " 95 % interval. On the dotted line the two are equal.",
         )
         + as_table(
             rows,
             [
                 "probability that",
                 "bars",
-                "came",
-                "said: 1 % … median … 99 %",
+                "observed frequency",
+                "predicted: 1 % … median … 99 %",
                 "Brier",
                 "Brier skill",
-                "error (of an honest forecaster)",
+                "calibration error (of a calibrated forecaster)",
                 "Spiegelhalter p",
             ],
         )
-        + Piece(
-            "<p class=quiet>"
-            f"""{_prose(
+        + Piece("<p class=quiet>" f"""{_prose(
                 'Brier skill compares with saying the overall share every time; with hourly directions a'
                 ' fraction of a percent is all there is to have. A small p means that the probabilities are'
                 ' not what they say.'
-            )}"""
-            "</p>"
-        )
+            )}""" "</p>")
     )
 
 # %% ../../nbs/report/06_backtest_page.ipynb #128201af

@@ -38,11 +38,11 @@ DETAILS = (
     ("average trade", "average_trade", "+,.2f"),
     ("profit factor", "profit_factor", ".2f"),
     ("average hours held", "average_bars_held", ".1f"),
-    ("furthest against a trade (MAE), average", "average_mae", "+.2%"),
-    ("furthest for it (MFE), average", "average_mfe", "+.2%"),
+    ("maximum adverse excursion (MAE), average", "average_mae", "+.2%"),
+    ("maximum favourable excursion (MFE), average", "average_mfe", "+.2%"),
     ("break-even fee, per side", "break_even_fee", "+.3%"),
-    ("costs, share of the profit before them", "cost_share", ".1%"),
-    ("rent paid for shorts", "total_borrow", ",.2f"),
+    ("costs, share of gross profit", "cost_share", ".1%"),
+    ("borrow cost of shorts", "total_borrow", ",.2f"),
     ("bars that touched stop and target (counted as stopped)", "both_touched", ",d"),
 )
 

@@ -335,7 +335,7 @@ def plot_reliability(
         ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="as promised")
         ax.set_xlim(*edges)
         ax.axhline(
-            np.average(t["came"], weights=t["n"]), color=GREY, lw=1.2, label="how often it came at all"
+            np.average(t["came"], weights=t["n"]), color=GREY, lw=1.2, label="overall frequency"
         )
         ax.errorbar(
             t["said"],
@@ -351,8 +351,8 @@ def plot_reliability(
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set_title(event, fontsize=10, color=INK)
-        ax.set_xlabel("said")
-        ax.set_ylabel("came")
+        ax.set_xlabel("predicted probability")
+        ax.set_ylabel("observed frequency")
         ax.legend(frameon=False, fontsize=8)
     return fig
 

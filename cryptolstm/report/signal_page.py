@@ -112,7 +112,7 @@ def _asked(s: dict) -> str:
     "What the entry rule requires of the probability."
     said = "not calibrated" if s["p_exceed"] is None else "in that direction"
     return (
-        f"{said}; {share(s['p_min'], digits=0)} is asked for"
+        f"{said}; {share(s['p_min'], digits=0)} is required"
         if s["entry"] == "probability"
         else f"{said}; does not decide here"
     )

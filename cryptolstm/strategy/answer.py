@@ -209,7 +209,7 @@ def why(
         return f"{_uncalibrated(s['n_calibration'])}, and without a probability nothing is entered"
     asked = (
         f"a {'fall' if s['price_difference'] < 0 else 'rise'} beyond the threshold has a probability of"
-        f" {share(s['p_exceed'])}, {share(s['p_min'])} is asked for"
+        f" {share(s['p_exceed'])}, {share(s['p_min'])} is required"
         if by_p
         else ""
     )
@@ -246,6 +246,6 @@ def _uncalibrated(n: int) -> str:
 
 def _refusal(rule: dict, side: str) -> str:
     value = "not known" if rule["value"] is None else f"{rule['value']:.4g}"
-    return f"{rule['what']} is {value}, {rule['bound'][side]} is asked for".replace("<=", "≤").replace(
+    return f"{rule['what']} is {value}, {rule['bound'][side]} is required".replace("<=", "≤").replace(
         "-", "−"
     )

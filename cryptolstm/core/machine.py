@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['VECTORS', 'KERNELS', 'OTHER_KIND', 'LIBRARIES', 'quiet_stderr', 'cores', 'threads_asked', 'vector_instructions',
-           'processor', 'cpu_kind', 'versions', 'git_commit']
+           'processor', 'cpu_kind', 'installed_versions', 'versions', 'git_commit']
 
 # %% ../../nbs/core/03_machine.ipynb #c4ba0446
 import os, platform, subprocess, sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -103,15 +103,23 @@ LIBRARIES = (
     "numba",
 )
 
+def installed_versions(
+    names: Iterable[str],   # of distributions
+) -> dict[str, str]:
+    "Versions of the distributions that are installed; missing ones are left out."
+    found = {}
+    for name in names:
+        try: found[name] = version(name)
+        except PackageNotFoundError: continue
+    return found
+
 def versions() -> dict[str, str]:
     "Versions of this package, Python and the numerical libraries."
-    def of(name):
-        try: return version(name)
-        except PackageNotFoundError: return "absent"
     return {
         "cryptolstm": cryptolstm.__version__,
         "python": platform.python_version(),
-        **{name: of(name) for name in LIBRARIES},
+        **dict.fromkeys(LIBRARIES, "absent"),
+        **installed_versions(LIBRARIES),
     }
 
 def git_commit() -> str | None:

@@ -13,13 +13,13 @@ import json, os, re, shutil, tempfile, time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from ..core.machine import installed_versions
 from ..core.errors import InputError, OperationError
 from ..core.files import config_hash, home, slug, write_atomic
 from ..core.config import DEFAULT_EXCHANGE
@@ -53,11 +53,7 @@ LIBRARIES = ("cryptolstm", "keras", "tensorflow", "onnxruntime", "numpy", "panda
 
 def libraries() -> dict[str, str]:
     "Installed versions of the libraries a model depends on; missing ones are left out."
-    found = {}
-    for name in LIBRARIES:
-        try: found[name] = installed(name)
-        except PackageNotFoundError: continue
-    return found
+    return installed_versions(LIBRARIES)
 
 # %% ../../nbs/model/09_registry.ipynb #bd994ca2
 NOTE = "version.json"

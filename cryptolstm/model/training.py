@@ -22,6 +22,7 @@ from ..core.machine import quiet_stderr
 from ..core.bars import as_utc, bars_hash, check_index
 from ..features.targets import label, target
 from ..features.windows import fit_scaler, pooled_split, window_ends
+from ..stats.skill import huber
 from ..stats.calibration import calibrate
 from ..scale.processes import Workers, report, told_to_stop
 from .settings import ModelConfig, check_network, input_columns, member_seeds
@@ -229,7 +230,7 @@ class _Judge(keras.callbacks.Callback):
         )
 
 def _error(loss: str, e: np.ndarray) -> np.ndarray:
-    return {"huber": np.where(np.abs(e) <= 1, e**2 / 2, np.abs(e) - 0.5), "mse": e**2, "mae": np.abs(e)}[loss]
+    return {"huber": huber, "mse": np.square, "mae": np.abs}[loss](e)
 
 # %% ../../nbs/model/07_training.ipynb #86fa2717
 class _Draws(keras.callbacks.Callback):

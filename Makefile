@@ -20,9 +20,9 @@ report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/
 
 # On two cores, threads within the processes would only wait for one another (half the CPU time without), while a third process works
 # where the others wait for kernels, clocks and sockets. Results do not depend on these numbers (tests/test_threads.py).
-test test-model: export OMP_NUM_THREADS := 1
-test test-model: export OPENBLAS_NUM_THREADS := 1
-test test-model: export TF_NUM_INTEROP_THREADS := 1
+test test-model: export OMP_NUM_THREADS ?= 1
+test test-model: export OPENBLAS_NUM_THREADS ?= 1
+test test-model: export TF_NUM_INTEROP_THREADS ?= 1
 test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
 	@$(BIN)/python tests/kernels.py
 	@$(BIN)/python tests/check_generated.py

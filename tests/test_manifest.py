@@ -112,6 +112,7 @@ def test_a_fresh_page_is_verified_in_full(page, stored_home):
         "backend": "tensorflow",
         "cpu": cpu_kind(),
         "other_cpu": OTHER_KIND,
+        "parts": 2,
     }
     assert said.endswith("the same kind of CPU and library versions, whatever the number of threads")
     assert len(result["notes"]) == 1 and result["notes"][0].endswith("pictures were not compared")

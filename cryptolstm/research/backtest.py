@@ -318,7 +318,7 @@ def summary(
         "skill_by": {name: _table(t) for name, t in results["skill_by"].items()},
         "folds": len(results["folds"]),
         "underpowered": bool(results["folds"]["underpowered"].any()),
-        "determinism": determinism(results["folds"]),
+        "determinism": determinism(results["folds"]) | {"parts": model_config(results["config"]).parts},
         "monthly": {name: _table(t.rename(columns=str)) for name, t in results["monthly"].items()},
         "funnel": _table(signal_funnel(results["signals"], results["config"].entry)),
         "correlation": next_move(results),

@@ -6,7 +6,7 @@
 __all__ = ['Origin', 'Forecasts', 'Performance', 'Baselines', 'Skill', 'Evidence', 'Result', 'ten_figures', 'as_text', 'as_html']
 
 # %% ../../nbs/research/05_result.ipynb #32d8a6aa
-import html
+import html, textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -139,7 +139,7 @@ def as_text(
     "Verdict and figures, one a line."
     head = f"{result['config'].ticker}: {result['verdict'].level}"
     rows = [f"{name:20}{text:>12}" for name, text in ten_figures(result).items()]
-    return "\n".join([head, result["verdict"].sentence, *rows])
+    return "\n".join([head, *textwrap.wrap(result["verdict"].sentence, 100), *rows])
 
 def as_html(
     result: Mapping,   # a `Result`

@@ -245,7 +245,9 @@ def test_the_docs_list_every_setting_with_its_default(text, declared, left_out):
 # ---- the result of a real run ----------------------------------------------------------------------------
 
 FOUND = README[README.index("**Result of a real run**"):README.index("## Two commands")]
-HIT_RATES = re.compile(r"was right ([\d.]+) % of the time.*has hit rates of ([\d.]+) % and ([\d.]+) %", re.S)
+HIT_RATES = re.compile(
+    r"was right ([\d.]+) % of the time.*gives hit rates of ([\d.]+) % and ([\d.]+) %", re.S
+)
 HITS = HIT_RATES.search(FOUND).groups()
 # the bars of the box, an hour earlier, an hour later
 ENDS = ("2025-04-30T23:00Z", "2025-04-30T22:00Z", "2025-05-01T00:00Z")

@@ -46,7 +46,9 @@ def bootstrap(
 ) -> pd.DataFrame:         # rows `FIGURES_SHOWN`; columns seen, low, high; attrs: block (bars), reps, level
     "Stationary-bootstrap intervals of Sharpe ratio, total return and drawdown; NaN where nothing was traded."
     if not 0 < level < 1 or reps < 20:
-        raise InputError(f"{reps} lives at a level of {level}; pass at least 20 and a level between 0 and 1")
+        raise InputError(
+            f"{reps} resamples at a level of {level}; pass at least 20 and a level between 0 and 1"
+        )
     r = hourly_returns(result["equity"], result["initial_balance"]).to_numpy(float)
     table = pd.DataFrame(math.nan, list(FIGURES_SHOWN), ["seen", "low", "high"])
     table["seen"], block = three_figures(r), block_length(r)

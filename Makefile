@@ -27,13 +27,13 @@ test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, no
 	@$(BIN)/python tests/kernels.py
 	@$(BIN)/python tests/check_generated.py
 	$(BIN)/ruff check nbs tests setup.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3 || { $(BIN)/python tests/kernels.py; exit 1; }
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # Restrict the kernels to see another kind of CPU: TF_ENABLE_ONEDNN_OPTS=0, ONEDNN_MAX_CPU_ISA=AVX2, OPENBLAS_CORETYPE=Haswell ...
 test-model: .venv/.dev  ## notebooks and tests of the model only
 	@$(BIN)/python tests/kernels.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3 --path nbs/model
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3 --path nbs/model || { $(BIN)/python tests/kernels.py; exit 1; }
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(MODEL_TESTS)
 
 bench: .venv/.dev    ## ours against the peers, in ratios; also writes reports/bench.json

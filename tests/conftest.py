@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from kernels import kernels
+from kernels import kernels, onednn
 from loopback import Loopback, a_market, recorded
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port: a client without a server fails at once
@@ -25,7 +25,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_terminal_summary(terminalreporter):
     "Print the kind of CPU on which failures happened."
     if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
-        for name, said in kernels().items(): terminalreporter.write_line(f"{name}: {said}")
+        for name, text in {**kernels(), "oneDNN": onednn()}.items():
+            terminalreporter.write_line(f"{name}: {text}")
 
 
 @pytest.fixture(autouse=True)

@@ -119,7 +119,7 @@ def test_a_fresh_page_is_verified_in_full(page, stored_home):
 
 
 def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_home, tmp_path):
-    """Both kinds of CPU are named. A larger difference counts, and on the same kind of CPU every difference
+    """Both kinds of CPU are named. A larger difference counts, and on the same kind of CPU one above 1e-9
     does."""
     text, manifest = split(page.read_text(encoding="utf-8"))
     old = manifest["baseline_returns"]

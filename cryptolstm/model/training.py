@@ -519,14 +519,14 @@ def _determinism(records: list, old: ModelBundle | None) -> str:
     "How far repeating the training with the same bars and configuration gives the same weights."
     if any(r["stopped"] in ("time limit", "interrupted") for r in records):
         return "none: the clock or a key ended the training"
-    if old is not None and old.training.get("determinism", "").startswith("none"):
+    before = "" if old is None else old.training.get("determinism", "")
+    if before.startswith("none"):
         return "none: it went on from weights whose training the clock or a key ended"
+    if before.startswith("not enforced"): return before
     if keras.backend.backend() != "tensorflow": return f"not enforced by {keras.backend.backend()}"
     if tf.config.list_physical_devices("GPU"): return "not enforced on a GPU, where it was never measured"
     if not threads_fixed():
-        return (
-            "not enforced for other numbers of threads, since a number was set before cryptolstm was imported"
-        )
+        return "not enforced for other numbers of threads: TensorFlow was set or started before cryptolstm"
     return SAME_KIND
 
 SAME_KIND = "bit-equal on the same kind of CPU and library versions, whatever the number of threads"

@@ -65,8 +65,9 @@ def repeatable(
     folds: pd.DataFrame,   # from `walk_forward`
 ) -> str:                  # as reported by each training
     "Reproducibility of the run, which is that of its least reproducible training."
-    said = folds["determinism"].tolist()
-    return next((s for s in said if s.startswith("none")), said[0])
+    statements = folds["determinism"].tolist()
+    weakest = ("none", "not enforced")
+    return next((s for word in weakest for s in statements if s.startswith(word)), statements[0])
 
 # %% ../../nbs/proof/03_provenance.ipynb #53075713
 def data_stamp(

@@ -479,7 +479,7 @@ def _side_by_side(config, data, seeds, starts, label, began, workers) -> list:
     finally: bar.close()
 
 def _train_apart(config, x, y, train, val, seed, start, until) -> tuple[list, dict]:
-    "`train_seed` in a child process, with arguments that can be pickled."
+    "`train_seed` in a child process, with arguments that can be sent to it."
     return train_seed(config, _Data(x, y, pd.DataFrame(), train, val), seed, start, until)
 
 # %% ../../nbs/model/07_training.ipynb #da8b944a

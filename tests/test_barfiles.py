@@ -269,7 +269,7 @@ def test_real_klines_as_binance_gives_them_equal_the_recorded_bars(real_bars, tm
     content = as_zip(as_klines(expected.iloc[:9000]) + b"\n" + as_klines(expected.iloc[9000:], 10**6))
     got, notes = read_bars(written(tmp_path, "ETHUSDT-1h.zip", content), "ETH/USDT")
     exactly(got, expected)
-    assert notes["times"] == "ms and µs" and notes["format"] == "Binance Vision klines in zip"
+    assert notes["times"] == "ms and us" and notes["format"] == "Binance Vision klines in zip"
 
 
 # -- aggregation of shorter bars

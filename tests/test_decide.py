@@ -275,7 +275,7 @@ REFUSED = {
     (asked(), "the forecast does not reach the threshold"),
     (asked(entry="cost"), "the forecast does not pay the costs of a round trip"),
     (asked(entry="probability"),
-     "a fall beyond the threshold has a probability of 12.0 %, 30.0 % is required"),
+     "a fall beyond the threshold has a probability of 12.0%, 30.0% is required"),
     (asked(entry="probability", p_exceed=None, n_calibration=48),
      "the model has too little to calibrate a probability on (48 bars, 500 are needed), "
      "and without a probability nothing is entered"),
@@ -292,7 +292,7 @@ REFUSED = {
      "the forecast is beyond the costs (short), but these rules do not agree with a short: "
      "this is 12.35, < 0 is required"),
     (asked(**REFUSED, entry="probability", p_exceed=0.31),
-     "a fall beyond the threshold has a probability of 31.0 %, 30.0 % is required (short), "
+     "a fall beyond the threshold has a probability of 31.0%, 30.0% is required (short), "
      "but these rules do not agree with a short: this is 12.35, < 0 is required"),
     (asked(direction=1, side_tested="long", rules={"b": {"what": "that", "passed": True}}),
      "the forecast is beyond the threshold (long), and every rule agrees")])

@@ -1048,7 +1048,7 @@ BAD = {
     "negative ATR": (lambda: simulate(BARS, [0] * 4, stop_atr=1, atr=[1, 1, 1, -1]), "row 3 .*ATR is -1"),
     "negative volatility": (
         lambda: simulate(BARS, [0] * 4, sizing="volatility", sigma=[1, -1, 1, 1]),
-        "row 1 .*σ is -1",
+        "row 1 .*sigma is -1",
     ),
     "volatility of other bars": (
         lambda: simulate(BARS, [0] * 4, sigma=[1, 1, 1]),

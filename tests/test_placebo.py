@@ -144,7 +144,7 @@ def test_the_rank_counts_the_real_run_as_one():
 
 def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked():
     """Blocks keep the dependence between hours, so a hit rate reached there need not be luck; and every run
-    without a trade reaches 0.00 %."""
+    without a trade reaches 0.00%."""
     skill = pd.DataFrame({"hit": [.58], "ic": [.2]}, ["LSTM"])
     idle = placebo_figures(
         {"skill": skill, "trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0}
@@ -153,8 +153,8 @@ def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked()
     said = placebo_sentence({kind: {name: ranked(x, [x]) for name, x in idle.items()} for kind in KINDS})
     assert (
         said
-        == "Placebo runs: direction right 58.0 %, reached by 1 of 1 (labels dealt out anew), "
-        "1 of 1 (moves in another order, where one hour still tells of the next), 1 of 1 (demo market)"
+        == "Placebo runs: direction right 58.0%, reached by 1 of 1 (permuted labels), "
+        "1 of 1 (permuted blocks of returns, which keep the dependence within a block), 1 of 1 (demo market)"
     )
 
 

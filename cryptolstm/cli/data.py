@@ -174,7 +174,7 @@ def price_line(
 ) -> str:
     "A price as one line of text; a dash for what the exchange does not report."
     def number(x, form=",.6g"):
-        return "–" if x is None else format(x, form)
+        return "-" if x is None else format(x, form)
     return (
         f"{p['ticker']}  {number(p['last'])}  bid {number(p['bid'])}  ask {number(p['ask'])}  24 h"
         f" {number(p['change_24h'], '+.2%')}  volume {number(p['volume_24h'])}  {p['mountain_time']}"
@@ -271,7 +271,7 @@ def check(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check bars for gaps, stuck prices, bad prints and more.
+    """Check bars for gaps, stale prices, bad prints and more.
 
     Missing bars of the span are fetched first, unless --stored is given."""
     asked, failed = asked_for(tickers), {}
@@ -380,7 +380,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="CSV, Parquet, Feather or JSON; also zipped")],
     ticker: Annotated[str, typer.Option(help="BASE/QUOTE of the bars")],
     exchange: Annotated[str, typer.Option(help="whose bars they are: a ccxt id, or a name of your own")],
-    tz: Annotated[str, typer.Option(help="zone of times that do not say theirs")] = "UTC",
+    tz: Annotated[str, typer.Option(help="time zone of times without a UTC offset")] = "UTC",
     replace: Annotated[
         bool, typer.Option("--replace", help="where a stored bar differs, the file is right")
     ] = False,

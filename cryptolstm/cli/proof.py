@@ -177,7 +177,7 @@ def print_tickers(r: dict) -> None:
     "Print the result in one sentence, then one line per ticker."
     print(f"{r['sentence']}.\n")
     def number(x, form):
-        return "–" if x is None else format(x, form).replace("-", "−")
+        return "-" if x is None else format(x, form)
     table = Table(
         "  ticker",
         "verdict",

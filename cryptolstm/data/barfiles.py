@@ -145,7 +145,7 @@ def read_numbers(
 
 # %% ../../nbs/data/07_barfiles.ipynb #dbf5b3e1
 # unit, upper limit of its values, µs per unit
-UNITS = (("s", 1e11, 1_000_000), ("ms", 1e14, 1000), ("µs", 1e17, 1), ("ns", np.inf, 0))
+UNITS = (("s", 1e11, 1_000_000), ("ms", 1e14, 1000), ("us", 1e17, 1), ("ns", np.inf, 0))
 
 def read_epochs(
     column,                                          # pyarrow, numbers or text

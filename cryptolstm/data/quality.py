@@ -183,7 +183,7 @@ CHECKS = {
         "no volume", "bars in which nothing was traded", "bars", lambda r: f"{_at(r.at)} {r.bars} h"
     ),
     "stale": Check(
-        "stuck price",
+        "stale price",
         f"at least {_T['stale']} bars in a row with one single price",
         "bars",
         lambda r: f"{_at(r.at)} {r.bars} h at {r.price:,.6g}",
@@ -193,14 +193,14 @@ CHECKS = {
         f"closes more than {_T['jump']:g} robust sigmas of the surrounding {_T['near']} and {_T['window']}"
         " bars from the close before",
         "sigmas",
-        lambda r: f"{_at(r.at)} {r.size:+.1%} ({r.sigmas:.0f} σ, {r.then})",
+        lambda r: f"{_at(r.at)} {r.size:+.1%} ({r.sigmas:.0f} sigmas, {r.then})",
     ),
     "spikes": Check(
         "spikes",
         f"highs or lows more than {_T['spike']:g} robust sigmas beyond their own bar's open and close and the"
         " bars beside it",
         "sigmas",
-        lambda r: f"{_at(r.at)} {r.side} {r.size:.1%} beyond ({r.sigmas:.0f} σ)",
+        lambda r: f"{_at(r.at)} {r.side} {r.size:.1%} beyond ({r.sigmas:.0f} sigmas)",
     ),
 }
 
@@ -388,8 +388,8 @@ def _sentence(r: QualityReport) -> str:
         len(worst["stale"])
         and _count(
             worst["stale"],
-            "a stuck price for {bars} h from {at}",
-            "{n} stuck prices, the longest for {bars} h from {at}",
+            "a stale price for {bars} h from {at}",
+            "{n} stale prices, the longest for {bars} h from {at}",
         ),
         silent and f"{_many(silent, 'bar')} without volume",
         len(worst["spikes"])
@@ -405,7 +405,7 @@ def _sentence(r: QualityReport) -> str:
 def _apart(a: dict) -> str:
     "How many hours differ from a second market, and how many were not compared."
     told = (
-        f"{len(a['apart']):,} of {_many(a['common'], 'hour')} more than {THRESHOLDS['apart'] / 100:g} % from"
+        f"{len(a['apart']):,} of {_many(a['common'], 'hour')} more than {THRESHOLDS['apart'] / 100:g}% from"
         f" {a['exchange']}"
     )
     return told + f", {_many(a['only_here'], 'hour')} not compared" * (a["only_here"] > 0)
@@ -505,7 +505,7 @@ def report_rows(
     "The report as rows of text."
     def found(name: str) -> str:
         shown, n = [CHECKS[name].show(row) for row in r.worst(name, limit).itertuples()], len(r.tables[name])
-        return f"{n:,}: " * (n > 1) + "; ".join(shown) + " …" * (n > limit) if n else "none"
+        return f"{n:,}: " * (n > 1) + "; ".join(shown) + " ..." * (n > limit) if n else "none"
     rows = [
         ("span", f"{_at(r.first)} to {_at(r.last + HOUR)} UTC, {r.hours:,} hours"),
         ("missing", f"{r.missing:,} ({r.missing / r.hours:.2%})"),
@@ -515,10 +515,10 @@ def report_rows(
         rows.append(
             ("not judged", f"{r.bars - r.judged:,} bars have too few neighbours for the price checks")
         )
-    rows.append(("rows dropped", ", ".join(f"{n} × {why}" for why, n in r.dropped.items()) or "none"))
+    rows.append(("rows dropped", ", ".join(f"{why} ({n})" for why, n in r.dropped.items()) or "none"))
     newest = "; ".join(
         f"{_at(as_utc(x['time']))} {x['column']} {'absent' if x['was'] is None else format(x['was'], ',.6g')}"
-        f" → {x['now']:,.6g}"
+        f" -> {x['now']:,.6g}"
         for x in r.revised[-limit:]
     )
     rows.append(("revised", f"{_many(r.revised_bars, 'bar')}: {newest}" if r.revised else "none"))
@@ -536,8 +536,8 @@ def _against_rows(a: dict, limit: int) -> list[tuple[str, str]]:
         (
             "against",
             (
-                f"{a['ticker']} on {a['exchange']}{' (invented)' if a['simulated'] else ''}: {a['common']:,}"
-                f" hours in both ({a['share']:.2%}), {a['only_here']:,} only here, {a['only_there']:,} only"
+                f"{a['ticker']} on {'demo market (simulated)' if a['simulated'] else a['exchange']}:"
+                f" {a['common']:,} hours in both ({a['share']:.2%}), {a['only_here']:,} only here, {a['only_there']:,} only"
                 " there"
             ),
         ),
@@ -549,7 +549,7 @@ def _against_rows(a: dict, limit: int) -> list[tuple[str, str]]:
             ),
         ),
         (
-            f"over {THRESHOLDS['apart'] / 100:g} % apart",
+            f"over {THRESHOLDS['apart'] / 100:g}% apart",
             f"{len(a['apart']):,}: {shown}" if len(far) else "none",
         ),
         *((f"note on {a['exchange']}", text) for text in a["notes"]),

@@ -77,7 +77,7 @@ def report_text(
             f" {many(r.rows, 'row')}"
         ),
     ]
-    shown = ", ".join(f"{t} {n} h" for t, n in r.gaps[:5]) + (" …" if len(r.gaps) > 5 else "")
+    shown = ", ".join(f"{t} {n} h" for t, n in r.gaps[:5]) + (" ..." if len(r.gaps) > 5 else "")
     said = {
         f"{many(len(r.gaps), 'gap')}, {many(missing, 'hour')} without a bar: {shown}": r.gaps,
         f"{many(r.repeated, 'repeated row')} left out": r.repeated,
@@ -98,7 +98,7 @@ def report_text(
         ): r.doubted,
         (
             f"{many(r.skipped, 'bad row')} left out: {'; '.join([*r.bad.values()][:3])}"
-            f"{' …' if r.skipped > 3 else ''}"
+            f"{' ...' if r.skipped > 3 else ''}"
         ): r.skipped,
         f"the store was damaged and put aside as {r.set_aside}": r.set_aside,
     }

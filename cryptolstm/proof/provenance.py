@@ -55,7 +55,7 @@ def ending_note(
     "Note on trainings that ended for another reason than their epochs or patience."
     ends = folds.loc[~folds["stopped"].isin(("done", "patience")), "stopped"]
     if not len(ends): return None
-    how = ", ".join(f"{n} × {end}" for end, n in ends.value_counts().items())
+    how = ", ".join(f"{end}: {n}" for end, n in ends.value_counts().items())
     return (
         f"{len(ends)} of {len(folds)} trainings did not end by themselves ({how}); the best weights until"
         " then are used"
@@ -80,7 +80,7 @@ def data_stamp(
     "Stamp that says where the bars of a result are from, for every page and file that shows it."
     keep = {k: v for k, v in bars.attrs.items() if isinstance(v, (str, int, float, bool)) or v is None}
     if dropped := bars.attrs.get("dropped"):
-        keep["dropped"] = "Dropped as unusable: " + ", ".join(f"{n} × {why}" for why, n in dropped.items())
+        keep["dropped"] = "Dropped as unusable: " + ", ".join(f"{why} ({n})" for why, n in dropped.items())
     if aside := bars.attrs.get("set_aside"):
         keep["set_aside"] = (
             f"A damaged file of stored bars was put aside as {aside} and its bars were fetched again"
@@ -109,11 +109,8 @@ def market_text(
     data: Mapping,   # `results["data"]`, or the `data_source` of a signal
 ) -> str:            # e.g. "coinbaseexchange at http://127.0.0.1:8765"
     "Market of the bars, with the address if it is not the exchange's default one."
-    return (
-        data["exchange"]
-        + (f" at {data['exchange_url']}" if data.get("exchange_url") else "")
-        + (" (invented)" if data.get("simulated") else "")
-    )
+    if data.get("simulated"): return "demo market (simulated)"
+    return data["exchange"] + (f" at {data['exchange_url']}" if data.get("exchange_url") else "")
 
 def data_notes(
     data: Mapping,      # as above

@@ -150,6 +150,6 @@ def _report(
             "difference": float((returns[0] - returns[1]).sum()),
             "low": number(low),
             "high": number(high),
-            "of": "sum of hourly net returns, a minus b, 95 % block bootstrap",
+            "of": "sum of hourly net returns, a minus b, 95% block bootstrap",
         },
     }

@@ -28,9 +28,9 @@ from .result import Result
 from .backtest import backtest, run_backtest
 
 # %% ../../nbs/research/07_placebo.ipynb #34fee59e
-LABELS, ORDER, MARKET = "labels dealt out anew", "moves in another order", "demo market"
+LABELS, ORDER, MARKET = "permuted labels", "permuted blocks of returns", "demo market"
 KINDS = (LABELS, ORDER, MARKET)   # used in turn for the runs 1, 2, 3, 4 …
-SURVIVES = {ORDER: ", where one hour still tells of the next"}   # what a kind leaves in place
+SURVIVES = {ORDER: ", which keep the dependence within a block"}   # what a kind leaves in place
 
 def check_placebo(
     n: int,   # number of placebo runs

@@ -202,7 +202,7 @@ def why(
     s: dict,   # from `signal_dict`
 ) -> str:
     "Reason for a signal in one line."
-    by_p, share = s["entry"] == "probability", lambda x: f"{x:.1%}".replace("%", " %")
+    by_p, share = s["entry"] == "probability", lambda x: f"{x:.1%}"
     if s["predicted_price"] is None:
         return "there is no forecast for this bar: some of its last hours are missing"
     if by_p and s["p_exceed"] is None:
@@ -246,6 +246,4 @@ def _uncalibrated(n: int) -> str:
 
 def _refusal(rule: dict, side: str) -> str:
     value = "not known" if rule["value"] is None else f"{rule['value']:.4g}"
-    return f"{rule['what']} is {value}, {rule['bound'][side]} is required".replace("<=", "≤").replace(
-        "-", "−"
-    )
+    return f"{rule['what']} is {value}, {rule['bound'][side]} is required"

@@ -220,7 +220,7 @@ def record_table(
             "±" + number(r.threshold, digits=4),
             share(r.p_exceed, digits=1) if pd.notna(r.p_exceed) else "–",
             NAMES[r.signal] + (", rules" if r.direction and not r.signal else ""),
-            number(r.came, "+", 4) if pd.notna(r.came) else "not yet known",
+            number(r.observed, "+", 4) if pd.notna(r.observed) else "not yet known",
             "–" if pd.isna(r.right) else right[bool(r.right)],
             r.version.split(".")[0],
         )

@@ -324,23 +324,23 @@ def plot_fan(
 
 # %% ../../nbs/report/02_plots.ipynb #02f662c7
 def plot_reliability(
-    parts: Mapping[str, pd.DataFrame],   # event → n, said, came, low, high; from `reliability`
+    parts: Mapping[str, pd.DataFrame],   # event → n, predicted, observed, low, high; from `reliability`
     simulated: bool = False,
 ) -> Figure:
     "Reliability diagrams side by side."
     fig, axes = new_figure(3.4, simulated=simulated, columns=len(parts))
     for ax, (event, t) in zip(np.atleast_1d(axes), parts.items(), strict=True):
-        low, high = t["said"].min(), t["said"].max()
+        low, high = t["predicted"].min(), t["predicted"].max()
         edges = np.array([low - 0.1 * (high - low) - 0.002, high + 0.1 * (high - low) + 0.002])
-        ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="as promised")
+        ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="perfect calibration")
         ax.set_xlim(*edges)
         ax.axhline(
-            np.average(t["came"], weights=t["n"]), color=GREY, lw=1.2, label="overall frequency"
+            np.average(t["observed"], weights=t["n"]), color=GREY, lw=1.2, label="overall frequency"
         )
         ax.errorbar(
-            t["said"],
-            t["came"],
-            yerr=[t["came"] - t["low"], t["high"] - t["came"]],
+            t["predicted"],
+            t["observed"],
+            yerr=[t["observed"] - t["low"], t["high"] - t["observed"]],
             fmt="o",
             ms=5,
             color=BLUE,

@@ -19,8 +19,8 @@ from ..core.bars import HOUR, display_time
 from ..core.config import RunConfig
 from ..model.settings import model_config
 from ..proof.provenance import data_notes, data_stamp, market_text
-from ..strategy.answer import why
-from ..strategy.signal import Decided
+from ..strategy.answer import signal_reason
+from ..strategy.signal import Decision
 from .pieces import Piece, as_table, figure, heading
 from .plots import plot_decision
 from .manifest import make_signal_manifest
@@ -46,7 +46,7 @@ def share(x: float | None, sign: bool = False, digits: int = 2) -> str:
 
 # %% ../../nbs/report/08_signal_page.ipynb #c38e7633
 def signal_heading(
-    now: Decided,
+    now: Decision,
 ) -> Piece:
     "Market and time of the signal, with all warnings."
     stamp = {"ticker": now.run.ticker, **data_stamp(now.bars, now.bars.iloc[-1:])}
@@ -59,7 +59,7 @@ def signal_heading(
 
 # %% ../../nbs/report/08_signal_page.ipynb #0812b737
 def signal_box(
-    now: Decided,
+    now: Decision,
 ) -> Piece:
     "The signal, its reason and its main numbers; for programs, the complete dictionary."
     s = now.signal
@@ -96,7 +96,7 @@ def signal_box(
         f"<small>{html.escape(more)}</small></div>"
         for value, name, more in cards
     )
-    reason = why(s)
+    reason = signal_reason(s)
     what = (
         "This is what the rules make of a forecast, not evidence that the forecast is worth anything. That"
         f" question is answered by a backtest: cryptolstm report {s['ticker']}"
@@ -117,11 +117,11 @@ def _asked(s: dict) -> str:
         else f"{said}; does not decide here"
     )
 
-def _age(now: Decided) -> float: return (now.bars.index[-1] - pd.Timestamp(now.model.trained_until)) / HOUR
+def _age(now: Decision) -> float: return (now.bars.index[-1] - pd.Timestamp(now.model.trained_until)) / HOUR
 
 # %% ../../nbs/report/08_signal_page.ipynb #0dbd1daa
 def decision_figure(
-    now: Decided,
+    now: Decision,
     last: int = 24,   # number of previous decisions that are marked
 ) -> Piece:
     "Price, Bollinger bands, threshold and forecast, as a figure."
@@ -149,7 +149,7 @@ def decision_figure(
 
 # %% ../../nbs/report/08_signal_page.ipynb #ef19dda2
 def rule_table(
-    now: Decided,
+    now: Decision,
 ) -> Piece:
     "Every rule: its bounds, the current value, and the sides it allows."
     rules, yes = now.signal["rules"].values(), lambda x: "yes" if x else "no"
@@ -169,7 +169,7 @@ def rule_table(
     )
 
 def indicator_table(
-    now: Decided,
+    now: Decision,
 ) -> Piece:
     "The 14 indicator families at the last bar."
     def cell(v):
@@ -206,7 +206,7 @@ def record_text(
     )
 
 def record_table(
-    now: Decided,
+    now: Decision,
     last: int = 24,   # number of decisions, the newest ones
 ) -> Piece:
     "Previous decisions, newest first, with their model version and outcome."
@@ -220,7 +220,7 @@ def record_table(
             "±" + number(r.threshold, digits=4),
             share(r.p_exceed, digits=1) if pd.notna(r.p_exceed) else "–",
             NAMES[r.signal] + (", rules" if r.direction and not r.signal else ""),
-            number(r.came, "+", 4) if pd.notna(r.came) else "not yet known",
+            number(r.observed, "+", 4) if pd.notna(r.observed) else "not yet known",
             "–" if pd.isna(r.right) else right[bool(r.right)],
             r.version.split(".")[0],
         )
@@ -240,7 +240,7 @@ def record_table(
 
 # %% ../../nbs/report/08_signal_page.ipynb #fced051a
 def model_table(
-    now: Decided,
+    now: Decision,
 ) -> Piece:
     "The deciding version: its training, validation results, drift and calibration."
     info, gone = now.signal["model_info"], now.signal["monitor"]
@@ -289,7 +289,7 @@ def model_table(
     )
 
 def stamp_table(
-    now: Decided,
+    now: Decision,
 ) -> Piece:
     "The bars, and the time at which the signal was computed."
     d = data_stamp(now.bars, now.bars.iloc[-1:])

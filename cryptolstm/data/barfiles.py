@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import InputError, OperationError
-from ..core.bars import COLUMNS, check_bars, check_ticker
-from .store import hours_of, runs
+from ..core.bars import BAR_FAULTS, COLUMNS, check_bars, check_ticker, invalid_bars
+from .store import STORED_FAULTS, hours_of, runs
 from .rawtable import BLANKS, NUMBER, PRICES, SYMBOLS, TIMES, RawTable, raw_table, unpack
 
 # %% ../../nbs/data/07_barfiles.ipynb #886b58da
@@ -91,7 +91,6 @@ def pick_columns(
             f"{name} has no column for {' and '.join(lost)}; found {found}; rename the columns to"
             " time,open,high,low,close,volume"
         )
-    check_stamp(table.stamp, ticker, name)
     if ticker: check_symbol(table, ticker, name)
     picked["volume"] = volume_column(names, ticker.split("/")[0].lower() if ticker else None, name)
     return {c: table.columns[n] for c, n in picked.items()} | ({"time": day} if day else {})
@@ -276,10 +275,7 @@ REASONS = [
     "opens at {time}, which is before 2009 or still to come",
     "has {text} where a number belongs",
     "has no {blank}",
-    "has a price that is not positive",
-    "has a high below its low",
-    "has an open or close outside high and low",
-    "has a negative volume",
+    *(f"has {fault}" for fault in BAR_FAULTS[2:]),
     "opens at {time}, off the {step} grid",
     "gives other values than row {other} for {time}",
 ]
@@ -309,20 +305,9 @@ def judge(
     "Validate all rows; the code of each is the first rule it breaks."
     time, none, words = read_times(columns["time"], tz, name)
     values, text = (np.array(x) for x in zip(*(read_numbers(columns[c]) for c in COLUMNS), strict=True))
-    o, h, l, c, v = values
-    with np.errstate(invalid="ignore"):
-        rules = [
-            none,
-            (time < FIRST_BAR) | (time > now),
-            text.any(axis=0),
-            ~np.isfinite(values).all(axis=0),
-            np.fmin(np.fmin(o, h), np.fmin(l, c)) <= 0,
-            h < l,
-            (h < np.maximum(o, c)) | (l > np.minimum(o, c)),
-            v < 0,
-        ]
-    code = np.zeros(len(time), "int8")
-    for k in range(len(rules), 0, -1): code[rules[k - 1]] = k
+    faults = invalid_bars(values)
+    code = np.where(faults > 0, faults + 3, 0).astype("int8")   # the first three codes are those of the text
+    for k, rule in ((3, text.any(axis=0)), (2, (time < FIRST_BAR) | (time > now)), (1, none)): code[rule] = k
     return (
         Rows(table, columns, time, values, text, code, np.isnan(values[:4]).all(axis=0) & (code == 4)),
         words,
@@ -462,6 +447,7 @@ def read_bars(
     # BASE/QUOTE; identifies the base volume and must match a symbol column, if any
     ticker: str | None = None,
     *,
+    exchange: str | None = None,  # must match the one that the file records, if any
     tz: str = "UTC",             # zone of times without one
     skip_bad: bool = False,      # leave bad rows out and report them
 ) -> tuple[pd.DataFrame, dict]:  # hourly bars (gaps absent) and notes
@@ -473,6 +459,7 @@ def read_bars(
     raw = file_bytes(file)
     content, layers = unpack(raw, file.name)
     table, now = raw_table(content, file.name), pd.Timestamp.now(tz="UTC")
+    check_stamp(table.stamp, ticker, file.name, exchange)
     rows, words = judge(
         table, pick_columns(table, ticker, file.name), tz, file.name, int(now.timestamp() * 1e6)
     )
@@ -503,7 +490,6 @@ def read_bars(
         min(now.timestamp(), file.stat().st_mtime),
         file.name,
     )
-    bars.attrs = table.stamp
     return bars, notes | {"dropped": lost_hours(rows, bars), "doubted": doubted_hours(rows, bars)}
 
 # %% ../../nbs/data/07_barfiles.ipynb #85155dd9
@@ -532,11 +518,7 @@ BRIEF = [
     "",
     "",
     "not a number",
-    "a missing value",
-    "a price that is not positive",
-    "high below low",
-    "open or close outside high and low",
-    "a negative volume",
+    *STORED_FAULTS[1:],
     "off the grid",
     "contradicts another row",
 ]  # same order as `REASONS`

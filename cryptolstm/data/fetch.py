@@ -23,24 +23,15 @@ from filelock import Timeout
 from tqdm import tqdm
 
 from ..core.errors import OperationError
-from ..core.bars import COLUMNS
+from ..core.bars import COLUMNS, invalid_bars
 from . import exchange as exchanges, store as bar_store
-from .store import (HOUR_MS, BarStore, hour_time, hours_of, inside, merge_spans, missing_spans,
-                                   open_store, pages, read_store, runs, store_lock, write_store)
+from .store import (HOUR_MS, STORED_FAULTS, BarStore, hour_time, hours_of, inside, merge_spans,
+                                   missing_spans, open_store, pages, read_store, runs, store_lock,
+                                   write_store)
 from .exchange import (FIRST_HOUR, Refused, another_line, ask, check_listed, is_closed,
                                       not_listed)
 
 # %% ../../nbs/data/04_fetch.ipynb #c1a3ef56
-_FAULTS = (
-    "",
-    "off the hour",
-    "a missing value",
-    "a price that is not positive",
-    "high below low",
-    "open or close outside high and low",
-    "a negative volume",
-)
-
 def clean_candles(
     candles: list,                 # ccxt's rows: open time in ms, open, high, low, close, volume; any order
     span: tuple[int, int],         # hours requested
@@ -51,24 +42,16 @@ def clean_candles(
     The columns are the hour number, then `COLUMNS`."""
     t = np.array([r[0] for r in candles], dtype="int64")
     rows = np.array([r[1:6] for r in candles], dtype="float64").reshape(-1, 5)
-    hour, (o, h, l, c, v) = t // HOUR_MS, rows.T
-    with np.errstate(invalid="ignore"):
-        broken = [
-            t % HOUR_MS != 0,
-            ~np.isfinite(rows).all(axis=1),
-            np.minimum(np.minimum(o, h), np.minimum(l, c)) <= 0,
-            h < l,
-            (h < np.maximum(o, c)) | (l > np.minimum(o, c)),
-            v < 0,
-        ]
-    wanted, bad = (hour >= span[0]) & (hour < span[1]) & (t + HOUR_MS <= now), np.logical_or.reduce(broken)
-    reason = np.argmax(broken, axis=0) + 1
+    hour, off_hour, faults = t // HOUR_MS, t % HOUR_MS != 0, invalid_bars(rows.T)
+    wanted, bad = (hour >= span[0]) & (hour < span[1]) & (t + HOUR_MS <= now), off_hour | (faults > 0)
     good = np.column_stack([hour, rows])[wanted & ~bad]
     good = good[np.argsort(good[:, 0], kind="stable")]
     last = np.append(good[1:, 0] != good[:-1, 0], True)[:len(good)]
     dropped = {hour_time(int(x)).isoformat(): "duplicated" for x in good[~last, 0]}
     dropped |= {
-        pd.Timestamp(int(t[i]), unit="ms", tz="UTC").isoformat(): _FAULTS[reason[i]]
+        pd.Timestamp(int(t[i]), unit="ms", tz="UTC").isoformat(): (
+            "off the hour" if off_hour[i] else STORED_FAULTS[faults[i]]
+        )
         for i in np.flatnonzero(wanted & bad)
     }
     return good[last], dropped

@@ -326,22 +326,22 @@ def file_stamp(
 ) -> dict:            # ticker, exchange, market, simulated, as far as recorded
     "The origin of its bars that a file records."
     def read(key: bytes) -> dict:
-        try: said = json.loads(metadata.get(key) or b"{}")
+        try: return _as_dict(json.loads(metadata.get(key) or b"{}"))
         except (ValueError, RecursionError): return {}   # metadata of another program
-        return said if isinstance(said, dict) else {}
+    by_pandas = [_as_dict(read(b"pandas").get("attributes")), read(b"PANDAS_ATTRS")]
     parts = [
-        read(b"pandas").get("attributes"),
-        read(b"PANDAS_ATTRS"),
-        read(b"cryptolstm").get("origin"),
-        read(b"cryptolstm_export").get("origin"),
+        *by_pandas,
+        *(_as_dict(attrs.get("provenance")) for attrs in by_pandas),
+        *(_as_dict(read(key).get("origin")) for key in (b"cryptolstm", b"cryptolstm_export")),
     ]
     return {
         k: v
         for part in parts
-        if isinstance(part, dict)
         for k, v in part.items()
         if k in ("ticker", "exchange", "market", "simulated")
     }
+
+def _as_dict(x) -> dict: return x if isinstance(x, dict) else {}
 
 # %% ../../nbs/data/06_rawtable.ipynb #ececc225
 def read_arrow(

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import HOUR
+from ..core.bars import HOUR, provenance
 from ..core.config import RunConfig, run_config
 from ..data.client import market_bars
+from ..data.exchange import chosen_market
 from ..features.indicators import WARMUP, features
 from ..features.targets import label, predicted_price
 from ..model.settings import model_config
@@ -26,7 +27,7 @@ from ..model.challenge import age_hours, challenge, line_forecasts
 from ..model.drift import WINDOW
 from .threshold import exceed_of, exceedance
 from .decide import check_decidable, decide
-from .upkeep import (Asked, check_threshold, expected_market, real_exchange, stored_model,
+from .upkeep import (Asked, check_threshold, expected_market, stored_model,
                                         with_promises)
 from .answer import signal_dict
 
@@ -68,7 +69,7 @@ class Decided:
     "A signal with the data and models it was computed from."
     signal: dict                              # from `signal_dict`
     run: RunConfig
-    bars: pd.DataFrame = field(repr=False)    # with `attrs`
+    bars: pd.DataFrame = field(repr=False)    # stamped
     table: pd.DataFrame = field(repr=False)   # their features
     # the version that decided and its predecessors, see `line_history`
     history: list = field(repr=False)
@@ -145,13 +146,13 @@ class SignalGenerator:
             run.ticker,
             run.hours + run.lookback + run.horizon + WARMUP,
             end=run.end,
-            exchange=real_exchange(run.exchange),
+            exchange=chosen_market(run.exchange)[0],   # never auto: no fallback to simulated bars
             exchange_url=run.exchange_url,
             home=self.home,
             seed=run.seed,
             progress=self.progress,
         )
-        self.market = bars.attrs.get("market", bars.attrs["exchange"])
+        self.market = provenance(bars).market_or_exchange
         table = features(bars)
         asked = Asked(
             self.line_of(run.hours),

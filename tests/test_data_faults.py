@@ -765,7 +765,7 @@ client.exchange.enableRateLimit = False
 client.exchange.load_markets()
 for line in sys.stdin:
     if not (child := os.fork()):
-        client.exchange = exchanges.another_line(client.exchange)
+        client.exchange = exchanges.new_connection(client.exchange)
         client.get_historical_bars("ETH/USD", int(line))
         os._exit(0)
     print(child, flush=True)

@@ -394,7 +394,7 @@ def test_check_prints_a_sentence_and_a_table(exchange):
         "ETH/USD coinbaseexchange doubtful: 2 gaps (7 of 1,500 hours missing)" in text
         and "one price jump taken back at once" in text
     )
-    for label in ("stuck price", "no volume", "spikes", "rows dropped", "last bar closed 0.0 h ago"):
+    for label in ("stale price", "no volume", "spikes", "rows dropped", "last bar closed 0.0 h ago"):
         assert label in text
     assert "SIMULATED" not in text
 

@@ -265,7 +265,7 @@ def check(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check bars for gaps, stuck prices, bad prints and more.
+    """Check bars for gaps, stale prices, bad prints and more.
 
     Missing bars of the span are fetched first, unless --stored is given."""
     asked, failed = asked_for(tickers), {}

@@ -135,7 +135,7 @@ def _completed(
     store: BarStore,
 ) -> pd.DataFrame:
     "`client_bars` while the exchange can be reached."
-    path, said, source = client.path(ticker), _address(client), "store"
+    path, known, source = client.path(ticker), _address(client), "store"
     if again or stop is None or missing_spans(_span(stop, hours), store.covered):
         # only responses of this call decide whether the exchange counts as reached
         client.exchange.last_response_headers = None
@@ -147,8 +147,8 @@ def _completed(
                 f" {hour_time(stop):%Y-%m-%d %H:%M}"
             )
         )
-        now, said["clock"] = clock(client.exchange, ticker, wish)
-        said["clock_time"] = pd.Timestamp(now, unit="ms", tz="UTC").isoformat()
+        now, known["clock"] = clock(client.exchange, ticker, wish)
+        known["clock_time"] = pd.Timestamp(now, unit="ms", tz="UTC").isoformat()
         stop = now // HOUR_MS if stop is None else stop
         wanted = (max(stop - hours, FIRST_HOUR), min(stop, now // HOUR_MS))
         if wanted[0] >= wanted[1]:
@@ -157,7 +157,7 @@ def _completed(
                 f" {hour_time(wanted[1])}"
             )
         if again or missing_spans(wanted, store.covered):
-            said |= store.news
+            known |= store.news
             shown = client.progress if progress is None else progress
             store = fill_store(
                 client.exchange,
@@ -167,10 +167,10 @@ def _completed(
                 now,
                 shown,
                 again,
-                **{k: v for k, v in said.items() if k in _KEPT},
+                **{k: v for k, v in known.items() if k in _KEPT},
             )
             source = "exchange"
-    return span_bars(store, (stop - hours, stop), ticker, client.id, source, **said)
+    return span_bars(store, (stop - hours, stop), ticker, client.id, source, **known)
 
 
 _KEPT = ("market", "exchange_url", "clock")   # parts of a stamp that are stored with the bars
@@ -351,23 +351,19 @@ def _without_exchange(
     "Stored bars if they cover the span, or the demo market if none are stored. Otherwise raises the error."
     stored, gone = client.stored_bars(ticker, hours, end), isinstance(error, NotListed)
     if stored is not None:
-        why = f"{error.verb} {ticker}" if gone else "could not be reached"
-        return stamp(
-            stored,
-            ticker,
-            client.id,
-            stale=f"{client.id} {why}; the newest bar stored opened at {stored.index[-1]:%Y-%m-%d %H:%M} UTC",
-        )
+        reason = f"{client.id} {f'{error.verb} {ticker}' if gone else 'could not be reached'}"
+        newest = f"the newest bar stored opened at {stored.index[-1]:%Y-%m-%d %H:%M} UTC"
+        return stamp(stored, ticker, client.id, stale=f"{reason}; {newest}")
     if gone: raise error
     if held := len(read_store(client.path(client.stored_name(ticker)[0])).bars):
         raise ExchangeUnreachable(
             f"{error}; the {held} stored bars of {ticker} do not answer for these {hours} hours, pass fewer"
             " or another end"
         ) from error
-    why = (
+    reason = (
         f"{client.id} could not be reached and no bars of {ticker} are stored, so this is the simulated demo"
         " market"
     )
     return regular_grid(
-        stamp(demo_market(hours, seed=seed, end=end, ticker=ticker), ticker, "simulated", fallback=why)
+        stamp(demo_market(hours, seed=seed, end=end, ticker=ticker), ticker, "simulated", fallback=reason)
     )

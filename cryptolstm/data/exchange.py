@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_HOUR', 'LAST_HOUR', 'TIMEOUT', 'BUDGET', 'FIRST_CONTACT', 'PAUSE', 'ExchangeUnreachable', 'plausible',
-           'check_exchange', 'market_name', 'chosen_market', 'read_table', 'connect', 'another_line', 'rebase',
+           'check_exchange', 'market_name', 'chosen_market', 'read_table', 'connect', 'new_connection', 'rebase',
            'asked_pause', 'Refused', 'ask', 'NotListed', 'is_closed', 'not_listed', 'check_listed', 'listed_name',
            'exchange_clock']
 
@@ -204,17 +204,17 @@ def connect(
 # %% ../../nbs/data/01_exchange.ipynb #41222348
 def _session(trust_env: bool) -> requests.Session:
     "A new session. Proxies set in the environment are used only with `trust_env`."
-    made = _Session()
-    made.trust_env = trust_env
-    return made
+    session = _Session()
+    session.trust_env = trust_env
+    return session
 
-def another_line(
+def new_connection(
     exchange: ccxt.Exchange,   # from `connect`
 ) -> ccxt.Exchange:            # with its own last response
     "Another connection to the same exchange, with the same rate limit."
-    line = copy(exchange)
-    line.session = _session(exchange.session.trust_env)
-    return line
+    connection = copy(exchange)
+    connection.session = _session(exchange.session.trust_env)
+    return connection
 
 # %% ../../nbs/data/01_exchange.ipynb #b0842519
 def rebase(
@@ -272,7 +272,7 @@ def _pause(exchange: ccxt.Exchange) -> Callable:
     return wait
 
 # %% ../../nbs/data/01_exchange.ipynb #c83fa5ea
-def _why(error: ccxt.BaseError) -> str:
+def _error_text(error: ccxt.BaseError) -> str:
     "A ccxt error in a few words, without the body of a web page."
     text = f"{error} {error.__cause__}"
     for mark, words in (
@@ -316,13 +316,13 @@ def ask(
         if isinstance(e, ccxt.NetworkError) and exchange.last_response_headers is None:
             host = urlsplit(exchange.last_request_url or "").netloc.rpartition("@")[2] or exchange.id
             raise ExchangeUnreachable(
-                f"{exchange.id} cannot be reached at {host} ({_why(e)}) to ask for {what};"
+                f"{exchange.id} cannot be reached at {host} ({_error_text(e)}) to ask for {what};"
                 " check the network or the address"
             ) from e
         wait = asked_pause(exchange, e)
         later = f" and asks to wait {wait:.0f} s; try again after that" if wait else "; try again later"
         raise (OperationError if isinstance(e, again) else Refused)(
-            f"{exchange.id} did not give {what}: {_why(e)}{later}"
+            f"{exchange.id} did not give {what}: {_error_text(e)}{later}"
         ) from e
 
 # %% ../../nbs/data/01_exchange.ipynb #1ff2b349
@@ -398,14 +398,14 @@ def exchange_clock(
     purpose: str = "",         # what the time is needed for, for the error message
 ) -> tuple[int, str]:          # ms since 1970; "exchange", "http date" or "local"
     "The time at the exchange, and the clock it comes from."
-    why = f", needed for {purpose}" if purpose else ""
+    needed = f", needed for {purpose}" if purpose else ""
     if exchange.has.get("fetchTime") is True:
-        return ask(exchange, f"the time{why}", lambda: plausible(int(exchange.fetch_time()))), "exchange"
+        return ask(exchange, f"the time{needed}", lambda: plausible(int(exchange.fetch_time()))), "exchange"
     check_listed(exchange, ticker, closed="take")
     # any price will do
     if is_closed(exchange, ticker):
         ticker = next((t for t in exchange.markets if not is_closed(exchange, t)), ticker)
-    ask(exchange, f"the price of {ticker}{why}", lambda: exchange.fetch_ticker(ticker))
+    ask(exchange, f"the price of {ticker}{needed}", lambda: exchange.fetch_ticker(ticker))
     if date := (exchange.last_response_headers or {}).get("Date"):
         return int(parsedate_to_datetime(date).timestamp() * 1000), "http date"
     return int(time.time() * 1000), "local"

@@ -28,8 +28,8 @@ from . import exchange as exchanges, store as bar_store
 from .store import (HOUR_MS, STORED_FAULTS, BarStore, hour_time, hours_of, inside, merge_spans,
                                    missing_spans, open_store, pages, read_store, runs, store_lock,
                                    write_store)
-from .exchange import (FIRST_HOUR, Refused, another_line, ask, check_listed, is_closed,
-                                      not_listed)
+from .exchange import (FIRST_HOUR, Refused, ask, check_listed, is_closed,
+                                      new_connection, not_listed)
 
 # %% ../../nbs/data/04_fetch.ipynb #c1a3ef56
 def clean_candles(
@@ -74,8 +74,8 @@ def page_limit(
     exchange: ccxt.Exchange,
 ) -> int:      # bars
     "Number of bars per request: as stated by the exchange, else 300; at most 1000."
-    said = ((exchange.features or {}).get("spot") or {}).get("fetchOHLCV") or {}
-    return min(int(said.get("limit") or 300), 1000)
+    feature = ((exchange.features or {}).get("spot") or {}).get("fetchOHLCV") or {}
+    return min(int(feature.get("limit") or 300), 1000)
 
 # %% ../../nbs/data/04_fetch.ipynb #862037b9
 def fetch_page(
@@ -166,7 +166,7 @@ def _ahead(exchange: ccxt.Exchange, jobs: list, fetch: Callable) -> Iterator:
     "Yield `fetch(exchange, job)` for every job, in order; later jobs are started in advance."
     lines, waiting, under_way = SimpleQueue(), deque(), threading.Semaphore(LINES)
     for _ in range(min(LINES + 1, len(jobs))):
-        lines.put(line := another_line(exchange))
+        lines.put(line := new_connection(exchange))
         line.under_way = under_way
     def run(job):
         line = lines.get()
@@ -305,7 +305,7 @@ class _Fetched:
         if self.new or empty:
             bars = bars_of(np.concatenate([np.empty((0, 6)), *(rows for rows, _ in self.new)])[::-1])
             bars = bars[~bars.index.duplicated()]   # of two responses the later one is used
-            dropped = {t: why for _, d in self.new for t, why in d.items()}
+            dropped = {t: reason for _, d in self.new for t, reason in d.items()}
             self.store = self.store.add(bars, runs(hours_of(bars.index)), dropped, empty, now, **self.origin)
             write_store(self.path, self.store)
             self.new.clear()
@@ -356,7 +356,7 @@ def _fill(
         "ticker": ticker,
         "fetched_at": pd.Timestamp(now, unit="ms", tz="UTC").isoformat(),
     }
-    got, line = _Fetched(path, store, origin), another_line(exchange)
+    got, line = _Fetched(path, store, origin), new_connection(exchange)
     def fetch(on, job):
         return (
             None

@@ -183,7 +183,7 @@ CHECKS = {
         "no volume", "bars in which nothing was traded", "bars", lambda r: f"{_at(r.at)} {r.bars} h"
     ),
     "stale": Check(
-        "stuck price",
+        "stale price",
         f"at least {_T['stale']} bars in a row with one single price",
         "bars",
         lambda r: f"{_at(r.at)} {r.bars} h at {r.price:,.6g}",
@@ -380,8 +380,8 @@ def _sentence(r: QualityReport) -> str:
         len(worst["stale"])
         and _count(
             worst["stale"],
-            "a stuck price for {bars} h from {at}",
-            "{n} stuck prices, the longest for {bars} h from {at}",
+            "a stale price for {bars} h from {at}",
+            "{n} stale prices, the longest for {bars} h from {at}",
         ),
         silent and f"{_many(silent, 'bar')} without volume",
         len(worst["spikes"])
@@ -396,11 +396,11 @@ def _sentence(r: QualityReport) -> str:
 # %% ../../nbs/data/05_quality.ipynb #34892113
 def _apart(a: dict) -> str:
     "How many hours differ from a second market, and how many were not compared."
-    told = (
+    text = (
         f"{len(a['apart']):,} of {_many(a['common'], 'hour')} more than {THRESHOLDS['apart'] / 100:g} % from"
         f" {a['exchange']}"
     )
-    return told + f", {_many(a['only_here'], 'hour')} not compared" * (a["only_here"] > 0)
+    return text + f", {_many(a['only_here'], 'hour')} not compared" * (a["only_here"] > 0)
 
 # %% ../../nbs/data/05_quality.ipynb #fd1907c1
 def _rows(table: pd.DataFrame) -> list[dict]:
@@ -507,7 +507,7 @@ def report_rows(
         rows.append(
             ("not judged", f"{r.bars - r.judged:,} bars have too few neighbours for the price checks")
         )
-    rows.append(("rows dropped", ", ".join(f"{n} × {why}" for why, n in r.dropped.items()) or "none"))
+    rows.append(("rows dropped", ", ".join(f"{n} × {reason}" for reason, n in r.dropped.items()) or "none"))
     newest = "; ".join(
         f"{_at(as_utc(x['time']))} {x['column']} {'absent' if x['was'] is None else format(x['was'], ',.6g')}"
         f" → {x['now']:,.6g}"

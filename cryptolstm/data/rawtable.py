@@ -258,12 +258,12 @@ def read_text(
     )
 
 # %% ../../nbs/data/06_rawtable.ipynb #044c9b11
-def _no_text(name: str, said: str) -> InputError:
+def _no_text(name: str, error: str) -> InputError:
     "The `InputError` for a text that pyarrow cannot read."
-    if "UTF8" in said or "utf-8" in said: return InputError(f"{name} is not UTF-8 text; save it as UTF-8")
-    if "Empty" in said: return InputError(f"{name} has a header and no bars; pass a file with bars")
+    if "UTF8" in error or "utf-8" in error: return InputError(f"{name} is not UTF-8 text; save it as UTF-8")
+    if "Empty" in error: return InputError(f"{name} has a header and no bars; pass a file with bars")
     return InputError(
-        f"{name} cannot be split into rows ({' '.join(said.split())[:80]}); look for quotes that do not close"
+        f"{name} cannot be split into rows ({' '.join(error.split())[:80]}); look for quotes that do not close"
     )
 
 def row_numbers(
@@ -288,31 +288,31 @@ def read_json(
     name: str,      # file name in error messages
 ) -> RawTable:
     "Read bars from a list of lists or of records. Raises `InputError` for other JSON."
-    try: said = json.loads(raw)
+    try: document = json.loads(raw)
     except ValueError as e:raise InputError(f"{name} is not JSON ({e}); download it again") from e
     except RecursionError as e:
         raise InputError(
             f"{name} is JSON nested too deeply to be bars; pass [[ms, open, high, low, close, volume], ...]"
         ) from e
-    if not isinstance(said, list) or not said:
+    if not isinstance(document, list) or not document:
         raise InputError(
             f"{name} is JSON without a list of bars; pass [[ms, open, high, low, close, volume], ...]"
         )
-    if records := isinstance(said[0], dict):names = list(said[0])
-    else: names = KLINES if isinstance(said[0], list) and len(said[0]) == 12 else KLINES[:6]
+    if records := isinstance(document[0], dict):names = list(document[0])
+    else: names = KLINES if isinstance(document[0], list) and len(document[0]) == 12 else KLINES[:6]
     def fits(r):
         return (
-            isinstance(r, dict) and r.keys() >= said[0].keys()
+            isinstance(r, dict) and r.keys() >= document[0].keys()
             if records
             else isinstance(r, list) and len(r) == len(names)
         )
-    good = [i for i, r in enumerate(said) if fits(r)]
-    ragged = {i + 1: "is no bar" for i in {*range(len(said))} - {*good}}
+    good = [i for i, r in enumerate(document) if fits(r)]
+    ragged = {i + 1: "is no bar" for i in {*range(len(document))} - {*good}}
     def cell(x):
         return "" if x is None else x if isinstance(x, str) else repr(x)
     columns = {
         plain_name(n): pa.chunked_array(
-            [pa.array([cell(said[i][n if records else k]) for i in good], pa.string())]
+            [pa.array([cell(document[i][n if records else k]) for i in good], pa.string())]
         )
         for k, n in enumerate(names)
         if wanted_column(plain_name(n))

@@ -207,9 +207,9 @@ class BarStore:
         if empty := [s for a, b in empty for s in missing_spans((a, min(b, has[-1][1])), old)] if has else []:
             sure, suspected = doubts(suspected, empty, now)
             known = merge_spans([*known, *sure])
-        bad = {t: why for t, why in {**self.origin.get("dropped", {}), **(dropped or {})}.items()
+        bad = {t: reason for t, reason in {**self.origin.get("dropped", {}), **(dropped or {})}.items()
                # the others have a valid bar by now
-               if why == "duplicated" or pd.Timestamp(t).floor("h") not in both.index}
+               if reason == "duplicated" or pd.Timestamp(t).floor("h") not in both.index}
         notes = {**{k: v for k, v in self.origin.items() if k != "suspected"}, **origin, "dropped": bad}
         if changed: notes["revised"] = [*self.origin.get("revised", []), *changed][-REMEMBERED:]
         if late: notes["late"] = [*self.origin.get("late", []), *late][-REMEMBERED:]
@@ -289,11 +289,11 @@ def load_store(
         raise OperationError(f"cannot read {path}: {e.strerror or e}; check its permissions") from e
     try:
         table = pq.read_table(pa.BufferReader(content), use_threads=False)
-        said = (table.schema.metadata or {}).get(b"cryptolstm")
+        metadata = (table.schema.metadata or {}).get(b"cryptolstm")
         seal = (table.schema.metadata or {}).get(b"cryptolstm_sha256", b"").decode()
-        if seal and (said is None or hashlib.sha256(said).hexdigest() != seal):
+        if seal and (metadata is None or hashlib.sha256(metadata).hexdigest() != seal):
             raise ValueError("its notes were changed")
-        notes, bars = json.loads(said or b"{}"), table.to_pandas()[COLUMNS].rename_axis("timestamp")
+        notes, bars = json.loads(metadata or b"{}"), table.to_pandas()[COLUMNS].rename_axis("timestamp")
         if "sha256" not in notes:bars = check_bars(bars)
         elif bars_hash(bars) != notes["sha256"]:
             raise ValueError("its bars do not match their recorded sha256")
@@ -313,13 +313,15 @@ def store_lock(
 ) -> Iterator[None]:
     "Lock held while a store is changed. Raises `filelock.Timeout` after `LOCK_WAIT`."
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, until, said = FileLock(path.with_name(f".{path.name}.lock")), time.monotonic() + LOCK_WAIT, False
+    lock, until = FileLock(path.with_name(f".{path.name}.lock")), time.monotonic() + LOCK_WAIT
+    announced = False
     while not lock.is_locked:
         try: lock.acquire(timeout=max(min(0.25, until - time.monotonic()), 0))
         except Timeout:
             if time.monotonic() >= until: raise
-            if not said: tqdm.write(f"waiting for another process that holds {path.name}", file=sys.stderr)
-            said = True
+            if not announced:
+                tqdm.write(f"waiting for another process that holds {path.name}", file=sys.stderr)
+            announced = True
             look()
     try: yield
     finally: lock.release()
@@ -378,7 +380,8 @@ def span_bars(
     more = {
         k: store.origin[k] for k in ("fetched_at", "clock", "market", "exchange_url") if k in store.origin
     }
-    lost = Counter(why for t, why in store.origin.get("dropped", {}).items() if a <= pd.Timestamp(t) < b)
+    dropped = store.origin.get("dropped", {})
+    lost = Counter(reason for t, reason in dropped.items() if a <= pd.Timestamp(t) < b)
     if lost: more["dropped"] = dict(lost)
     if changed := [r for r in store.origin.get("revised", []) if a <= pd.Timestamp(r["time"]) < b]:
         more["revised"] = changed

@@ -78,7 +78,7 @@ def report_text(
         ),
     ]
     shown = ", ".join(f"{t} {n} h" for t, n in r.gaps[:5]) + (" …" if len(r.gaps) > 5 else "")
-    said = {
+    lines = {
         f"{many(len(r.gaps), 'gap')}, {many(missing, 'hour')} without a bar: {shown}": r.gaps,
         f"{many(r.repeated, 'repeated row')} left out": r.repeated,
         f"{many(r.empty, 'row')} without a trade": r.empty,
@@ -102,7 +102,7 @@ def report_text(
         ): r.skipped,
         f"the store was damaged and put aside as {r.set_aside}": r.set_aside,
     }
-    return "\n".join(text + [line for line, is_so in said.items() if is_so])
+    return "\n".join(text + [line for line, is_so in lines.items() if is_so])
 
 # %% ../../nbs/data/08_transfer.ipynb #d2515deb
 def check_market(
@@ -240,17 +240,17 @@ def export_bars(
     bars = read_store(bar_path(Path(home or data_home()), exchange, ticker)).bars
     if not len(bars):
         raise InputError(f"no bars of {ticker} at {exchange} are stored; fetch or import some first")
-    kept = np.ones(len(bars), bool)
-    if start is not None: kept &= np.asarray(bars.index >= as_utc(start))
-    if end is not None: kept &= np.asarray(bars.index < as_utc(end).floor("h"))
-    if not kept.any():
+    selected = np.ones(len(bars), bool)
+    if start is not None: selected &= np.asarray(bars.index >= as_utc(start))
+    if end is not None: selected &= np.asarray(bars.index < as_utc(end).floor("h"))
+    if not selected.any():
         raise InputError(
             f"none of the stored bars of {ticker} lies there; they run from {bars.index[0]:%Y-%m-%d %H:%M} to"
             f" {bars.index[-1]:%Y-%m-%d %H:%M}"
         )
     try:
         return write_atomic(
-            file, lambda p: write_bars(bars[kept], p, {"ticker": ticker, "exchange": exchange})
+            file, lambda p: write_bars(bars[selected], p, {"ticker": ticker, "exchange": exchange})
         )
     except OSError as e:
         raise OperationError(f"cannot write {file}: {e.strerror or e}") from e

@@ -151,11 +151,11 @@ def determinism(
     `class` is "bit-equal", "not enforced" or "none"; `said` is the statement of the fold; `other_cpu` is the
     relative difference to expect on another kind of CPU."""
     import keras
-    said = repeatable(folds)
-    kind = next(c for c in ("bit-equal", "not enforced", "none") if said.startswith(c))
+    statement = repeatable(folds)
+    kind = next(c for c in ("bit-equal", "not enforced", "none") if statement.startswith(c))
     return {
         "class": kind,
-        "said": said,
+        "said": statement,
         "backend": keras.backend.backend(),
         "cpu": cpu_kind(),
         "other_cpu": OTHER_KIND,

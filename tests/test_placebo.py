@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.bars import provenance, regular_grid, stamp
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market, planted_market, planted_state
 from cryptolstm.features.indicators import features
@@ -116,16 +116,15 @@ def test_a_network_taught_dealt_labels_is_another_one_and_is_tested_on_the_real_
 
 
 def test_placebo_markets_are_stamped_as_invented_and_as_wild_as_the_bars():
-    real = BARS.copy(deep=False)
-    real.attrs = {"ticker": "ETH/USD", "exchange": "kraken", "simulated": False, "revised": ["x"]}
+    real = stamp(BARS, "ETH/USD", "kraken", revised=["x"])
     def sd(b):
         return np.log(b["close"]).diff().std()
     for kind in (ORDER, MARKET):
         made = placebo_market(regular_grid(real), kind, 5)
         assert (
-            made.attrs["simulated"]
-            and "revised" not in made.attrs
-            and made.attrs["ticker"] == "ETH/USD"
+            provenance(made).simulated
+            and provenance(made).revised is None
+            and provenance(made).ticker == "ETH/USD"
             and made.index.equals(real.index)
         )
         assert not made["close"].equals(real["close"])

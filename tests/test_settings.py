@@ -1,4 +1,5 @@
 """Every setting is declared once: what states a default, a range or a meaning derives from the declaration."""
+
 import inspect
 import re
 from dataclasses import fields
@@ -13,7 +14,7 @@ from cryptolstm.core.settings import check_value, declared, parameter_line
 from cryptolstm.execution.simulate import simulate
 from cryptolstm.execution.sweep import AXES
 from cryptolstm.model.settings import ModelConfig
-from cryptolstm.research.forecasts import TRADING, forecast_key
+from cryptolstm.research.forecasts import TRADING
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN, NETWORK = declared(RunConfig), declared(ModelConfig)
@@ -32,7 +33,10 @@ def parameters_cell(notebook: str) -> list[str]:
 
 
 # parameters that are no settings of a run, or whose meaning or default is the notebook's
-OTHER = {"backtest": {"placebo": {}}, "signal": {"hours": {}, "retrain_threshold": {}, "model": {}, "last": {}}}
+OTHER = {
+    "backtest": {"placebo": {}},
+    "signal": {"hours": {}, "retrain_threshold": {}, "model": {}, "last": {}},
+}
 
 
 @pytest.mark.parametrize("notebook", OTHER)
@@ -56,7 +60,9 @@ def test_simulate_takes_the_settings_of_orders_with_the_two_documented_differenc
     known = inspect.signature(simulate).parameters
     orders = declared(Orders)
     assert set(orders) == set(known) - {"bars", "signal", "atr", "sigma"}
-    differences = {n: (s.default, known[n].default) for n, s in orders.items() if s.default != known[n].default}
+    differences = {
+        n: (s.default, known[n].default) for n, s in orders.items() if s.default != known[n].default
+    }
     assert differences == {"slippage": (0.0002, 0.0), "stop_atr": (2.0, None)}
     for text in (Orders.__doc__, simulate.__doc__): assert "slippage 0 and no stop" in " ".join(text.split())
 
@@ -76,4 +82,6 @@ def test_no_default_or_range_of_a_setting_stands_in_another_module():
     "Modules name settings, but state no table of their ranges."
     ranges = re.compile(r'^\s+"(\w+)": \(-?[\d.e+-]+, -?[\d.e*+-]+\),$', re.M)
     for path in (ROOT / "cryptolstm").rglob("*.py"):
-        assert not {n for n in ranges.findall(path.read_text(encoding="utf-8")) if n in RUN or n in NETWORK}, path
+        assert not {
+            n for n in ranges.findall(path.read_text(encoding="utf-8")) if n in RUN or n in NETWORK
+        }, path

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.files import plain
-from ..core.bars import HOUR, as_utc
+from ..core.bars import HOUR, as_utc, provenance
 from ..core.config import RunConfig
 from ..model.registry import lines, prune, read_version, rollback, version_folders, versions
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerOption,
@@ -237,14 +237,14 @@ def compare(
     names = {
         "a": both[0].folder.name,
         "b": both[1].folder.name,
-        "exchange": bars.attrs["exchange"],
-        "simulated": bars.attrs["simulated"],
+        "exchange": provenance(bars).exchange,
+        "simulated": provenance(bars).simulated,
     }
     found = {
         "versions": names,
         **compare_models(*models, bars, run, start=begin, notes=tuple(version.note for version in both)),
     }
-    if bars.attrs["simulated"]: say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
+    if names["simulated"]: say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
     emit(found) if as_json else print_comparison(found)
 
 # %% ../../nbs/cli/02_models.ipynb #1f95b2ee

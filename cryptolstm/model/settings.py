@@ -7,7 +7,7 @@ __all__ = ['TARGETS', 'PRECISIONS', 'LOSSES', 'ACTIVATIONS', 'SEED', 'EPOCHS', '
            'ModelConfig', 'check_network', 'model_config', 'input_columns', 'member_seeds']
 
 # %% ../../nbs/model/00_settings.ipynb #0d153ff4
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..core.errors import InputError, unknown_name
 from ..core.settings import check_value, declared, setting

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..core.errors import InputError
 from ..core.text import figure_text
-from ..core.bars import check_bars, regular_grid, stamp
+from ..core.bars import check_bars, provenance, regular_grid, stamp
 from ..core.config import RunConfig
 from ..data.demo import demo_market
 from ..stats.overfit import block_length
@@ -127,7 +127,7 @@ def placebo_market(
     seed: int,
 ) -> pd.DataFrame:         # as many bars, stamped as simulated
     "Placebo bars of the same length, without the effect or with no more of it than fits into a block."
-    r, ticker = np.log(bars["close"]).diff()[whole_moves(bars)], bars.attrs.get("ticker", "BTC/USD")
+    r, ticker = np.log(bars["close"]).diff()[whole_moves(bars)], provenance(bars).ticker or "BTC/USD"
     if kind == MARKET:
         annual = float(np.clip(r.std() * math.sqrt(8760), .01, 5))
         return regular_grid(

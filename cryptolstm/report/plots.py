@@ -297,7 +297,7 @@ def plot_reliability(
         x, y = t["predicted"], t["observed"]
         low, high = x.min(), x.max()
         edges = np.array([low - 0.1 * (high - low) - 0.002, high + 0.1 * (high - low) + 0.002])
-        ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="calibrated")
+        ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="perfect calibration")
         ax.set_xlim(*edges)
         ax.axhline(np.average(y, weights=t["n"]), color=GREY, lw=1.2, label="overall frequency")
         dots = dict(fmt="o", ms=5, color=BLUE, elinewidth=1.1, label=f"a tenth of {t['n'].sum():,} forecasts")

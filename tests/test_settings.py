@@ -1,4 +1,4 @@
-"""Every setting is declared once: what states a default, a range or a meaning derives from the declaration."""
+"""Every setting is declared once: defaults, ranges and meanings elsewhere derive from the declaration."""
 
 import inspect
 import re

@@ -81,10 +81,10 @@ def _facts(s: Setting) -> dict:
 # %% ../../nbs/cli/06_settings.ipynb #e3495335
 INTRODUCTION = """# Settings
 
-Set a run setting with `--set name=value` and a network setting with `--set network.name=value`, or write them to a
-YAML file in `params/`. A value out of range is an error whose message states the range; an unknown name is an error that
-suggests the nearest known one. [Commands](commands.md#settings) says which source takes precedence. `null` means that a
-limit is off. `cryptolstm settings` prints these tables.
+Set a run setting with `--set name=value` and a network setting with `--set network.name=value`, or write
+them to a YAML file in `params/`. A value out of range is an error whose message states the range; an unknown
+name is an error that suggests the nearest known one. [Commands](commands.md#settings) says which source takes
+precedence. `null` means that a limit is off. `cryptolstm settings` prints these tables.
 
 This page is generated from the declarations in `core.config` and `model.settings`."""
 NETWORK = "The fields of `ModelConfig`. `lookback`, `horizon` and `seed` are taken from the run."

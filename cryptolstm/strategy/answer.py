@@ -79,7 +79,7 @@ def signal_warnings(
 def _number(x) -> float | None: return float(x) if np.isfinite(x) else None
 
 def _indicators(row: pd.Series) -> dict:
-    "Values of the 14 families; one with several columns becomes a dict, MACD its histogram."
+    "Values of the indicator families; one with several columns becomes a dict, MACD its histogram."
     nested = {f: {c: _number(row[c]) for c in cols} for f, cols in INDICATORS.items()}
     return {
         f: v["macd_diff"] if f == "macd_diff" else next(iter(v.values())) if len(v) == 1 else v

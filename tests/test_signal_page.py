@@ -99,10 +99,10 @@ def test_the_caption_of_the_fan_says_what_the_fan_is(decided, entry, said):
 
 def test_what_came_is_what_the_bars_say_and_the_last_hours_are_not_known_yet(decided):
     past, close = decided.before(1000), decided.bars["close"]
-    came = close.shift(-3).loc[past.index] - close.loc[past.index]
-    pd.testing.assert_series_equal(past["came"], came, check_names=False, check_freq=False, rtol=1e-9)
-    assert past["came"].isna().sum() == 2 and past["right"].isna().tolist()[-2:] == [True, True]
-    right = ((came > 0) == (past["difference"] > 0)).iloc[:-2]
+    observed = close.shift(-3).loc[past.index] - close.loc[past.index]
+    pd.testing.assert_series_equal(past["observed"], observed, check_names=False, check_freq=False, rtol=1e-9)
+    assert past["observed"].isna().sum() == 2 and past["right"].isna().tolist()[-2:] == [True, True]
+    right = ((observed > 0) == (past["difference"] > 0)).iloc[:-2]
     assert (past["right"].iloc[:-2].astype(bool) == right).all()
     page = record_table(decided, 1000).markup
     assert page.count("not yet known") == 2 and page.count("<td>yes</td>") == right.sum()

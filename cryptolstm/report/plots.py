@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from statsmodels.stats.proportion import proportion_confint
 
+from ..core.text import typographic
+
 # %% ../../nbs/report/02_plots.ipynb #fa63b4e2
 BLUE, GREY, RED, GREEN, INK = "#1f5fa8", "#8a8f98", "#c23b34", "#2f855a", "#22262d"
-SIMULATED = "SIMULATED MARKET: prices and dates are invented"
+SIMULATED = "SIMULATED MARKET: prices and dates are not real"
 
 def new_figure(
     height: float = 3.6,        # inches
@@ -36,21 +38,10 @@ def new_figure(
         ax.grid(True, color="#e6e8eb", linewidth=0.7); ax.set_axisbelow(True)
         ax.tick_params(colors=INK, labelsize=9)
     if simulated:
-        fig.text(
-            0.5,
-            0.5,
-            "SIMULATED MARKET",
-            fontsize=34,
-            color=RED,
-            alpha=0.10,
-            ha="center",
-            va="center",
-            rotation=12,
-            weight="bold",
-        )
+        stamp = dict(fontsize=34, color=RED, alpha=0.10, ha="center", va="center", rotation=12, weight="bold")
+        fig.text(0.5, 0.5, "SIMULATED MARKET", **stamp)
         fig.suptitle(SIMULATED, color=RED, fontsize=9, weight="bold", x=0.01, ha="left")
     return fig, axes[0, 0] if axes.size == 1 else axes.ravel()
-
 
 def _dates(ax) -> None:
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(ax.xaxis.get_major_locator()))
@@ -133,76 +124,72 @@ def plot_decision(
     hour = pd.Timedelta("1h")
     fig, (week, day) = new_figure(3.8, simulated=simulated, columns=2)
     for ax, rows in ((week, table.iloc[-168:]), (day, table.iloc[-24:])):
-        known, unseen = rows.index + hour, rows.index > pd.Timestamp(trained_until)
-        ax.fill_between(
-            known, rows["bb_lower"], rows["bb_upper"], color=GREY, alpha=0.16, lw=0, label="Bollinger bands"
-        )
-        ax.plot(known, rows["close"], color=GREY, lw=1.3, label="close, seen in training")
-        ax.plot(
-            known[unseen],
-            rows["close"][unseen],
-            color=BLUE,
-            lw=1.6,
-            marker="o",
-            ms=3,
-            label="close, not seen",
-        )
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); _dates(ax)
+        _closes(ax, rows, pd.Timestamp(trained_until))
     for side, marker, name in ((1, "^", "long"), (-1, "v", "short")):
-        some = table["close"].loc[past.index[past["signal"] == side]]
-        if len(some):
-            week.scatter(
-                some.index + hour,
-                some,
-                marker=marker,
-                s=34,
-                color=INK,
-                zorder=3,
-                label=f"{name}: {len(some)}",
-            )
+        at = table["close"].loc[past.index[past["signal"] == side]]
+        label = f"{name}: {len(at)}"
+        if len(at): week.scatter(at.index + hour, at, marker=marker, s=34, color=INK, zorder=3, label=label)
     week.set_ylabel("close")
-    week.set_title("the week before", fontsize=10, color=INK)
-    day.set_title(f"the last day, and {horizon} h ahead", fontsize=10, color=INK)
-    _forecast(
-        day, table.index[-1] + hour, horizon * hour, float(table["close"].iloc[-1]), predicted, threshold
-    )
-    week.legend(frameon=False, fontsize=8, loc="best"); day.legend(frameon=False, fontsize=8, loc="best")
+    week.set_title("last 7 days", fontsize=10, color=INK)
+    day.set_title(f"last 24 hours, and {horizon} h ahead", fontsize=10, color=INK)
+    span = (table.index[-1] + hour, table.index[-1] + (1 + horizon) * hour)
+    ahead = _forecast(day, span, float(table["close"].iloc[-1]), predicted, threshold)
+    week.legend(frameon=False, fontsize=8, loc="best")
+    day.legend(handles=ahead, frameon=False, fontsize=8, loc="best")   # the left legend has the other lines
     return fig
 
-def _forecast(ax, now, ahead, close: float, predicted: float | None, threshold: float | None) -> None:
-    "Draw the threshold and the forecast."
-    then = now + ahead
+def _closes(ax, rows: pd.DataFrame, trained_until: pd.Timestamp) -> None:
+    "Draw Bollinger bands and closes at closing times; closes the model has not seen are blue."
+    known, unseen = rows.index + pd.Timedelta("1h"), rows.index > trained_until
+    band = dict(color=GREY, alpha=0.16, lw=0, label="Bollinger bands")
+    ax.fill_between(known, rows["bb_lower"], rows["bb_upper"], **band)
+    ax.plot(known, rows["close"], color=GREY, lw=1.3, label="close, used in training")
+    new = dict(color=BLUE, lw=1.6, marker="o", ms=3, label="close, not used in training")
+    ax.plot(known[unseen], rows["close"][unseen], **new)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); _dates(ax)
+
+def _forecast(ax, span: tuple, close: float, predicted: float | None, threshold: float | None) -> list:
+    "Draw the threshold and the forecast; return what was drawn."
+    drawn = []
     if threshold is not None and np.isfinite(threshold):
-        ax.fill_between(
-            [now, then],
-            [close, close - threshold],
-            [close, close + threshold],
-            color="#c98a1b",
-            alpha=0.28,
-            lw=0,
-            label=f"threshold ±{threshold:,.4g}",
-        )
+        low, high = [close, close - threshold], [close, close + threshold]
+        fan = dict(color="#c98a1b", alpha=0.28, lw=0, label=f"threshold ±{threshold:,.4g}")
+        drawn.append(ax.fill_between(span, low, high, **fan))
     if predicted is not None and np.isfinite(predicted):
-        ax.plot(
-            [now, then],
-            [close, predicted],
-            color=RED,
-            lw=1.4,
-            marker="o",
-            ms=4,
-            label=f"forecast {predicted - close:+,.3g}".replace("-", "−"),
-            zorder=4,
-        )
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    # these are in the legend of the left panel
-    for name in ("Bollinger bands", "close, seen in training", "close, not seen"):
-        if name in handles: handles[name].set_label("_" + name)
+        label = typographic(f"forecast {predicted - close:+,.3g}")
+        style = dict(color=RED, lw=1.4, marker="o", ms=4, zorder=4, label=label)
+        drawn += ax.plot(span, [close, predicted], **style)
+    return drawn
 
 # %% ../../nbs/report/02_plots.ipynb #63aa4f39
-def _binned(prediction: pd.Series, realised: pd.Series, bins: int) -> pd.DataFrame:
-    "Mean prediction and outcome in bins of equal size, ordered by prediction."
-    groups = pd.qcut(prediction.rank(method="first"), bins, labels=False)
-    return pd.DataFrame({"x": prediction.groupby(groups).mean(), "y": realised.groupby(groups).mean()})
+def _equal_groups(x: pd.Series, bins: int) -> pd.Series:
+    "Number of the group of each value: groups of equal size, ordered by value."
+    return pd.qcut(x.rank(method="first"), bins, labels=False)
+
+def _moves(ax, x: pd.Series, y: pd.Series, bins: int) -> None:
+    "Realised against predicted moves, with means of bins of equal size."
+    reach, height = x.abs().quantile(0.99) * 1.1 or 1.0, y.abs().quantile(0.99)
+    groups = _equal_groups(x, bins)
+    ax.scatter(x, y, s=5, color=GREY, alpha=0.45, lw=0)
+    ax.axhline(0, color=INK, lw=0.8)
+    ax.axvline(0, color=INK, lw=0.8)
+    ax.plot([-reach, reach], [-reach, reach], color=INK, lw=0.8, ls=":")
+    ax.plot(x.groupby(groups).mean(), y.groupby(groups).mean(), "o-", color=BLUE, ms=5, lw=1)
+    ax.set(xlim=(-reach, reach), ylim=(-height, height))
+    ax.set(xlabel="predicted move, σ", ylabel="realised move, σ")
+
+def _hit_rates(ax, moves: pd.DataFrame, chance: float, bins: int) -> None:
+    "Hit rate by size of the prediction, with Wilson intervals."
+    right = np.sign(moves["prediction"]) == np.sign(moves["realised"])
+    hits = right.groupby(_equal_groups(moves["prediction"].abs(), bins)).agg(["sum", "count"])
+    low, high = proportion_confint(hits["sum"], hits["count"], method="wilson")
+    rate = hits["sum"] / hits["count"]
+    ax.errorbar(rate.index + 1, rate, yerr=[rate - low, high - rate], fmt="o", color=BLUE, capsize=3)
+    ax.axhline(chance, color=INK, lw=0.9, ls="--", label=f"no skill: {chance:.1%}")
+    ax.legend(frameon=False, fontsize=9)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0)); ax.set_xticks(range(1, bins + 1))
+    group = "fifth" if bins == 5 else "group"
+    ax.set(xlabel=f"size of prediction, smallest to largest {group}", ylabel="hit rate")
 
 # %% ../../nbs/report/02_plots.ipynb #28724195
 def plot_predictions(
@@ -216,31 +203,8 @@ def plot_predictions(
     fig, (left, right) = new_figure(3.8, simulated=simulated, columns=2)
     if len(known) < 5 * bins:
         left.set_title(f"{len(known)} predictions are too few to show", fontsize=10); return fig
-    x, y = known["prediction"], known["realised"]
-    left.scatter(x, y, s=5, color=GREY, alpha=0.45, lw=0)
-    left.axhline(0, color=INK, lw=0.8)
-    left.axvline(0, color=INK, lw=0.8)
-    reach = x.abs().quantile(0.99) * 1.1 or 1.0
-    left.plot([-reach, reach], [-reach, reach], color=INK, lw=0.8, ls=":")
-    left.set_xlim(-reach, reach)
-    left.set_ylim(*(np.array([-1, 1]) * y.abs().quantile(0.99)))
-    means = _binned(x, y, 2 * bins); left.plot(means["x"], means["y"], "o-", color=BLUE, ms=5, lw=1)
-    left.set_xlabel("predicted move, σ"); left.set_ylabel("realised move, σ")
-    moved = known[(y != 0) & (x != 0)]
-    groups = pd.qcut(moved["prediction"].abs().rank(method="first"), bins, labels=False)
-    hit = (np.sign(moved["prediction"]) == np.sign(moved["realised"])).groupby(groups).agg(["sum", "count"])
-    low, high = proportion_confint(hit["sum"], hit["count"], method="wilson")
-    share = hit["sum"] / hit["count"]
-    right.errorbar(share.index + 1, share, yerr=[share - low, high - share], fmt="o", color=BLUE, capsize=3)
-    right.axhline(chance, color=INK, lw=0.9, ls="--", label=f"no skill: {chance:.1%}")
-    right.legend(frameon=False, fontsize=9)
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0)); right.set_xticks(range(1, bins + 1))
-    right.set_xlabel(
-        "size of prediction, smallest to largest fifth"
-        if bins == 5
-        else "size of prediction, smallest to largest group"
-    )
-    right.set_ylabel("direction right")
+    _moves(left, known["prediction"], known["realised"], 2 * bins)
+    _hit_rates(right, known[(known["prediction"] != 0) & (known["realised"] != 0)], chance, bins)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #c0e0eebb
@@ -304,9 +268,9 @@ def plot_fan(
         color=BLUE,
         alpha=0.22,
         lw=0,
-        label="± one deviation between seeds",
+        label="± one standard deviation between seeds",
     )
-    ax.plot(shown.index, mean, color=BLUE, lw=1.4, label="mean of the seeds, which decides")
+    ax.plot(shown.index, mean, color=BLUE, lw=1.4, label="mean over seeds (decides)")
     split = shown[shown["disagree"]]
     ax.scatter(
         split.index,
@@ -314,7 +278,7 @@ def plot_fan(
         s=9,
         color=RED,
         zorder=3,
-        label=f"seeds differ about the direction: {len(split)} of {len(shown)} bars",
+        label=f"seeds disagree on the direction: {len(split)} of {len(shown)} bars",
     )
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_ylabel("forecast, σ")
@@ -324,30 +288,20 @@ def plot_fan(
 
 # %% ../../nbs/report/02_plots.ipynb #02f662c7
 def plot_reliability(
-    parts: Mapping[str, pd.DataFrame],   # event → n, said, came, low, high; from `reliability`
+    parts: Mapping[str, pd.DataFrame],   # event → n, predicted, observed, low, high; from `reliability`
     simulated: bool = False,
 ) -> Figure:
     "Reliability diagrams side by side."
     fig, axes = new_figure(3.4, simulated=simulated, columns=len(parts))
     for ax, (event, t) in zip(np.atleast_1d(axes), parts.items(), strict=True):
-        low, high = t["said"].min(), t["said"].max()
+        x, y = t["predicted"], t["observed"]
+        low, high = x.min(), x.max()
         edges = np.array([low - 0.1 * (high - low) - 0.002, high + 0.1 * (high - low) + 0.002])
-        ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="as promised")
+        ax.plot(edges, edges, color=INK, lw=0.9, ls=":", label="perfect calibration")
         ax.set_xlim(*edges)
-        ax.axhline(
-            np.average(t["came"], weights=t["n"]), color=GREY, lw=1.2, label="overall frequency"
-        )
-        ax.errorbar(
-            t["said"],
-            t["came"],
-            yerr=[t["came"] - t["low"], t["high"] - t["came"]],
-            fmt="o",
-            ms=5,
-            color=BLUE,
-            ecolor=BLUE,
-            elinewidth=1.1,
-            label=f"a tenth of {t['n'].sum():,} forecasts",
-        )
+        ax.axhline(np.average(y, weights=t["n"]), color=GREY, lw=1.2, label="overall frequency")
+        dots = dict(fmt="o", ms=5, color=BLUE, elinewidth=1.1, label=f"a tenth of {t['n'].sum():,} forecasts")
+        ax.errorbar(x, y, yerr=[y - t["low"], t["high"] - y], **dots)
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set_title(event, fontsize=10, color=INK)

@@ -120,6 +120,18 @@ def execute_report(
         except papermill.PapermillExecutionError as e:
             raise _cause(e) from e
 
+# %% ../../nbs/report/04_render.ipynb #95be7fc5
+def _cause(error) -> CryptolstmError:
+    "The error that ended a notebook, as an error of this package."
+    for kind in (InputError, OperationError):
+        if error.ename in _names(kind): return kind(error.evalue)
+    return OperationError(
+        f"the report notebook failed in cell {error.exec_count} with {error.ename}: {error.evalue}"
+    )
+
+def _names(kind: type) -> set[str]: return {kind.__name__}.union(*map(_names, kind.__subclasses__()))
+
+# %% ../../nbs/report/04_render.ipynb #05cddcb7
 def write_report(
     executed,                  # from `execute_report`
     ticker: str,
@@ -160,31 +172,21 @@ def page_again(
         if cell.cell_type != "code": continue
         names["results"] = results
         shown = None if "parameters" in cell.metadata.get("tags", []) else _value_of(cell.source, names)
-        cell.outputs = (
-            [nbformat.v4.new_output("execute_result", {"text/html": shown.markup}, execution_count=1)]
-            if hasattr(shown, "markup")
-            else []
-        )
+        cell.outputs = []
+        if hasattr(shown, "markup"):
+            html = {"text/html": shown.markup}
+            cell.outputs.append(nbformat.v4.new_output("execute_result", html, execution_count=1))
     return notebook_html(nb, f"{results['config'].ticker} {notebook}")
 
+# %% ../../nbs/report/04_render.ipynb #0b0ae934
 def _value_of(source: str, names: dict):
     "Run a cell without its assignment to `results`, and return the value of its last expression."
     lines = ast.parse(source).body
-    def makes(line):
-        return isinstance(line, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "results" for t in line.targets
-        )
     last = lines.pop() if lines and isinstance(lines[-1], ast.Expr) else None
-    exec(compile(ast.Module([line for line in lines if not makes(line)], []), "<report>", "exec"), names)
+    kept = ast.Module([line for line in lines if not _assigns_results(line)], [])
+    exec(compile(kept, "<report>", "exec"), names)
     return None if last is None else eval(compile(ast.Expression(last.value), "<report>", "eval"), names)
 
-# %% ../../nbs/report/04_render.ipynb #4ac59eed
-def _cause(error) -> CryptolstmError:
-    "The error that ended a notebook, as an error of this package."
-    for kind in (InputError, OperationError):
-        if error.ename in _names(kind): return kind(error.evalue)
-    return OperationError(
-        f"the report notebook failed in cell {error.exec_count} with {error.ename}: {error.evalue}"
-    )
-
-def _names(kind: type) -> set[str]: return {kind.__name__}.union(*map(_names, kind.__subclasses__()))
+def _assigns_results(line: ast.stmt) -> bool:
+    targets = line.targets if isinstance(line, ast.Assign) else []
+    return any(isinstance(t, ast.Name) and t.id == "results" for t in targets)

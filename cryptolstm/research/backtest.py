@@ -132,17 +132,17 @@ def calibration_of(
     gain = np.sign(p["prediction"]) * (
         predicted_price(rows["close"], p["realised"], rows["sigma"], run.horizon) - rows["close"]
     )
-    came = {
+    outcomes = {
         DIRECTION: (gain > 0).where(known & (gain != 0)),
         BEYOND: (gain > entry_threshold(rows, run)).where(known),
     }
-    said = {DIRECTION: p["confidence"], BEYOND: p["p_exceed"]}
+    predicted = {DIRECTION: p["confidence"], BEYOND: p["p_exceed"]}
     return {
         event: {
-            "figures": calibration_figures(said[event], came[event].astype("float64")),
-            "parts": reliability(said[event], came[event].astype("float64")),
+            "figures": calibration_figures(predicted[event], outcomes[event].astype("float64")),
+            "parts": reliability(predicted[event], outcomes[event].astype("float64")),
         }
-        for event in said
+        for event in predicted
     }
 
 # %% ../../nbs/research/06_backtest.ipynb #4176c260

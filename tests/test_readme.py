@@ -221,7 +221,7 @@ def test_the_readme_leads_to_every_page_of_the_docs_and_to_no_module_notebook():
 def test_the_course_leads_through_every_notebook_once():
     nbs = ROOT / "nbs"
     cells = json.loads((nbs / "index.ipynb").read_text(encoding="utf-8"))["cells"]
-    links = re.findall(r"\]\(([^)#]+)\)", "\n".join("".join(c["source"]) for c in cells))
+    links = re.findall(r"^- \[\w+\]\((.+?)\)", "\n".join("".join(c["source"]) for c in cells), re.M)
     notebooks = [p.relative_to(nbs) for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
     assert sorted(links) == sorted(str(p) for p in notebooks if p.name != "index.ipynb")
 

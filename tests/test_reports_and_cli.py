@@ -97,7 +97,7 @@ def test_signal_prints_every_key_of_the_spec(loopback, typed, tmp_path):
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert SPEC_KEYS <= set(said)
-    assert set(said["indicators"]) == set(INDICATORS) and len(INDICATORS) == 14
+    assert set(said["indicators"]) == set(INDICATORS) and len(INDICATORS) >= 14
     assert {"path", "last_trained", "lookback_period"} <= set(said["model_info"])
     assert (
         said["signal"] in (-1, 0, 1)

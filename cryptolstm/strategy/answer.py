@@ -81,7 +81,7 @@ def signal_warnings(
 
 # %% ../../nbs/strategy/04_answer.ipynb #3ee8c2ba
 def _indicators(row: pd.Series) -> dict:
-    "Values of the 14 families; one with several columns becomes a dict, MACD its histogram."
+    "Values of the indicator families; one with several columns becomes a dict, MACD its histogram."
     nested = {f: {c: finite_or_none(row[c]) for c in cols} for f, cols in INDICATORS.items()}
     return {
         f: v["macd_diff"] if f == "macd_diff" else next(iter(v.values())) if len(v) == 1 else v

@@ -5,17 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import typer
-import yaml
 from loopback import Loopback
 
 from cryptolstm.cli.main import app, main
-from cryptolstm.core.config import RunConfig
-from cryptolstm.model.settings import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -224,22 +220,6 @@ def test_the_course_leads_through_every_notebook_once():
     links = re.findall(r"^- \[\w+\]\((.+?)\)", "\n".join("".join(c["source"]) for c in cells), re.M)
     notebooks = [p.relative_to(nbs) for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
     assert sorted(links) == sorted(str(p) for p in notebooks if p.name != "index.ipynb")
-
-
-# ---- settings --------------------------------------------------------------------------------------------
-
-RUN_SETTINGS, NETWORK_SETTINGS = PAGES["docs/settings.md"].split("\n## Network\n")
-OF_THE_RUN = {"lookback", "horizon", "seed"}   # fields of ModelConfig that are taken from the run
-
-
-@pytest.mark.parametrize("text, declared, left_out", [
-    (RUN_SETTINGS, RunConfig(), set()), (NETWORK_SETTINGS, ModelConfig(), OF_THE_RUN)])
-def test_the_docs_list_every_setting_with_its_default(text, declared, left_out):
-    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", text, re.M)
-    listed = {name: yaml.safe_load(default) for name, default in rows}
-    defaults = {f.name: getattr(declared, f.name) for f in fields(declared) if f.name not in left_out}
-    assert len(rows) == len(listed)
-    assert listed == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
 
 
 # ---- the result of a real run ----------------------------------------------------------------------------

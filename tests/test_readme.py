@@ -158,6 +158,22 @@ def test_every_make_target_named_in_a_sentence_exists():
     assert {"report", "test", "bench"} <= named <= targets
 
 
+def test_the_leak_check_of_own_features_loads_no_network_library(tmp_path):
+    line = "cryptolstm check-leaks --features mymodule:make"
+    assert f"`{line}`" in README
+    (tmp_path / "mymodule.py").write_text("def make(bars): return bars[['close']].pct_change()\n")
+    code = (
+        "import atexit, sys; from cryptolstm.cli.main import main;"
+        " atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
+    )
+    words = [*line.split()[1:], "--exchange", "simulated", "--hours", "900"]
+    places = f"{ROOT}{os.pathsep}{tmp_path}"
+    done = run([sys.executable, "-c", code, *words], "http://127.0.0.1:9", tmp_path, PYTHONPATH=places)
+    assert done.returncode == 0 and done.stdout.startswith("No leak found"), done.stderr[-2000:]
+    loaded = {name.partition(".")[0] for name in done.stderr.split()}
+    assert "pandas" in loaded and not loaded & {"keras", "tensorflow"}
+
+
 def test_the_docs_say_what_writes_the_page_and_what_papermill_prints():
     writers = "`make report`, `cryptolstm report` and `cryptolstm backtest --report`"
     assert f"The page is written by {writers}" in COMMANDS_PAGE

@@ -27,7 +27,6 @@ from ..stats.calibration import MIN_CALIBRATION
 from ..model.settings import model_config
 from ..proof.leaks import (Pipeline, _entry, _found, altered_futures, check_start, differences,
                                     findings, leak_certificate, run_pipeline, same_bits)
-from . import replay
 
 # %% ../../nbs/research/04_certificate.ipynb #5b44be78
 LEAST_TRIED = 756  # bars beyond the warm-up that the certificate of a backtest uses
@@ -424,8 +423,8 @@ def certificate(
     bars = check_bars(bars if "is_gap" in bars else regular_grid(check_bars(bars)))
     if newest is not None: bars = bars.iloc[-newest:]
     ours = features is globals()["features"]
-    # test the functions of the run as they currently stand in `replay`
     whole = ours and decide is None
+    if whole: from cryptolstm.research import replay   # imports Keras, which other pipelines do not need
     way = whole_way(features, (lambda table: open_decisions(replay.decide, table, run)) if whole else decide)
     proof = leak_certificate(way, bars, None, None, seed, thorough=thorough)
     table = run_pipeline(features, bars)

@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -25,14 +26,6 @@ from cryptolstm.strategy.decide import decide
 from cryptolstm.strategy.answer import rule_results, signal_reason
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "signal.schema.json").read_text())
-TINY = {
-    "units": [4],
-    "dropout": [0.1],
-    "recurrent_dropout": [0.1],
-    "dense": [4],
-    "epochs": 1,
-    "refit_epochs": 1,
-}
 BARS, TAIL = 1200, 60   # the volatility rule looks back over 720 bars
 
 

@@ -148,7 +148,7 @@ def verdict_box(
     beside = [name for name in ("hit", "cw_p", "pt_p", "net_return", HOLD, REVERSAL) if name not in v.decided]
     proof = results["certificate"]
     below = f"{results['search']['sentence']}. " + (
-        "It was not tested for leaks." if proof is None else proof["sentence"]
+        "It was not tested for leaks." if proof is None else proof.sentence
     )
     return Piece(
         f'<section class="verdict {Level.of(v.level).tone}">'
@@ -408,10 +408,10 @@ def certificate_table(
             f"{len(c['cuts'])}" if c["cuts"] else "–",
             ", ".join(c["columns"][:5]),
         )
-        for c in proof["checks"]
+        for c in proof.checks
     ]
     return Piece(
-        f'<p class="{"quiet" if proof["passed"] else "note alarm"}">{_prose(proof["sentence"])}</p>'
+        f'<p class="{"quiet" if proof.passed else "note alarm"}">{_prose(proof.sentence)}</p>'
     ) + as_table(rows, ["check", "", "what is tried", "cuts", "at fault"])
 
 CHECKED = {

@@ -125,10 +125,11 @@ def newest_unbroken(
 def _trainings(walk) -> pd.DataFrame:
     """Record of each training as text, on the row of the last bar before its fold.
 
-    The last one includes scaler and weights."""
+    The last one includes the scaler and a digest of the weights."""
+    record = walk.folds.drop(columns="weights", errors="ignore")   # their number
     rows = {
         f["tested_from"] - HOUR: {k: str(v) for k, v in f.items() if not k.startswith("tested_")}
-        for _, f in walk.folds.iterrows()
+        for _, f in record.iterrows()
     }
     digest = hashlib.sha256(
         b"".join(np.ascontiguousarray(w).tobytes() for member in walk.last.members for w in member)

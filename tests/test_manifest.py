@@ -20,7 +20,7 @@ from cryptolstm.proof.provenance import data_notes
 from cryptolstm.research.walkforward import bars_needed
 from cryptolstm.research.certificate import certificate
 from cryptolstm.research.backtest import backtest, summary
-from cryptolstm.report.manifest import TABLES, _canonical, _sha, embed, make_manifest, split
+from cryptolstm.report.manifest import TABLES, canonical_json, embed, make_manifest, sha256_of, split
 from cryptolstm.report.render import run_report
 from cryptolstm.report.verify import (SAME, agree, compare_results, compare_tables, standing_note, tolerance,
                                       verify)
@@ -145,8 +145,8 @@ def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_h
 
 def rehashed(page: str, manifest: dict, **changes) -> str:
     "A page as a forger would write it, with matching hashes."
-    body = {k: v for k, v in {**manifest, **changes, "page_sha256": _sha(page)}.items() if k != "sha256"}
-    return embed(page, {**body, "sha256": _sha(_canonical(body))})
+    body = {k: v for k, v in {**manifest, **changes, "page_sha256": sha256_of(page)}.items() if k != "sha256"}
+    return embed(page, {**body, "sha256": sha256_of(canonical_json(body))})
 
 
 def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_home, tmp_path):

@@ -22,6 +22,7 @@ from cryptolstm.core.errors import InputError
 from cryptolstm.core.config import _RANGES, RunConfig, run_config, run_from_namespace
 from cryptolstm.features.indicators import INDICATORS
 from cryptolstm.proof.verdict import Level
+from cryptolstm.report.backtest_page import SECTIONS
 from cryptolstm.report.figures import DETAILS, FIGURES, MONTHS
 from cryptolstm.report.manifest import split
 from cryptolstm.report.render import Report, report_parameters
@@ -186,7 +187,7 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
 
 
 def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
-    page = html.unescape(made[3]).replace("\xa0", " ")
+    page = html.unescape(made[3])
     rows = {
         row[0]: row[1:]
         for row in (re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", page))
@@ -195,9 +196,27 @@ def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
     for label, _, _ in (*FIGURES, *DETAILS): assert label in rows, label
     assert (
         re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0])
-        and "Deepest fall: " in page
+        and "Maximum drawdown: " in page
         and all(f">{month}</th>" in page for month in MONTHS)
     )
+
+
+def test_the_notebook_has_the_sections_of_the_table_in_page_order(made):
+    cells = json.loads((ROOT / "nbs" / "backtest.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells]
+    heads = [k for k, text in enumerate(sources) if text.startswith("## ")]
+    assert [sources[k].splitlines()[0].removeprefix("## ") for k in heads] == list(SECTIONS)
+    assert [sources[k + 1] for k in heads] == [f'section(results, "{name}")' for name in SECTIONS]
+    shown = [html.unescape(text) for text in re.findall(r'<h2 id="[^"]*">(.*?)</h2>', made[3])]
+    assert shown == list(SECTIONS)
+
+
+def test_a_negative_number_on_a_page_has_a_true_minus_sign_and_no_space_before_percent(made):
+    "Dates, identifiers and the manifest keep their hyphens."
+    shown = html.unescape(re.sub(r"<(script|style|iframe).*?</\1>|<[^>]+>", "\n", made[3], flags=re.S))
+    assert not re.findall(r"^-\d.*$", shown, re.M) and not re.findall(r"\d %", shown)
+    assert re.search(r"^−\d+\.\d+%$", shown, re.M) and "2025-04-30 23:00 UTC" in shown
+    assert '"total_return": -0.' in split(made[3])[0] + json.dumps(split(made[3])[1])
 
 
 CODES = [*((level.value, level.exit_code) for level in Level), (Level.NOT_SIGNIFICANT.after(37), 3)]
@@ -232,7 +251,7 @@ def test_the_gate_of_a_backtest_is_its_verdict(typed):
     )
 
 
-def test_without_a_network_the_report_says_in_red_that_its_market_is_invented(typed, tmp_path):
+def test_without_a_network_the_report_says_in_red_that_its_market_is_simulated(typed, tmp_path):
     done = typed("cryptolstm", "report", "ETH/USD", *SMOKE, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
@@ -530,8 +549,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path):
 def test_a_page_states_the_rules_of_its_run(made):
     _, url, _, page = made
     assert (
-        "2 × (0.20&nbsp;% fee + 0.02&nbsp;% slippage), and 50&nbsp;% more" in page.replace("\xa0", "&nbsp;")
-        and "half an ATR" not in page
+        "2 × (0.20% fee + 0.02% slippage), plus 50%" in page and "half an ATR" not in page
     )
     assert "volume / its 20-bar mean &gt; 1</td>" in page and f"coinbaseexchange at {url}" in page
 

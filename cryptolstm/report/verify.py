@@ -25,7 +25,6 @@ from ..core.bars import bars_hash, regular_grid
 from ..core.config import run_config
 from ..data.store import DamagedStore, bar_path, hour_number, load_store, span_bars
 from ..data.demo import demo_market
-from ..data.quality import NOTES
 from ..proof.trials import FixedLedger, Ledger, Standing
 from .manifest import TABLES, canonical_json, make_manifest, sha256_of, split
 
@@ -239,6 +238,7 @@ def rerun(
 
     Notes on the origin of the bars, and placebo runs, are taken from the page."""
     from cryptolstm.research.backtest import backtest   # loads TensorFlow: `quick` need not wait
+    from cryptolstm.data.quality import NOTES
     s, run, data = manifest["search"], run_config(manifest["config"]), manifest["data"]
     standing = Standing(s["trial"], s["trials"], s["variance"], s["reruns"], s["traded"], s["entered"])
     bars.attrs = {k: v for k, v in bars.attrs.items() if k not in NOTES} | {

@@ -82,7 +82,7 @@ def print_signal(
 ) -> None:
     "Print the signal, its reason, its data, and the result of each rule."
     from cryptolstm.proof.provenance import market_text
-    from cryptolstm.strategy.answer import why
+    from cryptolstm.strategy.answer import signal_reason
     out = Console(highlight=False)
     def number(x, sign=""):
         return "–" if x is None else f"{x:{sign},.6g}".replace("-", "−")
@@ -101,7 +101,7 @@ def print_signal(
     facts(
         out,
         [
-            ("why", why(s)),
+            ("why", signal_reason(s)),
             (
                 "price",
                 (

@@ -76,11 +76,11 @@ def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_pa
     # the newest version was trained just now
     assert len(past) == 48 and list(past["version"].unique()) == versions[1:][::-1]
     for version in now.history:
-        own = past.index[past["version"] == version.folder.name]
-        if not len(own): continue
-        version.model.check_out_of_sample(own)
-        said = version.model.predict(now.table, now.bars, start=now.bars.index.get_loc(own[0]))
-        assert (said.loc[own] == past.loc[own, "prediction"]).all()
+        span = past.index[past["version"] == version.folder.name]
+        if not len(span): continue
+        version.model.check_out_of_sample(span)
+        predictions = version.model.predict(now.table, now.bars, start=now.bars.index.get_loc(span[0]))
+        assert (predictions.loc[span] == past.loc[span, "prediction"]).all()
     page = record_table(now, 48).markup
     assert "48 decisions by 2 versions of this model" in page and all(
         name.split(".")[0] in page for name in versions[1:]
@@ -88,11 +88,11 @@ def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_pa
     assert now.signal["monitor"]["skill"]["versions"] == 2
 
 
-@pytest.mark.parametrize("entry,said", [
+@pytest.mark.parametrize("entry,meaning", [
     ("threshold", "is smaller than usual price fluctuations"),
     ("cost", "does not pay the costs of a round trip")])
-def test_the_caption_of_the_fan_says_what_the_fan_is(decided, entry, said):
-    assert said in decision_figure(
+def test_the_caption_of_the_fan_says_what_the_fan_is(decided, entry, meaning):
+    assert meaning in decision_figure(
         replace(decided, signal={**decided.signal, "entry": entry})
     ).markup
 

@@ -276,7 +276,7 @@ REFUSED = {
     (a_signal(), "the forecast does not reach the threshold"),
     (a_signal(entry="cost"), "the forecast does not pay the costs of a round trip"),
     (a_signal(entry="probability"),
-     "a fall beyond the threshold has a probability of 12.0 %, 30.0 % is required"),
+     "a fall beyond the threshold has a probability of 12.0%, 30.0% is required"),
     (a_signal(entry="probability", p_exceed=None, n_calibration=48),
      "the model has too little to calibrate a probability on (48 bars, 500 are needed), "
      "and without a probability nothing is entered"),
@@ -293,7 +293,7 @@ REFUSED = {
      "the forecast is beyond the costs (short), but these rules do not agree with a short: "
      "this is 12.35, < 0 is required"),
     (a_signal(**REFUSED, entry="probability", p_exceed=0.31),
-     "a fall beyond the threshold has a probability of 31.0 %, 30.0 % is required (short), "
+     "a fall beyond the threshold has a probability of 31.0%, 30.0% is required (short), "
      "but these rules do not agree with a short: this is 12.35, < 0 is required"),
     (a_signal(direction=1, side_tested="long", rules={"b": {"what": "that", "passed": True}}),
      "the forecast is beyond the threshold (long), and every rule agrees")])

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.text import finite_or_none, percent
-from ..core.bars import HOUR, as_utc
+from ..core.bars import HOUR, as_utc, provenance
 from ..core.config import RunConfig
 from ..features.indicators import INDICATORS
 from ..stats.calibration import MIN_CALIBRATION
@@ -26,12 +26,11 @@ from .rules import rules_of
 MAX_LAG = 3  # hours that the newest bar may lag without a warning
 
 def lag_warning(
-    # with `attrs`; `attrs["clock_time"]` is the exchange's time at the request, if known
-    bars: pd.DataFrame,
+    bars: pd.DataFrame,   # stamped, with the time at the exchange (`clock_time`), if known
     run: RunConfig,       # its `end`: bars that reach the requested end are not late
 ) -> str | None:          # one sentence; None if the lag is small or no clock is known
     "Warning if the newest bar is older than the requested time."
-    if (clock := bars.attrs.get("clock_time")) is None: return None
+    if (clock := provenance(bars).clock_time) is None: return None
     moment = as_utc(clock) if run.end is None else min(as_utc(clock), as_utc(run.end))
     lag = (moment - bars.index[-1] - HOUR) / HOUR
     if lag <= MAX_LAG: return None
@@ -41,17 +40,21 @@ def lag_warning(
 # %% ../../nbs/strategy/04_answer.ipynb #22e2373b
 def signal_warnings(
     run: RunConfig,        # the request
-    bars: pd.DataFrame,    # the bars used, with `attrs`
+    bars: pd.DataFrame,    # the bars used, stamped
     bundle: ModelRecord,   # the model used
 ) -> list[str]:            # sentences; empty if there are none
     "Warnings about everything that reduces the value of a signal."
-    short, t = bars.attrs.get("short"), bundle.training
+    source, t = provenance(bars), bundle.training
     few = (
         f"the model is underpowered: {t['windows']} training windows for {t['weights']} weights"
         if t["underpowered"]
         else None
     )
-    shortened = f"{short}; the training span or its warm-up is shorter than asked for" if short else None
+    shortened = (
+        f"{short}; the training span or its warm-up is shorter than asked for"
+        if (short := source.short)
+        else None
+    )
     ended = (
         None
         if (end := t.get("stopped", "done")) in ("done", "patience")
@@ -66,8 +69,8 @@ def signal_warnings(
         str(w)
         for w in (
             lag_warning(bars, run),
-            bars.attrs.get("stale"),
-            bars.attrs.get("alias"),
+            source.stale,
+            source.alias,
             shortened,
             few,
             ended,
@@ -78,7 +81,7 @@ def signal_warnings(
 
 # %% ../../nbs/strategy/04_answer.ipynb #3ee8c2ba
 def _indicators(row: pd.Series) -> dict:
-    "Values of the 14 families; one with several columns becomes a dict, MACD its histogram."
+    "Values of the indicator families; one with several columns becomes a dict, MACD its histogram."
     nested = {f: {c: finite_or_none(row[c]) for c in cols} for f, cols in INDICATORS.items()}
     return {
         f: v["macd_diff"] if f == "macd_diff" else next(iter(v.values())) if len(v) == 1 else v
@@ -177,6 +180,7 @@ def signal_dict(
         "model_info": model_info(history[0], reason, tried),
     }
     monitor, side = health(history, table, bars), "short" if decision["difference"] < 0 else "long"
+    source = provenance(bars).to_dict()
     return {
         **spec,
         "warnings": [*notes, *signal_warnings(run, bars, model), *monitor.pop("warnings")],
@@ -193,7 +197,7 @@ def signal_dict(
         "n_calibration": model.calibration["n"],
         "underpowered": model.training["underpowered"],
         "bar_close_time": (bars.index[-1] + HOUR).isoformat(),
-        "data_source": {k: bars.attrs[k] for k in SOURCE if k in bars.attrs},
+        "data_source": {k: source[k] for k in SOURCE if k in source},
     }
 
 # %% ../../nbs/strategy/04_answer.ipynb #80d26151
@@ -236,6 +240,4 @@ def _uncalibrated(n: int) -> str:
 
 def _refusal(rule: dict, side: str) -> str:
     value = "not known" if rule["value"] is None else f"{rule['value']:.4g}"
-    return f"{rule['what']} is {value}, {rule['bound'][side]} is required".replace("<=", "≤").replace(
-        "-", "−"
-    )
+    return f"{rule['what']} is {value}, {rule['bound'][side]} is required"

@@ -50,7 +50,7 @@ class Rule:
     @property
     def text(self) -> str:
         "The condition in one line."
-        b = {side: text.replace("<=", "≤").replace("-", "−") for side, text in self.bounds().items()}
+        b = self.bounds()
         return f"{self.what} {b['long']}" + (f" (short: {b['short']})" if b["short"] != b["long"] else "")
 
 # %% ../../nbs/strategy/01_rules.ipynb #32f757b2
@@ -78,13 +78,13 @@ def same_bound(
 
 RULES: dict[str, Rule] = {
     "rsi": Rule("RSI", lambda t: t["rsi"], ("<", ">"), 65, lambda bound: 100 - bound, (50, 100)),
-    "macd": Rule("MACD − its signal line", lambda t: t["macd_diff"], (">", "<")),
-    "obv": Rule("OBV − its 20-bar mean", lambda t: t["obv_diff"], (">", "<")),
-    "vwap": Rule("close − the 24-hour VWAP", lambda t: t["close"] - t["vwap"], (">", "<")),
+    "macd": Rule("MACD minus its signal line", lambda t: t["macd_diff"], (">", "<")),
+    "obv": Rule("OBV minus its 20-bar mean", lambda t: t["obv_diff"], (">", "<")),
+    "vwap": Rule("close minus the 24-hour VWAP", lambda t: t["close"] - t["vwap"], (">", "<")),
     "trend": Rule("trend (close, EMA 20 and EMA 50 in order)", trend_strength, (">", "<")),
     "adx": Rule("ADX", lambda t: t["adx"], (">", ">"), 25, same_bound, (0, 100)),
     "volatility": Rule(
-        "σ / its 720-bar 90th percentile", volatility_share, ("<=", "<="), 1, same_bound, (0.1, 100)
+        "sigma / its 720-bar 90th percentile", volatility_share, ("<=", "<="), 1, same_bound, (0.1, 100)
     ),
     "volume": Rule(
         "volume / its 20-bar mean", lambda t: t["volume_ratio"], (">", "<"), 1, same_bound, (0, 100)

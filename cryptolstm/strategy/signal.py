@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import HOUR
+from ..core.bars import HOUR, provenance
 from ..core.config import RunConfig, run_config
 from ..data.client import market_bars
+from ..data.exchange import chosen_market
 from ..features.indicators import WARMUP, features
 from ..features.targets import label, predicted_price
 from ..model.settings import model_config
@@ -27,7 +28,7 @@ from ..model.drift import WINDOW
 from .threshold import exceed_of, exceedance
 from .decide import check_decidable, decide
 from .upkeep import (Request, calibrate_model, check_threshold, expected_market,
-                                        real_exchange, stored_model)
+                                        stored_model)
 from .answer import signal_dict
 
 # %% ../../nbs/strategy/05_signal.ipynb #3688c780
@@ -63,7 +64,7 @@ class Decision:
     "A signal with the data and models it was computed from."
     signal: dict                              # from `signal_dict`
     run: RunConfig
-    bars: pd.DataFrame = field(repr=False)    # with `attrs`
+    bars: pd.DataFrame = field(repr=False)    # stamped
     table: pd.DataFrame = field(repr=False)   # their features
     # the version that decided and its predecessors, see `line_history`
     history: list = field(repr=False)
@@ -140,13 +141,13 @@ class SignalGenerator:
             run.ticker,
             run.hours + run.lookback + run.horizon + WARMUP,
             end=run.end,
-            exchange=real_exchange(run.exchange),
+            exchange=chosen_market(run.exchange)[0],   # never auto: no fallback to simulated bars
             exchange_url=run.exchange_url,
             home=self.home,
             seed=run.seed,
             progress=self.progress,
         )
-        self.market = bars.attrs.get("market", bars.attrs["exchange"])
+        self.market = provenance(bars).market_or_exchange
         table = features(bars)
         request = Request(
             self.line_of(run.hours),

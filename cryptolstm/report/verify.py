@@ -238,7 +238,6 @@ def rerun(
 
     Notes on the origin of the bars, and placebo runs, are taken from the page."""
     from cryptolstm.research.backtest import backtest   # loads TensorFlow: `quick` need not wait
-    from cryptolstm.data.quality import NOTES
     s, run, data = manifest["search"], run_config(manifest["config"]), manifest["data"]
     standing = Standing(s["trial"], s["trials"], s["variance"], s["reruns"], s["traded"], s["entered"])
     notes = {k: data.get(k) for k in PROVENANCE_NOTES} | {"set_aside": None}

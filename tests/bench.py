@@ -311,7 +311,7 @@ def walk_naive(epochs: str, batch: str) -> float:
     from cryptolstm.features.windows import window_view
     from cryptolstm.model.settings import input_columns, model_config
     from cryptolstm.model.network import Batches, build_network
-    from cryptolstm.model.training import training_data, training_parts
+    from cryptolstm.model.training_data import training_data, training_parts
     from cryptolstm.research.walkforward import schedule
     bars, run = walk_case(epochs, epochs)
     began, said = time.perf_counter(), []

@@ -41,7 +41,7 @@ from ..strategy.threshold import entry_threshold
 from ..strategy.decide import check_decidable, signal_funnel
 from ..strategy.signal import SignalGenerator
 from .walkforward import WalkForward, bars_needed
-from .forecasts import keep_forecasts
+from .forecasts import store_forecasts
 from .result import Baselines, Evidence, Forecasts, Origin, Performance, Result, Skill
 from .replay import log_return, run_line
 from .baselines import (HOLD, MOMENTUM, REVERSAL, STRATEGY, last_bar_reversal,
@@ -361,7 +361,7 @@ def run_backtest(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress
     )
     results = backtest(bars, run, progress, Ledger(home) if ledger is None else ledger, certify)
-    keep_forecasts(bars, run, results["predictions"], home)      # for later sweeps
+    store_forecasts(bars, run, results["predictions"], home)      # for later sweeps
     return results
 
 # %% ../../nbs/research/06_backtest.ipynb #cbd7cb80

@@ -18,7 +18,7 @@ from ..core.config import RunConfig
 from ..features.indicators import INPUTS
 from ..features.targets import target
 from ..stats.learners import LEARNERS, fold_forecasts
-from ..stats.performance import _same_bars, all_figures
+from ..stats.performance import check_same_bars, all_figures
 from ..execution.simulate import simulate
 from ..strategy.threshold import exceedance, exceedance_curve
 from ..strategy.rules import rules_of
@@ -34,7 +34,7 @@ def buy_and_hold(
     """Simulation of buying everything at the second open and holding, with the same bars, balance and costs.
 
     Raises `InputError` for other bars."""
-    _same_bars(result, bars)
+    check_same_bars(result, bars)
     costs = {k: result["settings"][k] for k in ("initial_balance", "fee", "slippage", "slippage_range")}
     return simulate(bars, np.ones(len(bars)), **costs)
 

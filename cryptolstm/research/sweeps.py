@@ -18,7 +18,7 @@ from ..core.errors import InputError
 from ..core.bars import BARS_PER_YEAR
 from ..core.config import RunConfig
 from ..stats.overfit import deflated_sharpe, expected_maximum, pbo, sharpe_sample, spa_test
-from ..execution.orders import _LIMITS
+from ..execution.orders import LIMITS
 from ..execution.simulate import simulate
 from ..execution.sweep import best_point, check_grid, surface_summary, sweep
 from ..proof.trials import Standing, Trial, market_of, trial_span
@@ -27,7 +27,7 @@ from ..strategy.decide import decide
 from .forecasts import forecasts
 
 # %% ../../nbs/research/08_sweeps.ipynb #5a880b71
-_SETTINGS = (*_LIMITS, "sizing", "exit")
+_SETTINGS = (*LIMITS, "sizing", "exit")
 
 def sweep_forecasts(
     bars: pd.DataFrame,         # the tested bars

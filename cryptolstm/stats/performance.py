@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_DAYS', 'on_every_hour', 'hourly_returns', 'daily_returns', 'monthly_table', 'sharpe', 'sharpe_se', 'sortino',
-           'max_drawdown', 'win_rate', 'trade_figures', 'calmar', 'excursions', 'check_same_bars', 'cost_figures',
-           'figures', 'all_figures']
+           'max_drawdown', 'win_rate', 'trade_figures', 'calmar', 'excursions', 'cost_figures', 'figures',
+           'all_figures']
 
 # %% ../../nbs/stats/02_performance.ipynb #adbc47cf
 import numpy as np
@@ -182,7 +182,7 @@ def excursions(
     bars: pd.DataFrame,      # the bars it was run on
 ) -> pd.DataFrame:           # rows as `result["trades"]`; mae ≤ 0 ≤ mfe, fractions of the entry price
     "Maximum adverse and favourable excursion of each trade, before fees. Raises `InputError` for other bars."
-    check_same_bars(result, bars)
+    _same_bars(result, bars)
     trades, n = result["trades"], len(bars)
     if not len(trades): return pd.DataFrame({"mae": [], "mfe": []}, dtype="float64")
     first = bars.index.get_indexer(trades["entry_time"])
@@ -200,7 +200,7 @@ def excursions(
     reached = side * (np.c_[low, high, exit, entry] / entry[:, None] - 1).T
     return pd.DataFrame({"mae": np.nanmin(reached, axis=0), "mfe": np.nanmax(reached, axis=0)}, trades.index)
 
-def check_same_bars(result: dict, bars: pd.DataFrame) -> None:
+def _same_bars(result: dict, bars: pd.DataFrame) -> None:
     if not bars.index.equals(result["equity"].index):
         raise InputError("these are not the bars of the result; pass the frame that was given to simulate")
 

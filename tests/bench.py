@@ -603,7 +603,7 @@ def whole_run(result: dict) -> dict:
 
 
 class KernelAlone:
-    "`_walk` on arrays prepared beforehand; the tables are built afterwards, for the comparison."
+    "The kernel on arrays prepared beforehand; the tables are built afterwards, for the comparison."
 
     def __init__(self, **settings): self.settings, self.ready = settings, None
 
@@ -611,15 +611,15 @@ class KernelAlone:
         from cryptolstm.execution import orders, simulate as simulate_module
         if self.ready is None:
             run = simulate_module.simulate(bars.iloc[:30], signal[:30], **self.settings)["settings"]
-            data = orders._arrays(bars, signal, None, None, run)
-            self.ready = bars, run, data, simulate_module._room(len(data.close))
+            data = orders.kernel_inputs(bars, signal, None, None, run)
+            self.ready = bars, run, data, simulate_module.result_arrays(len(data.close))
         bars, run, data, room = self.ready
-        return bars, run, data, simulate_module._by_kernel(data, run, room)
+        return bars, run, data, simulate_module.run_kernel(data, run, room)
 
     def result(self, walked):
         from cryptolstm.execution import simulate as simulate_module
         bars, run, data, found = walked
-        return simulate_module._result(bars, run, data, *found)
+        return simulate_module.simulation_result(bars, run, data, *found)
 
 
 @bench(100, "bars/s")

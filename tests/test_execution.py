@@ -1046,7 +1046,7 @@ BAD = {
         lambda: simulate(BARS, [0] * 4, initial_balance=0),
         "initial_balance is 0; pass a number above 0",
     ),
-    "zero stop": (lambda: simulate(BARS, [0] * 4, stop_atr=0), "stop_atr is 0; pass a number from 0.01 to 100"),
+    "zero stop": (lambda: simulate(BARS, [0] * 4, stop_atr=0), "stop_atr is 0; pass a number from 0.01"),
     "negative ATR": (lambda: simulate(BARS, [0] * 4, stop_atr=1, atr=[1, 1, 1, -1]), "row 3 .*ATR is -1"),
     "negative volatility": (
         lambda: simulate(BARS, [0] * 4, sizing="volatility", sigma=[1, -1, 1, 1]),
@@ -1125,7 +1125,7 @@ BAD = {
 def test_stops_and_sizes_use_the_same_atr_and_sigma_as_the_features():
     """`simulate` without ATR and σ computes what the feature table holds, bit for bit: a stop of 2 ATR is the
     same price in both."""
-    bars = random_bars(600, seed=5)
+    bars = random_bars(600, seed=5, sigma=0.01)
     table, signal = features(bars), np.repeat(np.random.default_rng(6).integers(-1, 2, 120), 5)
     signal[:30] = 0                              # the features are NaN for 27 bars
     setup = dict(stop_atr=1.5, take_profit_atr=2.0, sizing="volatility", size=0.5)

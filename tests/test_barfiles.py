@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from loopback import TICKERS, Loopback, a_market, same
 
 from cryptolstm.core.errors import InputError, OperationError
-from cryptolstm.core.bars import COLUMNS, HOUR, bars_hash
+from cryptolstm.core.bars import COLUMNS, HOUR, bars_hash, provenance, stamp
 from cryptolstm.data import store
 from cryptolstm.data.store import bar_path, hour_number, missing_spans, read_store
 from cryptolstm.data.exchange import ExchangeUnreachable, market_name
@@ -251,7 +251,7 @@ def test_real_binance_files_keep_their_three_true_gaps_and_every_bit(
     hours = 17513 + 7
     # makes no request: no test can reach Binance
     served = market_bars(ticker, hours, end="2023-07-01", exchange="binance")
-    assert served.attrs["source"] == "store" and len(served) == hours
+    assert provenance(served).source == "store" and len(served) == hours
     exactly(served.loc[~served["is_gap"], COLUMNS], expected)
     holes = pd.DatetimeIndex([pd.Timestamp(t) + k * HOUR for t, n in TRUE_GAPS for k in range(n)])
     assert served.index[served["is_gap"]].equals(holes.as_unit("us"))
@@ -269,7 +269,7 @@ def test_real_klines_as_binance_gives_them_equal_the_recorded_bars(real_bars, tm
     content = as_zip(as_klines(expected.iloc[:9000]) + b"\n" + as_klines(expected.iloc[9000:], 10**6))
     got, notes = read_bars(written(tmp_path, "ETHUSDT-1h.zip", content), "ETH/USDT")
     exactly(got, expected)
-    assert notes["times"] == "ms and µs" and notes["format"] == "Binance Vision klines in zip"
+    assert notes["times"] == "ms and us" and notes["format"] == "Binance Vision klines in zip"
 
 
 # -- aggregation of shorter bars
@@ -632,7 +632,7 @@ def holed_file(folder, bars):
 def test_holes_of_a_file_are_gaps_and_nobody_is_asked_for_them(client, exchange, client_home, tmp_path):
     import_bars(holed_file(tmp_path, a_market()), "ETH/USD", market_name("coinbaseexchange", exchange.url))
     bars = client.get_historical_bars("ETH/USD", 1000, end="2025-02-01")
-    assert bars["is_gap"].sum() == 3 and bars.attrs["source"] == "store" and not exchange.asked
+    assert bars["is_gap"].sum() == 3 and provenance(bars).source == "store" and not exchange.asked
 
 
 def test_open_holes_of_a_file_are_asked_for_and_filled(client, exchange, client_home, tmp_path):
@@ -696,7 +696,8 @@ def test_rows_left_out_are_no_gaps_and_are_asked_for(client, exchange, client_ho
     offline = CryptoMarketDataClient("coinbaseexchange", exchange.url).get_historical_bars(
         "ETH/USD", 1000, end="2025-02-01"
     )
-    assert offline.attrs["dropped"] == {"high below low": 3} and offline.attrs["unconfirmed"].startswith(
+    assert provenance(offline).dropped == {"high below low": 3}
+    assert provenance(offline).unconfirmed.startswith(
         "3 hours"
     )
     assert offline["is_gap"].to_numpy().nonzero()[0].tolist() == [300, 500, 501]
@@ -705,7 +706,7 @@ def test_rows_left_out_are_no_gaps_and_are_asked_for(client, exchange, client_ho
             "ETH/USD", 1000, end="2025-02-01"
         )
     same(whole, bars)
-    assert not {"dropped", "unconfirmed"} & set(whole.attrs)
+    assert (provenance(whole).dropped, provenance(whole).unconfirmed) == (None, None)
 
 
 def test_a_row_without_a_time_may_have_been_any_of_the_hours_that_are_missing(client_home, tmp_path):
@@ -747,7 +748,7 @@ def test_imported_bars_that_nobody_can_be_asked_about_are_served_with_their_hole
     bars = a_market(50)
     import_bars(spoilt(tmp_path, bars, (20, "yesterday,12,13,11,12,7")), BTC, "mine", skip_bad=True)
     got = market_bars(BTC, 50, exchange="mine")
-    assert got["is_gap"].to_numpy().nonzero()[0].tolist() == [20] and got.attrs["unconfirmed"].startswith(
+    assert got["is_gap"].to_numpy().nonzero()[0].tolist() == [20] and provenance(got).unconfirmed.startswith(
         "1 hour"
     )
     import_bars(holed_file(tmp_path, a_market()), BTC, "yours", gaps="open")
@@ -813,7 +814,7 @@ def test_an_export_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("market", ["kraken", "simulated_mine"])
 def test_simulated_bars_in_a_file_do_not_become_a_market(tmp_path, kind, market):
     bars = a_market(50, ticker=BTC)
-    assert bars.attrs["simulated"]
+    assert provenance(bars).simulated
     (
         bars.to_parquet(tmp_path / "sim.parquet")
         if kind == "parquet"
@@ -827,8 +828,7 @@ def test_simulated_bars_in_a_file_do_not_become_a_market(tmp_path, kind, market)
 
 
 def test_a_file_that_names_another_ticker_or_market_is_refused(tmp_path):
-    bars = a_market(50)
-    bars.attrs = {"ticker": "ETH/USD", "exchange": "kraken", "simulated": False}
+    bars = stamp(a_market(50), "ETH/USD", "kraken")
     bars.to_parquet(tmp_path / "real.parquet")
     with pytest.raises(InputError, match="of ETH/USD, not of BTC/USD; pass the ticker it holds"):
         import_bars(tmp_path / "real.parquet", BTC, "kraken", tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import HOUR
+from cryptolstm.core.bars import HOUR, stamp
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import features
@@ -87,7 +87,7 @@ def test_whoever_trades_a_run_trades_every_setting_of_it(two, monkeypatch):
 
 def test_models_are_asked_about_the_bars_and_the_question_they_were_made_for(two):
     (a, b), bars = two
-    for attrs, text in (
+    for changed, text in (
         (
             {"ticker": "ETH/USD"},
             "a model was trained on bars of BTC/USD, and these are of ETH/USD; pass bars of BTC/USD",
@@ -101,8 +101,7 @@ def test_models_are_asked_about_the_bars_and_the_question_they_were_made_for(two
             "a model was trained on bars from simulated, and these are from simulated@127.0.0.1:1",
         ),
     ):
-        other = bars.copy()
-        other.attrs = {**bars.attrs, **attrs}
+        other = stamp(bars, **{"ticker": "BTC/USD", "exchange": "simulated", **changed})
         with pytest.raises(InputError) as refused: compare_models(a, b, other)
         assert str(refused.value).startswith(text)
     volatile = replace(b, config=replace(b.config, target="volatility"))

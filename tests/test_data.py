@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from loopback import DEMO_END, TICKERS, Answer, Loopback, a_market, candles_of, same
 
 from cryptolstm.core.errors import InputError, OperationError
-from cryptolstm.core.bars import COLUMNS, HOUR, display_time
+from cryptolstm.core.bars import COLUMNS, HOUR, display_time, provenance
 from cryptolstm.data import client as client_module, exchange as exchanges, fetch, store
 from cryptolstm.data.store import bar_path, read_store
 from cryptolstm.data.exchange import ExchangeUnreachable, market_name
@@ -55,7 +55,7 @@ def test_recorded_candles_arrive_bit_equal(loopback, client_home, real_bars):
         "fetched_at": loopback.now.isoformat(),
         "clock_time": loopback.now.isoformat(),
     }
-    assert bars.attrs == wanted
+    assert provenance(bars).to_dict() == wanted
 
 
 def test_all_thirteen_tickers_are_listed_and_served(loopback, client_home):
@@ -103,7 +103,7 @@ def test_an_exchange_that_does_not_tell_the_time_is_dated_by_its_answers(exchang
     client.exchange.has["fetchTime"] = False
     exchange.now = pd.Timestamp("2025-01-31T23:59:59Z")
     bars = client.get_historical_bars(ETH, 10)
-    assert bars.attrs["clock"] == "http date" and bars.index[-1] == pd.Timestamp("2025-01-31T22:00Z")
+    assert provenance(bars).clock == "http date" and bars.index[-1] == pd.Timestamp("2025-01-31T22:00Z")
     assert exchange.count("/time") == 0
 
 
@@ -115,7 +115,7 @@ def test_an_end_in_the_past(exchange, client):
 def test_an_end_in_the_future_fixes_the_span_and_shortens_it(exchange, client):
     bars = client.get_historical_bars(ETH, 30, end="2025-02-01T10:00Z")
     same(bars, exchange.candles(ETH).iloc[-20:])
-    assert "20 of the 30 bars of ETH/USD" in bars.attrs["short"]
+    assert "20 of the 30 bars of ETH/USD" in provenance(bars).short
     with pytest.raises(InputError, match="pass an end before 2025-02-01"):
         client.get_historical_bars(ETH, 30, end="2025-03-01")
 
@@ -124,13 +124,13 @@ def test_a_young_listing_is_short_and_says_so(exchange, client):
     exchange.now = pd.Timestamp("2025-01-31T20:10Z")
     bars = client.get_historical_bars(ETH, 1496)
     same(bars, exchange.candles(ETH).iloc[:-4])
-    assert "coinbaseexchange gave 996 of the 1496 bars of ETH/USD" in bars.attrs["short"]
-    assert bars.attrs["unconfirmed"] == "500 hours came empty and will be asked for again"
+    assert "coinbaseexchange gave 996 of the 1496 bars of ETH/USD" in provenance(bars).short
+    assert provenance(bars).unconfirmed == "500 hours came empty and will be asked for again"
     exchange.now += HOUR
     bars = client.get_historical_bars(ETH, 1497)  # empty again, an hour later
     assert (
-        "coinbaseexchange has 997 of the 1497 bars of ETH/USD" in bars.attrs["short"]
-        and "unconfirmed" not in bars.attrs
+        "coinbaseexchange has 997 of the 1497 bars of ETH/USD" in provenance(bars).short
+        and provenance(bars).unconfirmed is None
     )
     exchange.forget()
     client.get_historical_bars(ETH, 1497)
@@ -144,7 +144,7 @@ def test_long_before_the_listing_is_probed_not_paged_through(exchange, client):
     same(bars, exchange.candles(ETH))
     asked = [q["start"] for p, q in exchange.asked if p == CANDLES]
     assert len(asked) < 30 and min(asked) == "2009-01-01T00:00:00.000Z"  # 139,000 hours would be 470 pages
-    assert "unconfirmed" in bars.attrs
+    assert provenance(bars).unconfirmed
 
 
 def test_a_halt_of_years_is_not_taken_for_the_listing(client_home, monkeypatch):
@@ -157,7 +157,7 @@ def test_a_halt_of_years_is_not_taken_for_the_listing(client_home, monkeypatch):
         assert (
             len(bars) == 6000
             and bars["is_gap"].sum() == 4000
-            and bars.attrs["unconfirmed"].startswith("4,000 hours")
+            and provenance(bars).unconfirmed.startswith("4,000 hours")
         )
 
 
@@ -170,7 +170,7 @@ def test_a_stored_request_asks_for_the_time_alone(exchange, client):
     assert exchange.count("candles") == 3  # 300 a page
     exchange.forget()
     again = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 700)
-    assert dict(exchange.requests) == {"/time": 1} and again.attrs["source"] == "store"
+    assert dict(exchange.requests) == {"/time": 1} and provenance(again).source == "store"
     pd.testing.assert_frame_equal(again, first)
 
 
@@ -179,7 +179,7 @@ def test_a_stored_span_with_an_end_needs_no_network(exchange, client):
     exchange.stop()
     offline = CryptoMarketDataClient("coinbaseexchange", exchange.url, home=client.home)
     # no request was made
-    assert "clock_time" not in offline.get_historical_bars(ETH, 60, end="2025-01-20").attrs
+    assert provenance(offline.get_historical_bars(ETH, 60, end="2025-01-20")).clock_time is None
     pd.testing.assert_frame_equal(
         offline.get_historical_bars(ETH, 60, end="2025-01-20"), first.iloc[-60:], check_freq=False
     )
@@ -237,8 +237,8 @@ def test_a_gap_is_marked_and_known_for_one_an_hour_later(client_home):
         bars = client.get_historical_bars(ETH, 900, end=exchange.now)
         assert (
             len(bars) == 900
-            and "short" not in bars.attrs
-            and bars.attrs["unconfirmed"] == "7 hours came empty and will be asked for again"
+            and provenance(bars).short is None
+            and provenance(bars).unconfirmed == "7 hours came empty and will be asked for again"
         )
         assert list(bars.index[bars["is_gap"]]) == list(whole.index[holes])
         carried, empty = bars.loc[whole.index[500:502]], bars.loc[whole.index[600:605]]
@@ -255,7 +255,8 @@ def test_a_gap_is_marked_and_known_for_one_an_hour_later(client_home):
             exchange.now += pd.Timedelta(minutes=minutes)
             again = client.get_historical_bars(ETH, 900, end="2025-02-01")
             # both holes on one page
-            assert 1 <= exchange.count("candles") <= 2 and ("unconfirmed" in again.attrs) == (minutes == 59)
+            assert 1 <= exchange.count("candles") <= 2
+            assert bool(provenance(again).unconfirmed) == (minutes == 59)
         exchange.forget()
         pd.testing.assert_frame_equal(
             client.get_historical_bars(ETH, 900, end="2025-02-01")[COLUMNS], bars[COLUMNS]
@@ -277,7 +278,7 @@ def test_known_gaps_are_asked_for_when_that_is_wanted(client_home):
         )
         bars = client.get_historical_bars(ETH, 900, end="2025-02-01", again=True)
         same(bars, whole.iloc[-900:])
-        assert bars.attrs["late"] == 5 and "revised" not in bars.attrs
+        assert provenance(bars).late == 5 and provenance(bars).revised is None
 
 
 def test_hours_that_came_empty_are_served_offline_and_called_unconfirmed(client_home):
@@ -289,7 +290,7 @@ def test_hours_that_came_empty_are_served_offline_and_called_unconfirmed(client_
         ETH, 900, end="2025-02-01"
     )
     pd.testing.assert_frame_equal(offline, bars, check_freq=False)
-    assert offline.attrs["unconfirmed"] == bars.attrs["unconfirmed"]
+    assert provenance(offline).unconfirmed == provenance(bars).unconfirmed
     assert market_bars(ETH, 900, exchange_url=exchange.url)["is_gap"].sum() == 5
 
 
@@ -311,7 +312,7 @@ def test_a_bar_published_late_is_waited_for(client_home):
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         bars = client.get_historical_bars(ETH, 10)
         same(bars, whole.iloc[-10:-1])
-        assert "9 of the 10" in bars.attrs["short"]  # the missing bar is not made up
+        assert "9 of the 10" in provenance(bars).short  # the missing bar is not made up
     with Loopback({ETH: whole}, now="2025-02-01T00:01Z", port=exchange.port) as exchange:
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 10)
         same(bars, whole.iloc[-10:])
@@ -411,18 +412,18 @@ def test_the_candle_in_progress_is_left_out_to_the_millisecond():
 
 def test_auto_takes_the_exchange_then_the_store_then_the_demo_market(exchange, client_home):
     simulated = market_bars(ETH, 50, exchange_url=CLOSED, seed=3)
-    assert simulated.attrs["simulated"] and simulated.attrs["exchange"] == "simulated"
-    assert "could not be reached" in simulated.attrs["fallback"]
+    assert provenance(simulated).simulated and provenance(simulated).exchange == "simulated"
+    assert "could not be reached" in provenance(simulated).fallback
     same(simulated, demo_market(50, seed=3, ticker=ETH))
     real = market_bars(ETH, 50, exchange_url=exchange.url)
     same(real, exchange.candles(ETH).iloc[-50:])
-    assert real.attrs["source"] == "exchange" and not {"fallback", "stale"} & set(real.attrs)
+    assert provenance(real).source == "exchange" and provenance(real).notes == []
     exchange.stop()
     old = market_bars(ETH, 40, exchange_url=exchange.url)
     same(old, exchange.candles(ETH).iloc[-40:])
-    assert not old.attrs["simulated"] and "opened at 2025-01-31 23:00 UTC" in old.attrs["stale"]
+    assert not provenance(old).simulated and "opened at 2025-01-31 23:00 UTC" in provenance(old).stale
     past = market_bars(ETH, 20, end="2025-01-31", exchange_url=exchange.url)
-    assert past.attrs["source"] == "store" and "stale" not in past.attrs
+    assert provenance(past).source == "store" and provenance(past).stale is None
     with pytest.raises(
         ExchangeUnreachable, match="the 50 stored bars of ETH/USD do not answer for these 60 hours"
     ):
@@ -441,7 +442,8 @@ def test_only_auto_falls_back(client_home, exchange, monkeypatch):
 def test_the_environment_names_the_exchange(exchange, client_home, monkeypatch):
     monkeypatch.setenv("CRYPTOLSTM_EXCHANGE", "simulated")
     chosen = market_bars(ETH, 30)
-    assert chosen.attrs["simulated"] and "fallback" not in chosen.attrs and chosen["is_gap"].dtype == bool
+    assert provenance(chosen).simulated and provenance(chosen).notes == []
+    assert chosen["is_gap"].dtype == bool
     monkeypatch.setenv("CRYPTOLSTM_EXCHANGE", "coinbaseexchange")
     monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", exchange.url)
     same(market_bars(ETH, 30), exchange.candles(ETH).iloc[-30:])
@@ -552,10 +554,10 @@ def test_bars_of_another_address_do_not_mix_with_the_exchanges_own(exchange, cli
         bars = CryptoMarketDataClient(exchange_url=sandbox.url).get_historical_bars(ETH, 50)
         same(bars, other.iloc[-50:])
         assert (
-            bars.attrs["market"] == f"coinbaseexchange@127.0.0.1:{sandbox.port}"
-            and bars.attrs["exchange"] == "coinbaseexchange"
+            provenance(bars).market == f"coinbaseexchange@127.0.0.1:{sandbox.port}"
+            and provenance(bars).exchange == "coinbaseexchange"
         )
-        assert bars.attrs["exchange_url"] == sandbox.url
+        assert provenance(bars).exchange_url == sandbox.url
     same(client.get_historical_bars(ETH, 50), exchange.candles(ETH).iloc[-50:])
     assert sorted(p.name for p in (client.home / "bars").iterdir()) == sorted(
         f"coinbaseexchange@127.0.0.1_{p}" for p in (sandbox.port, exchange.port)
@@ -573,8 +575,8 @@ def test_a_password_in_an_address_is_in_no_stamp(exchange, client_home):
     bars = CryptoMarketDataClient(
         exchange_url=exchange.url.replace("//", "//me:secret@")
     ).get_historical_bars(ETH, 5)
-    assert "secret" not in str(bars.attrs) and bars.attrs["exchange_url"] == exchange.url
-    assert b"secret" not in bar_path(client_home, bars.attrs["market"], ETH).read_bytes()
+    assert "secret" not in str(bars.attrs) and provenance(bars).exchange_url == exchange.url
+    assert b"secret" not in bar_path(client_home, provenance(bars).market, ETH).read_bytes()
 
 
 # -- revisions
@@ -586,14 +588,14 @@ def test_a_corrected_bar_is_used_and_the_old_value_reported(client_home):
     when = whole.index[990]
     with Loopback({ETH: whole}, now=whole.index[995]) as exchange:
         first = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
-        assert "revised" not in first.attrs
+        assert provenance(first).revised is None
     corrected = whole.copy()
     corrected.loc[when, "volume"] *= 2
     with Loopback({ETH: corrected}, now="2025-02-01", port=exchange.port) as exchange:
         client = CryptoMarketDataClient(exchange_url=exchange.url)
         bars = client.get_historical_bars(ETH, 100)
         same(bars, corrected.iloc[-100:])
-        assert bars.attrs["revised"] == [
+        assert provenance(bars).revised == [
             {
                 "time": when.isoformat(),
                 "column": "volume",
@@ -604,8 +606,8 @@ def test_a_corrected_bar_is_used_and_the_old_value_reported(client_home):
         ]
         assert exchange.count("candles") == 1
         # stored with the bars
-        assert client.get_historical_bars(ETH, 100).attrs["revised"] == bars.attrs["revised"]
-        assert "revised" not in client.get_historical_bars(ETH, 5).attrs
+        assert provenance(client.get_historical_bars(ETH, 100)).revised == provenance(bars).revised
+        assert provenance(client.get_historical_bars(ETH, 5)).revised is None
 
 
 def test_a_bar_that_fills_an_old_gap_is_late_and_no_revision(client_home):
@@ -619,7 +621,7 @@ def test_a_bar_that_fills_an_old_gap_is_late_and_no_revision(client_home):
     with Loopback({ETH: whole}, now="2025-02-01", port=exchange.port) as exchange:
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
         same(bars, whole.iloc[-100:])
-        assert bars.attrs["late"] == 1 and not {"revised", "unconfirmed"} & set(bars.attrs)
+        assert provenance(bars).late == 1 and not provenance(bars).revised and not provenance(bars).notes
 
 
 def test_a_stored_bar_that_one_answer_lacks_is_kept(client_home):
@@ -629,7 +631,7 @@ def test_a_stored_bar_that_one_answer_lacks_is_kept(client_home):
     with Loopback({ETH: whole.drop(whole.index[990])}, now="2025-02-01", port=exchange.port) as exchange:
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
         same(bars, whole.iloc[-100:])
-        assert "revised" not in bars.attrs and exchange.count("candles") == 1
+        assert provenance(bars).revised is None and exchange.count("candles") == 1
 
 
 @settings(deadline=None, max_examples=100)
@@ -657,7 +659,7 @@ def test_corrections_of_the_newest_bars_are_noticed_however_many_bars_are_missin
         client.exchange.enableRateLimit = False
         bars = client.get_historical_bars(ETH, missing + 50)
         same(bars, corrected.iloc[-missing - 50:])
-        assert sorted(r["time"] for r in bars.attrs["revised"]) == sorted(t.isoformat() for t in revised)
+        assert sorted(r["time"] for r in provenance(bars).revised) == sorted(t.isoformat() for t in revised)
         assert exchange.count("candles") == -(-(missing + fetch.WATCH) // 300)
 
 

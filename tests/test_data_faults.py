@@ -15,7 +15,7 @@ import pytest
 from loopback import FAULTS, SILENCES, TICKERS, Answer, Loopback, a_market, bad_luck, same
 
 from cryptolstm.core.errors import InputError, OperationError
-from cryptolstm.core.bars import bars_hash
+from cryptolstm.core.bars import bars_hash, provenance
 from cryptolstm.data import client as client_module, exchange as exchanges, fetch, store
 from cryptolstm.data.store import load_store, read_store
 from cryptolstm.data.exchange import ExchangeUnreachable, NotListed
@@ -53,11 +53,11 @@ def test_a_broken_candle_is_dropped_and_counted(exchange, client, reason, spoil,
     exchange.faults.append(broken)
     bars, expected = client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:]
     # none dropped where the bar was good on the retry
-    assert bars.attrs.get("dropped") == ({reason: 1} if lasting else None)
+    assert provenance(bars).dropped == ({reason: 1} if lasting else None)
     assert list(bars.index[bars["is_gap"]]) == ([pd.Timestamp("2025-01-31T10:00Z")] if lasting else [])
     same(bars[~bars["is_gap"]], expected[~bars["is_gap"].to_numpy()])
     # the note is stored with the bars
-    assert client.get_historical_bars(ETH, 100).attrs.get("dropped") == bars.attrs.get("dropped")
+    assert provenance(client.get_historical_bars(ETH, 100)).dropped == provenance(bars).dropped
 
 
 @pytest.mark.parametrize("when", [1e18, -1e18, 1e300, 9e15, 0, "soon", None])
@@ -117,7 +117,7 @@ def test_duplicated_unordered_and_foreign_candles(exchange, client):
     exchange.faults.append(shuffled)
     bars = client.get_historical_bars(ETH, 100)
     same(bars, exchange.candles(ETH).iloc[-100:])
-    assert bars.attrs["dropped"] == {"duplicated": 3}
+    assert provenance(bars).dropped == {"duplicated": 3}
 
 
 # -- faults
@@ -239,7 +239,7 @@ def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkey
             assert "ETH/USD" in str(e) and "try again later" in str(e) and not isinstance(e, InputError)
         else:
             gone = len(served.loc[:bars.index[-1]].iloc[-hours:]) - int((~bars["is_gap"]).sum())
-            assert not gone or {"unconfirmed", "short"} & set(bars.attrs)
+            assert not gone or provenance(bars).unconfirmed or provenance(bars).short
         half = stored(client)
         # an hour counts as known only where its bar is stored
         same(half.bars, served[store.inside(store.hours_of(served.index), half.covered)])
@@ -251,7 +251,7 @@ def test_a_lasting_silence_is_never_remembered_as_a_gap(exchange, client, monkey
             : "2025-01-29 23:00" if exchange.now < pd.Timestamp("2025-01-30T01:00Z") else "2025-01-30 00:00"
         ].iloc[-hours:],
     )
-    assert not bars["is_gap"].any() and not {"unconfirmed", "short", "revised"} & set(bars.attrs)
+    assert not bars["is_gap"].any() and not provenance(bars).notes and not provenance(bars).revised
 
 
 def test_an_exchange_that_keeps_back_its_newest_bars_fails_and_heals(exchange, client):
@@ -302,7 +302,7 @@ def test_bars_that_stop_while_the_clock_goes_on_are_an_error_within_a_day(exchan
     for _ in range(30):
         exchange.now += pd.Timedelta("1h")
         try:
-            assert "short" in client.get_historical_bars(ETH, 100).attrs
+            assert provenance(client.get_historical_bars(ETH, 100)).short
         except OperationError as e:
             errors.append(str(e))
     assert len(errors) == 6 and "gives no bars of ETH/USD from 2025-01-25 00:00" in errors[0]
@@ -310,7 +310,7 @@ def test_bars_that_stop_while_the_clock_goes_on_are_an_error_within_a_day(exchan
     exchange.now += pd.Timedelta("1h")
     bars = client.get_historical_bars(ETH, 100)
     same(bars, exchange.candles(ETH).loc[:"2025-01-26 06:00"].iloc[-100:])
-    assert not {"revised", "short", "unconfirmed"} & set(bars.attrs)
+    assert not provenance(bars).notes and not provenance(bars).revised
 
 
 def test_bars_that_ended_months_ago_are_named_by_the_last_of_them(client_home, monkeypatch):
@@ -501,13 +501,13 @@ def test_an_exchange_that_gives_only_its_newest_bars_is_short_and_says_so(client
         bars = client.get_historical_bars(ETH, 1000)
         same(bars, exchange.candles(ETH).loc[:"2025-01-19 23:00"].iloc[-720:])
         assert (
-            "coinbaseexchange gave 720 of the 1000 bars of ETH/USD asked for" in bars.attrs["short"]
+            "coinbaseexchange gave 720 of the 1000 bars of ETH/USD asked for" in provenance(bars).short
             and not bars["is_gap"].any()
         )
         exchange.now += pd.Timedelta("10D")  # stored bars stay, and new ones are added
         bars = client.get_historical_bars(ETH, 960)
         same(bars, exchange.candles(ETH).loc[:"2025-01-29 23:00"].iloc[-960:])
-        assert "short" not in bars.attrs
+        assert provenance(bars).short is None
 
 
 def test_what_an_exchange_has_forgotten_is_no_gap_in_trading(client_home):
@@ -521,9 +521,9 @@ def test_what_an_exchange_has_forgotten_is_no_gap_in_trading(client_home):
         assert missing[0] == pd.Timestamp("2024-12-01", tz="UTC") and missing[-1] == pd.Timestamp(
             "2024-12-20 23:00", tz="UTC"
         )
-        assert "no longer gives the bars from 2024-12-01 00:00 to 2024-12-21 00:00" in bars.attrs["short"]
+        assert "no longer gives the bars from 2024-12-01 00:00 to 2024-12-21 00:00" in provenance(bars).short
         # and it is stored
-        assert "no longer gives" in client.get_historical_bars(ETH, 1500).attrs["short"]
+        assert "no longer gives" in provenance(client.get_historical_bars(ETH, 1500)).short
 
 
 @pytest.mark.parametrize("until", [900, 700], ids=["one page", "two pages"])
@@ -534,7 +534,7 @@ def test_a_true_gap_is_not_called_forgotten(client_home, until):
         client.get_historical_bars(ETH, 100)
         exchange.now = pd.Timestamp("2025-02-01", tz="UTC")
         bars = client.get_historical_bars(ETH, 1050 - until)
-        assert bars["is_gap"].sum() == 5 and "short" not in bars.attrs and len(bars) == 1050 - until
+        assert bars["is_gap"].sum() == 5 and provenance(bars).short is None and len(bars) == 1050 - until
 
 
 # -- clocks
@@ -549,7 +549,7 @@ def test_clock_skew_between_this_computer_and_the_exchange_does_not_matter(
     monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)
     bars = client.get_historical_bars(ETH, 10)
     same(bars, exchange.candles(ETH).iloc[-10:])
-    assert bars.attrs["clock_time"] == exchange.now.isoformat() and bars.attrs["clock"] == "exchange"
+    assert provenance(bars).clock_time == exchange.now.isoformat() and provenance(bars).clock == "exchange"
 
 
 def test_an_exchange_whose_clock_goes_back_gives_no_bar_twice(exchange, client):
@@ -568,10 +568,10 @@ def test_a_renamed_ticker_is_fetched_under_its_new_name_and_says_so(client_home)
         bars = client.get_historical_bars("MATIC/USD", 100)
         same(bars, exchange.candles("POL/USD").iloc[-100:])
         assert (
-            bars.attrs["alias"]
+            provenance(bars).alias
             == "coinbaseexchange lists MATIC/USD as POL/USD; these are the bars of POL/USD"
         )
-        assert "alias" not in client.get_historical_bars("POL/USD", 100).attrs
+        assert provenance(client.get_historical_bars("POL/USD", 100)).alias is None
         price = client.get_realtime_price("MATIC/USD")
         assert (
             price["ticker"] == "MATIC/USD" and price["alias"] == "coinbaseexchange lists MATIC/USD as POL/USD"
@@ -584,9 +584,9 @@ def test_a_renamed_ticker_is_found_in_the_store_without_the_exchange(client_home
     bars = market_bars("MATIC/USD", 50, exchange_url=exchange.url)
     same(bars, a_market(ticker="POL/USD").iloc[-50:])
     assert (
-        not bars.attrs["simulated"]
-        and bars.attrs["ticker"] == "MATIC/USD"
-        and bars.attrs["alias"].endswith("these are the stored bars of POL/USD")
+        not provenance(bars).simulated
+        and provenance(bars).ticker == "MATIC/USD"
+        and provenance(bars).alias.endswith("these are the stored bars of POL/USD")
     )
     with pytest.raises(
         ExchangeUnreachable, match="the 100 stored bars of MATIC/USD do not answer for these 200 hours"
@@ -635,7 +635,7 @@ def test_a_renamed_ticker_that_stays_listed_as_delisted_is_fetched_under_its_new
         assert time.monotonic() - began < 5
         same(bars, new.iloc[-100:])
         assert (
-            bars.attrs["alias"]
+            provenance(bars).alias
             == "coinbaseexchange lists MATIC/USD as POL/USD; these are the bars of POL/USD"
         )
         price = client.get_realtime_price("MATIC/USD")
@@ -646,7 +646,7 @@ def test_a_renamed_ticker_that_stays_listed_as_delisted_is_fetched_under_its_new
         # what is still served under the old name is used
         past = client.get_historical_bars("MATIC/USD", 100, end=old.index[500])
         same(past, (new if refuses else old).loc[:old.index[499]].iloc[-100:])
-        assert ("alias" in past.attrs) == refuses
+        assert bool(provenance(past).alias) == refuses
         # months after the last bar of the old name
         after = client.get_historical_bars("MATIC/USD", 50, end=new.index[-100])
         same(after, new.loc[:new.index[-101]].iloc[-50:])
@@ -674,7 +674,7 @@ def test_a_delisted_ticker_that_stays_listed_is_named_with_its_last_bar(client_h
             client.get_realtime_price("XYZ/USD")
         stale = market_bars("XYZ/USD", 50, exchange_url=exchange.url)
         same(stale, old.iloc[-50:])
-        assert stale.attrs["stale"].startswith(
+        assert provenance(stale).stale.startswith(
             "coinbaseexchange no longer trades XYZ/USD; the newest bar stored opened at"
         )
         exchange.refuses = True
@@ -690,7 +690,7 @@ def test_a_market_that_only_pauses_is_served_as_far_as_it_goes(client_home):
         exchange.delisted = {ETH}
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 100)
         same(bars, a_market().iloc[-100:-5])
-        assert "95 of the 100 bars" in bars.attrs["short"]
+        assert "95 of the 100 bars" in provenance(bars).short
 
 
 def test_an_alias_is_not_used_where_the_old_name_is_listed(client_home):
@@ -698,7 +698,7 @@ def test_an_alias_is_not_used_where_the_old_name_is_listed(client_home):
     with Loopback(both, now="2025-02-01") as exchange:
         bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars("MATIC/USD", 100)
         same(bars, both["MATIC/USD"].iloc[-100:])
-        assert "alias" not in bars.attrs
+        assert provenance(bars).alias is None
 
 
 def test_a_delisted_ticker_ends_with_an_error_or_with_what_is_stored(client_home):
@@ -719,7 +719,7 @@ def test_a_delisted_ticker_ends_with_an_error_or_with_what_is_stored(client_home
         )
         stale = market_bars("XYZ/USD", 50, exchange_url=exchange.url)
         assert (
-            stale.attrs["stale"]
+            provenance(stale).stale
             == "coinbaseexchange does not list XYZ/USD; the newest bar stored opened at 2025-01-30 23:00 UTC"
         )
         with pytest.raises(NotListed):
@@ -746,7 +746,7 @@ def test_thirteen_tickers_and_two_years_under_random_faults_end_with_exactly_the
             client.exchange.enableRateLimit = False
             bars = client.get_historical_bars(ticker, 2 * 8760)
             same(bars, frames[ticker])
-            assert not bars["is_gap"].any() and "short" not in bars.attrs
+            assert not bars["is_gap"].any() and provenance(bars).short is None
     told = dict(luck.told)
     answers = told.pop("answers")
     assert sum(told.values()) >= 0.05 * answers and len(told) >= 15, told
@@ -765,7 +765,7 @@ client.exchange.enableRateLimit = False
 client.exchange.load_markets()
 for line in sys.stdin:
     if not (child := os.fork()):
-        client.exchange = exchanges.another_line(client.exchange)
+        client.exchange = exchanges.new_connection(client.exchange)
         client.get_historical_bars("ETH/USD", int(line))
         os._exit(0)
     print(child, flush=True)
@@ -825,7 +825,8 @@ def test_a_process_killed_fifty_times_at_random_leaves_a_store_that_opens_and_co
             ETH, step * kills
         )
         same(bars, served)
-        assert not bars["is_gap"].any() and not {"short", "revised", "set_aside", "dropped"} & set(bars.attrs)
+        assert not bars["is_gap"].any() and not provenance(bars).notes
+        assert not provenance(bars).revised and not provenance(bars).dropped
 
 
 # -- the disk
@@ -851,10 +852,10 @@ def test_a_damaged_store_is_set_aside_said_and_fetched_again(exchange, client, c
     same(bars, exchange.candles(ETH).iloc[-400:])
     assert exchange.count("candles") == 2
     aside = list(path.parent.glob("*.damaged-*"))
-    assert [p.name for p in aside] == [bars.attrs["set_aside"]] and aside[0].read_bytes() == spoilt
+    assert [p.name for p in aside] == [provenance(bars).set_aside] and aside[0].read_bytes() == spoilt
     assert aside[0].name in capsys.readouterr().err
     again = client.get_historical_bars(ETH, 400)
-    assert "set_aside" not in again.attrs and again.attrs["source"] == "store"
+    assert provenance(again).set_aside is None and provenance(again).source == "store"
 
 
 def test_no_changed_byte_goes_unnoticed(exchange, client):

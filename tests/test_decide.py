@@ -22,7 +22,7 @@ from cryptolstm.stats.calibration import calibrate, confidence
 from cryptolstm.strategy.threshold import entry_threshold, exceedance, exceedance_curve
 from cryptolstm.strategy.rules import RULES, Rule, rules_of
 from cryptolstm.strategy.decide import decide
-from cryptolstm.strategy.answer import rule_answers, why
+from cryptolstm.strategy.answer import rule_results, signal_reason
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "signal.schema.json").read_text())
 TINY = {
@@ -75,7 +75,7 @@ def questions(draw, rules=RULES):
     each = rng.choice(
         4, TAIL, p=draw(st.sampled_from([(1, 0, 0, 0), (0.4, 0.2, 0.2, 0.2), (0, 0, 0.1, 0.9)]))
     )
-    said = pd.Series(kinds[each, np.arange(TAIL)], table.index[end - TAIL:end])
+    forecasts = pd.Series(kinds[each, np.arange(TAIL)], table.index[end - TAIL:end])
     run = RunConfig(
         entry=draw(st.sampled_from(ENTRY_MODES)),
         threshold_scale=draw(st.floats(0, 3)),
@@ -93,17 +93,17 @@ def questions(draw, rules=RULES):
     names = draw(st.lists(st.sampled_from(sorted(rules)), unique=True, min_size=rules is not RULES))
     curve = draw(st.sampled_from([some_curve(), {"gain": None}]))
     # as from a walk-forward, where each fold has its own calibration
-    per_bar = exceedance(curve, said, table.loc[said.index], run)
+    per_bar = exceedance(curve, forecasts, table.loc[forecasts.index], run)
     rows = draw(st.lists(st.integers(0, TAIL - 1), min_size=2, max_size=2))
-    return said, table, run, {k: rules[k] for k in names}, draw(st.sampled_from([curve, per_bar])), rows
+    return forecasts, table, run, {k: rules[k] for k in names}, draw(st.sampled_from([curve, per_bar])), rows
 
 
 def check_bar_by_bar(question):
     "Each bar, decided alone and without any later bar, gets the same decision as among all others."
-    said, table, run, rules, curve, rows = question
-    whole = decide(said, table, run, rules, exceed=curve)
+    forecasts, table, run, rules, curve, rows = question
+    whole = decide(forecasts, table, run, rules, exceed=curve)
     for k in rows:
-        alone = decide(said.iloc[[k]], table.loc[:said.index[k]], run, rules, exceed=curve)
+        alone = decide(forecasts.iloc[[k]], table.loc[:forecasts.index[k]], run, rules, exceed=curve)
         pd.testing.assert_frame_equal(alone, whole.iloc[[k]], check_freq=False, check_exact=True)
     return whole
 
@@ -114,13 +114,13 @@ QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck), "database
 @settings(max_examples=500, **QUICK)
 @given(questions())
 def test_deciding_bar_by_bar_is_deciding_all_at_once(question):
-    said, _, run, _, curve, _ = question
+    forecasts, _, run, _, curve, _ = question
     whole = check_bar_by_bar(question)
     assert (
         whole["signal"].isin([-1, 0, 1]).all()
         and (whole["signal"] * whole["direction"] == whole["signal"].abs()).all()
     )
-    assert (whole.loc[said.isna() | (said == 0), "signal"] == 0).all()
+    assert (whole.loc[forecasts.isna() | (forecasts == 0), "signal"] == 0).all()
     if isinstance(curve, pd.Series) and run.entry == "probability":
         assert (whole.loc[~(curve >= run.p_min), "direction"] == 0).all()
 
@@ -150,10 +150,10 @@ def test_a_rule_that_sees_the_future_is_found_out(seer):
 def test_the_property_sees_decisions_of_every_kind():
     "A property that holds only because nothing is ever decided would prove nothing."
     table = market(1)
-    said = pd.Series(np.where(np.arange(300) % 2, 3.0, -3.0), table.index[-300:])
+    forecasts = pd.Series(np.where(np.arange(300) % 2, 3.0, -3.0), table.index[-300:])
     for entry in ENTRY_MODES:
         found = decide(
-            said, table, RunConfig(entry=entry, p_min=0.05), {"macd": RULES["macd"]}, exceed=some_curve()
+            forecasts, table, RunConfig(entry=entry, p_min=0.05), {"macd": RULES["macd"]}, exceed=some_curve()
         )["signal"]
         assert set(found) == {-1, 0, 1}
 
@@ -175,21 +175,22 @@ def knower():
     )
 
 
-@pytest.mark.parametrize("asked", [*({"threshold_scale": k} for k in (0, 0.1, 0.3, 0.7, 1.0, 1.4, 3)),
+@pytest.mark.parametrize("changed", [*({"threshold_scale": k} for k in (0, 0.1, 0.3, 0.7, 1.0, 1.4, 3)),
                                    {"entry": "cost"}, {"entry": "cost", "fee": 0.0002, "slippage": 0}])
-def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, asked):
+def test_a_probability_of_exceeding_is_the_share_that_exceeded(knower, changed):
     "For any threshold: scaled, or the costs of a round trip."
     bars, table, pairs = knower
-    half, run = len(pairs) // 2, RunConfig(**asked)
+    half, run = len(pairs) // 2, RunConfig(**changed)
     curve, new = exceedance_curve(pairs.iloc[:half], table), pairs.iloc[half:]
     rows = table.loc[new.index]
     p = exceedance(curve, new["prediction"], rows, run)
-    came = np.sign(new["prediction"]) * (
+    observed = np.sign(new["prediction"]) * (
         bars["close"].shift(-1).loc[new.index] - rows["close"]
     ) > entry_threshold(rows, run)
-    assert abs(p.mean() - came.mean()) < 0.02
-    groups = pd.DataFrame({"said": p, "came": came}).groupby(pd.qcut(p, 4)).mean()
-    assert (groups["said"] - groups["came"]).abs().max() < 0.05 and groups["came"].is_monotonic_increasing
+    assert abs(p.mean() - observed.mean()) < 0.02
+    groups = pd.DataFrame({"predicted": p, "observed": observed}).groupby(pd.qcut(p, 4)).mean()
+    assert (groups["predicted"] - groups["observed"]).abs().max() < 0.05
+    assert groups["observed"].is_monotonic_increasing
 
 
 def test_a_farther_threshold_is_never_likelier():
@@ -246,7 +247,7 @@ def test_probabilities_of_other_bars_are_refused(knower):
         )
 
 
-def asked(**changed):
+def a_signal(**changed):
     "The part of a signal's dictionary that its reason depends on."
     plain = {
         "entry": "threshold",
@@ -271,33 +272,33 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("said,reason", [
-    (asked(), "the forecast does not reach the threshold"),
-    (asked(entry="cost"), "the forecast does not pay the costs of a round trip"),
-    (asked(entry="probability"),
-     "a fall beyond the threshold has a probability of 12.0 %, 30.0 % is required"),
-    (asked(entry="probability", p_exceed=None, n_calibration=48),
+@pytest.mark.parametrize("signal,reason", [
+    (a_signal(), "the forecast does not reach the threshold"),
+    (a_signal(entry="cost"), "the forecast does not pay the costs of a round trip"),
+    (a_signal(entry="probability"),
+     "a fall beyond the threshold has a probability of 12.0%, 30.0% is required"),
+    (a_signal(entry="probability", p_exceed=None, n_calibration=48),
      "the model has too little to calibrate a probability on (48 bars, 500 are needed), "
      "and without a probability nothing is entered"),
-    (asked(entry="probability", p_exceed=None, n_calibration=600),
-     "the model has no calibrated probability (among its 600 calibration bars, "
-     "moves beyond the threshold came always or never), "
+    (a_signal(entry="probability", p_exceed=None, n_calibration=600),
+     "the model has no calibrated probability (all or none of its 600 calibration bars moved beyond the "
+     "threshold), "
      "and without a probability nothing is entered"),
-    (asked(entry="probability", predicted_price=None, price_difference=None, p_exceed=None),
+    (a_signal(entry="probability", predicted_price=None, price_difference=None, p_exceed=None),
      "there is no forecast for this bar: some of its last hours are missing"),
-    (asked(**REFUSED),
+    (a_signal(**REFUSED),
      "the forecast is beyond the threshold (short), but these rules do not agree with a short: "
      "this is 12.35, < 0 is required"),
-    (asked(**REFUSED, entry="cost"),
+    (a_signal(**REFUSED, entry="cost"),
      "the forecast is beyond the costs (short), but these rules do not agree with a short: "
      "this is 12.35, < 0 is required"),
-    (asked(**REFUSED, entry="probability", p_exceed=0.31),
-     "a fall beyond the threshold has a probability of 31.0 %, 30.0 % is required (short), "
+    (a_signal(**REFUSED, entry="probability", p_exceed=0.31),
+     "a fall beyond the threshold has a probability of 31.0%, 30.0% is required (short), "
      "but these rules do not agree with a short: this is 12.35, < 0 is required"),
-    (asked(direction=1, side_tested="long", rules={"b": {"what": "that", "passed": True}}),
+    (a_signal(direction=1, side_tested="long", rules={"b": {"what": "that", "passed": True}}),
      "the forecast is beyond the threshold (long), and every rule agrees")])
-def test_the_reason_names_what_decided(said, reason):
-    assert why(said) == reason
+def test_the_reason_names_what_decided(signal, reason):
+    assert signal_reason(signal) == reason
 
 
 def test_the_probability_does_not_depend_on_the_unit_of_the_price(knower):
@@ -466,14 +467,14 @@ def test_a_rules_value_and_bound_say_whether_it_passed(short_volume):
     compare = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
     for row in range(1000, 1400, 37):
         for side in ("long", "short"):
-            for name, answer in rule_answers(table.iloc[:row], run, side).items():
-                sign, bound = answer["bound"][side].split()
+            for name, result in rule_results(table.iloc[:row], run, side).items():
+                sign, bound = result["bound"][side].split()
                 assert (
-                    answer["passed"]
-                    == answer[side]
+                    result["passed"]
+                    == result[side]
                     == bool(rules_of(run)[name].passes(table, side).iloc[row - 1])
                 )
-                assert answer["asks_for"] == f"{answer['what']} {sign} {bound}"
+                assert result["asks_for"] == f"{result['what']} {sign} {bound}"
                 # the bound is shown with six digits
-                if abs(answer["value"] - float(bound)) <= 1e-5 * abs(float(bound)): continue
-                assert answer[side] == compare[sign](answer["value"], float(bound))
+                if abs(result["value"] - float(bound)) <= 1e-5 * abs(float(bound)): continue
+                assert result[side] == compare[sign](result["value"], float(bound))

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.bars import provenance, regular_grid, stamp
 from cryptolstm.core.config import RunConfig
 from cryptolstm.stats.performance import figures
 from cryptolstm.execution.kernel import COUNTS, MAX_WAIT, REASONS
@@ -998,13 +998,13 @@ def test_bars_before_the_first_trade_and_an_unbroken_hole_cost_nothing():
 
 
 def test_the_stamp_of_the_bars_travels_with_every_table():
-    bars = market(100, 101, 102)
-    bars.attrs = {"ticker": "ETH/USD", "exchange": "simulated", "simulated": True}
+    bars = stamp(market(100, 101, 102), "ETH/USD", "simulated", seed=3)
     r = simulate(bars, [1, 1, 1])
     assert all(
-        r[k].attrs == r["source"] == bars.attrs
+        provenance(r[k]) == provenance(bars)
         for k in ("equity", "low_equity", "position", "trades", "fills")
     )
+    assert r["source"] == {"ticker": "ETH/USD", "exchange": "simulated", "simulated": True, "seed": 3}
 
 
 def test_the_callers_bars_are_left_alone():
@@ -1048,7 +1048,7 @@ BAD = {
     "negative ATR": (lambda: simulate(BARS, [0] * 4, stop_atr=1, atr=[1, 1, 1, -1]), "row 3 .*ATR is -1"),
     "negative volatility": (
         lambda: simulate(BARS, [0] * 4, sizing="volatility", sigma=[1, -1, 1, 1]),
-        "row 1 .*σ is -1",
+        "row 1 .*sigma is -1",
     ),
     "volatility of other bars": (
         lambda: simulate(BARS, [0] * 4, sigma=[1, 1, 1]),

@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 from cryptolstm import Backtester, SignalGenerator
 from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import stamp
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import features
@@ -181,8 +182,12 @@ def test_folds_that_cannot_say_how_likely_a_move_is_enter_nothing_and_that_is_sa
 
 def test_bars_from_another_address_say_so():
     run = replace(RUN, hours=48, retrain_every=48)
-    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
-    bars.attrs |= {"exchange": "kraken", "simulated": False, "exchange_url": "http://127.0.0.1:8765/<b>"}
+    bars = stamp(
+        demo_market(bars_needed(run), seed=2, ticker="ETH/USD"),
+        "ETH/USD",
+        "kraken",
+        exchange_url="http://127.0.0.1:8765/<b>",
+    )
     result = backtest(bars, run)
     for piece in (banner(result["data"]), data_table(result)):
         assert "kraken at http://127.0.0.1:8765/&lt;b&gt;" in piece.markup

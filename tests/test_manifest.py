@@ -321,7 +321,7 @@ def test_a_run_that_the_clock_ended_says_so_and_promises_no_repetition():
     ended = (results["folds"]["stopped"] == "time limit").sum()
     assert (
         ended >= 1
-        and f"{ended} of 2 trainings did not end by themselves ({ended} × time limit)" in " ".join(
+        and f"{ended} of 2 trainings did not end by themselves (time limit: {ended})" in " ".join(
             data_notes(results["data"])
         )
     )

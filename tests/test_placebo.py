@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.bars import provenance, regular_grid, stamp
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market, planted_market, planted_state
 from cryptolstm.features.indicators import features
@@ -116,16 +116,15 @@ def test_a_network_taught_dealt_labels_is_another_one_and_is_tested_on_the_real_
 
 
 def test_placebo_markets_are_stamped_as_invented_and_as_wild_as_the_bars():
-    real = BARS.copy(deep=False)
-    real.attrs = {"ticker": "ETH/USD", "exchange": "kraken", "simulated": False, "revised": ["x"]}
+    real = stamp(BARS, "ETH/USD", "kraken", revised=["x"])
     def sd(b):
         return np.log(b["close"]).diff().std()
     for kind in (ORDER, MARKET):
         made = placebo_market(regular_grid(real), kind, 5)
         assert (
-            made.attrs["simulated"]
-            and "revised" not in made.attrs
-            and made.attrs["ticker"] == "ETH/USD"
+            provenance(made).simulated
+            and provenance(made).revised is None
+            and provenance(made).ticker == "ETH/USD"
             and made.index.equals(real.index)
         )
         assert not made["close"].equals(real["close"])
@@ -144,7 +143,7 @@ def test_the_rank_counts_the_real_run_as_one():
 
 def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked():
     """Blocks keep the dependence between hours, so a hit rate reached there need not be luck; and every run
-    without a trade reaches 0.00 %."""
+    without a trade reaches 0.00%."""
     skill = pd.DataFrame({"hit": [.58], "ic": [.2]}, ["LSTM"])
     idle = placebo_figures(
         {"skill": skill, "trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0}
@@ -153,8 +152,8 @@ def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked()
     said = placebo_sentence({kind: {name: ranked(x, [x]) for name, x in idle.items()} for kind in KINDS})
     assert (
         said
-        == "Placebo runs: direction right 58.0 %, reached by 1 of 1 (labels dealt out anew), "
-        "1 of 1 (moves in another order, where one hour still tells of the next), 1 of 1 (demo market)"
+        == "Placebo runs: direction right 58.0%, reached by 1 of 1 (permuted labels), "
+        "1 of 1 (permuted blocks of returns, which keep the dependence within a block), 1 of 1 (demo market)"
     )
 
 

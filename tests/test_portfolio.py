@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_execution import market, random_bars
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.bars import regular_grid, stamp
 from cryptolstm.execution.simulate import simulate
 from cryptolstm.execution.portfolio import portfolio, portfolio_reference
 
@@ -285,8 +285,7 @@ def test_a_ticker_that_is_not_listed_yet_or_has_a_hole_is_left_alone():
 
 
 def test_the_tables_say_where_each_ticker_came_from():
-    bars = {"A/USD": market(1, 1, 1)}
-    bars["A/USD"].attrs = {"ticker": "A/USD", "simulated": True}
+    bars = {"A/USD": stamp(market(1, 1, 1), "A/USD", "simulated")}
     assert portfolio(bars, {"A/USD": [0, 0, 0]})["source"]["A/USD"]["simulated"]
 
 

@@ -12,7 +12,7 @@ from loopback import ROOT, Answer, Loopback, recorded, same
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError, OperationError
-from cryptolstm.core.bars import COLUMNS, HOUR, bars_hash, check_bars, regular_grid, stamp
+from cryptolstm.core.bars import COLUMNS, HOUR, bars_hash, check_bars, provenance, regular_grid, stamp
 from cryptolstm.data import exchange as exchanges
 from cryptolstm.data.exchange import ExchangeUnreachable
 from cryptolstm.data.demo import demo_market
@@ -293,17 +293,17 @@ def test_hours_that_the_second_market_does_not_reach_are_counted_and_its_notes_s
         0,
     )
     assert report.against["share"] == pytest.approx(720 / 1500) and report.against["notes"] == [
-        newest.attrs["short"]
+        provenance(newest).short
     ]
     rows = dict(report_rows(report))
     assert rows["against"].startswith(
         "ETH/USD on kraken: 720 hours in both (48.00%), 780 only here, 0 only there"
     )
-    assert rows["note on kraken"] == newest.attrs["short"]
-    assert report.sentence.endswith("0 of 720 hours more than 1 % from kraken, 780 hours not compared")
+    assert rows["note on kraken"] == provenance(newest).short
+    assert report.sentence.endswith("0 of 720 hours more than 1% from kraken, 780 hours not compared")
     whole = quality_report(clean, stamp(regular_grid(clean), ETH, "kraken"))
     assert (
-        whole.sentence.endswith("0 of 1,500 hours more than 1 % from kraken") and whole.against["notes"] == []
+        whole.sentence.endswith("0 of 1,500 hours more than 1% from kraken") and whole.against["notes"] == []
     )
     longer = compare(clean.iloc[100:200], clean)
     # the span is the first market's
@@ -394,7 +394,7 @@ def test_check_prints_a_sentence_and_a_table(exchange):
         "ETH/USD coinbaseexchange doubtful: 2 gaps (7 of 1,500 hours missing)" in text
         and "one price jump taken back at once" in text
     )
-    for label in ("stuck price", "no volume", "spikes", "rows dropped", "last bar closed 0.0 h ago"):
+    for label in ("stale price", "no volume", "spikes", "rows dropped", "last bar closed 0.0 h ago"):
         assert label in text
     assert "SIMULATED" not in text
 

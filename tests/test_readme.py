@@ -246,7 +246,7 @@ def test_the_docs_list_every_setting_with_its_default(text, declared, left_out):
 
 FOUND = README[README.index("**Result of a real run**"):README.index("## Two commands")]
 HIT_RATES = re.compile(
-    r"was right ([\d.]+) % of the time.*gives hit rates of ([\d.]+) % and ([\d.]+) %", re.S
+    r"was right ([\d.]+)% of the time.*gives hit rates of ([\d.]+)% and ([\d.]+)%", re.S
 )
 HITS = HIT_RATES.search(FOUND).groups()
 # the bars of the box, an hour earlier, an hour later
@@ -266,7 +266,7 @@ def test_what_the_readme_found_is_found_again(end, hit, tmp_path, real_bars):
     # on another CPU results differ like those of neighbouring hours: standard deviation 2.6
     assert abs(100 * numbers["hit"] - float(hit)) < 5
     if end != ENDS[0]: return
-    held = float(re.search(r"buy & hold returned (−?[\d.]+) %", FOUND)[1].replace("−", "-"))
-    seen = float(re.search(r"hit rates above ([\d.]+) %", FOUND)[1])
+    held = float(re.search(r"buy & hold returned (-?[\d.]+)%", FOUND)[1])
+    seen = float(re.search(r"hit rates above ([\d.]+)%", FOUND)[1])
     assert abs(100 * numbers["buy_and_hold_return"] - held) < 0.06
     assert abs(100 * numbers["min_detectable_hit"] - seen) < 0.06

@@ -171,7 +171,7 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
     verdict, path = done.stdout.strip().splitlines()[-2:]
     path = Path(path)
     assert (
-        "Clark–West" in verdict
+        "Clark-West" in verdict
         and path == home / "out" / "eth_usd" / "backtest.html"
         and path.with_suffix(".ipynb").is_file()
     )

@@ -9,7 +9,7 @@ from scipy import stats
 from statsmodels.stats.diagnostic import acorr_ljungbox
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import HOUR, bars_hash, check_bars
+from cryptolstm.core.bars import HOUR, bars_hash, check_bars, provenance
 from cryptolstm.data.demo import START_PRICES, demo_market, facts, planted_market, planted_state
 
 SEEDS = range(12)
@@ -35,7 +35,8 @@ def test_bars_fit_together(seed, hours, base, vol, planted):
     )
     assert (bars["open"].to_numpy()[1:] == bars["close"].to_numpy()[:-1]).all()
     assert (bars["volume"] > 0).all()
-    assert bars.attrs["simulated"] and bars.attrs["ticker"] == f"{base}/USD" and bars.attrs["seed"] == seed
+    origin = provenance(bars)
+    assert origin.simulated and origin.ticker == f"{base}/USD" and origin.seed == seed
     assert bars_hash(bars) == bars_hash(make(hours, seed=seed, ticker=f"{base}/USD", annual_vol=vol))
 
 
@@ -112,7 +113,7 @@ def test_the_plant_has_the_size_it_claims(sign):
     hit = float((np.sign(state) == np.sign(sign * r))[ok].mean())
     assert 0 <= hit - (.5 + np.arcsin(rho) / np.pi) < .03
     assert .8 * rho < sign * state[ok].corr(r[ok], method="spearman") < 1.05 * rho
-    assert bars.attrs["planted_r2"] == .10 and bars.attrs["planted_sign"] == sign
+    assert provenance(bars).planted_r2 == .10 and provenance(bars).planted_sign == sign
 
 
 def test_a_weak_plant_is_weak():

@@ -13,7 +13,7 @@ from test_execution import random_bars
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.bars import provenance, regular_grid, stamp
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import features
@@ -339,13 +339,13 @@ def test_every_point_of_a_grid_is_a_trial_and_is_judged_as_one_of_many(client_ho
 
 
 def test_a_thousand_points_enter_the_ledger_in_one_step_and_quickly(tmp_path):
-    bars = random_bars(200, 0, 0.01)
-    bars.attrs = {"exchange": "simulated", "simulated": True, "seed": 0}
+    bars = stamp(random_bars(200, 0, 0.01), "BTC/USD", "simulated", seed=0)
     grid = {"stop_atr": np.linspace(0.5, 5, 40).tolist(), "take_profit_atr": np.linspace(0.5, 5, 25).tolist()}
     table, returns = sweep(
         bars, np.repeat(np.random.default_rng(1).integers(-1, 2, 50), 4), grid, returns=True
     )
-    trials = surface_trials(point_runs(RunConfig(), grid), returns, {**bars.attrs, "sha256": "x"})
+    data = {**provenance(bars).to_dict(), "sha256": "x"}
+    trials = surface_trials(point_runs(RunConfig(), grid), returns, data)
     began = time.perf_counter()
     standings = [Ledger(tmp_path).enter_all(trials, int(table["total_return"].idxmax())) for _ in range(2)]
     assert time.perf_counter() - began < 10 and [s.trials for s in standings] == [1000, 1000]

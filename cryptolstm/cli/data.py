@@ -8,7 +8,7 @@ __all__ = ['data_app', 'TickersArgument', 'EndOption', 'read_tickers', 'asked_fo
            'moment', 'print_quality', 'import_', 'export']
 
 # %% ../../nbs/cli/01_data.ipynb #a485b114
-import json, os, re
+import json, re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
@@ -174,7 +174,7 @@ def price_line(
 ) -> str:
     "A price as one line of text; a dash for what the exchange does not report."
     def number(x, form=",.6g"):
-        return "–" if x is None else format(x, form)
+        return "-" if x is None else format(x, form)
     return (
         f"{p['ticker']}  {number(p['last'])}  bid {number(p['bid'])}  ask {number(p['ask'])}  24 h"
         f" {number(p['change_24h'], '+.2%')}  volume {number(p['volume_24h'])}  {p['mountain_time']}"
@@ -186,15 +186,9 @@ def market_asked(
     url: str | None,        # as typed; None = CRYPTOLSTM_EXCHANGE_URL, else the exchange's own
 ) -> tuple[str, str]:       # exchange in lower case, and the name its bars are stored under
     "The market of a command line: an exchange of ccxt, or the name of imported bars."
-    import ccxt
-    from cryptolstm.data.exchange import market_name
-    from cryptolstm.data.client import exchange_name
-    name = exchange_name(exchange)
-    return name, (
-        market_name(name, url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None)
-        if name in ccxt.exchanges
-        else name
-    )
+    from cryptolstm.data.exchange import chosen_market, market_name
+    name, address = chosen_market(exchange, url)
+    return name, market_name(name, address)
 
 # %% ../../nbs/cli/01_data.ipynb #2ccf4f35
 def stored_stretch(
@@ -271,7 +265,7 @@ def check(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check bars for gaps, stuck prices, bad prints and more.
+    """Check bars for gaps, stale prices, bad prints and more.
 
     Missing bars of the span are fetched first, unless --stored is given."""
     asked, failed = asked_for(tickers), {}
@@ -320,12 +314,8 @@ def check_against(market: dict, against: str, url: str | None, quote: str | None
     "Raise `InputError` for an invalid comparison, before anything is fetched."
     if market_asked(against, url) == market_asked(market["exchange"], market["url"]) and not quote:
         raise InputError(f"--against {against} is the exchange itself; pass another one")
-    if (
-        not market["stored"]
-        and against != "simulated"
-        and not url
-        and os.environ.get("CRYPTOLSTM_EXCHANGE_URL")
-    ):
+    from cryptolstm.data.exchange import chosen_market
+    if not market["stored"] and against != "simulated" and not url and chosen_market()[1]:
         raise InputError(
             "CRYPTOLSTM_EXCHANGE_URL is the address of one exchange only; pass --against-url for the other"
         )
@@ -357,8 +347,9 @@ def moment(bars, end: str | None):
 
     The clock of the exchange if it was queried, else of this computer; None where an age has no meaning."""
     import pandas as pd
-    if end or bars.attrs.get("simulated"): return None
-    return bars.attrs.get("clock_time") or pd.Timestamp.now("UTC")
+    from cryptolstm.core.bars import provenance
+    if end or provenance(bars).simulated: return None
+    return provenance(bars).clock_time or pd.Timestamp.now("UTC")
 
 # %% ../../nbs/cli/01_data.ipynb #f1847d7a
 def print_quality(
@@ -380,7 +371,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="CSV, Parquet, Feather or JSON; also zipped")],
     ticker: Annotated[str, typer.Option(help="BASE/QUOTE of the bars")],
     exchange: Annotated[str, typer.Option(help="whose bars they are: a ccxt id, or a name of your own")],
-    tz: Annotated[str, typer.Option(help="zone of times that do not say theirs")] = "UTC",
+    tz: Annotated[str, typer.Option(help="time zone of times without a UTC offset")] = "UTC",
     replace: Annotated[
         bool, typer.Option("--replace", help="where a stored bar differs, the file is right")
     ] = False,

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.files import plain
-from ..core.bars import HOUR, as_utc
+from ..core.bars import HOUR, as_utc, provenance
 from ..core.config import RunConfig
 from ..model.registry import lines, prune, read_version, rollback, version_folders, versions
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerOption,
@@ -66,7 +66,7 @@ def list_(
                 "other_lines": others,
             }
         )
-    out, number = Console(highlight=False), lambda x, form: "–" if plain(x) is None else format(x, form)
+    out, number = Console(highlight=False), lambda x, form: "-" if plain(x) is None else format(x, form)
     out.print(f"{line}  {of}", style="bold", markup=False)
     shown = Table(
         "",
@@ -85,7 +85,7 @@ def list_(
         shown.add_row(
             Text(f"  {r['state']}", "green" if r["current"] else "dim"),
             r["version"],
-            (r["trained_until"] or "–")[:16].replace("T", " "),
+            (r["trained_until"] or "-")[:16].replace("T", " "),
             number(r["hours"], ".0f"),
             number(r["windows"], ",.0f"),
             number(r["val_loss"], ".4f"),
@@ -237,14 +237,14 @@ def compare(
     names = {
         "a": both[0].folder.name,
         "b": both[1].folder.name,
-        "exchange": bars.attrs["exchange"],
-        "simulated": bars.attrs["simulated"],
+        "exchange": provenance(bars).exchange,
+        "simulated": provenance(bars).simulated,
     }
     found = {
         "versions": names,
         **compare_models(*models, bars, run, start=begin, notes=tuple(version.note for version in both)),
     }
-    if bars.attrs["simulated"]: say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
+    if names["simulated"]: say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
     emit(found) if as_json else print_comparison(found)
 
 # %% ../../nbs/cli/02_models.ipynb #1f95b2ee
@@ -252,7 +252,7 @@ def print_comparison(
     r: dict,   # from `compare_models`, with the names in `versions`
 ) -> None:
     "Print which of two models is better, and by how much."
-    p, money, percent = r["forecast"]["p"], r["money"], lambda x: "–" if x is None else f"{x:+.2%}"
+    p, money, percent = r["forecast"]["p"], r["money"], lambda x: "-" if x is None else f"{x:+.2%}"
     print(f"{r['ticker']} on {r['market']}")
     better = "b" if (r["forecast"]["difference"] or 0) > 0 else "a"
     print(
@@ -276,7 +276,7 @@ def print_comparison(
     interval = (
         "too few bars for an interval"
         if money["low"] is None
-        else f"95 %: {percent(money['low'])} to {percent(money['high'])}"
+        else f"95%: {percent(money['low'])} to {percent(money['high'])}"
     )
     print(
         f"  money, a minus b: {percent(money['difference'])} ({interval}), {r['bars']:,} bars from"

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.bars import provenance
 from ..core.errors import CryptolstmError, InputError
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlOption,
                                      build_run, emit)
@@ -128,7 +129,7 @@ def check_leaks(
     proof = {
         **proof,
         "ticker": run.ticker,
-        "exchange": bars.attrs["exchange"],
+        "exchange": provenance(bars).exchange,
         "features": features or "cryptolstm",
         "decide": decide or ("cryptolstm" if not features else None),
     }
@@ -177,7 +178,7 @@ def print_tickers(r: dict) -> None:
     "Print the result in one sentence, then one line per ticker."
     print(f"{r['sentence']}.\n")
     def number(x, form):
-        return "–" if x is None else format(x, form).replace("-", "−")
+        return "-" if x is None else format(x, form)
     table = Table(
         "  ticker",
         "verdict",

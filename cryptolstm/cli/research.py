@@ -361,9 +361,7 @@ def print_backtest(
         markup=False,
     )
     sentence = r["verdict"]["sentence"]
-    # no line break between a number and its %
-    if out.is_terminal:
-        sentence = textwrap.fill(sentence.replace(" %", "\xa0%"), out.width).replace("\xa0", " ")
+    if out.is_terminal: sentence = textwrap.fill(sentence, out.width)
     out.print(sentence, markup=False, soft_wrap=True)
     table = Table("", "strategy", HOLD, REVERSAL, box=None, padding=(0, 2, 0, 0))
     for column in table.columns[1:]: column.justify = "right"

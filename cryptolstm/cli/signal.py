@@ -82,10 +82,10 @@ def print_signal(
 ) -> None:
     "Print the signal, its reason, its data, and the result of each rule."
     from cryptolstm.proof.provenance import market_text
-    from cryptolstm.strategy.answer import why
+    from cryptolstm.strategy.answer import signal_reason
     out = Console(highlight=False)
     def number(x, sign=""):
-        return "–" if x is None else f"{x:{sign},.6g}".replace("-", "−")
+        return "-" if x is None else f"{x:{sign},.6g}"
     out.print(
         f"{s['ticker']}  {({1: 'LONG', -1: 'SHORT', 0: 'HOLD'})[s['signal']]}", style="bold", markup=False
     )
@@ -101,7 +101,7 @@ def print_signal(
     facts(
         out,
         [
-            ("why", why(s)),
+            ("why", signal_reason(s)),
             (
                 "price",
                 (
@@ -113,7 +113,7 @@ def print_signal(
                 "forecast",
                 (
                     f"{number(s['predicted_price'])} in {s['horizon']} h, a move of"
-                    f" {number(s['price_difference'], '+')}; the threshold is ±{number(s['threshold'])}"
+                    f" {number(s['price_difference'], '+')}; the threshold is {number(s['threshold'])}"
                 ),
             ),
             ("confidence", "not calibrated" if s["confidence"] is None else f"{s['confidence']:.3f}"),
@@ -129,15 +129,14 @@ def print_signal(
         s["warnings"],
     )
     table = Table("  rule", "value", "long", "short", box=None, padding=(0, 2, 0, 0))
-    def bound(rule, side):
-        return rule["bound"][side].replace("<=", "≤").replace("-", "−")
     for rule in s["rules"].values():
         table.add_row(
             f"  {rule['what']}",
             number(rule["value"]),
             *(
                 Text(
-                    f"{'yes' if rule[side] else 'no'}, {bound(rule, side)}", "green" if rule[side] else "dim"
+                    f"{'yes' if rule[side] else 'no'}, {rule['bound'][side]}",
+                    "green" if rule[side] else "dim",
                 )
                 for side in ("long", "short")
             ),

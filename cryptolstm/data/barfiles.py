@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SAME_COIN', 'UNITS', 'SPELLINGS', 'REASONS', 'FIRST_BAR', 'BRIEF', 'volume_column', 'day_and_time', 'pick_columns',
            'letters', 'check_stamp', 'check_symbol', 'read_numbers', 'read_epochs', 'read_texts', 'localize',
-           'read_times', 'quick_iso', 'Rows', 'judge', 'bar_seconds', 'find_twins', 'why', 'to_hours', 'refuse_bad',
-           'read_bars', 'file_bytes', 'zone_known', 'file_order', 'lost_hours', 'doubted_hours', 'closed_bars',
-           'hour_iso']
+           'read_times', 'quick_iso', 'Rows', 'validated_rows', 'bar_seconds', 'find_repeats', 'row_error', 'to_hours',
+           'refuse_bad', 'read_bars', 'file_bytes', 'zone_known', 'file_order', 'lost_hours', 'doubted_hours',
+           'closed_bars', 'hour_iso']
 
 # %% ../../nbs/data/07_barfiles.ipynb #b63c72db
 import hashlib, re
@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import InputError, OperationError
-from ..core.bars import COLUMNS, check_bars, check_ticker
-from .store import hours_of, runs
+from ..core.bars import BAR_FAULTS, COLUMNS, check_bars, check_ticker, invalid_bars
+from .store import STORED_FAULTS, hours_of, runs
 from .rawtable import BLANKS, NUMBER, PRICES, SYMBOLS, TIMES, RawTable, raw_table, unpack
 
 # %% ../../nbs/data/07_barfiles.ipynb #886b58da
@@ -91,7 +91,6 @@ def pick_columns(
             f"{name} has no column for {' and '.join(lost)}; found {found}; rename the columns to"
             " time,open,high,low,close,volume"
         )
-    check_stamp(table.stamp, ticker, name)
     if ticker: check_symbol(table, ticker, name)
     picked["volume"] = volume_column(names, ticker.split("/")[0].lower() if ticker else None, name)
     return {c: table.columns[n] for c, n in picked.items()} | ({"time": day} if day else {})
@@ -121,9 +120,9 @@ def check_symbol(table: RawTable, ticker: str, name: str) -> None:
     "Raise `InputError` if the file's symbol column names another ticker."
     column = next((table.columns[n] for n in SYMBOLS if n in table.columns), None)
     if column is None: return
-    for said in pc.unique(column.cast(pa.string())).to_pylist():
-        if said and letters(said) != letters(ticker):
-            raise InputError(f"{name} holds bars of {said}, not of {ticker}; pass the ticker it holds")
+    for symbol in pc.unique(column.cast(pa.string())).to_pylist():
+        if symbol and letters(symbol) != letters(ticker):
+            raise InputError(f"{name} holds bars of {symbol}, not of {ticker}; pass the ticker it holds")
 
 # %% ../../nbs/data/07_barfiles.ipynb #d5b5e972
 def read_numbers(
@@ -145,7 +144,7 @@ def read_numbers(
 
 # %% ../../nbs/data/07_barfiles.ipynb #dbf5b3e1
 # unit, upper limit of its values, µs per unit
-UNITS = (("s", 1e11, 1_000_000), ("ms", 1e14, 1000), ("µs", 1e17, 1), ("ns", np.inf, 0))
+UNITS = (("s", 1e11, 1_000_000), ("ms", 1e14, 1000), ("us", 1e17, 1), ("ns", np.inf, 0))
 
 def read_epochs(
     column,                                          # pyarrow, numbers or text
@@ -199,13 +198,13 @@ def read_texts(
     hits = {how: int(parse(sample, how).notna().sum()) for how in SPELLINGS}
     best = max(hits, key=hits.get)
     read = parse(text, best)
-    twin = best.replace("%m/%d", "%d/%m") if "%m/%d" in best else best.replace("%d/%m", "%m/%d")
-    if twin != best:
-        other = parse(text, twin)
+    swapped = best.replace("%m/%d", "%d/%m") if "%m/%d" in best else best.replace("%d/%m", "%m/%d")
+    if swapped != best:
+        other = parse(text, swapped)
         # more rows parsed, then the shorter total span
         def fit(r):
             return (-int(r.notna().sum()), r.max() - r.min() if r.notna().any() else pd.Timedelta(0))
-        if fit(other) < fit(read): best, read, other = twin, other, read
+        if fit(other) < fit(read): best, read, other = swapped, other, read
         if fit(other) == fit(read) and not other.equals(read): raise InputError(
             f"{name}: day and month cannot be told apart in {text.iloc[0]}; write times as 2025-01-31 13:00")
     return read, zoned, "ISO 8601 text" if best == "ISO8601" else f"text such as {text.iloc[0]}"
@@ -276,10 +275,7 @@ REASONS = [
     "opens at {time}, which is before 2009 or still to come",
     "has {text} where a number belongs",
     "has no {blank}",
-    "has a price that is not positive",
-    "has a high below its low",
-    "has an open or close outside high and low",
-    "has a negative volume",
+    *(f"has {fault}" for fault in BAR_FAULTS[2:]),
     "opens at {time}, off the {step} grid",
     "gives other values than row {other} for {time}",
 ]
@@ -296,10 +292,10 @@ class Rows:
     code: np.ndarray        # (n,) int8: 0 = valid, else the index in `REASONS`
     empty: np.ndarray       # (n,) bool: no price
     step: int = 3600        # seconds
-    twin: np.ndarray | None = None     # (n,) row with other values for the same time, −1 = none
+    conflict: np.ndarray | None = None  # (n,) row with other values for the same time, −1 = none
 
 # %% ../../nbs/data/07_barfiles.ipynb #c11a5b48
-def judge(
+def validated_rows(
     table: RawTable,
     columns: dict,          # from `pick_columns`
     tz: str,
@@ -309,20 +305,9 @@ def judge(
     "Validate all rows; the code of each is the first rule it breaks."
     time, none, words = read_times(columns["time"], tz, name)
     values, text = (np.array(x) for x in zip(*(read_numbers(columns[c]) for c in COLUMNS), strict=True))
-    o, h, l, c, v = values
-    with np.errstate(invalid="ignore"):
-        rules = [
-            none,
-            (time < FIRST_BAR) | (time > now),
-            text.any(axis=0),
-            ~np.isfinite(values).all(axis=0),
-            np.fmin(np.fmin(o, h), np.fmin(l, c)) <= 0,
-            h < l,
-            (h < np.maximum(o, c)) | (l > np.minimum(o, c)),
-            v < 0,
-        ]
-    code = np.zeros(len(time), "int8")
-    for k in range(len(rules), 0, -1): code[rules[k - 1]] = k
+    faults = invalid_bars(values)
+    code = np.where(faults > 0, faults + 3, 0).astype("int8")   # the first three codes are those of the text
+    for k, rule in ((3, text.any(axis=0)), (2, (time < FIRST_BAR) | (time > now)), (1, none)): code[rule] = k
     return (
         Rows(table, columns, time, values, text, code, np.isnan(values[:4]).all(axis=0) & (code == 4)),
         words,
@@ -356,7 +341,7 @@ def bar_seconds(
     return usual
 
 # %% ../../nbs/data/07_barfiles.ipynb #84d16d29
-def find_twins(
+def find_repeats(
     rows: Rows,
 ) -> np.ndarray:       # (n,) bool: repeats the bar of an earlier row
     "Mark all rows that contradict each other, as none can be trusted, and return a mask of repeated rows."
@@ -368,18 +353,18 @@ def find_twins(
     same = np.flatnonzero(np.diff(rows.time[order]) == 0)
     equal = (rows.values[:, order[same]] == rows.values[:, order[same + 1]]).all(axis=0)
     again[order[same + 1]] = True
-    rows.twin = np.full(len(rows.time), -1)
+    rows.conflict = np.full(len(rows.time), -1)
     fights = np.unique(rows.time[order[same[~equal]]])
     clash = order[np.isin(rows.time[order], fights)]
     rows.code[clash], again[clash] = len(REASONS) - 1, False
     at = np.searchsorted(fights, rows.time[clash])
     first, last = (np.zeros(len(fights), int) for _ in range(2))
     first[at[::-1]], last[at] = clash[::-1], clash
-    rows.twin[clash] = np.where(clash == first[at], last[at], first[at])
+    rows.conflict[clash] = np.where(clash == first[at], last[at], first[at])
     return again
 
 # %% ../../nbs/data/07_barfiles.ipynb #705029bb
-def why(
+def row_error(
     rows: Rows,
     i: int,           # position of a bad row
 ) -> str:             # e.g. "row 17 has 'abc' as close where a number belongs"
@@ -394,15 +379,15 @@ def why(
     def value(k):
         return f"{str(rows.columns[COLUMNS[k]][i].as_py())[:40]!r} as {COLUMNS[k]}"
     minutes = f"{rows.step // 60}-minute" if rows.step % 60 == 0 else f"{rows.step}-second"
-    said = REASONS[rows.code[i]].format(
+    text = REASONS[rows.code[i]].format(
         cell=repr(str(rows.columns["time"][i].as_py())[:40]),
         time=f"{at} UTC",
         text=" and ".join(value(k) for k in np.flatnonzero(rows.text[:, i])),
         blank=" and ".join(COLUMNS[k] for k in np.flatnonzero(~np.isfinite(rows.values[:, i]))),
         step="hour" if rows.step == 3600 else minutes,
-        other=number(int(rows.twin[i])) if rows.twin is not None and rows.twin[i] >= 0 else "?",
+        other=number(int(rows.conflict[i])) if rows.conflict is not None and rows.conflict[i] >= 0 else "?",
     )
-    return f"row {number(i)} {said}".replace("off the hour grid", "off the hour")
+    return f"row {number(i)} {text}".replace("off the hour grid", "off the hour")
 
 # %% ../../nbs/data/07_barfiles.ipynb #1d5f9c02
 def to_hours(
@@ -418,8 +403,8 @@ def to_hours(
     keep[0] &= time[0] % 3_600_000_000 == 0
     keep[-1] &= time[-1] % 3_600_000_000 == (3600 - step) * 1_000_000
     cut, hours = [int(h) for h in hour[starts[~keep]]], hour[starts]
-    kept = np.isin(hour, hours[keep])
-    traded = kept & ~np.isnan(values[3])
+    included = np.isin(hour, hours[keep])
+    traded = included & ~np.isnan(values[3])
     hour, (o, h, l, c, v) = hour[traded], values[:, traded]
     starts = np.flatnonzero(np.r_[True, np.diff(hour) > 0])[:len(hour)]
     counts = {"partial": int((short & keep).sum()), "untraded": int(keep.sum() - len(starts)), "cut": cut}
@@ -443,18 +428,18 @@ def refuse_bad(
     "Raise `InputError` with the first bad row and the number of others, unless they are skipped."
     bad, ragged = np.flatnonzero((rows.code > 0) & ~rows.empty), rows.table.ragged
     if not len(bad) and not ragged: return {}
-    told = sorted(
-        [(rows.table.number(int(i)), why(rows, int(i))) for i in bad[: 1 if not skip_bad else 100]]
+    errors = sorted(
+        [(rows.table.number(int(i)), row_error(rows, int(i))) for i in bad[: 1 if not skip_bad else 100]]
         + [(n, f"row {n} {w}") for n, w in ragged.items()]
     )
     if not skip_bad:
         more = len(bad) + len(ragged) - 1
         also = "" if not more else f", and {more:,} more row{'s' * (more > 1)} cannot be understood"
         raise InputError(
-            f"{name}: {told[0][1]}{also}; nothing was imported, repair the file or pass skip_bad to leave"
+            f"{name}: {errors[0][1]}{also}; nothing was imported, repair the file or pass skip_bad to leave"
             f" such rows out ({rows.table.count})"
         )
-    return {str(n): w for n, w in told[:100]}
+    return {str(n): w for n, w in errors[:100]}
 
 # %% ../../nbs/data/07_barfiles.ipynb #a81952c7
 def read_bars(
@@ -462,6 +447,7 @@ def read_bars(
     # BASE/QUOTE; identifies the base volume and must match a symbol column, if any
     ticker: str | None = None,
     *,
+    exchange: str | None = None,  # must match the one that the file records, if any
     tz: str = "UTC",             # zone of times without one
     skip_bad: bool = False,      # leave bad rows out and report them
 ) -> tuple[pd.DataFrame, dict]:  # hourly bars (gaps absent) and notes
@@ -473,7 +459,8 @@ def read_bars(
     raw = file_bytes(file)
     content, layers = unpack(raw, file.name)
     table, now = raw_table(content, file.name), pd.Timestamp.now(tz="UTC")
-    rows, words = judge(
+    check_stamp(table.stamp, ticker, file.name, exchange)
+    rows, words = validated_rows(
         table, pick_columns(table, ticker, file.name), tz, file.name, int(now.timestamp() * 1e6)
     )
     usable = (rows.code == 0) | rows.empty
@@ -481,7 +468,7 @@ def read_bars(
     if rows.step == 3600: rows.empty[:] = False
     rows.code[usable & (rows.time % (rows.step * 1_000_000) != 0)] = len(REASONS) - 2
     rows.empty &= rows.code == 4
-    again = find_twins(rows)
+    again = find_repeats(rows)
     bad = refuse_bad(rows, skip_bad, file.name)
     notes = {
         "file": file.name,
@@ -503,7 +490,6 @@ def read_bars(
         min(now.timestamp(), file.stat().st_mtime),
         file.name,
     )
-    bars.attrs = table.stamp
     return bars, notes | {"dropped": lost_hours(rows, bars), "doubted": doubted_hours(rows, bars)}
 
 # %% ../../nbs/data/07_barfiles.ipynb #85155dd9
@@ -532,11 +518,7 @@ BRIEF = [
     "",
     "",
     "not a number",
-    "a missing value",
-    "a price that is not positive",
-    "high below low",
-    "open or close outside high and low",
-    "a negative volume",
+    *STORED_FAULTS[1:],
     "off the grid",
     "contradicts another row",
 ]  # same order as `REASONS`

@@ -111,8 +111,8 @@ def volume_path(
 ) -> np.ndarray:                # (n,) positive
     "Volume from the width of the bar (elasticity 0.67), the hour and an AR(1) with a half-life of 60 hours."
     n, hour = len(index), VOLUME_OF_DAY / VOLUME_OF_DAY.mean()
-    own = .22 * rng.standard_normal(n) + .40 * fading_memory(rng.standard_normal(n), 60)
-    return typical * np.sqrt(hour[index.hour]) * np.exp(.67 * np.log(np.maximum(width, 1e-3) / 1.3) + own)
+    noise = .22 * rng.standard_normal(n) + .40 * fading_memory(rng.standard_normal(n), 60)
+    return typical * np.sqrt(hour[index.hour]) * np.exp(.67 * np.log(np.maximum(width, 1e-3) / 1.3) + noise)
 
 # %% ../../nbs/data/03_demo.ipynb #4d12542e
 def six_digits(

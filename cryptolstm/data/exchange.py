@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FIRST_HOUR', 'LAST_HOUR', 'TIMEOUT', 'BUDGET', 'FIRST_CONTACT', 'PAUSE', 'ExchangeUnreachable', 'plausible',
-           'check_exchange', 'market_name', 'read_table', 'connect', 'another_line', 'rebase', 'asked_pause', 'Refused',
-           'ask', 'NotListed', 'is_closed', 'not_listed', 'check_listed', 'listed_name', 'exchange_clock']
+           'check_exchange', 'market_name', 'chosen_market', 'read_table', 'connect', 'new_connection', 'rebase',
+           'asked_pause', 'Refused', 'ask', 'NotListed', 'is_closed', 'not_listed', 'check_listed', 'listed_name',
+           'exchange_clock']
 
 # %% ../../nbs/data/01_exchange.ipynb #ee534419
-import difflib, re, threading, time
+import difflib, os, re, threading, time
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy
@@ -23,6 +24,7 @@ import urllib3
 from tenacity import Retrying, retry_if_exception_type
 
 from ..core.errors import InputError, OperationError
+from ..core.config import DEFAULT_EXCHANGE
 from .store import HOUR_MS, RENAMED, hour_number, hour_time
 
 # %% ../../nbs/data/01_exchange.ipynb #190825c9
@@ -55,18 +57,27 @@ def check_exchange(exchange: str) -> None:
 
 @cache
 def market_name(
-    exchange: str,                      # ccxt id
+    exchange: str,                      # ccxt id, or the name of imported bars
     exchange_url: str | None = None,    # another base address of the same API
-) -> str:                               # the id, or id@host:port
+) -> str:                               # the exchange, or exchange@host:port
     "The name under which bars from an address are stored. The exchange's official address gives its id."
-    if exchange_url is None: return exchange
-    check_exchange(exchange)
+    if exchange_url is None or exchange not in ccxt.exchanges: return exchange
     known = getattr(ccxt, exchange)()
     where = urlsplit(exchange_url)
     host = where.netloc.rpartition("@")[2].lower()      # without a password in the address
     if host in {h.replace("{hostname}", known.hostname or "") for h in _hosts(known.urls["api"])}:
         return exchange
     return f"{exchange}@{host}{where.path.rstrip('/')}"
+
+# %% ../../nbs/data/01_exchange.ipynb #e86eeced
+def chosen_market(
+    exchange: str | None = None,        # as entered; None and auto = `CRYPTOLSTM_EXCHANGE`, else the default
+    exchange_url: str | None = None,    # None = `CRYPTOLSTM_EXCHANGE_URL`, else the exchange's own address
+) -> tuple[str, str | None]:            # name in lower case, and the address if it is another
+    "The exchange to use and its address."
+    names = (str(x or "auto").strip().lower() for x in (exchange, os.environ.get("CRYPTOLSTM_EXCHANGE")))
+    name = next((x for x in names if x not in ("", "auto")), DEFAULT_EXCHANGE)
+    return name, exchange_url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None
 
 # %% ../../nbs/data/01_exchange.ipynb #19cf4753
 class _Turns:
@@ -193,17 +204,17 @@ def connect(
 # %% ../../nbs/data/01_exchange.ipynb #41222348
 def _session(trust_env: bool) -> requests.Session:
     "A new session. Proxies set in the environment are used only with `trust_env`."
-    made = _Session()
-    made.trust_env = trust_env
-    return made
+    session = _Session()
+    session.trust_env = trust_env
+    return session
 
-def another_line(
+def new_connection(
     exchange: ccxt.Exchange,   # from `connect`
 ) -> ccxt.Exchange:            # with its own last response
     "Another connection to the same exchange, with the same rate limit."
-    line = copy(exchange)
-    line.session = _session(exchange.session.trust_env)
-    return line
+    connection = copy(exchange)
+    connection.session = _session(exchange.session.trust_env)
+    return connection
 
 # %% ../../nbs/data/01_exchange.ipynb #b0842519
 def rebase(
@@ -261,7 +272,7 @@ def _pause(exchange: ccxt.Exchange) -> Callable:
     return wait
 
 # %% ../../nbs/data/01_exchange.ipynb #c83fa5ea
-def _why(error: ccxt.BaseError) -> str:
+def _error_text(error: ccxt.BaseError) -> str:
     "A ccxt error in a few words, without the body of a web page."
     text = f"{error} {error.__cause__}"
     for mark, words in (
@@ -305,13 +316,13 @@ def ask(
         if isinstance(e, ccxt.NetworkError) and exchange.last_response_headers is None:
             host = urlsplit(exchange.last_request_url or "").netloc.rpartition("@")[2] or exchange.id
             raise ExchangeUnreachable(
-                f"{exchange.id} cannot be reached at {host} ({_why(e)}) to ask for {what};"
+                f"{exchange.id} cannot be reached at {host} ({_error_text(e)}) to ask for {what};"
                 " check the network or the address"
             ) from e
         wait = asked_pause(exchange, e)
         later = f" and asks to wait {wait:.0f} s; try again after that" if wait else "; try again later"
         raise (OperationError if isinstance(e, again) else Refused)(
-            f"{exchange.id} did not give {what}: {_why(e)}{later}"
+            f"{exchange.id} did not give {what}: {_error_text(e)}{later}"
         ) from e
 
 # %% ../../nbs/data/01_exchange.ipynb #1ff2b349
@@ -387,14 +398,14 @@ def exchange_clock(
     purpose: str = "",         # what the time is needed for, for the error message
 ) -> tuple[int, str]:          # ms since 1970; "exchange", "http date" or "local"
     "The time at the exchange, and the clock it comes from."
-    why = f", needed for {purpose}" if purpose else ""
+    needed = f", needed for {purpose}" if purpose else ""
     if exchange.has.get("fetchTime") is True:
-        return ask(exchange, f"the time{why}", lambda: plausible(int(exchange.fetch_time()))), "exchange"
+        return ask(exchange, f"the time{needed}", lambda: plausible(int(exchange.fetch_time()))), "exchange"
     check_listed(exchange, ticker, closed="take")
     # any price will do
     if is_closed(exchange, ticker):
         ticker = next((t for t in exchange.markets if not is_closed(exchange, t)), ticker)
-    ask(exchange, f"the price of {ticker}{why}", lambda: exchange.fetch_ticker(ticker))
+    ask(exchange, f"the price of {ticker}{needed}", lambda: exchange.fetch_ticker(ticker))
     if date := (exchange.last_response_headers or {}).get("Date"):
         return int(parsedate_to_datetime(date).timestamp() * 1000), "http date"
     return int(time.time() * 1000), "local"

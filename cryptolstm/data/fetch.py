@@ -23,24 +23,15 @@ from filelock import Timeout
 from tqdm import tqdm
 
 from ..core.errors import OperationError
-from ..core.bars import COLUMNS
+from ..core.bars import COLUMNS, invalid_bars
 from . import exchange as exchanges, store as bar_store
-from .store import (HOUR_MS, BarStore, hour_time, hours_of, inside, merge_spans, missing_spans,
-                                   open_store, pages, read_store, runs, store_lock, write_store)
-from .exchange import (FIRST_HOUR, Refused, another_line, ask, check_listed, is_closed,
-                                      not_listed)
+from .store import (HOUR_MS, STORED_FAULTS, BarStore, hour_time, hours_of, inside, merge_spans,
+                                   missing_spans, open_store, pages, read_store, runs, store_lock,
+                                   write_store)
+from .exchange import (FIRST_HOUR, Refused, ask, check_listed, is_closed,
+                                      new_connection, not_listed)
 
 # %% ../../nbs/data/04_fetch.ipynb #c1a3ef56
-_FAULTS = (
-    "",
-    "off the hour",
-    "a missing value",
-    "a price that is not positive",
-    "high below low",
-    "open or close outside high and low",
-    "a negative volume",
-)
-
 def clean_candles(
     candles: list,                 # ccxt's rows: open time in ms, open, high, low, close, volume; any order
     span: tuple[int, int],         # hours requested
@@ -51,24 +42,16 @@ def clean_candles(
     The columns are the hour number, then `COLUMNS`."""
     t = np.array([r[0] for r in candles], dtype="int64")
     rows = np.array([r[1:6] for r in candles], dtype="float64").reshape(-1, 5)
-    hour, (o, h, l, c, v) = t // HOUR_MS, rows.T
-    with np.errstate(invalid="ignore"):
-        broken = [
-            t % HOUR_MS != 0,
-            ~np.isfinite(rows).all(axis=1),
-            np.minimum(np.minimum(o, h), np.minimum(l, c)) <= 0,
-            h < l,
-            (h < np.maximum(o, c)) | (l > np.minimum(o, c)),
-            v < 0,
-        ]
-    wanted, bad = (hour >= span[0]) & (hour < span[1]) & (t + HOUR_MS <= now), np.logical_or.reduce(broken)
-    reason = np.argmax(broken, axis=0) + 1
+    hour, off_hour, faults = t // HOUR_MS, t % HOUR_MS != 0, invalid_bars(rows.T)
+    wanted, bad = (hour >= span[0]) & (hour < span[1]) & (t + HOUR_MS <= now), off_hour | (faults > 0)
     good = np.column_stack([hour, rows])[wanted & ~bad]
     good = good[np.argsort(good[:, 0], kind="stable")]
     last = np.append(good[1:, 0] != good[:-1, 0], True)[:len(good)]
     dropped = {hour_time(int(x)).isoformat(): "duplicated" for x in good[~last, 0]}
     dropped |= {
-        pd.Timestamp(int(t[i]), unit="ms", tz="UTC").isoformat(): _FAULTS[reason[i]]
+        pd.Timestamp(int(t[i]), unit="ms", tz="UTC").isoformat(): (
+            "off the hour" if off_hour[i] else STORED_FAULTS[faults[i]]
+        )
         for i in np.flatnonzero(wanted & bad)
     }
     return good[last], dropped
@@ -91,8 +74,8 @@ def page_limit(
     exchange: ccxt.Exchange,
 ) -> int:      # bars
     "Number of bars per request: as stated by the exchange, else 300; at most 1000."
-    said = ((exchange.features or {}).get("spot") or {}).get("fetchOHLCV") or {}
-    return min(int(said.get("limit") or 300), 1000)
+    feature = ((exchange.features or {}).get("spot") or {}).get("fetchOHLCV") or {}
+    return min(int(feature.get("limit") or 300), 1000)
 
 # %% ../../nbs/data/04_fetch.ipynb #862037b9
 def fetch_page(
@@ -183,7 +166,7 @@ def _ahead(exchange: ccxt.Exchange, jobs: list, fetch: Callable) -> Iterator:
     "Yield `fetch(exchange, job)` for every job, in order; later jobs are started in advance."
     lines, waiting, under_way = SimpleQueue(), deque(), threading.Semaphore(LINES)
     for _ in range(min(LINES + 1, len(jobs))):
-        lines.put(line := another_line(exchange))
+        lines.put(line := new_connection(exchange))
         line.under_way = under_way
     def run(job):
         line = lines.get()
@@ -322,7 +305,7 @@ class _Fetched:
         if self.new or empty:
             bars = bars_of(np.concatenate([np.empty((0, 6)), *(rows for rows, _ in self.new)])[::-1])
             bars = bars[~bars.index.duplicated()]   # of two responses the later one is used
-            dropped = {t: why for _, d in self.new for t, why in d.items()}
+            dropped = {t: reason for _, d in self.new for t, reason in d.items()}
             self.store = self.store.add(bars, runs(hours_of(bars.index)), dropped, empty, now, **self.origin)
             write_store(self.path, self.store)
             self.new.clear()
@@ -373,7 +356,7 @@ def _fill(
         "ticker": ticker,
         "fetched_at": pd.Timestamp(now, unit="ms", tz="UTC").isoformat(),
     }
-    got, line = _Fetched(path, store, origin), another_line(exchange)
+    got, line = _Fetched(path, store, origin), new_connection(exchange)
     def fetch(on, job):
         return (
             None

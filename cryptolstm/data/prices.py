@@ -26,32 +26,32 @@ def is_price(x) -> bool:
     "Whether a value can be a price: a positive finite number."
     return isinstance(x, int | float) and not isinstance(x, bool) and bool(np.isfinite(x)) and x > 0
 
-def with_price(said: dict) -> dict:
+def with_price(response: dict) -> dict:
     "Return a unified ticker. Raises `ccxt.BadResponse` if it has no valid last price."
-    if not is_price(said.get("last")): raise ccxt.BadResponse(f"a last price of {said.get('last')}")
-    return said
+    if not is_price(response.get("last")): raise ccxt.BadResponse(f"a last price of {response.get('last')}")
+    return response
 
 # %% ../../nbs/data/02_prices.ipynb #4207614a
 def price_of(
-    said: dict,       # ccxt's unified ticker
+    response: dict,   # ccxt's unified ticker
     ticker: str,      # as requested
     exchange: str,    # ccxt id
 ) -> dict:            # values the exchange does not report are None
     """A price as ticker, last, bid, ask, change_24h (fraction), volume_24h (base currency), exchange_time,
     mountain_time and exchange. Raises `OperationError` if there is no valid last price."""
-    if not is_price(said.get("last")):
+    if not is_price(response.get("last")):
         raise OperationError(f"{exchange} gives no last price of {ticker} that is one; try again later")
-    bid, offer = (said[k] if is_price(said.get(k)) else None for k in ("bid", "ask"))
+    bid, offer = (response[k] if is_price(response.get(k)) else None for k in ("bid", "ask"))
     # crossed: one of them is wrong, and it is unknown which
     if bid and offer and bid > offer: bid = offer = None
     percent, volume = (
         x if isinstance(x, int | float) and np.isfinite(x) else None
-        for x in (said.get("percentage"), said.get("baseVolume"))
+        for x in (response.get("percentage"), response.get("baseVolume"))
     )
-    when = pd.Timestamp(said["timestamp"], unit="ms", tz="UTC")
+    when = pd.Timestamp(response["timestamp"], unit="ms", tz="UTC")
     return {
         "ticker": ticker,
-        "last": said["last"],
+        "last": response["last"],
         "bid": bid,
         "ask": offer,
         "change_24h": None if percent is None else percent / 100,
@@ -73,8 +73,8 @@ def realtime_price(
     # only responses of this call decide whether the exchange counts as reached
     exchange.last_response_headers = None
     name, (ticker, more) = ticker, listed_name(exchange, ticker)
-    said = ask(exchange, f"the price of {ticker}", lambda: with_price(exchange.fetch_ticker(ticker)))
-    percent, at = said.get("percentage"), said.get("timestamp")
+    response = ask(exchange, f"the price of {ticker}", lambda: with_price(exchange.fetch_ticker(ticker)))
+    percent, at = response.get("percentage"), response.get("timestamp")
     if percent is None and exchange.id in DAY_STATS:
         plain, exchange.options = exchange.options, {**exchange.options, **DAY_STATS[exchange.id]}
         try:
@@ -86,7 +86,7 @@ def realtime_price(
     return (
         price_of(
             {
-                **said,
+                **response,
                 "percentage": percent,
                 "timestamp": at if at is not None else exchange_clock(exchange, ticker)[0],
             },
@@ -166,13 +166,13 @@ def stream_prices(
     this = _Line(exchange, ticker)
     try:
         while True:
-            said = None
+            response = None
             # waiting for a price does not count as a request
-            with suppress(ccxt.NetworkError, ccxt.BadResponse, _Stood): said = _pushed(this)
-            while said is None:
+            with suppress(ccxt.NetworkError, ccxt.BadResponse, _Stood): response = _pushed(this)
+            while response is None:
                 with suppress(_Stood):
-                    said = ask(this.line, f"the stream of prices of {ticker}", lambda: _pushed(this))
-            yield price_of(said, name, exchange.id) | more
+                    response = ask(this.line, f"the stream of prices of {ticker}", lambda: _pushed(this))
+            yield price_of(response, name, exchange.id) | more
     finally:
         this.close()
         this.loop.call_soon_threadsafe(this.loop.stop)

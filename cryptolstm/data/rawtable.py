@@ -258,12 +258,13 @@ def read_text(
     )
 
 # %% ../../nbs/data/06_rawtable.ipynb #044c9b11
-def _no_text(name: str, said: str) -> InputError:
+def _no_text(name: str, error: str) -> InputError:
     "The `InputError` for a text that pyarrow cannot read."
-    if "UTF8" in said or "utf-8" in said: return InputError(f"{name} is not UTF-8 text; save it as UTF-8")
-    if "Empty" in said: return InputError(f"{name} has a header and no bars; pass a file with bars")
+    if "UTF8" in error or "utf-8" in error: return InputError(f"{name} is not UTF-8 text; save it as UTF-8")
+    if "Empty" in error: return InputError(f"{name} has a header and no bars; pass a file with bars")
     return InputError(
-        f"{name} cannot be split into rows ({' '.join(said.split())[:80]}); look for quotes that do not close"
+        f"{name} cannot be split into rows ({' '.join(error.split())[:80]}); look for quotes that do not"
+        " close"
     )
 
 def row_numbers(
@@ -288,31 +289,31 @@ def read_json(
     name: str,      # file name in error messages
 ) -> RawTable:
     "Read bars from a list of lists or of records. Raises `InputError` for other JSON."
-    try: said = json.loads(raw)
+    try: document = json.loads(raw)
     except ValueError as e:raise InputError(f"{name} is not JSON ({e}); download it again") from e
     except RecursionError as e:
         raise InputError(
             f"{name} is JSON nested too deeply to be bars; pass [[ms, open, high, low, close, volume], ...]"
         ) from e
-    if not isinstance(said, list) or not said:
+    if not isinstance(document, list) or not document:
         raise InputError(
             f"{name} is JSON without a list of bars; pass [[ms, open, high, low, close, volume], ...]"
         )
-    if records := isinstance(said[0], dict):names = list(said[0])
-    else: names = KLINES if isinstance(said[0], list) and len(said[0]) == 12 else KLINES[:6]
+    if records := isinstance(document[0], dict):names = list(document[0])
+    else: names = KLINES if isinstance(document[0], list) and len(document[0]) == 12 else KLINES[:6]
     def fits(r):
         return (
-            isinstance(r, dict) and r.keys() >= said[0].keys()
+            isinstance(r, dict) and r.keys() >= document[0].keys()
             if records
             else isinstance(r, list) and len(r) == len(names)
         )
-    good = [i for i, r in enumerate(said) if fits(r)]
-    ragged = {i + 1: "is no bar" for i in {*range(len(said))} - {*good}}
+    good = [i for i, r in enumerate(document) if fits(r)]
+    ragged = {i + 1: "is no bar" for i in {*range(len(document))} - {*good}}
     def cell(x):
         return "" if x is None else x if isinstance(x, str) else repr(x)
     columns = {
         plain_name(n): pa.chunked_array(
-            [pa.array([cell(said[i][n if records else k]) for i in good], pa.string())]
+            [pa.array([cell(document[i][n if records else k]) for i in good], pa.string())]
         )
         for k, n in enumerate(names)
         if wanted_column(plain_name(n))
@@ -326,22 +327,22 @@ def file_stamp(
 ) -> dict:            # ticker, exchange, market, simulated, as far as recorded
     "The origin of its bars that a file records."
     def read(key: bytes) -> dict:
-        try: said = json.loads(metadata.get(key) or b"{}")
+        try: return _as_dict(json.loads(metadata.get(key) or b"{}"))
         except (ValueError, RecursionError): return {}   # metadata of another program
-        return said if isinstance(said, dict) else {}
+    by_pandas = [_as_dict(read(b"pandas").get("attributes")), read(b"PANDAS_ATTRS")]
     parts = [
-        read(b"pandas").get("attributes"),
-        read(b"PANDAS_ATTRS"),
-        read(b"cryptolstm").get("origin"),
-        read(b"cryptolstm_export").get("origin"),
+        *by_pandas,
+        *(_as_dict(attrs.get("provenance")) for attrs in by_pandas),
+        *(_as_dict(read(key).get("origin")) for key in (b"cryptolstm", b"cryptolstm_export")),
     ]
     return {
         k: v
         for part in parts
-        if isinstance(part, dict)
         for k, v in part.items()
         if k in ("ticker", "exchange", "market", "simulated")
     }
+
+def _as_dict(x) -> dict: return x if isinstance(x, dict) else {}
 
 # %% ../../nbs/data/06_rawtable.ipynb #ececc225
 def read_arrow(

@@ -291,7 +291,7 @@ def _arrays(
         _first(
             (sigma < 0) | np.isinf(sigma),
             index,
-            "σ is {}; pass a standard deviation that is not negative, or NaN while it is unknown",
+            "sigma is {}; pass a standard deviation that is not negative, or NaN while it is unknown",
             sigma,
         )
         sigma = spread(sigma, np.nan)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, unknown_name
-from ..core.bars import check_bars
+from ..core.bars import check_bars, provenance
 from .kernel import MAX_WAIT, compiled
 from .orders import _aligned, _check_number, _first, _grid_rows, entry_share
 
@@ -354,7 +354,7 @@ def _portfolio_result(
         "total_borrow": float(book["rent"].sum()),
         "written_off": float(written_off),
         "settings": run,
-        "source": {t: dict(f.attrs) for t, f in bars.items()},
+        "source": {t: provenance(f).to_dict() for t, f in bars.items()},
     }
 
 # %% ../../nbs/execution/05_portfolio.ipynb #781a3b07

@@ -11,7 +11,7 @@ import inspect
 import numpy as np
 import pandas as pd
 
-from ..core.bars import HOUR
+from ..core.bars import HOUR, provenance
 from ..core.config import RunConfig
 from .kernel import COUNTS, REASONS, TRADE, _walk, terms
 from .orders import _Arrays, _arrays, _check_settings
@@ -93,7 +93,7 @@ def _result(
     trades: np.ndarray, cash: float, quantity: float, last: float,
     counts: np.ndarray,                                                          # as `COUNTS`
 ) -> dict:                                                                       # see `simulate`
-    "Result of a simulation; each table carries the `attrs` of the bars."
+    "Result of a simulation; each table carries the provenance of the bars."
     table = _trade_table(trades, bars.index, data.real)
     out = {
         "initial_balance": run["initial_balance"],
@@ -121,7 +121,7 @@ def _result(
         "total_borrow": float(table["borrow"].sum()),
         "counts": dict(zip(COUNTS, map(int, counts), strict=True)),
         "settings": run,
-        "source": dict(bars.attrs),
+        "source": provenance(bars).to_dict(),
     }
     for value in out.values():
         if isinstance(value, (pd.Series, pd.DataFrame)): value.attrs = dict(bars.attrs)

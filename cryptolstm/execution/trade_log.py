@@ -72,8 +72,8 @@ def explain_trade(
             *ways,
             f"exit: {at(t['exit_time'], t['exit_price'])} after {held}; {_ending(t, run)}",
             (
-                f"result: the price moved {move:+.3%} our way; fees {t['fees']:,.2f}, rent"
-                f" {t['borrow']:,.2f}; {t['pnl']:+,.2f} net, {t['return']:+.3%} of the notional"
+                f"result: price move {move:+.3%} in the direction of the trade; fees {t['fees']:,.2f},"
+                f" borrow cost {t['borrow']:,.2f}; {t['pnl']:+,.2f} net, {t['return']:+.3%} of the notional"
             ),
         ]
     )

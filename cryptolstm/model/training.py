@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..core.errors import InputError, OperationError
 from ..core.machine import quiet_stderr
-from ..core.bars import as_utc, bars_hash, check_index
+from ..core.bars import as_utc, bars_hash, check_index, provenance
 from ..features.targets import label, target
 from ..features.windows import fit_scaler, pooled_split, window_ends
 from ..stats.skill import huber
@@ -561,9 +561,9 @@ def _spans(parts: list, config: ModelConfig, old: ModelBundle | None) -> dict:
 def _origin(parts: list, bars: pd.DataFrame | Mapping) -> dict:
     "Ticker and exchange a model was trained on, and the time of training."
     markets = sorted(
-        {str(m) for p in parts if (m := p.bars.attrs.get("market", p.bars.attrs.get("exchange"))) is not None}
+        {str(m) for p in parts if (m := provenance(p.bars).market_or_exchange) is not None}
     )
-    ticker = ", ".join(sorted(bars)) if isinstance(bars, Mapping) else bars.attrs.get("ticker")
+    ticker = ", ".join(sorted(bars)) if isinstance(bars, Mapping) else provenance(bars).ticker
     return {
         "ticker": ticker,
         "exchange": ", ".join(markets) or None,

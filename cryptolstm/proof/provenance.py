@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from ..core.machine import OTHER_KIND, cpu_kind
-from ..core.bars import HOUR, bars_hash
+from ..core.bars import HOUR, Provenance, bars_hash, provenance
 from ..core.config import RunConfig
 from ..stats.calibration import MIN_CALIBRATION
 
@@ -55,7 +55,7 @@ def ending_note(
     "Note on trainings that ended for another reason than their epochs or patience."
     ends = folds.loc[~folds["stopped"].isin(("done", "patience")), "stopped"]
     if not len(ends): return None
-    how = ", ".join(f"{n} × {end}" for end, n in ends.value_counts().items())
+    how = ", ".join(f"{end}: {n}" for end, n in ends.value_counts().items())
     return (
         f"{len(ends)} of {len(folds)} trainings did not end by themselves ({how}); the best weights until"
         " then are used"
@@ -78,24 +78,10 @@ def data_stamp(
     ended: str | None = None,         # from `ending_note`
 ) -> dict:                  # JSON-able
     "Stamp that says where the bars of a result are from, for every page and file that shows it."
-    keep = {k: v for k, v in bars.attrs.items() if isinstance(v, (str, int, float, bool)) or v is None}
-    if dropped := bars.attrs.get("dropped"):
-        keep["dropped"] = "Dropped as unusable: " + ", ".join(f"{n} × {why}" for why, n in dropped.items())
-    if aside := bars.attrs.get("set_aside"):
-        keep["set_aside"] = (
-            f"A damaged file of stored bars was put aside as {aside} and its bars were fetched again"
-        )
-    if revised := bars.attrs.get("revised"):
-        keep["revised"] = (
-            f"Revised by the exchange after they were first fetched: {len(revised)} values, the newest used"
-            " here"
-        )
-    if late := bars.attrs.get("late"): keep["late"] = f"Came only at a later fetch: {late} bars"
-    keep |= {
-        k: v for k, v in (("shortened", shortened), ("uncalibrated", uncalibrated), ("ended", ended)) if v
-    }
+    notes = {"shortened": shortened, "uncalibrated": uncalibrated, "ended": ended}
     return {
-        **keep,
+        **_source_notes(provenance(bars)),
+        **{k: note for k, note in notes.items() if note},
         "bars": len(bars),
         "first": bars.index[0].isoformat(),
         "tested_from": tested.index[0].isoformat(),
@@ -104,16 +90,32 @@ def data_stamp(
         "sha256": bars_hash(bars),
     }
 
+def _source_notes(source: Provenance) -> dict:
+    "Provenance with its counts and lists as sentences."
+    stamp = {k: v for k, v in source.to_dict().items() if not isinstance(v, (dict, list))}
+    if source.dropped:
+        counts = ", ".join(f"{reason} ({n})" for reason, n in source.dropped.items())
+        stamp["dropped"] = f"Dropped as unusable: {counts}"
+    if source.set_aside:
+        stamp["set_aside"] = (
+            f"A damaged file of stored bars was put aside as {source.set_aside} and its bars were fetched"
+            " again"
+        )
+    if source.revised:
+        stamp["revised"] = (
+            f"Revised by the exchange after they were first fetched: {len(source.revised)} values, the newest"
+            " used here"
+        )
+    if source.late: stamp["late"] = f"Came only at a later fetch: {source.late} bars"
+    return stamp
+
 # %% ../../nbs/proof/03_provenance.ipynb #d1ab6886
 def market_text(
     data: Mapping,   # `results["data"]`, or the `data_source` of a signal
 ) -> str:            # e.g. "coinbaseexchange at http://127.0.0.1:8765"
     "Market of the bars, with the address if it is not the exchange's default one."
-    return (
-        data["exchange"]
-        + (f" at {data['exchange_url']}" if data.get("exchange_url") else "")
-        + (" (invented)" if data.get("simulated") else "")
-    )
+    if data.get("simulated"): return "demo market (simulated)"
+    return data["exchange"] + (f" at {data['exchange_url']}" if data.get("exchange_url") else "")
 
 def data_notes(
     data: Mapping,      # as above
@@ -146,11 +148,11 @@ def determinism(
     `class` is "bit-equal", "not enforced" or "none"; `said` is the statement of the fold; `other_cpu` is the
     relative difference to expect on another kind of CPU."""
     import keras
-    said = repeatable(folds)
-    kind = next(c for c in ("bit-equal", "not enforced", "none") if said.startswith(c))
+    statement = repeatable(folds)
+    kind = next(c for c in ("bit-equal", "not enforced", "none") if statement.startswith(c))
     return {
         "class": kind,
-        "said": said,
+        "said": statement,
         "backend": keras.backend.backend(),
         "cpu": cpu_kind(),
         "other_cpu": OTHER_KIND,

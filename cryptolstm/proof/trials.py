@@ -293,7 +293,7 @@ ALONE = FixedLedger(Standing(1, 1, 0.0, entered=False))
 
 # %% ../../nbs/proof/01_trials.ipynb #00422ceb
 def market_of(
-    data: Mapping,   # `results["data"]`, or `bars.attrs`
+    data: Mapping,   # `results["data"]`
 ) -> str:
     "Market of a trial: the exchange, and for simulated bars their seed and the planted signal."
     name = str(data.get("exchange") or "unknown")

@@ -107,12 +107,12 @@ def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
     "Part of the sentence: forecast skill."
     if not math.isfinite(skill["hit"]): return f"none of the {n:,} forecasts pointed up or down"
     interval = (
-        f"95 % interval {100 * skill['hit_low']:.1f}–{100 * skill['hit_high']:.1f}; by chance it would be"
+        f"95% interval {100 * skill['hit_low']:.1f} to {100 * skill['hit_high']:.1f}; by chance it would be"
         f" {100 * skill['hit_expected']:.1f}"
     )
     text = (
         f"on {_spans(n, horizon)} the direction was right {percent(skill['hit'])} of the time ({interval}),"
-        f" Clark–West p {_p(skill['cw_p'])}"
+        f" Clark-West p {_p(skill['cw_p'])}"
     )
     why = (
         f"fewer than {LEAST} forecasts with a direction"
@@ -120,7 +120,7 @@ def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
         else "every forecast, or every outcome, went the same way"
     )
     same = f"undefined ({why})" if math.isnan(skill["pt_p"]) else _p(skill["pt_p"])
-    return f"{text}, Pesaran–Timmermann p {same}" + (
+    return f"{text}, Pesaran-Timmermann p {same}" + (
         "" if _significant(skill) else f" (skill needs both below {SIGNIFICANCE:g})"
     )
 
@@ -156,7 +156,7 @@ def _reading(
         return f"Below {ENOUGH_BARS} separate forecasts even that is no evidence: test a longer span."
     if level == Level.SUSPICIOUS:
         return (
-            "Hourly forecasts are right 51 to 55 % of the time at best: look for a leak before anything else."
+            "Hourly forecasts are right 51% to 55% of the time at best: look for a leak before anything else."
         )
     if level == Level.CANDIDATE:
         return (

@@ -20,8 +20,8 @@ from ..core.bars import HOUR, display_time
 from ..core.config import RunConfig
 from ..model.settings import model_config
 from ..proof.provenance import data_notes, data_stamp, market_text
-from ..strategy.answer import why
-from ..strategy.signal import Decided
+from ..strategy.answer import signal_reason
+from ..strategy.signal import Decision
 from .pieces import Piece, as_table, figure, heading, paragraph, text_html
 from .figures import cell_text, time_text
 from .plots import plot_decision
@@ -42,7 +42,7 @@ def price_text(
 
 # %% ../../nbs/report/10_signal_page.ipynb #c38e7633
 def signal_heading(
-    now: Decided,   # from `decide_now`
+    now: Decision,   # from `decide_now`
 ) -> Piece:
     "Market and time of the signal, with all warnings."
     stamp = {"ticker": now.run.ticker, **data_stamp(now.bars, now.bars.iloc[-1:])}
@@ -53,10 +53,10 @@ def signal_heading(
 
 # %% ../../nbs/report/10_signal_page.ipynb #0812b737
 def signal_box(
-    now: Decided,   # from `decide_now`
+    now: Decision,   # from `decide_now`
 ) -> Piece:
     "The signal, its reason and its main numbers; for programs, the complete dictionary."
-    s, reason = now.signal, why(now.signal)
+    s, reason = now.signal, signal_reason(now.signal)
     cards = "".join(
         f"<div><b>{text_html(value)}</b><span>{text_html(name)}</span><small>{text_html(more)}</small></div>"
         for value, name, more in _signal_facts(now)
@@ -79,7 +79,7 @@ THRESHOLD_USE = {   # entry rule → what the threshold is for
     "cost": "the costs of a round trip and a margin",
 }
 
-def _signal_facts(now: Decided) -> list[tuple[str, str, str]]:
+def _signal_facts(now: Decision) -> list[tuple[str, str, str]]:
     "The main numbers: value, label and remark, as text."
     s, info = now.signal, now.signal["model_info"]
     def relative(x, form=".2%"):
@@ -113,11 +113,11 @@ def _probability_use(s: dict) -> str:
     if s["entry"] != "probability": return f"{what}; not used by this entry rule"
     return f"{what}; {percent(s['p_min'], digits=0)} is required"
 
-def _age(now: Decided) -> float: return (now.bars.index[-1] - pd.Timestamp(now.model.trained_until)) / HOUR
+def _age(now: Decision) -> float: return (now.bars.index[-1] - pd.Timestamp(now.model.trained_until)) / HOUR
 
 # %% ../../nbs/report/10_signal_page.ipynb #0dbd1daa
 def decision_figure(
-    now: Decided,     # from `decide_now`
+    now: Decision,     # from `decide_now`
     last: int = 24,   # number of previous decisions that are marked
 ) -> Piece:
     "Price, Bollinger bands, threshold and forecast, as a figure."
@@ -142,7 +142,7 @@ def decision_figure(
 
 # %% ../../nbs/report/10_signal_page.ipynb #ef19dda2
 def rule_table(
-    now: Decided,   # from `decide_now`
+    now: Decision,   # from `decide_now`
 ) -> Piece:
     "Every rule: its bounds, the current value, and the sides it allows."
     rules, allowed = now.signal["rules"].values(), {True: "yes", False: "no"}
@@ -165,7 +165,7 @@ def _bound_text(rule: dict, side: str) -> str:
 
 # %% ../../nbs/report/10_signal_page.ipynb #ee708c9c
 def indicator_table(
-    now: Decided,   # from `decide_now`
+    now: Decision,   # from `decide_now`
 ) -> Piece:
     "The indicator families at the last bar."
     def text(v):
@@ -201,7 +201,7 @@ def record_text(
 
 # %% ../../nbs/report/10_signal_page.ipynb #fc5b49bf
 def record_table(
-    now: Decided,     # from `decide_now`
+    now: Decision,     # from `decide_now`
     last: int = 24,   # number of decisions, the newest ones
 ) -> Piece:
     "Previous decisions, newest first, with their model version and outcome."
@@ -235,7 +235,7 @@ def _record_row(r) -> tuple[str, ...]:
 
 # %% ../../nbs/report/10_signal_page.ipynb #fced051a
 def model_table(
-    now: Decided,   # from `decide_now`
+    now: Decision,   # from `decide_now`
 ) -> Piece:
     "The deciding version: its training, validation results, drift and calibration."
     info, monitor = now.signal["model_info"], now.signal["monitor"]
@@ -276,7 +276,7 @@ def _drift_text(monitor: dict) -> str:
 
 # %% ../../nbs/report/10_signal_page.ipynb #d01a2262
 def stamp_table(
-    now: Decided,   # from `decide_now`
+    now: Decision,   # from `decide_now`
 ) -> Piece:
     "The bars, and the time at which the signal was computed."
     d = data_stamp(now.bars, now.bars.iloc[-1:])

@@ -21,7 +21,7 @@ import pandas as pd
 from ..core.errors import InputError, OperationError
 from ..core.files import home as data_home
 from ..core.machine import OTHER_KIND, cpu_kind, git_commit, versions
-from ..core.bars import bars_hash, regular_grid
+from ..core.bars import PROVENANCE_NOTES, bars_hash, provenance, regular_grid, stamp
 from ..core.config import run_config
 from ..data.store import DamagedStore, bar_path, hour_number, load_store, span_bars
 from ..data.demo import demo_market
@@ -241,9 +241,8 @@ def rerun(
     from cryptolstm.research.backtest import backtest   # loads TensorFlow: `quick` need not wait
     s, run, data = manifest["search"], run_config(manifest["config"]), manifest["data"]
     standing = Standing(s["trial"], s["trials"], s["variance"], s["reruns"], s["traded"], s["entered"])
-    bars.attrs = {k: v for k, v in bars.attrs.items() if k not in NOTES} | {
-        k: data[k] for k in NOTES if k in data and k != "set_aside"
-    }
+    notes = {k: data.get(k) for k in PROVENANCE_NOTES} | {"set_aside": None}
+    bars = stamp(bars, provenance(bars).ticker, provenance(bars).exchange, **notes)
     again = backtest(bars, run, progress, FixedLedger(standing, s["among"]), certify=True)
     return again.replaced(placebo=manifest.get("placebo"))
 

@@ -364,7 +364,7 @@ def check_labels(
     kept = rows[1]["cw_p"] < .001 and rows[1]["ic"] > FADE * rows[0]["ic"]
     hint = (
         f"skill hardly fades when the labels come {horizon} h later (correlation {rows[0]['ic']:.2f}, then"
-        f" {rows[1]['ic']:.2f}): a slow drift, or a leak".replace("-", "−")
+        f" {rows[1]['ic']:.2f}): a slow drift, or a leak"
     )
     return {
         **_entry("labels", [], findings(found)),

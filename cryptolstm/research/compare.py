@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, TrainingSpanError
-from ..core.bars import HOUR, as_utc
+from ..core.bars import HOUR, as_utc, provenance
 from ..core.config import RunConfig
 from ..features.indicators import features
 from ..features.targets import label
@@ -64,8 +64,9 @@ def check_comparable(
         )
     if a.ticker != b.ticker:
         raise InputError(f"the models are for {a.ticker} and {b.ticker}; pass two of one ticker")
-    for what, known, here in [("of", m.ticker, bars.attrs.get("ticker")) for m in (a, b)] + [
-        ("from", m.exchange, bars.attrs.get("market", bars.attrs.get("exchange"))) for m in (a, b)
+    source = provenance(bars)
+    for what, known, here in [("of", m.ticker, source.ticker) for m in (a, b)] + [
+        ("from", m.exchange, source.market_or_exchange) for m in (a, b)
     ]:
         if None not in (known, here) and known != here:
             raise InputError(
@@ -138,8 +139,8 @@ def _report(
         for k, t, d in zip("ab", traded, decisions, strict=True)
     }
     return {
-        "ticker": bars.attrs.get("ticker"),
-        "market": bars.attrs.get("market", bars.attrs.get("exchange")),
+        "ticker": provenance(bars).ticker,
+        "market": provenance(bars).market_or_exchange,
         "bars": len(index),
         "compared": len(pairs),
         "from": index[0].isoformat(),
@@ -150,6 +151,6 @@ def _report(
             "difference": float((returns[0] - returns[1]).sum()),
             "low": number(low),
             "high": number(high),
-            "of": "sum of hourly net returns, a minus b, 95 % block bootstrap",
+            "of": "sum of hourly net returns, a minus b, 95% block bootstrap",
         },
     }

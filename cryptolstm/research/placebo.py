@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..core.errors import InputError
 from ..core.text import figure_text
-from ..core.bars import check_bars, regular_grid, stamp
+from ..core.bars import check_bars, provenance, regular_grid, stamp
 from ..core.config import RunConfig
 from ..data.demo import demo_market
 from ..stats.overfit import block_length
@@ -28,9 +28,9 @@ from .result import Result
 from .backtest import backtest, run_backtest
 
 # %% ../../nbs/research/07_placebo.ipynb #34fee59e
-LABELS, ORDER, MARKET = "labels dealt out anew", "moves in another order", "demo market"
+LABELS, ORDER, MARKET = "permuted labels", "permuted blocks of returns", "demo market"
 KINDS = (LABELS, ORDER, MARKET)   # used in turn for the runs 1, 2, 3, 4 …
-SURVIVES = {ORDER: ", where one hour still tells of the next"}   # what a kind leaves in place
+SURVIVES = {ORDER: ", which keep the dependence within a block"}   # what a kind leaves in place
 
 def check_placebo(
     n: int,   # number of placebo runs
@@ -127,7 +127,7 @@ def placebo_market(
     seed: int,
 ) -> pd.DataFrame:         # as many bars, stamped as simulated
     "Placebo bars of the same length, without the effect or with no more of it than fits into a block."
-    r, ticker = np.log(bars["close"]).diff()[whole_moves(bars)], bars.attrs.get("ticker", "BTC/USD")
+    r, ticker = np.log(bars["close"]).diff()[whole_moves(bars)], provenance(bars).ticker or "BTC/USD"
     if kind == MARKET:
         annual = float(np.clip(r.std() * math.sqrt(8760), .01, 5))
         return regular_grid(

@@ -149,7 +149,7 @@ def calibrate(
 ) -> dict:                   # {"slope", "intercept", "n"}; slope None if there are too few forecasts
     """The curve from |prediction| to P(direction right).
 
-    The average of one half, a curve with a slope alone, and one with an intercept, weighted by their evidence."""
+    The average, by evidence, of one half, a curve with a slope alone, and one with an intercept."""
     use = np.isfinite(prediction) & np.isfinite(realised) & (realised != 0) & (prediction != 0)
     n, size, hit = int(use.sum()), np.abs(prediction[use]), np.sign(prediction[use]) == np.sign(realised[use])
     if n < MIN_CALIBRATION or hit.all() or not hit.any(): return {"slope": None, "intercept": None, "n": n}

@@ -210,11 +210,7 @@ def tickers_sentence(
     )
     return (
         f"Of {a['tickers']} tickers {int((table['p'] < .01).sum())} would pass for skilled alone (p < 0.01)"
-        f" and {left} after the correction for all of them (Holm); {money}".replace(
-            "-", "−"
-        ).replace(
-            "zero−skill", "zero-skill"
-        )
+        f" and {left} after the correction for all of them (Holm); {money}"
     )
 
 # %% ../../nbs/stats/03_overfit.ipynb #965dcdce
@@ -254,7 +250,7 @@ def pbo(
     m = np.asarray(matrix, dtype=float)
     if m.ndim != 2 or m.shape[1] < 2:
         raise InputError(
-            f"returns of shape {m.shape} are not bars × settings; pass one column for each of at least two"
+            f"returns of shape {m.shape} are not bars by settings; pass one column for each of at least two"
             " settings"
         )
     if splits < 2 or splits % 2 or splits > 20 or len(m) < 2 * splits:

@@ -67,7 +67,7 @@ def test_an_example_whose_place_is_not_found_exactly_once_is_refused(anchor):
 
 def test_a_wrong_place_in_an_example_of_the_page_is_refused(tmp_path):
     copy(tmp_path)
-    wrong = EXAMPLES["A rule"].replace("\n     \"volume\": Rule(", "\n     \"volumes\": Rule(")
+    wrong = EXAMPLES["A rule"].replace("\n {\"up\": up.", "\n {\"up\": down.")
     assert wrong != EXAMPLES["A rule"]
     with pytest.raises(AssertionError, match="found 0 times"): apply(wrong, tmp_path)
 
@@ -184,15 +184,16 @@ def test_the_rule_confirms_entries_and_can_be_dropped(shown):
 
 
 MODULES = [path for example in EXAMPLES.values() for path, _ in diffs(example) if re.search(r"/\d\d_", path)]
+SLOW = "nbs/report/09_backtest_page.ipynb"   # gains a row of a table and no example; `shown` uses it
 
 
-@pytest.mark.parametrize("path", MODULES)
+@pytest.mark.parametrize("path", [path for path in MODULES if path != SLOW])
 def test_the_changed_notebooks_still_pass_with_their_new_examples(path, changed):
     in_copy(changed, str(BIN / "nbdev_test"), "--path", path, "--n_workers", "0")
 
 
 def test_the_examples_follow_the_style_rules(changed):
-    in_copy(changed, str(BIN / "ruff"), "check", "nbs")
+    in_copy(changed, str(BIN / "ruff"), "check", *MODULES)
 
 
 def test_the_section_is_on_the_page_with_a_row_for_each_day(shown):

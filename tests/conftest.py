@@ -21,6 +21,42 @@ os.environ.pop("CRYPTOLSTM_EXCHANGE", None)
 # a shell starts background jobs with Ctrl-C ignored, and their children inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# a network that is trained in seconds, and a smaller one
+SMALL = {
+    "units": [8],
+    "dropout": [0.1],
+    "recurrent_dropout": [0.1],
+    "dense": [8],
+    "epochs": 1,
+    "refit_epochs": 1,
+}
+TINY = {**SMALL, "units": [4], "dense": [4]}
+
+
+def small_run(**settings):
+    "A `RunConfig` on the demo market whose backtest takes seconds."
+    from cryptolstm.core.config import RunConfig
+
+    usual = {
+        "ticker": "ETH/USD",
+        "hours": 240,
+        "train_hours": 400,
+        "retrain_every": 240,
+        "lookback": 12,
+        "exchange": "simulated",
+        "threshold_scale": 0,
+        "network": SMALL,
+    }
+    return RunConfig(**{**usual, **settings})
+
+
+def run_bars(run, seed: int = 2):
+    "As many bars of the demo market as a run needs."
+    from cryptolstm.data.demo import demo_market
+    from cryptolstm.research.walkforward import bars_needed
+
+    return demo_market(bars_needed(run), seed=seed, ticker=run.ticker)
+
 
 def pytest_terminal_summary(terminalreporter):
     "Print the kind of CPU on which failures happened."

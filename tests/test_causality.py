@@ -42,7 +42,7 @@ def bundle():
 @pytest.mark.parametrize("kind", ["demo", "real"])
 def test_features_hold_the_leak_certificate(kind, real_bars):
     certificate = leak_certificate(features, market(kind, real_bars), cuts=CUTS, warmup=500)
-    assert certificate["passed"], certificate["offending"]
+    assert certificate.passed, certificate.offending
 
 
 @pytest.mark.parametrize("kind", ["demo", "real"])
@@ -78,7 +78,7 @@ def test_a_leak_planted_into_our_features_is_caught(leak):
         "tomorrow": lambda b: features(b).assign(rsi=lambda t: t["rsi"].shift(-1)),
     }
     certificate = leak_certificate(mutants[leak], demo_market(1300, seed=5), cuts=[8, 700], warmup=None)
-    assert not certificate["passed"] and certificate["offending"]
+    assert not certificate.passed and certificate.offending
 
 
 def test_training_does_not_see_what_follows_its_slice(bundle):

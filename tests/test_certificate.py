@@ -6,41 +6,23 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SMALL, run_bars, small_run
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.bars import regular_grid
-from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market, planted_market
 from cryptolstm.features.indicators import INPUTS, features
 from cryptolstm.features.windows import fit_scaler
 from cryptolstm.model import training
 from cryptolstm.strategy import rules
 from cryptolstm.research import replay, walkforward
-from cryptolstm.research.walkforward import bars_needed
 from cryptolstm.research.certificate import certificate, check_labels
 from cryptolstm.research.backtest import backtest
 from cryptolstm.cli.proof import proof_app
 
-SMALL = {
-    "units": [8],
-    "dropout": [0.1],
-    "recurrent_dropout": [0.1],
-    "dense": [8],
-    "epochs": 1,
-    "refit_epochs": 1,
-}
-RUN = RunConfig(
-    ticker="ETH/USD",
-    hours=240,
-    train_hours=250,
-    retrain_every=240,
-    lookback=12,
-    exchange="simulated",
-    threshold_scale=0,
-    network=SMALL,
-)
-BARS = regular_grid(demo_market(bars_needed(RUN), seed=1, ticker="ETH/USD"))
+RUN = small_run(train_hours=250)
+BARS = regular_grid(run_bars(RUN, seed=1))
 
 
 def wrap(monkeypatch, module, name, change):
@@ -140,8 +122,8 @@ PLANTS = {
 def test_a_leak_planted_in_any_stage_makes_the_verdict_leak(plant, monkeypatch):
     plant(monkeypatch)
     found = backtest(BARS, RUN, certify=True)
-    assert found["verdict"].level == "LEAK", (found["verdict"].level, found["certificate"]["sentence"])
-    assert found["certificate"]["offending"].startswith(PLANTS[plant]), found["certificate"]["sentence"]
+    assert found["verdict"].level == "LEAK", (found["verdict"].level, found["certificate"].sentence)
+    assert found["certificate"].offending.startswith(PLANTS[plant]), found["certificate"].sentence
     assert f"certificate failed at {PLANTS[plant]}" in found["verdict"].sentence
 
 
@@ -173,8 +155,8 @@ OFTEN = "by cost, either way out"   # the others run nightly
 def test_an_honest_run_passes_whatever_its_settings(name):
     bars = regular_grid(BARS.drop(BARS.index[[700, *range(900, 912)]]))
     proof = certificate(bars, run=replace(RUN, **OTHERS[name]), thorough=False)
-    assert proof["passed"], proof["sentence"]
-    assert [c["name"] for c in proof["checks"]] == [
+    assert proof.passed, proof.sentence
+    assert [c["name"] for c in proof.checks] == [
         "repeat",
         "truncation",
         "future",
@@ -184,13 +166,13 @@ def test_an_honest_run_passes_whatever_its_settings(name):
         "labels",
     ]
     # 500 validation windows need more bars than there are
-    assert not [c for c in proof["checks"] if "untried" in c] or name == "by probability"
+    assert not [c for c in proof.checks if "untried" in c] or name == "by probability"
 
 
 def test_what_could_not_be_tried_is_said():
     proof = certificate(BARS.iloc[-240:], run=RUN, thorough=False)
-    assert proof["passed"] and "not tried: retraining (240 bars are too few" in proof["sentence"]
-    assert "retraining" not in proof["sentence"].split(" checks on")[0]
+    assert proof.passed and "not tried: retraining (240 bars are too few" in proof.sentence
+    assert "retraining" not in proof.sentence.split(" checks on")[0]
 
 
 def drifting(seed: int, n: int = 1500) -> pd.DataFrame:
@@ -238,8 +220,8 @@ def test_an_answer_from_a_side_table_is_a_leak_though_no_change_of_the_bars_show
     proof = certificate(
         BARS, features=lambda b: features(b).assign(side=answers.reindex(b.index)), run=RUN, thorough=False
     )
-    assert [c["name"] for c in proof["checks"] if not c["passed"]] == ["labels"]
-    assert proof["sentence"].startswith(
+    assert [c["name"] for c in proof.checks if not c["passed"]] == ["labels"]
+    assert proof.sentence.startswith(
         "LEAK: (all features) (the features know the outcome better than any honest forecast could;"
     )
 
@@ -268,7 +250,7 @@ def test_a_leak_on_rare_rows_is_found_on_every_market(name):
         proof = certificate(
             demo_market(1500, seed=seed), features=lambda b: RARE[name](b).rename("entry").to_frame()
         )
-        assert proof["offending"] == "entry", (seed, proof["sentence"])
+        assert proof.offending == "entry", (seed, proof.sentence)
 
 
 FILLS = [
@@ -289,11 +271,11 @@ def test_a_backward_fill_over_an_outage_is_certified_nowhere(fill):
     ):
         bars = regular_grid(whole.drop(whole.index[list(hole)]))
         assert (
-            certificate(bars, features=lambda b: fill(b["close"]).rename("close").to_frame())["offending"]
+            certificate(bars, features=lambda b: fill(b["close"]).rename("close").to_frame()).offending
             == "close"
         )
     bars = regular_grid(whole.drop(whole.index[1000:1010]))
-    assert certificate(bars, features=lambda b: b[["close"]].ffill())["passed"]
+    assert certificate(bars, features=lambda b: b[["close"]].ffill()).passed
 
 
 def test_all_bars_given_are_tried():
@@ -301,25 +283,25 @@ def test_all_bars_given_are_tried():
     def late(b): return b[["close"]].assign(peek=b["close"].shift(-1) if len(b) > 2000 else b["close"])
     bars = demo_market(2600)
     assert (
-        certificate(bars, features=late)["offending"] == "peek"
-        and certificate(bars, features=late, newest=1500)["passed"]
+        certificate(bars, features=late).offending == "peek"
+        and certificate(bars, features=late, newest=1500).passed
     )
 
 
 MISNAMED = "def make(bars):\n    return bars['clse'].diff()\n"
 
 
-@pytest.mark.parametrize("code, said", [
+@pytest.mark.parametrize("code, message", [
     (MISNAMED, r"KeyError \('clse'\) in line 2 of broken_pipeline.py; raised by the pipeline"),
     ("import nothing_of_that_name\n",
      "broken_pipeline:make raised ModuleNotFoundError .* in line 1 of broken_pipeline.py"),
 ], ids=["pipeline", "import"])
-def test_code_that_raises_is_no_leak_and_has_not_its_exit_code(code, said, tmp_path, monkeypatch):
+def test_code_that_raises_is_no_leak_and_has_not_its_exit_code(code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "broken_pipeline", raising=False)
     (tmp_path / "broken_pipeline.py").write_text(code)
-    asked = ["check-leaks", "--features", "broken_pipeline:make", "--exchange", "simulated", "--hours", "900"]
-    with pytest.raises(InputError, match=said) as refused:
-        CliRunner().invoke(proof_app, asked, catch_exceptions=False)
+    command = "check-leaks --features broken_pipeline:make --exchange simulated --hours 900".split()
+    with pytest.raises(InputError, match=message) as refused:
+        CliRunner().invoke(proof_app, command, catch_exceptions=False)
     assert refused.value.exit_code == 2

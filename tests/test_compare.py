@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import TINY
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
@@ -21,14 +22,6 @@ from cryptolstm.research import compare, replay
 from cryptolstm.research.compare import block_bootstrap, compare_models
 from cryptolstm.cli.main import app
 
-TINY = {
-    "units": [4],
-    "dropout": [0.1],
-    "recurrent_dropout": [0.1],
-    "dense": [4],
-    "epochs": 1,
-    "refit_epochs": 1,
-}
 RUN = RunConfig(lookback=12, network=TINY)
 ALL = RunConfig(
     initial_balance=5000,
@@ -109,7 +102,7 @@ def test_models_are_asked_about_the_bars_and_the_question_they_were_made_for(two
         with pytest.raises(InputError, match="^a model forecasts volatility, not the direction of the price"):
             compare_models(*pair, bars)
     found = compare_models(a, b, bars)
-    assert (found["ticker"], found["market"]) == ("BTC/USD", "simulated")
+    assert (found.ticker, found.market) == ("BTC/USD", "simulated")
 
 
 @pytest.mark.parametrize("n", [

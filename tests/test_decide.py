@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -21,18 +22,12 @@ from cryptolstm.features.targets import target
 from cryptolstm.stats.calibration import calibrate, confidence
 from cryptolstm.strategy.threshold import entry_threshold, exceedance, exceedance_curve
 from cryptolstm.strategy.rules import RULES, Rule, rules_of
-from cryptolstm.strategy.decide import decide
+from cryptolstm.strategy.decide import decide, signal_funnel
 from cryptolstm.strategy.answer import rule_results, signal_reason
+from cryptolstm.research.certificate import open_decisions
+from cryptolstm.report.backtest_page import rules_table
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "signal.schema.json").read_text())
-TINY = {
-    "units": [4],
-    "dropout": [0.1],
-    "recurrent_dropout": [0.1],
-    "dense": [4],
-    "epochs": 1,
-    "refit_epochs": 1,
-}
 BARS, TAIL = 1200, 60   # the volatility rule looks back over 720 bars
 
 
@@ -478,3 +473,18 @@ def test_a_rules_value_and_bound_say_whether_it_passed(short_volume):
                 # the bound is shown with six digits
                 if abs(result["value"] - float(bound)) <= 1e-5 * abs(float(bound)): continue
                 assert result[side] == compare[sign](result["value"], float(bound))
+
+
+def test_a_rule_added_to_the_table_is_used_everywhere(monkeypatch):
+    "Decision, funnel, signal, page and certificate take the rules from one table."
+    calm = Rule("σ", lambda t: t["sigma"], ("<", "<"), 0.01, lambda bound: bound, (0, 1))
+    monkeypatch.setitem(RULES, "calm", calm)
+    table, run = market(1), RunConfig(rules={"calm": 0.02})
+    up = pd.Series(3.0, table.index[-300:])
+    decisions = decide(up, table, run)
+    assert decisions["rule_calm"].equals(table["sigma"].iloc[-300:] < 0.02)
+    assert signal_funnel(decisions).index[-1] == "calm"
+    assert rule_results(table, run)["calm"]["asks_for"] == "σ < 0.02"
+    assert "σ &lt; 0.02" in rules_table({"config": run}).markup
+    assert "rule_calm" in open_decisions(decide, table, run)
+    assert "rule_calm" not in decide(up, table, RunConfig(rules={"calm": False}))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SMALL, run_bars, small_run
 from scipy.stats import spearmanr
 
 from cryptolstm import Backtester, SignalGenerator
@@ -19,38 +20,21 @@ from cryptolstm.execution.simulate import simulate
 from cryptolstm.proof.trials import ALONE, Ledger, Trial
 from cryptolstm.proof.provenance import data_notes
 from cryptolstm.strategy.decide import decide
-from cryptolstm.research.walkforward import bars_needed, walk_forward
+from cryptolstm.research.walkforward import walk_forward
 from cryptolstm.research.replay import trade
 from cryptolstm.research.baselines import (HOLD, LSTM_ALONE, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY,
                                            last_bar_reversal, learner_exceedance, learner_forecasts)
 from cryptolstm.research.backtest import backtest, run_backtest, search_of, summary
 from cryptolstm.report.backtest_page import banner, data_table, entry_text, search_table
 
-SMALL = {
-    "units": [8],
-    "dropout": [0.1],
-    "recurrent_dropout": [0.1],
-    "dense": [8],
-    "epochs": 1,
-    "refit_epochs": 1,
-}
-RUN = RunConfig(
-    ticker="ETH/USD",
-    hours=240,
-    train_hours=400,
-    retrain_every=240,
-    lookback=12,
-    exchange="simulated",
-    threshold_scale=0,
-    network=SMALL,
-)
+RUN = small_run()
 
 
 @pytest.fixture(scope="module")
 def day():
     "A run with a horizon of one day and volatility sizing."
     run = replace(RUN, horizon=24, sizing="volatility", size=0.3)
-    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    bars = run_bars(run)
     return run, bars, backtest(bars, run)
 
 
@@ -61,7 +45,7 @@ def test_the_first_tested_bars_are_sized_by_what_was_known_before_them(day):
     knowing = trade(tested, signal, run, atr=table["atr"], sigma=table["sigma"])
     blind = trade(tested, signal, run, atr=table["atr"])
     assert knowing["fills"]["time"].iloc[0] == tested.index[1] < blind["fills"]["time"].iloc[0]
-    own = simulate(
+    by_hand = simulate(
         tested,
         result["signals"]["signal"],
         atr=table["atr"],
@@ -72,7 +56,7 @@ def test_the_first_tested_bars_are_sized_by_what_was_known_before_them(day):
         fee=run.fee,
         slippage=run.slippage,
     )
-    pd.testing.assert_series_equal(result["equity"], own["equity"], check_exact=True)
+    pd.testing.assert_series_equal(result["equity"], by_hand["equity"], check_exact=True)
 
 
 def test_the_rule_to_beat_opposes_a_move_as_long_as_the_horizon(day):
@@ -95,7 +79,7 @@ def test_a_verdict_over_a_horizon_counts_separate_spans(day):
 
 
 def test_a_shorter_training_is_said_on_page_and_in_json():
-    bars = demo_market(bars_needed(RUN), seed=2, ticker="ETH/USD")
+    bars = run_bars(RUN)
     whole, late = (backtest(b, RUN) for b in (bars, bars.iloc[-560:]))
     assert data_notes(whole["data"]) == []
     # 49 bars pass before the indicators are known
@@ -119,14 +103,14 @@ PROBABLE = replace(
 
 
 def test_a_run_by_probability_enters_by_it_and_so_do_those_in_the_networks_place():
-    bars = demo_market(bars_needed(PROBABLE), seed=2, ticker="ETH/USD")
+    bars = run_bars(PROBABLE)
     result = backtest(bars, PROBABLE, certify=True)
     seen, p = result["signals"], result["predictions"]["p_exceed"]
     pd.testing.assert_series_equal(seen["p_exceed"], p, check_exact=True)
     assert (
         ((seen["direction"] != 0) == (p >= 0.05)).all()
         and seen["direction"].any()
-        and result["certificate"]["passed"]
+        and result["certificate"].passed
     )
     assert data_notes(result["data"]) == [] and {
         "ridge with the rules",
@@ -142,7 +126,7 @@ def test_a_run_by_probability_enters_by_it_and_so_do_those_in_the_networks_place
 
 def test_a_learners_probability_knows_nothing_of_the_bars_it_is_asked_about():
     run = replace(PROBABLE, horizon=3)
-    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    bars = run_bars(run)
     walk = walk_forward(bars, run)
     other = bars.copy()
     # from the second bar of the last fold on
@@ -160,7 +144,7 @@ def test_a_learners_probability_knows_nothing_of_the_bars_it_is_asked_about():
 
 def test_folds_that_cannot_say_how_likely_a_move_is_enter_nothing_and_that_is_said():
     run = replace(PROBABLE, train_hours=900)
-    result = backtest(demo_market(bars_needed(run), seed=2, ticker="ETH/USD"), run)
+    result = backtest(run_bars(run), run)
     fewest = result["folds"]["n_exceed"].min()
     note = (
         f"2 of 2 folds entered nothing: they had too little to calibrate a probability on (at fewest {fewest}"
@@ -182,12 +166,7 @@ def test_folds_that_cannot_say_how_likely_a_move_is_enter_nothing_and_that_is_sa
 
 def test_bars_from_another_address_say_so():
     run = replace(RUN, hours=48, retrain_every=48)
-    bars = stamp(
-        demo_market(bars_needed(run), seed=2, ticker="ETH/USD"),
-        "ETH/USD",
-        "kraken",
-        exchange_url="http://127.0.0.1:8765/<b>",
-    )
+    bars = stamp(run_bars(run), "ETH/USD", "kraken", exchange_url="http://127.0.0.1:8765/<b>")
     result = backtest(bars, run)
     for piece in (banner(result["data"]), data_table(result)):
         assert "kraken at http://127.0.0.1:8765/&lt;b&gt;" in piece.markup
@@ -226,7 +205,7 @@ def test_every_run_is_entered_and_a_rerun_is_no_new_trial(tmp_path):
 def test_a_backtest_of_given_bars_writes_nothing_unless_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
     run = replace(RUN, hours=96)
-    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    bars = run_bars(run)
     silent = backtest(bars, run)
     assert not list(tmp_path.iterdir()) and silent["search"]["trial"] == 1 and silent["certificate"] is None
     backtest(bars, run, ledger=Ledger())
@@ -353,7 +332,7 @@ def test_a_run_that_nobody_counted_says_so():
 
 def test_the_tenth_trial_of_the_same_hours_says_what_choosing_among_them_is_worth(tmp_path):
     run, book = replace(RUN, hours=96), Ledger(tmp_path)
-    bars = demo_market(bars_needed(run), seed=2, ticker="ETH/USD")
+    bars = run_bars(run)
     lucky = np.random.default_rng(0).normal(0, .01, (9, 96))
     result = backtest(bars, run, ledger=book)
     assert result["search"]["among"] is None

@@ -84,7 +84,7 @@ def null_runs(runs: int) -> pd.DataFrame:
             "return": found["total_return"],
             "trades": len(found["trades"]),
             "hit": skill.loc["LSTM", "hit"],
-            "leak": None if proof is None else not proof["passed"],
+            "leak": None if proof is None else not proof.passed,
         }
         for name in ("LSTM", "ridge", "gradient boosting"):
             row |= {f"{name} {k}": skill.loc[name, k] for k in ("pt", "pt_p", "cw_p")}

@@ -57,15 +57,15 @@ BARS = {"demo": lambda: demo_market(2000, seed=5), "real": real_bars}
 @pytest.mark.parametrize("source", BARS)
 def test_honest_indicators_pass(source):
     certificate = leak_certificate(indicators, BARS[source]())
-    assert certificate["passed"], [c["first"] for c in certificate["checks"] if not c["passed"]]
-    assert certificate["offending"] is None and [c["name"] for c in certificate["checks"]] == [
+    assert certificate.passed, [c["first"] for c in certificate.checks if not c["passed"]]
+    assert certificate.offending is None and [c["name"] for c in certificate.checks] == [
         "repeat",
         "truncation",
         "future",
         "start",
     ]
-    assert all(c["findings"] == 0 for c in certificate["checks"])
-    assert json.loads(json.dumps(certificate)) == certificate
+    assert all(c["findings"] == 0 for c in certificate.checks)
+    assert json.loads(json.dumps(certificate.to_dict())) == certificate.to_dict()
 
 
 @pytest.mark.parametrize("source", BARS)
@@ -74,19 +74,19 @@ def test_each_planted_mistake_is_caught(source, name):
     """Cumulative levels do not use the future but depend on the start; all others must fail in the two
     bit-exact checks."""
     certificate = leak_certificate(MUTANTS[name], BARS[source]())
-    caught = {c["name"] for c in certificate["checks"] if not c["passed"]}
-    assert not certificate["passed"]
+    caught = {c["name"] for c in certificate.checks if not c["passed"]}
+    assert not certificate.passed
     if name.startswith("cumulative"): assert caught == {"start"}
     else: assert {"truncation", "future"} <= caught
-    assert certificate["offending"] in {"sigma", "next", "centred", "calm", "obv", "vwap", "entry"}
-    assert json.loads(json.dumps(certificate)) == certificate
+    assert certificate.offending in {"sigma", "next", "centred", "calm", "obv", "vwap", "entry"}
+    assert json.loads(json.dumps(certificate.to_dict())) == certificate.to_dict()
 
 
 def test_one_bad_column_among_good_ones_is_named():
     def f(bars): return indicators(bars).assign(peek=bars["high"].shift(-1) > bars["high"])
     certificate = leak_certificate(f, demo_market(1200))
-    assert certificate["offending"] == "peek"
-    assert all(c["columns"] == ["peek"] for c in certificate["checks"] if not c["passed"])
+    assert certificate.offending == "peek"
+    assert all(c["columns"] == ["peek"] for c in certificate.checks if not c["passed"])
 
 
 def test_a_backward_fill_shows_only_inside_the_warm_up():
@@ -106,9 +106,8 @@ def test_a_backward_fill_over_an_outage_shows_only_inside_it():
     assert inside["row"].tolist() == [bars.index[500]] and inside["rows"].tolist() == [6]
     assert not check_future(f, bars, [505]).empty
     assert check_truncation(f, bars, [400, 499, 510]).empty
-    assert {499, 500, 504, 509, 510, 511} <= set(default_cuts(bars, n=0)) and not leak_certificate(f, bars)[
-        "passed"
-    ]
+    assert {499, 500, 504, 509, 510, 511} <= set(default_cuts(bars, n=0))
+    assert not leak_certificate(f, bars).passed
 
 
 def test_the_full_sample_quantile_needs_an_altered_future_at_the_last_row():
@@ -132,7 +131,7 @@ def test_a_pipeline_that_throws_dice_is_told_apart():
     rng = np.random.default_rng(0)
     def f(bars): return bars["close"] * rng.random()
     certificate = leak_certificate(f, demo_market(700))
-    assert not certificate["checks"][0]["passed"] and not check_repeat(f, demo_market(50)).empty
+    assert not certificate.checks[0]["passed"] and not check_repeat(f, demo_market(50)).empty
 
 
 def test_the_input_is_not_shared():
@@ -142,7 +141,7 @@ def test_the_input_is_not_shared():
         return bars["close"]
     bars = demo_market(700)
     before = bars.copy()
-    assert leak_certificate(f, bars)["passed"]
+    assert leak_certificate(f, bars).passed
     pd.testing.assert_frame_equal(bars, before)
 
 
@@ -229,8 +228,8 @@ def test_errors_name_the_cause():
 @pytest.mark.parametrize("source", BARS)
 def test_our_own_way_from_bars_to_orders_holds_the_certificate(source):
     proof = certificate(BARS[source](), thorough=False)
-    assert proof["passed"], proof["sentence"]
-    assert [c["name"] for c in proof["checks"]] == [
+    assert proof.passed, proof.sentence
+    assert [c["name"] for c in proof.checks] == [
         "repeat",
         "truncation",
         "future",
@@ -239,31 +238,31 @@ def test_our_own_way_from_bars_to_orders_holds_the_certificate(source):
         "orders",
         "labels",
     ]
-    assert json.loads(json.dumps(proof, allow_nan=False)) == proof
+    assert json.loads(json.dumps(proof.to_dict(), allow_nan=False)) == proof.to_dict()
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_planted_mistake_in_your_features_is_named(name):
     proof = certificate(demo_market(1500, seed=5), features=MUTANTS[name])
     assert (
-        not proof["passed"]
-        and proof["offending"] in proof["sentence"]
-        and proof["sentence"].startswith("LEAK: ")
+        not proof.passed
+        and proof.offending in proof.sentence
+        and proof.sentence.startswith("LEAK: ")
     )
-    assert proof["offending"] in {"sigma", "next", "centred", "calm", "obv", "vwap", "entry"}
+    assert proof.offending in {"sigma", "next", "centred", "calm", "obv", "vwap", "entry"}
 
 
 def test_a_leak_behind_honest_features_is_found_in_the_decision():
     def decide(table): return (table["rsi"].shift(-1) > table["rsi"]).rename("entry")
     proof = certificate(demo_market(1500, seed=5), features=indicators, decide=decide)
-    assert proof["offending"] == "decision: entry"
+    assert proof.offending == "decision: entry"
 
 
 def test_gap_edges_are_among_the_cuts():
     whole = demo_market(1500, seed=5)
     proof = certificate(whole.drop(whole.index[1000:1010]), features=indicators)
-    assert proof["passed"], proof["sentence"]
-    for check in proof["checks"][1:3]: assert {999, 1000, 1004, 1009, 1010, 1011} <= set(check["cuts"])
+    assert proof.passed, proof.sentence
+    for check in proof.checks[1:3]: assert {999, 1000, 1004, 1009, 1010, 1011} <= set(check["cuts"])
 
 
 def test_skill_that_does_not_fade_is_a_leak():

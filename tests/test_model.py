@@ -1,6 +1,7 @@
 """Training: every way it can end, targets, several seeds, several tickers, constant memory."""
 import gc
 import json
+import math
 import os
 import random
 import signal
@@ -18,12 +19,12 @@ from hypothesis import strategies as st
 
 from cryptolstm.core.errors import InputError, OperationError
 from cryptolstm.core.config import RunConfig
+from cryptolstm.core.settings import check_value, declared
 from cryptolstm.data.demo import demo_market, planted_market
 from cryptolstm.features.indicators import features
 from cryptolstm.features.targets import target, volatility_target
 from cryptolstm.model import network, training
-from cryptolstm.model.settings import (LITERAL, RANGES, SEQUENCES, WHOLE, ModelConfig, check_network,
-                                       check_setting, model_config)
+from cryptolstm.model.settings import LITERAL, ModelConfig, check_network, model_config
 from cryptolstm.model.volatility import har_forecast
 from cryptolstm.model.network import build_network
 from cryptolstm.model.bundle import load_bundle, save_bundle
@@ -217,28 +218,34 @@ def test_a_setting_that_no_training_could_use_is_refused_in_one_sentence(name):
     with pytest.raises(
         InputError,
         match=(
-            rf"^network {name} is .*; pass a (list of )?(whole )?numbers? from \S+ to \S+?(, or null for no"
-            r" limit)?$"
+            rf"^network {name} is .*; pass a (list of )?(whole )?numbers? (from \S+|above 0, up) to"
+            r" \S+?(, or null for no limit)?$"
         ),
     ):
         model_config(RunConfig(network={name: UNUSABLE[name]}))
 
 
-@given(st.sampled_from(sorted(RANGES)),
+NUMBERS = {name: s for name, s in declared(ModelConfig).items() if s.low is not None}
+
+
+@given(st.sampled_from(sorted(NUMBERS)),
        st.floats(allow_nan=True) | st.integers() | st.booleans() | st.none() | st.text(max_size=3))
 def test_a_number_passes_only_within_its_limits(name, value):
-    low, high = RANGES[name]
-    number = (
-        isinstance(value, int if name in WHOLE else (int, float))
-        and not isinstance(value, bool)
-        and low <= value <= high
+    known = NUMBERS[name]
+    try: number = float(value)   # the text of a number counts as one, because YAML reads 1e-3 as text
+    except (TypeError, ValueError, OverflowError): number = math.nan
+    valid = (
+        not isinstance(value, bool)
+        and known.low <= number <= known.high
+        and (not known.whole or number.is_integer())
     )
     try:
-        check_setting(name, (value,) if name in SEQUENCES else value)
+        checked = check_value(known, (value,) if known.many else value)
     except InputError:
-        assert not number and (name, value) != ("max_train_seconds", None)
+        assert not valid and (name, value) != ("max_train_seconds", None)
     else:
-        assert number or (name, value) == ("max_train_seconds", None)
+        assert valid or (name, value) == ("max_train_seconds", None)
+        assert not valid or checked == ((number,) if known.many else number)
 
 
 COMPILED_LIMITS = ("l2", "bn_momentum", "clipvalue", "dropout", "recurrent_dropout", "dense_dropout")
@@ -254,7 +261,8 @@ OTHER_LIMITS = (
 def test_the_limits_of_every_setting_train_and_can_be_written_down(market, end):
     bars, table = (m.iloc[:200] for m in market)
     def at_limit(name):
-        return tuple([RANGES[name][end]]) if name in SEQUENCES else RANGES[name][end]
+        limit = (NUMBERS[name].low, NUMBERS[name].high)[end]
+        return (limit,) if NUMBERS[name].many else limit
     for names in (COMPILED_LIMITS, *OTHER_LIMITS):
         config = replace(CONFIG, epochs=2, **{name: at_limit(name) for name in names})
         check_network(config)

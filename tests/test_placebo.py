@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SMALL, small_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import provenance, regular_grid, stamp
-from cryptolstm.core.config import RunConfig
+from cryptolstm.core.bars import provenance, regular_grid
 from cryptolstm.data.demo import demo_market, planted_market, planted_state
 from cryptolstm.features.indicators import features
 from cryptolstm.features.targets import target
@@ -21,29 +21,12 @@ from cryptolstm.proof.trials import Ledger
 from cryptolstm.research.walkforward import walk_forward
 from cryptolstm.research.backtest import backtest, summary
 from cryptolstm.research.placebo import (KINDS, LABELS, MARKET, ORDER, backtest_with_placebo, block_order,
-                                         dealt_labels, placebo, placebo_figures, placebo_market,
+                                         permuted_labels, placebo, placebo_figures, placebo_market,
                                          placebo_seeds, placebo_sentence, ranked, reordered_market,
                                          whole_moves)
 from cryptolstm.cli.main import app
 
-SMALL = {
-    "units": [8],
-    "dropout": [0.1],
-    "recurrent_dropout": [0.1],
-    "dense": [8],
-    "epochs": 1,
-    "refit_epochs": 1,
-}
-RUN = RunConfig(
-    ticker="ETH/USD",
-    hours=120,
-    train_hours=400,
-    retrain_every=60,
-    lookback=12,
-    exchange="simulated",
-    threshold_scale=0,
-    network=SMALL,
-)
+RUN = small_run(hours=120, retrain_every=60)
 BARS = demo_market(900, seed=4, ticker="ETH/USD")
 
 
@@ -84,33 +67,33 @@ def test_what_one_bar_says_of_the_next_is_gone_at_the_seams_and_only_there():
     ), "in blocks of two days an effect of an hour is still there"
 
 
-def test_dealt_labels_are_the_training_labels_on_other_bars():
+def test_permuted_labels_are_the_training_labels_on_other_bars():
     table, part = features(BARS), slice(100, 700)
     bars, known = BARS.iloc[part], table.iloc[part]
-    dealt = dealt_labels(3)(bars, known)
-    pd.testing.assert_frame_equal(dealt, dealt_labels(3)(bars, known))
-    true, false = (target(b, known["sigma"]).dropna() for b in (bars, dealt))
+    permuted = permuted_labels(3)(bars, known)
+    pd.testing.assert_frame_equal(permuted, permuted_labels(3)(bars, known))
+    true, false = (target(b, known["sigma"]).dropna() for b in (bars, permuted))
     assert (
         true.index.equals(false.index)
         and abs(true.corr(false)) < 0.15
-        and not dealt["close"].equals(bars["close"])
+        and not permuted["close"].equals(bars["close"])
     )
     # those of the first bar, which has no previous σ, stay
     np.testing.assert_allclose(np.sort(false)[5:-5], np.sort(true)[5:-5], atol=.1)
-    maker = dealt_labels(3)
+    maker = permuted_labels(3)
     assert not maker(bars, known)["close"].equals(
         maker(bars, known)["close"]
-    ), "the next training of a run is dealt another hand"
+    ), "the next training of a run has another permutation"
 
 
-def test_a_network_taught_dealt_labels_is_another_one_and_is_tested_on_the_real_bars():
+def test_a_network_taught_permuted_labels_is_another_one_and_is_tested_on_the_real_bars():
     seen = []
-    def spy(bars, table): seen.append(bars.index[[0, -1]]); return dealt_labels(0)(bars, table)
+    def spy(bars, table): seen.append(bars.index[[0, -1]]); return permuted_labels(0)(bars, table)
     honest, fooled = walk_forward(BARS, RUN), walk_forward(BARS, RUN, label_bars=spy)
     assert len(seen) == len(honest.folds) == 2
     assert all(
         last < start for (_, last), start in zip(seen, honest.folds["tested_from"], strict=True)
-    ), "no tested bar is dealt"
+    ), "no tested bar is permuted"
     assert honest.predictions["realised"].equals(fooled.predictions["realised"])
     assert not honest.predictions["prediction"].equals(fooled.predictions["prediction"])
 
@@ -120,14 +103,14 @@ def test_placebo_markets_are_stamped_as_invented_and_as_wild_as_the_bars():
     def sd(b):
         return np.log(b["close"]).diff().std()
     for kind in (ORDER, MARKET):
-        made = placebo_market(regular_grid(real), kind, 5)
+        other = placebo_market(regular_grid(real), kind, 5)
         assert (
-            provenance(made).simulated
-            and provenance(made).revised is None
-            and provenance(made).ticker == "ETH/USD"
-            and made.index.equals(real.index)
+            provenance(other).simulated
+            and provenance(other).revised is None
+            and provenance(other).ticker == "ETH/USD"
+            and other.index.equals(real.index)
         )
-        assert not made["close"].equals(real["close"])
+        assert not other["close"].equals(real["close"])
     assert sd(placebo_market(regular_grid(real), ORDER, 5)) == pytest.approx(sd(real), rel=1e-3)
     # months differ, but their mean square agrees
     drawn = [sd(placebo_market(regular_grid(real), MARKET, seed)) for seed in range(30)]
@@ -149,9 +132,9 @@ def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked()
         {"skill": skill, "trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0}
     )
     assert idle == {"hit": .58, "ic": .2, "sharpe_ratio": None, "total_return": None}
-    said = placebo_sentence({kind: {name: ranked(x, [x]) for name, x in idle.items()} for kind in KINDS})
+    sentence = placebo_sentence({kind: {name: ranked(x, [x]) for name, x in idle.items()} for kind in KINDS})
     assert (
-        said
+        sentence
         == "Placebo runs: direction right 58.0%, reached by 1 of 1 (permuted labels), "
         "1 of 1 (permuted blocks of returns, which keep the dependence within a block), 1 of 1 (demo market)"
     )
@@ -186,7 +169,7 @@ SETTINGS = {
     "lookback": 12,
     "retrain_every": 240,
 }
-ASKED = [
+COMMAND = [
     "backtest",
     "--exchange",
     "simulated",
@@ -217,16 +200,16 @@ def test_a_run_with_placebo_is_ranked_and_enters_one_trial(printed):
 
 @pytest.mark.slow
 def test_the_command_prints_where_its_result_stands(tmp_path):
-    done = CliRunner().invoke(app, [*ASKED, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
+    done = CliRunner().invoke(app, [*COMMAND, "--placebo", "1"], env={"CRYPTOLSTM_HOME": str(tmp_path)})
     assert done.exit_code == 0 and "Placebo runs: direction right" in done.stdout
 
 
 @pytest.mark.parametrize("odd, says", [
     (["--placebo", "-1"], "whole number"), (["--placebo", "2", "--grid", "stop_atr=1:4:3"], "--grid")])
 def test_a_nonsensical_placebo_is_refused_before_anything_is_run(odd, says):
-    refused = CliRunner().invoke(app, [*ASKED, *odd])
+    refused = CliRunner().invoke(app, [*COMMAND, *odd])
     assert isinstance(refused.exception, InputError) and says in str(refused.exception)
-    assert CliRunner().invoke(app, [*ASKED, "--placebo", "1.5"]).exit_code == 2
+    assert CliRunner().invoke(app, [*COMMAND, "--placebo", "1.5"]).exit_code == 2
 
 
 def test_what_backtests_print_is_compared_across_tickers(printed, tmp_path):

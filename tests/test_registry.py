@@ -505,18 +505,13 @@ def test_models_are_compared_only_on_bars_neither_has_seen(trained):
     bundle, bars, table = trained
     later = fit(bars.iloc[100:700], table.iloc[100:700], bundle.config)
     found = compare_models(bundle, later, bars)
-    assert (
-        found["from"] == bars.index[700].isoformat()
-        and found["bars"] == 200
-        and found["forecast"]["n"] == found["compared"] == 199
-    )
+    assert found.first == bars.index[700].isoformat() and found.bars == 200
+    assert found.forecast["n"] == found.compared == 199
     for start in (bars.index[650], bars.index[699], bars.index[-1] + HOUR):
         with pytest.raises(TrainingSpanError, match="pass bars after both spans"):
             compare_models(bundle, later, bars, start=start)
     mirrored = compare_models(later, bundle, bars)
-    assert (
-        mirrored["forecast"]["difference"] == pytest.approx(-found["forecast"]["difference"])
-        and mirrored["a"] == found["b"]
-    )
+    assert mirrored.forecast["difference"] == pytest.approx(-found.forecast["difference"])
+    assert mirrored.a == found.b
     with pytest.raises(InputError, match="look 1 and 2 bars ahead"):
         compare_models(bundle, replace(later, config=replace(later.config, horizon=2)), bars)

@@ -19,7 +19,8 @@ from papermill import inspect_notebook
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.config import _RANGES, RunConfig, run_config, run_from_namespace
+from cryptolstm.core.config import RunConfig, run_config, run_from_namespace
+from cryptolstm.core.settings import declared
 from cryptolstm.features.indicators import INDICATORS
 from cryptolstm.proof.verdict import Level
 from cryptolstm.report.figures import DETAILS, FIGURES, MONTHS
@@ -448,9 +449,9 @@ OTHER = {
 def test_every_setting_of_a_run_reaches_its_page():
     """The notebook's run equals the one requested, field by field; IPython's names (exit, quit, open) shadow
     none of its parameters."""
-    usual = RunConfig()
+    usual, known = RunConfig(), declared(RunConfig)
     for field in fields(RunConfig):
-        low, high = _RANGES.get(field.name, (None, None))
+        low, high = known[field.name].low, known[field.name].high
         other = OTHER[field.name] if field.name in OTHER else (low + high) // 2 or (low + high) / 2
         asked = {**asdict(usual), field.name: other} | (
             {"size": 0.5, "sizing": "fraction"} if field.name in ("size", "max_leverage") else {}

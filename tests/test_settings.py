@@ -34,8 +34,8 @@ def parameters_cell(notebook: str) -> list[str]:
 
 # parameters that are no settings of a run, or whose meaning or default is the notebook's
 OTHER = {
-    "backtest": {"placebo": {}},
-    "signal": {"hours": {}, "retrain_threshold": {}, "model": {}, "last": {}},
+    "backtest": {"placebo"},
+    "signal": {"hours", "retrain_threshold", "model", "last", "exchange"},
 }
 
 

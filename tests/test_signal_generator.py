@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY
 
 from cryptolstm import SignalGenerator
 from cryptolstm.core.errors import InputError
@@ -24,15 +25,8 @@ from cryptolstm.strategy.decide import check_decidable, decide
 from cryptolstm.strategy.upkeep import model_plan
 from cryptolstm.strategy.answer import lag_warning, signal_dict
 
-TINY = {
-    "units": [4],
-    "dropout": [0.1],
-    "recurrent_dropout": [0.1],
-    "dense": [4],
-    "epochs": 2,
-    "refit_epochs": 1,
-}
-RUN = RunConfig(lookback=12, network=TINY)
+NETWORK = {**TINY, "epochs": 2}
+RUN = RunConfig(lookback=12, network=NETWORK)
 
 
 def generator(loopback, home, **settings):
@@ -406,7 +400,7 @@ def test_the_line_of_a_generator_is_known_before_its_bars(loopback, monkeypatch)
 # --------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def judged():
+def decided():
     "Bars, their features, a model trained on all but the last bars, and a decision."
     bars = demo_market(900, seed=8)
     table = features(bars)
@@ -414,8 +408,8 @@ def judged():
     return table, bundle, decide(bundle.predict(table, bars, start=899), table, RUN).iloc[-1], bars
 
 
-def warnings_of(judged, run=RUN, **attrs):
-    table, bundle, decision, bars = judged
+def warnings_of(decided, run=RUN, **attrs):
+    table, bundle, decision, bars = decided
     plenty = replace(bundle, training={**bundle.training, "underpowered": False})
     return signal_dict(
         run,
@@ -428,21 +422,20 @@ def warnings_of(judged, run=RUN, **attrs):
 
 
 @pytest.mark.parametrize("late,warned", [(0, False), (0.5, False), (3, False), (3.5, True), (4000, True)])
-def test_a_bar_that_closed_long_ago_is_said_to_be_so(judged, late, warned):
-    clock = judged[3].index[-1] + HOUR + pd.Timedelta(hours=late)
+def test_a_bar_that_closed_long_ago_is_said_to_be_so(decided, late, warned):
+    clock = decided[3].index[-1] + HOUR + pd.Timedelta(hours=late)
     text = (
         f"the newest bar of BTC/USD closed {late:.0f} hours ago by the exchange's clock; the signal is about"
         " then, not now"
     )
-    assert warnings_of(judged, clock_time=clock.isoformat()) == ([text] if warned else [])
+    assert warnings_of(decided, clock_time=clock.isoformat()) == ([text] if warned else [])
 
 
-def test_without_a_clock_nothing_is_compared_and_a_past_that_was_asked_for_is_not_late(judged):
-    bars = judged[3]
+def test_without_a_clock_nothing_is_compared_and_a_past_that_was_asked_for_is_not_late(decided):
+    bars = decided[3]
     end, long_after = (bars.index[-1] + HOUR).isoformat(), (bars.index[-1] + 999 * HOUR).isoformat()
-    assert (
-        warnings_of(judged) == [] and warnings_of(judged, replace(RUN, end=end), clock_time=long_after) == []
-    )
+    assert warnings_of(decided) == []
+    assert warnings_of(decided, replace(RUN, end=end), clock_time=long_after) == []
     ends_early = lag_warning(
         stamp(bars, "BTC/USD", "kraken", clock_time=long_after),
         replace(RUN, end=(bars.index[-1] + 51 * HOUR).isoformat()),
@@ -454,16 +447,16 @@ def test_without_a_clock_nothing_is_compared_and_a_past_that_was_asked_for_is_no
     )
 
 
-def test_short_stale_and_underpowered_are_warnings(judged):
+def test_short_stale_and_underpowered_are_warnings(decided):
     stale, short = "kraken could not be reached", "kraken has 100 of the 200 bars asked for"
-    said = warnings_of(judged, stale=stale, short=short)
-    assert said == [stale, f"{short}; the training span or its warm-up is shorter than asked for"]
-    table, bundle, decision, bars = judged
+    warnings = warnings_of(decided, stale=stale, short=short)
+    assert warnings == [stale, f"{short}; the training span or its warm-up is shorter than asked for"]
+    table, bundle, decision, bars = decided
     weak = replace(
         bundle, training={**bundle.training, "underpowered": True, "windows": 100, "weights": 541_405}
     )
-    said = signal_dict(RUN, bars, table, decision, [Version(weak, Path("x"))], "")["warnings"]
-    assert said == ["the model is underpowered: 100 training windows for 541405 weights"]
+    warnings = signal_dict(RUN, bars, table, decision, [Version(weak, Path("x"))], "")["warnings"]
+    assert warnings == ["the model is underpowered: 100 training windows for 541405 weights"]
 
 
 def test_a_real_signal_carries_its_warnings_and_is_json(loopback, tmp_path):
@@ -491,7 +484,7 @@ def test_the_usage_examples_of_the_design_run_as_typed(loopback, client_home, mo
     "Except for the package's name, and for a small network and few retrainings, which are set by `config`."
     from cryptolstm import Backtester
     monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", loopback.url)
-    small = RunConfig(network=TINY, lookback=12, train_hours=400, retrain_every=1080)
+    small = RunConfig(network=NETWORK, lookback=12, train_hours=400, retrain_every=1080)
 
     sg = SignalGenerator(ticker='ETH/USD', config=small)
     backtester = Backtester(sg, hours=720, initial_balance=50000)

@@ -17,6 +17,7 @@ from .models import models_app
 from .proof import proof_app
 from .signal import signal_app
 from .research import research_app
+from .settings import settings_app
 
 # %% ../../nbs/cli/07_main.ipynb #0d6a954b
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.add_typer(research_app)
 app.add_typer(data_app, name="data")
 app.add_typer(proof_app)
 app.add_typer(models_app, name="models")
+app.add_typer(settings_app)
 
 # %% ../../nbs/cli/07_main.ipynb #606a2116
 def main() -> None:

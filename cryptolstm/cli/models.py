@@ -242,7 +242,7 @@ def compare(
     }
     found = {
         "versions": names,
-        **compare_models(*models, bars, run, start=begin, notes=tuple(version.note for version in both)),
+        **compare_models(*models, bars, run, begin, tuple(version.note for version in both)).to_dict(),
     }
     if names["simulated"]: say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
     emit(found) if as_json else print_comparison(found)

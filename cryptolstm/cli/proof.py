@@ -111,11 +111,11 @@ def check_leaks(
         params, set_, {"ticker": ticker, "exchange": exchange, "exchange_url": exchange_url, "end": end}
     )
     from cryptolstm.data.client import market_bars
-    from cryptolstm.features.indicators import WARMUP
+    from cryptolstm.features.indicators import WARMUP, features as our_features
     from cryptolstm.proof import leaks
     from cryptolstm.research import certificate
     if hours < 100: raise InputError(f"hours is {hours}; pass at least 100, or no cut lies inside")
-    made = yours(features, lambda: leaks.load_function(features)) if features else certificate.features
+    made = yours(features, lambda: leaks.load_function(features)) if features else our_features
     decides = yours(decide, lambda: leaks.load_function(decide)) if decide else None
     bars = market_bars(
         run.ticker, hours, run.end, run.exchange, run.exchange_url, seed=run.seed, progress=True
@@ -126,14 +126,14 @@ def check_leaks(
             bars, made, decides, run, warmup=WARMUP if warmup is None else warmup
         ),
     )
-    proof = {
-        **proof,
+    result = {
+        **proof.to_dict(),
         "ticker": run.ticker,
         "exchange": provenance(bars).exchange,
         "features": features or "cryptolstm",
         "decide": decide or ("cryptolstm" if not features else None),
     }
-    answer(proof, proof["passed"], as_json, print_proof)
+    answer(result, proof.passed, as_json, print_proof)
 
 
 def print_proof(proof: dict) -> None:

@@ -215,7 +215,8 @@ class Provenance:
         return head | ({"simulated": self.simulated} if "exchange" in head else {}) | known
 
     def __repr__(self) -> str:
-        return f"Provenance({', '.join(f'{k}={x!r}' for k, x in self.to_dict().items())})"
+        lines = ",\n           ".join(f"{k}={x!r}" for k, x in self.to_dict().items())
+        return f"Provenance({lines})"
 
 # the fields that are sentences for the reader, in the order in which they are shown
 PROVENANCE_NOTES = ("fallback", "stale", "short", "unconfirmed", "alias", "set_aside", "not_asked")

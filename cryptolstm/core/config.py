@@ -114,7 +114,7 @@ class Orders:
 
     `simulate` has the same arguments. Two of its defaults differ, because it trades any signal and adds
     nothing that was not asked for: slippage 0 and no stop."""
-    initial_balance: float = setting(100_000.0, "initial balance", (1e-9, 1e15), unit="quote currency")
+    initial_balance: float = setting(100_000.0, "balance at the start", (1e-9, 1e15), unit="quote currency")
     fee: float = setting(0.001, "fee per side", (0, 0.1), unit="share of the traded notional", axis=True)
     slippage: float = setting(
         0.0002, "slippage per side, always unfavourable", (0, 0.1), unit="share of the price", axis=True
@@ -216,7 +216,8 @@ def run_config(
     return replace(base or RunConfig(), **values)
 
 # %% ../../nbs/core/06_config.ipynb #2c8adab7
-NESTED = ("network", "rules")   # settings that are tables
+# settings that are tables, with an example of each
+NESTED = {"network": "network.epochs=5", "rules": "rules.macd=false"}
 
 def merge_settings(
     *sources: Mapping,   # setting → value, the weakest first

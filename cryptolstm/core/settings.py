@@ -149,7 +149,7 @@ def parameter_line(
     parse."""
     value = s.default if default is None else default
     kind = type(value).__name__ if value is not None else "int" if s.whole else "float" if s.high else "str"
-    words = " or ".join(f'"{c}"' for c in s.choices)
+    words = " or ".join(", ".join(f'"{c}"' for c in s.choices).rsplit(", ", 1))
     notes = [
         s.described(),
         words,

@@ -262,10 +262,8 @@ def _no_text(name: str, error: str) -> InputError:
     "The `InputError` for a text that pyarrow cannot read."
     if "UTF8" in error or "utf-8" in error: return InputError(f"{name} is not UTF-8 text; save it as UTF-8")
     if "Empty" in error: return InputError(f"{name} has a header and no bars; pass a file with bars")
-    return InputError(
-        f"{name} cannot be split into rows ({' '.join(error.split())[:80]}); look for quotes that do not"
-        " close"
-    )
+    words = " ".join(error.split())[:80]
+    return InputError(f"{name} cannot be split into rows ({words}); look for quotes that do not close")
 
 def row_numbers(
     raw: bytes,

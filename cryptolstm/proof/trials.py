@@ -7,7 +7,7 @@ __all__ = ['WHERE_FROM', 'SCHEMA', 'BUSY_SECONDS', 'TABLE', 'COLUMNS', 'KEY', 'A
            'FixedLedger', 'market_of', 'trial_span']
 
 # %% ../../nbs/proof/01_trials.ipynb #c1dfaead
-import json, math, sqlite3, zlib
+import json, sqlite3, zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, OperationError
+from ..core.text import finite_or_none
 from ..core.files import config_hash, home as data_home
 from ..core.bars import HOUR, as_utc
 
@@ -77,86 +78,12 @@ TABLE = (
     " unique (ticker, market, first, until, data_hash, config_hash))"
 )
 
+# %% ../../nbs/proof/01_trials.ipynb #7a1a0001
 def hour_of(
     when,      # timestamp
 ) -> int:      # hours since 1970
     "Open or close time as an integer that the ledger can compare."
     return int(as_utc(when).timestamp() // 3600)
-
-# %% ../../nbs/proof/01_trials.ipynb #a33eba10
-class Ledger:
-    "All trials, stored in `trials.sqlite`. Raises `OperationError` if the file cannot be used."
-
-    def __init__(self,
-        folder: Path | str | None = None,   # None = `CRYPTOLSTM_HOME`
-    ):
-        self.path = Path(folder or data_home()) / "trials.sqlite"
-
-    @contextmanager
-    def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
-        "Open a connection; with `write`, inside a transaction that starts at once and is all or nothing."
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-            try:
-                _prepare(db, self.path)
-                if write: db.execute("begin immediate")
-                yield db
-                if write: db.execute("commit")
-            finally: db.close()   # an open transaction is rolled back
-        except (sqlite3.Error, OSError) as e:
-            raise OperationError(
-                f"the trial ledger {self.path} cannot be used ({e}); move the file away or free it, then run"
-                " again"
-            ) from e
-
-    def enter(self,
-        trial: Trial,
-    ) -> Standing:
-        "Enter a trial; the same configuration on the same bars again only counts as a re-run."
-        with self._open(write=True) as db: return _enter(db, trial)
-
-    def enter_all(self,
-        trials: Sequence[Trial],   # points of one sweep: same ticker and bars
-        asked: int = -1,           # index of the trial whose standing is returned
-    ) -> Standing:                 # after all of them are entered
-        "Enter many trials in one transaction, all or none. Raises `InputError` if there are none."
-        if not trials: raise InputError("there is no trial to enter; pass at least one")
-        with self._open(write=True) as db:
-            for trial in trials: _write(db, trial)
-            return _standing(db, trials[asked])
-
-    def conclude(self,
-        trial: Trial,    # entered before
-        verdict: str,    # level of its verdict
-    ) -> None:
-        "Add the verdict to a trial (it depends on the standing)."
-        with self._open(write=True) as db:
-            db.execute(f"update trials set verdict = ? where {KEY}", (verdict, *_key(trial)))
-
-    def standing_of(self,
-        trial: Trial,
-    ) -> Standing | None:   # None if it is not in the ledger
-        "Current standing of a trial; nothing is written."
-        if not self.path.exists(): return None
-        with self._open() as db: return _standing(db, trial) if _is_in(db, trial) else None
-
-    def overfitting(self,
-        trial: Trial,    # entered before
-    ) -> dict | None:    # from `among_trials`
-        "Evidence of overfitting by choosing among all trials on exactly the same hours."
-        # imports statsmodels and arch, which takes seconds; only this method needs them
-        from cryptolstm.stats.overfit import among_trials
-        with self._open() as db: return among_trials(_returns(db, trial))
-
-    def trials_of(self,
-        ticker: str,
-        span: tuple | None = None,    # (open time of the first bar, close time of the last); None = all
-        market: str | None = None,    # None = all real markets
-    ) -> pd.DataFrame:                # one row per trial, oldest first
-        "Trials of a ticker whose tested hours overlap a span."
-        if not self.path.exists(): return pd.DataFrame(columns=["number", *COLUMNS])
-        with self._open() as db: return _trials(db, ticker, span, market or "")
 
 # %% ../../nbs/proof/01_trials.ipynb #18925e51
 COLUMNS = (
@@ -204,8 +131,6 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
 def _write(db: sqlite3.Connection, t: Trial) -> None:
     "Insert a trial or count a re-run."
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    def number(x):
-        return None if x is None or not math.isfinite(x) else float(x)
     packed = None if t.returns is None else zlib.compress(np.asarray(t.returns, "<f4").tobytes())
     db.execute(
         "insert into trials (ticker, market, first, until, data_hash, config_hash, at, config, sharpe, n,"
@@ -216,9 +141,9 @@ def _write(db: sqlite3.Connection, t: Trial) -> None:
             *_key(t),
             now,
             json.dumps(t.config, sort_keys=True, default=str),
-            *map(number, (t.sharpe,)),
+            finite_or_none(t.sharpe),
             int(t.n),
-            *map(number, (t.skew, t.kurtosis, t.hit)),
+            *map(finite_or_none, (t.skew, t.kurtosis, t.hit)),
             now,
             packed,
         ),
@@ -231,11 +156,11 @@ def _is_in(db: sqlite3.Connection, t: Trial) -> bool:
 
 def _standing(db: sqlite3.Connection, t: Trial) -> Standing:
     "Standing of a trial that is in the ledger."
-    own, reruns = db.execute(f"select id, reruns from trials where {KEY}", _key(t)).fetchone()
+    row, reruns = db.execute(f"select id, reruns from trials where {KEY}", _key(t)).fetchone()
     found = _trials(db, t.ticker, (t.first, t.until), t.market)
     ratios = found["sharpe"].astype(float).dropna()
     return Standing(
-        int((found["id"] <= own).sum()),
+        int((found["id"] <= row).sum()),
         len(found),
         float(ratios.var(ddof=1)) if len(ratios) > 1 else 0.0,
         reruns,
@@ -277,6 +202,81 @@ def _returns(db: sqlite3.Connection, t: Trial) -> np.ndarray:   # (bars × trial
         else np.empty((0, 0))
     )
 
+# %% ../../nbs/proof/01_trials.ipynb #a33eba10
+class Ledger:
+    "All trials, stored in `trials.sqlite`. Raises `OperationError` if the file cannot be used."
+
+    def __init__(self,
+        folder: Path | str | None = None,   # None = `CRYPTOLSTM_HOME`
+    ):
+        self.path = Path(folder or data_home()) / "trials.sqlite"
+
+    @contextmanager
+    def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+        "Open a connection; with `write`, inside a transaction that starts at once and is all or nothing."
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+            try:
+                _prepare(db, self.path)
+                if write: db.execute("begin immediate")
+                yield db
+                if write: db.execute("commit")
+            finally: db.close()   # an open transaction is rolled back
+        except (sqlite3.Error, OSError) as e:
+            raise OperationError(
+                f"the trial ledger {self.path} cannot be used ({e}); move the file away or free it, then run"
+                " again"
+            ) from e
+
+    def enter(self,
+        trial: Trial,
+    ) -> Standing:
+        "Enter a trial; the same configuration on the same bars again only counts as a re-run."
+        with self._open(write=True) as db: return _enter(db, trial)
+
+    def enter_all(self,
+        trials: Sequence[Trial],   # points of one sweep: same ticker and bars
+        index: int = -1,           # of the trial whose standing is returned
+    ) -> Standing:                 # after all of them are entered
+        "Enter many trials in one transaction, all or none. Raises `InputError` if there are none."
+        if not trials: raise InputError("there is no trial to enter; pass at least one")
+        with self._open(write=True) as db:
+            for trial in trials: _write(db, trial)
+            return _standing(db, trials[index])
+
+    def conclude(self,
+        trial: Trial,    # entered before
+        verdict: str,    # level of its verdict
+    ) -> None:
+        "Add the verdict to a trial (it depends on the standing)."
+        with self._open(write=True) as db:
+            db.execute(f"update trials set verdict = ? where {KEY}", (verdict, *_key(trial)))
+
+    def standing_of(self,
+        trial: Trial,
+    ) -> Standing | None:   # None if it is not in the ledger
+        "Current standing of a trial; nothing is written."
+        if not self.path.exists(): return None
+        with self._open() as db: return _standing(db, trial) if _is_in(db, trial) else None
+
+    def overfitting(self,
+        trial: Trial,    # entered before
+    ) -> dict | None:    # from `among_trials`
+        "Evidence of overfitting by choosing among all trials on exactly the same hours."
+        # imports statsmodels and arch, which takes seconds; only this method needs them
+        from cryptolstm.stats.overfit import among_trials
+        with self._open() as db: return among_trials(_returns(db, trial))
+
+    def trials_of(self,
+        ticker: str,
+        span: tuple | None = None,    # (open time of the first bar, close time of the last); None = all
+        market: str | None = None,    # None = all real markets
+    ) -> pd.DataFrame:                # one row per trial, oldest first
+        "Trials of a ticker whose tested hours overlap a span."
+        if not self.path.exists(): return pd.DataFrame(columns=["number", *COLUMNS])
+        with self._open() as db: return _trials(db, ticker, span, market or "")
+
 # %% ../../nbs/proof/01_trials.ipynb #6dd42b21
 @dataclass(frozen=True)
 class FixedLedger:
@@ -302,6 +302,7 @@ def market_of(
         f":{data['planted_r2']}:{data.get('planted_sign')}" if "planted_r2" in data else ""
     )
 
+# %% ../../nbs/proof/01_trials.ipynb #7a1a0004
 def trial_span(
     index: pd.DatetimeIndex,   # open times of the tested bars
 ) -> dict:                     # `first` and `until` of a `Trial`

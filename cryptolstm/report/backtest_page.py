@@ -43,7 +43,7 @@ def verdict_box(
     facts = _verdict_facts(v, results["baseline_returns"])
     shown = ("hit", "cw_p", "pt_p", "net_return", HOLD, REVERSAL)
     proof, tried = results["certificate"], results["search"]["sentence"]
-    tested = "This run was not tested for leaks." if proof is None else proof["sentence"]
+    tested = "This run was not tested for leaks." if proof is None else proof.sentence
     decided = "".join(_card(*facts[name]) for name in v.decided)
     others = "".join(_card(*facts[name]) for name in shown if name not in v.decided)
     return Piece(
@@ -176,9 +176,9 @@ def certificate_table(
             str(len(check["cuts"]) or "–"),
             ", ".join(check["columns"][:5]),
         )
-        for check in proof["checks"]
+        for check in proof.checks
     ]
-    return paragraph(proof["sentence"], "quiet" if proof["passed"] else "note alarm") + as_table(
+    return paragraph(proof.sentence, "quiet" if proof.passed else "note alarm") + as_table(
         rows, ["check", "result", "what it does", "cuts", "columns with a leak"]
     )
 

@@ -16,7 +16,7 @@ import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError, unknown_name
 from ..core.files import slug, write_atomic
 from ..core.bars import check_ticker
-from ..core.config import read_params, run_config
+from ..core.config import merge_settings, read_params, run_config
 from ..model.settings import model_config
 from ..strategy.rules import rules_of
 from ..research.placebo import check_placebo
@@ -55,11 +55,8 @@ def report_parameters(
         params = next(
             p for p in (folder / f"{slug(check_ticker(ticker))}.yaml", folder / "default.yaml") if p.is_file()
         )
-    file, over = read_params(params), dict(overrides or {})
-    for table in ("network", "rules"):
-        if isinstance(over.get(table), Mapping): over[table] = {**file.get(table, {}), **over[table]}
-    values = {**file, "ticker": check_ticker(ticker), **over}
-    run = run_config({k: str(v) if k == "end" and v is not None else v for k, v in values.items()})
+    values = merge_settings(read_params(params), {"ticker": check_ticker(ticker)}, overrides or {})
+    run = run_config(values)
     # find a mistake in the network or a rule before a notebook is started
     model_config(run), rules_of(run)
     return {k: "" if (v := getattr(run, k)) is None else v for k in values}

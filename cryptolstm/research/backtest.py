@@ -33,6 +33,7 @@ from ..stats.bootstrap import bootstrap, seed_fan, skill_cells
 from ..stats.calibration import calibration_figures, reliability
 from ..model.settings import model_config
 from ..model.drift import drift, reference
+from ..proof.leaks import Certificate
 from ..proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict, verdict
 from ..proof.provenance import calibration_note, data_stamp, determinism, ending_note, training_note
@@ -167,11 +168,11 @@ def judge(
     returns: dict,             # name → total return, with the strategy under `STRATEGY`
     run: RunConfig,
     search: dict,              # from `search_of`
-    proof: dict | None,        # from `certificate`; None = not computed
+    proof: Certificate | None, # from `certificate`; None = not computed
 ) -> Verdict:
     "Verdict of a run."
     deflated = search["deflated_sharpe"]
-    leak = None if proof is None or proof["passed"] else proof["offending"]
+    leak = None if proof is None else proof.offending
     return verdict(
         skill.loc["LSTM"],
         returns[STRATEGY],
@@ -225,14 +226,14 @@ def backtest(
         ending_note(walk.folds),
     )
     trial = trial_of(result, skill, run, data, tested.index)
-    made = {
+    outcome = {
         "realised": walk.predictions["realised"],
         "forecast": walk.predictions["prediction"],
         "signal": decisions["signal"],
     }
     search = search_of(result, ledger.enter(trial), ledger.overfitting(trial))
     proof = (
-        certificate(bars, run=run, made=made, newest=WARMUP + LEAST_TRIED, thorough=False)
+        certificate(bars, run=run, outcome=outcome, newest=WARMUP + LEAST_TRIED, thorough=False)
         if certify
         else None
     )
@@ -311,7 +312,7 @@ def summary(
         "against": _table(results["against"]),
         "search": results["search"],
         "power": results["power"],
-        "certificate": results["certificate"],
+        "certificate": results["certificate"] and results["certificate"].to_dict(),
         "fan": results["fan"],
         "placebo": results["placebo"],
         "uncertainty": {**_table(results["uncertainty"]), **results["uncertainty"].attrs},

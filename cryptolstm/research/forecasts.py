@@ -7,7 +7,7 @@ __all__ = ['TRADING', 'forecast_key', 'keep_forecasts', 'kept_forecasts', 'forec
 
 # %% ../../nbs/research/01_forecasts.ipynb #7b488d88
 import hashlib, io, json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -19,43 +19,14 @@ from ..core.errors import OperationError
 from ..core.files import code_hash, home, plain, write_atomic
 from ..core.machine import cpu_kind, versions
 from ..core.bars import bars_hash
-from ..core.config import RunConfig
+from ..core.config import Entry, Market, Orders, RunConfig
 from ..features.indicators import features
 from .walkforward import walk_forward
 
 # %% ../../nbs/research/01_forecasts.ipynb #410d66aa
-TRADING = (
-    "initial_balance",
-    "fee",
-    "maker_fee",
-    "slippage",
-    "slippage_range",
-    "borrow_rate",
-    "lot",
-    "min_notional",
-    "max_volume_share",
-    "max_leverage",
-    "sizing",
-    "size",
-    "stop_atr",
-    "stop_percent",
-    "take_profit_atr",
-    "take_profit_percent",
-    "trailing_atr",
-    "min_hold",
-    "max_hold",
-    "exit",
-    "entry",
-    "p_min",
-    "cost_margin",
-    "short_volume",
-    "rules",
-    # the last four select the bars, which are in the key themselves
-    "ticker",
-    "exchange",
-    "exchange_url",
-    "end",
-)
+# settings that do not change the forecasts; `threshold_scale` does, because `p_exceed` depends on it, and the
+# bars that the settings of the market select are in the key themselves
+TRADING = {f.name for part in (Market, Entry, Orders) for f in fields(part)} - {"hours", "threshold_scale"}
 
 def forecast_key(
     bars: pd.DataFrame,   # history and tested span

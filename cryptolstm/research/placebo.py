@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'ORDER', 'MARKET', 'KINDS', 'SURVIVES', 'SHAPE', 'SHOWN', 'check_placebo', 'placebo_seeds', 'block_order',
-           'whole_moves', 'rebuilt', 'reordered_market', 'dealt_labels', 'placebo_market', 'placebo_run',
-           'placebo_figures', 'ranked', 'placebo', 'placebo_sentence', 'backtest_with_placebo']
+           'whole_moves', 'rebuilt', 'reordered_market', 'permuted_labels', 'placebo_market', 'placebo_figures',
+           'placebo_run', 'ranked', 'placebo_sentence', 'placebo', 'backtest_with_placebo']
 
 # %% ../../nbs/research/07_placebo.ipynb #3ecb0244
 import math
@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..core.errors import InputError
-from ..core.text import figure_text
+from ..core.text import figure_text, finite_or_none
 from ..core.bars import check_bars, provenance, regular_grid, stamp
 from ..core.config import RunConfig
 from ..data.demo import demo_market
@@ -101,21 +101,20 @@ def reordered_market(
     "Bars with the moves of a market in another order."
     rows = np.flatnonzero(whole_moves(bars))
     move, donor = np.nan_to_num(np.log(bars["close"].ffill()).diff().to_numpy()), np.arange(len(bars))
-    own = move.copy()
-    move[rows], donor[rows] = own[rows[order]], rows[order]
+    move[rows], donor[rows] = move[rows[order]], rows[order]
     return rebuilt(bars, move, donor)
 
 # %% ../../nbs/research/07_placebo.ipynb #8ee2db3d
-def dealt_labels(
+def permuted_labels(
     seed: int,              # of the permutation; each training of a run draws the next one
     mean: float = 24.0,     # mean length of a block
 ) -> Callable:              # (bars, features) of a training → bars on the same rows
     "Function for `label_bars` of `walk_forward`: closes whose moves do not belong to the features."
     rng = np.random.default_rng(seed)
     def label_bars(bars, table):
-        own, before = np.log(bars["close"].ffill()).diff().to_numpy(), table["sigma"].shift(1).to_numpy()
+        move, before = np.log(bars["close"].ffill()).diff().to_numpy(), table["sigma"].shift(1).to_numpy()
         rows = np.flatnonzero(whole_moves(bars) & np.isfinite(before))
-        z, move = own[rows] / before[rows], np.nan_to_num(own)
+        z, move = move[rows] / before[rows], np.nan_to_num(move)
         move[rows] = z[block_order(len(rows), mean, rng)] * before[rows]
         return rebuilt(bars, move, np.arange(len(bars)))
     return label_bars
@@ -133,23 +132,11 @@ def placebo_market(
         return regular_grid(
             demo_market(len(bars), seed, bars.index[-1] + pd.Timedelta(hours=1), ticker, annual)
         )
-    made = reordered_market(bars, block_order(len(r), block_length(r), np.random.default_rng(seed)))
-    made.attrs = {}
-    return stamp(made, ticker, "simulated", seed=seed, placebo=kind)
+    other = reordered_market(bars, block_order(len(r), block_length(r), np.random.default_rng(seed)))
+    other.attrs = {}
+    return stamp(other, ticker, "simulated", seed=seed, placebo=kind)
 
-def placebo_run(
-    bars: pd.DataFrame,   # of the real run
-    run: RunConfig,       # of the real run
-    kind: str,            # one of `KINDS`
-    seed: int,            # of the placebo and of its networks
-) -> dict:                # kind, seed, and the `SHOWN` figures; None where undefined
-    "Run the pipeline once without the effect it is looking for; nothing is entered in a ledger."
-    market = bars if kind == LABELS else placebo_market(bars, kind, seed)
-    found = backtest(
-        market, replace(run, seed=seed), label_bars=dealt_labels(seed) if kind == LABELS else None
-    )
-    return {"kind": kind, "seed": seed, **placebo_figures(found)}
-
+# %% ../../nbs/research/07_placebo.ipynb #9ace0002
 # name → label, number format
 SHOWN = {
     "hit": ("direction right", ".1%"),
@@ -169,7 +156,21 @@ def placebo_figures(
         "sharpe_ratio": found["sharpe_ratio"],
         "total_return": found["total_return"] if traded else None,
     }
-    return {k: None if v is None or not math.isfinite(v) else float(v) for k, v in numbers.items()}
+    return {name: finite_or_none(value) for name, value in numbers.items()}
+
+# %% ../../nbs/research/07_placebo.ipynb #9ace0004
+def placebo_run(
+    bars: pd.DataFrame,   # of the real run
+    run: RunConfig,       # of the real run
+    kind: str,            # one of `KINDS`
+    seed: int,            # of the placebo and of its networks
+) -> dict:                # kind, seed, and the `SHOWN` figures; None where undefined
+    "Run the pipeline once without the effect it is looking for; nothing is entered in a ledger."
+    market = bars if kind == LABELS else placebo_market(bars, kind, seed)
+    found = backtest(
+        market, replace(run, seed=seed), label_bars=permuted_labels(seed) if kind == LABELS else None
+    )
+    return {"kind": kind, "seed": seed, **placebo_figures(found)}
 
 # %% ../../nbs/research/07_placebo.ipynb #3fc0bb8b
 def ranked(
@@ -178,22 +179,37 @@ def ranked(
 ) -> dict:                # seen; low, median, high of the placebo runs; n (defined), reached (how many), p
     "Rank of a figure among those of the placebo runs: p = (1 + #≥)/(n + 1)."
     known = [v for v in values if v is not None]
-    out = {
+    low, median, high = map(float, np.quantile(known, [0, 0.5, 1])) if known else (None,) * 3
+    reached = None if seen is None or not known else sum(v >= seen for v in known)
+    return {
         "seen": seen,
-        **dict(
-            zip(
-                ("low", "median", "high"),
-                map(float, np.quantile(known, [0, 0.5, 1])) if known else (None,) * 3,
-                strict=True,
-            )
-        ),
+        "low": low,
+        "median": median,
+        "high": high,
         "n": len(known),
+        "reached": reached,
+        "p": None if reached is None else (1 + reached) / (1 + len(known)),
     }
-    if seen is None or not known: return {**out, "reached": None, "p": None}
-    reached = sum(v >= seen for v in known)
-    return {**out, "reached": reached, "p": (1 + reached) / (1 + len(known))}
 
 # %% ../../nbs/research/07_placebo.ipynb #9d04a26d
+def placebo_sentence(
+    kinds: dict,   # kind → figure → from `ranked`
+) -> str:
+    "Sentence on how many placebo runs did at least as well as the real one."
+    texts = []
+    for name in ("hit", "total_return"):
+        label, form = SHOWN[name]
+        parts = [
+            f"{f[name]['reached']} of {f[name]['n']} ({kind}{SURVIVES.get(kind, '')})"
+            for kind, f in kinds.items()
+            if f[name]["p"] is not None
+        ]
+        seen = next(iter(kinds.values()))[name]["seen"]
+        if parts: texts.append(f"{label} {figure_text(seen, form)}, reached by {', '.join(parts)}")
+    if not texts: return "Placebo runs: the figures of this run are undefined, there is nothing to rank"
+    return f"Placebo runs: {'; '.join(texts)}"
+
+# %% ../../nbs/research/07_placebo.ipynb #9ace0006
 def placebo(
     results: dict,            # from `backtest`: the real run
     n: int,                   # number of placebo runs, with `KINDS` in turn
@@ -214,29 +230,6 @@ def placebo(
         for kind in KINDS[:n]
     }
     return {"n": n, "runs": runs, "kinds": kinds, "sentence": placebo_sentence(kinds)}
-
-def placebo_sentence(
-    kinds: dict,   # as above
-) -> str:
-    "Sentence on how many placebo runs did at least as well as the real one."
-    said = []
-    for name in ("hit", "total_return"):
-        label, form = SHOWN[name]
-        parts = [
-            f"{f[name]['reached']} of {f[name]['n']} ({kind}{SURVIVES.get(kind, '')})"
-            for kind, f in kinds.items()
-            if f[name]["p"] is not None
-        ]
-        if parts:
-            said.append(
-                f"{label} {figure_text(next(iter(kinds.values()))[name]['seen'], form)}, reached by"
-                f" {', '.join(parts)}"
-            )
-    return (
-        f"Placebo runs: {'; '.join(said)}"
-        if said
-        else "Placebo runs: the figures of this run are undefined, there is nothing to rank"
-    )
 
 # %% ../../nbs/research/07_placebo.ipynb #552c2e35
 def backtest_with_placebo(

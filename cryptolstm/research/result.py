@@ -17,6 +17,7 @@ import pandas as pd
 from ..core.config import RunConfig
 from ..core.text import figure_text, percent
 from ..data.quality import QualityReport
+from ..proof.leaks import Certificate
 from ..proof.verdict import Verdict
 from .baselines import HOLD
 
@@ -71,7 +72,7 @@ class Evidence:
     search: dict                # number of trials, deflated Sharpe ratio
     power: dict                 # smallest effect a test of this length can detect
     uncertainty: pd.DataFrame   # bootstrap intervals
-    certificate: dict | None    # leak certificate
+    certificate: Certificate | None   # leak certificate
     placebo: dict | None        # placebo runs
 
 # %% ../../nbs/research/05_result.ipynb #675a65e7

@@ -129,6 +129,7 @@ print(json.dumps({
     "stretched": decide(ups, table, run)["rule_percent_b"][table["close"] > table["bb_upper"]].tolist(),
     "other": decide(ups, table, run)["rule_percent_b"][table["close"] < table["bb_upper"]].tolist(),
     "days": sorted({day.day_name() for day in results["bars"].index}),
+    "crossovers": results["baseline_figures"]["moving-average crossover"]["num_trades"],
     "checks": [c for c in decide(ups, table, dropped) if c.startswith("rule_")],
 }, default=float))
 open("page.html", "w").write(page_again(results))
@@ -194,6 +195,12 @@ def test_the_changed_notebooks_still_pass_with_their_new_examples(path, changed)
 
 def test_the_examples_follow_the_style_rules(changed):
     in_copy(changed, str(BIN / "ruff"), "check", *MODULES)
+
+
+def test_the_baseline_is_in_the_tables_of_baselines_and_of_skill(shown):
+    for section in ("Baselines and ablations", "Forecasts"):
+        assert "<td>moving-average crossover</td>" in shown["page"].split(f">{section}</h2>")[1].split("<h2")[0]
+    assert shown["crossovers"] > 0
 
 
 def test_the_section_is_on_the_page_with_a_row_for_each_day(shown):

@@ -311,7 +311,7 @@ def walk_naive(epochs: str, batch: str) -> float:
     from cryptolstm.features.windows import window_view
     from cryptolstm.model.settings import input_columns, model_config
     from cryptolstm.model.network import Batches, build_network
-    from cryptolstm.model.training import training_data, training_parts
+    from cryptolstm.model.training_data import training_data, training_parts
     from cryptolstm.research.walkforward import schedule
     bars, run = walk_case(epochs, epochs)
     began, said = time.perf_counter(), []
@@ -603,7 +603,7 @@ def whole_run(result: dict) -> dict:
 
 
 class KernelAlone:
-    "`_walk` on arrays prepared beforehand; the tables are built afterwards, for the comparison."
+    "The kernel on arrays prepared beforehand; the tables are built afterwards, for the comparison."
 
     def __init__(self, **settings): self.settings, self.ready = settings, None
 
@@ -611,15 +611,15 @@ class KernelAlone:
         from cryptolstm.execution import orders, simulate as simulate_module
         if self.ready is None:
             run = simulate_module.simulate(bars.iloc[:30], signal[:30], **self.settings)["settings"]
-            data = orders._arrays(bars, signal, None, None, run)
-            self.ready = bars, run, data, simulate_module._room(len(data.close))
+            data = orders.kernel_inputs(bars, signal, None, None, run)
+            self.ready = bars, run, data, simulate_module.result_arrays(len(data.close))
         bars, run, data, room = self.ready
-        return bars, run, data, simulate_module._by_kernel(data, run, room)
+        return bars, run, data, simulate_module.run_kernel(data, run, room)
 
     def result(self, walked):
         from cryptolstm.execution import simulate as simulate_module
         bars, run, data, found = walked
-        return simulate_module._result(bars, run, data, *found)
+        return simulate_module.simulation_result(bars, run, data, *found)
 
 
 @bench(100, "bars/s")

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.bars import provenance, regular_grid, stamp
 from cryptolstm.core.config import RunConfig
+from cryptolstm.core.volatility import average_true_range
+from cryptolstm.features.indicators import features
 from cryptolstm.stats.performance import figures
 from cryptolstm.execution.kernel import COUNTS, MAX_WAIT, REASONS
-from cryptolstm.execution.orders import _Arrays, _arrays, _check_settings, _wilder, entry_share, wilder_atr
-from cryptolstm.execution.simulate import _by_kernel, simulate
-from cryptolstm.execution.reference import _by_reference, simulate_reference
+from cryptolstm.execution.orders import KernelInputs, check_settings, entry_share, kernel_inputs
+from cryptolstm.execution.simulate import run_kernel, simulate
+from cryptolstm.execution.reference import run_reference, simulate_reference
 from cryptolstm.research.baselines import HOLD, REVERSAL, performance
 from cryptolstm.report.figures import DETAILS, FIGURES, figure_rows
 
@@ -121,7 +123,7 @@ def setups(draw, exchange=True): return setup_of(lambda values: draw(st.sampled_
 def cases(draw, exchange=True, **kind):
     bars, setup = draw(bar_frames(**kind)), draw(setups(exchange))
     atr = draw(st.sampled_from([None, 3, 5]))  # short windows, so that stops occur in short frames
-    if atr is not None: setup["atr"] = wilder_atr(bars, atr)
+    if atr is not None: setup["atr"] = average_true_range(bars, atr)
     # σ known from the first bar on, as from a longer history, except for a few bars
     if setup["sizing"] == "volatility" and draw(st.booleans()):
         g = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -153,7 +155,7 @@ DEFAULTS = {
 def another(seed):
     "Random settings and kernel inputs: prices, signals, holes of any length, ATR, σ."
     g = np.random.default_rng(seed)
-    run = _check_settings(DEFAULTS | setup_of(lambda values: values[g.integers(len(values))]))
+    run = check_settings(DEFAULTS | setup_of(lambda values: values[g.integers(len(values))]))
     n = g.integers(2, 70)
     prices, real = random_prices(n, seed, g.choice([0.003, 0.02, 0.15])), np.ones(n, bool)
     for start, length in zip(g.integers(2, n + 1, g.integers(0, 4)), g.integers(1, 7, 3), strict=False):
@@ -161,13 +163,13 @@ def another(seed):
     prices = {k: np.where(real, v, np.nan) for k, v in prices.items()}
     sigma = np.where(g.random(n) < 0.1, [0.0], g.uniform(0.001, 0.1, n)) if g.random() < 0.5 else None
     atr = (
-        _wilder(prices["high"], prices["low"], prices["close"], g.choice([3, 5]))
+        average_true_range(pd.DataFrame(prices), g.choice([3, 5])).to_numpy()
         if g.random() < 0.8
         else np.array([0.5])
     )
     signal = np.repeat(g.integers(-1, 2, n), g.integers(1, 12))[:n].astype("int8")
     share = entry_share(prices["close"], run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"])
-    return run, _Arrays(**prices, real=real, signal=signal, share=share, atr=atr, rows=np.arange(n))
+    return run, KernelInputs(**prices, real=real, signal=signal, share=share, atr=atr, rows=np.arange(n))
 
 
 def computed(equity, low_equity, position, trades, cash, quantity, last, counts):
@@ -188,12 +190,12 @@ def computed(equity, low_equity, position, trades, cash, quantity, last, counts)
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_kernel_equals_the_plain_reference(case, seed):
     bars, signal, setup = case
-    run = _check_settings(DEFAULTS | {k: v for k, v in setup.items() if k not in ("atr", "sigma")})
-    drawn = run, _arrays(bars, signal, setup.get("atr"), setup.get("sigma"), run)
+    run = check_settings(DEFAULTS | {k: v for k, v in setup.items() if k not in ("atr", "sigma")})
+    drawn = run, kernel_inputs(bars, signal, setup.get("atr"), setup.get("sigma"), run)
     # 2,000 cases, each with its own settings
     for run, data in (drawn, *(another([seed, i]) for i in range(1, 8))):
         close_to(
-            computed(*_by_kernel(data, run)), computed(*_by_reference(data, run)), run["initial_balance"]
+            computed(*run_kernel(data, run)), computed(*run_reference(data, run)), run["initial_balance"]
         )
 
 
@@ -209,7 +211,7 @@ def test_two_thousand_random_cases_have_settings_holes_and_ends_of_every_kind():
         == (3 * 2 - 1) * 2 * 2 * 2
     )
     assert sum((~d.real).any() for _, d in runs) > 1000
-    ends = Counter(REASONS[i] for r, d in runs for i in _by_kernel(d, r)[3]["reason"])
+    ends = Counter(REASONS[i] for r, d in runs for i in run_kernel(d, r)[3]["reason"])
     assert set(ends) == set(REASONS) - {""} and min(ends.values()) > 20, ends
 
 
@@ -385,7 +387,7 @@ def test_fills_only_at_prices_the_bar_contains(case):
 def test_stops_and_targets_fill_at_their_distance_from_the_entry(case):
     bars, signal, setup = case
     trades = simulate(bars, signal, **setup)["trades"]
-    atr = setup.get("atr", wilder_atr(regular_grid(real_bars(bars), 0)).reindex(bars.index))
+    atr = setup.get("atr", average_true_range(regular_grid(real_bars(bars), 0)).reindex(bars.index))
     real = bars.index[~bars["is_gap"]] if "is_gap" in bars else bars.index
     def nearest(order, atr, price):
         return min(
@@ -411,7 +413,7 @@ def test_runs_cut_where_nothing_is_held_join_to_the_whole(case, data):
     signal = signal.copy()
     signal[max(0, cut - 1 - max(setup["min_hold"], 1)):cut] = 0
     series = {
-        "atr": setup.get("atr", wilder_atr(bars)),
+        "atr": setup.get("atr", average_true_range(bars)),
         "sigma": setup.get("sigma", np.log(bars["close"]).diff().rolling(24).std()),
     }
     def part(rows, **more):
@@ -446,7 +448,7 @@ def test_a_short_of_the_mirrored_market_earns_what_the_long_earned(case):
     mirrored = bars.assign(
         open=200 - bars["open"], high=200 - bars["low"], low=200 - bars["high"], close=200 - bars["close"]
     )
-    atr = {"atr": setup.get("atr", wilder_atr(bars, 3))}
+    atr = {"atr": setup.get("atr", average_true_range(bars, 3))}
     orders = {
         k: setup[k]
         for k in ("stop_atr", "take_profit_atr", "trailing_atr", "min_hold", "max_hold", "exit")
@@ -1118,6 +1120,19 @@ BAD = {
     ),
     "ignored size": (lambda: simulate(BARS, [0] * 4, size=0.5), 'pass sizing="fraction"'),
 }
+
+
+def test_stops_and_sizes_use_the_same_atr_and_sigma_as_the_features():
+    """`simulate` without ATR and σ computes what the feature table holds, bit for bit: a stop of 2 ATR is the
+    same price in both."""
+    bars = random_bars(600, seed=5)
+    table, signal = features(bars), np.repeat(np.random.default_rng(6).integers(-1, 2, 120), 5)
+    signal[:30] = 0                              # the features are NaN for 27 bars
+    setup = dict(stop_atr=1.5, take_profit_atr=2.0, sizing="volatility", size=0.5)
+    alone = simulate(bars, signal, **setup)
+    informed = simulate(bars, signal, **setup, atr=table["atr"], sigma=table["sigma"])
+    assert len(alone["trades"]) > 20
+    pd.testing.assert_frame_equal(alone["trades"], informed["trades"], check_exact=True)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -25,7 +25,9 @@ from cryptolstm.research.replay import trade
 from cryptolstm.research.baselines import (HOLD, LSTM_ALONE, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY,
                                            last_bar_reversal, learner_exceedance, learner_forecasts)
 from cryptolstm.research.backtest import backtest, run_backtest, search_of, summary
-from cryptolstm.report.backtest_page import banner, data_table, entry_text, search_table
+from cryptolstm.report.backtest_page import banner, data_table
+from cryptolstm.report.forecast_sections import entry_text
+from cryptolstm.report.performance_sections import search_table
 
 RUN = small_run()
 
@@ -160,7 +162,7 @@ def test_folds_that_cannot_say_how_likely_a_move_is_enter_nothing_and_that_is_sa
     ].startswith(note)
     assert (
         f'class="note warn">{note}' in banner(result["data"]).markup
-        and "No forecast got one" in entry_text(result).markup
+        and "No forecast has one" in entry_text(result).markup
     )
 
 

@@ -70,13 +70,13 @@ def test_seeds_trained_side_by_side_are_those_trained_one_after_another(market, 
 
 
 def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(market, workers, monkeypatch):
-    seen, step = [], training._step
+    seen, step = [], training.advance_bar
 
     def pressed_after_three_epochs(bar, error):
         seen.append(error)
         if len(seen) == 3: os.kill(os.getpid(), signal.SIGINT)
         step(bar, error)
-    monkeypatch.setattr(training, "_step", pressed_after_three_epochs)
+    monkeypatch.setattr(training, "advance_bar", pressed_after_three_epochs)
     bundle = fit(*market, replace(CONFIG, seeds=(3,), epochs=100_000, patience=100_000), workers=workers)
     assert (
         bundle.training["stopped"] == "interrupted"

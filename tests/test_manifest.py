@@ -20,7 +20,7 @@ from cryptolstm.proof.provenance import data_notes
 from cryptolstm.research.walkforward import bars_needed
 from cryptolstm.research.certificate import certificate
 from cryptolstm.research.backtest import backtest, summary
-from cryptolstm.report.manifest import TABLES, _canonical, _sha, embed, make_manifest, split
+from cryptolstm.report.manifest import TABLES, canonical_json, embed, make_manifest, sha256_of, split
 from cryptolstm.report.render import run_report
 from cryptolstm.report.verify import (SAME, agree, compare_results, compare_tables, standing_note, tolerance,
                                       verify)
@@ -105,16 +105,16 @@ def test_a_fresh_page_is_verified_in_full(page, stored_home):
         and not manifest["data"]["simulated"]
         and "" not in manifest["baseline_returns"]
     )
-    said = manifest["determinism"]["said"]
+    text = manifest["determinism"]["said"]
     assert manifest["determinism"] == {
         "class": "bit-equal",
-        "said": said,
+        "said": text,
         "backend": "tensorflow",
         "cpu": cpu_kind(),
         "other_cpu": OTHER_KIND,
         "parts": 2,
     }
-    assert said.endswith("the same kind of CPU and library versions, whatever the number of threads")
+    assert text.endswith("the same kind of CPU and library versions, whatever the number of threads")
     assert len(result["notes"]) == 1 and result["notes"][0].endswith("pictures were not compared")
 
 
@@ -126,10 +126,10 @@ def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_h
     near, far = (
         {**old, "buy & hold": old["buy & hold"] * (1 + share)} for share in (OTHER_KIND / 2, OTHER_KIND * 2)
     )
-    made = rehashed(
+    other = rehashed(
         text, manifest, baseline_returns=near, determinism={**manifest["determinism"], "cpu": "another CPU"}
     )
-    (tmp_path / "backtest.html").write_text(made, encoding="utf-8")
+    (tmp_path / "backtest.html").write_text(other, encoding="utf-8")
     result = verify(tmp_path / "backtest.html", home=stored_home)
     assert result["ok"], wrong(result)
     assert any("another CPU" in note and cpu_kind() in note for note in result["notes"])
@@ -140,13 +140,13 @@ def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_h
         compare_tables("", old, new, rel)["ok"]
         for new, rel in ((near, OTHER_KIND), (far, OTHER_KIND), (near, SAME))
     ] == [True, False, False]
-    assert [tolerance(m) for m in (split(made)[1], manifest, {})] == [OTHER_KIND, SAME, SAME]
+    assert [tolerance(m) for m in (split(other)[1], manifest, {})] == [OTHER_KIND, SAME, SAME]
 
 
 def rehashed(page: str, manifest: dict, **changes) -> str:
     "A page as a forger would write it, with matching hashes."
-    body = {k: v for k, v in {**manifest, **changes, "page_sha256": _sha(page)}.items() if k != "sha256"}
-    return embed(page, {**body, "sha256": _sha(_canonical(body))})
+    body = {k: v for k, v in {**manifest, **changes, "page_sha256": sha256_of(page)}.items() if k != "sha256"}
+    return embed(page, {**body, "sha256": sha256_of(canonical_json(body))})
 
 
 def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_home, tmp_path):
@@ -166,9 +166,11 @@ def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_
     assert verify(tmp_path / "backtest.html", quick=True, home=stored_home)["ok"]
     full = verify(tmp_path / "backtest.html", home=stored_home)
     assert wrong(full) == ["data", "search", "certificate", "text"]
-    said = {f["what"]: f["said"] for f in full["findings"]}
+    texts = {f["what"]: f["said"] for f in full["findings"]}
     assert (
-        said["certificate"] == "the page has none" and "CANDIDATE" in said["text"] and level in said["text"]
+        texts["certificate"] == "the page has none"
+        and "CANDIDATE" in texts["text"]
+        and level in texts["text"]
     )
     assert any("the notebook backtest.ipynb is not beside the page" in note for note in full["notes"])
 
@@ -264,9 +266,9 @@ def test_the_command_says_what_does_not_hold_and_ends_with_1(page, stored_home, 
 def test_other_results_are_named_with_their_first_difference():
     run = RunConfig(exchange="simulated", **{**WISH, "hours": 96})
     bars = regular_grid(demo_market(bars_needed(run), seed=1))
-    made = summary(backtest(bars, run))
-    manifest = json.loads(json.dumps(make_manifest(made, "<body></body>")))
-    assert all(f["ok"] for f in compare_results(manifest, made))
+    result = summary(backtest(bars, run))
+    manifest = json.loads(json.dumps(make_manifest(result, "<body></body>")))
+    assert all(f["ok"] for f in compare_results(manifest, result))
     dear = summary(backtest(bars, RunConfig(exchange="simulated", **{**WISH, "hours": 96, "fee": .002})))
     found = {f["what"]: f for f in compare_results(manifest, dear)}
     assert (
@@ -286,17 +288,16 @@ def test_a_leak_makes_the_verdict_and_says_where(monkeypatch):
     monkeypatch.setattr(
         "cryptolstm.research.backtest.certificate", lambda bars, **how: certificate(bars, features=early)
     )
-    made = backtest(bars, run, certify=True)
-    assert (
-        made["verdict"].level == "LEAK" and "the leak certificate failed at peek" in made["verdict"].sentence
-    )
-    assert summary(made)["certificate"]["passed"] is False
+    result = backtest(bars, run, certify=True)
+    assert result["verdict"].level == "LEAK"
+    assert "the leak certificate failed at peek" in result["verdict"].sentence
+    assert summary(result)["certificate"]["passed"] is False
 
 
 def test_what_is_no_page_is_refused(tmp_path):
-    for content, said in ((b"<html></html>", "has no manifest"), (b"\xff\xfe\x00", "not a page of text")):
+    for content, message in ((b"<html></html>", "has no manifest"), (b"\xff\xfe\x00", "not a page of text")):
         (tmp_path / "x.html").write_bytes(content)
-        with pytest.raises(InputError, match=said): verify(tmp_path / "x.html")
+        with pytest.raises(InputError, match=message): verify(tmp_path / "x.html")
     with pytest.raises(InputError, match="no </body>"): embed("text", {})
     assert (
         agree(1.0, 1 + 1e-10)
@@ -325,10 +326,10 @@ def test_a_run_that_the_clock_ended_says_so_and_promises_no_repetition():
             data_notes(results["data"])
         )
     )
-    made = summary(results)
+    result = summary(results)
     assert (
-        made["determinism"]["class"] == "none"
-        and make_manifest(made, "<body></body>")["determinism"] == made["determinism"]
+        result["determinism"]["class"] == "none"
+        and make_manifest(result, "<body></body>")["determinism"] == result["determinism"]
     )
     whole = summary(
         backtest(demo_market(bars_needed(RunConfig(**WISH)), seed=6, ticker="ETH/USD"), RunConfig(**WISH))

@@ -25,10 +25,11 @@ from cryptolstm.features.indicators import features
 from cryptolstm.features.targets import target, volatility_target
 from cryptolstm.model import network, training
 from cryptolstm.model.settings import LITERAL, ModelConfig, check_network, model_config
-from cryptolstm.model.volatility import har_forecast
+from cryptolstm.model.volatility import HAR
 from cryptolstm.model.network import build_network
 from cryptolstm.model.bundle import load_bundle, save_bundle
-from cryptolstm.model.training import fit, training_data, training_parts
+from cryptolstm.model.training import fit
+from cryptolstm.model.training_data import training_data, training_parts
 from cryptolstm.model.live_model import LiveModel
 from cryptolstm.strategy.decide import decide
 from cryptolstm.strategy.signal import SignalGenerator
@@ -339,7 +340,7 @@ def test_a_training_leaves_the_callers_random_numbers_alone(market, tmp_path):
         between()
         return random.random(), np.random.random()
     expected = draws(lambda: None)
-    network._compile.cache_clear(); network._fresh.cache_clear()
+    network.compile_network.cache_clear(); network.initial_weights.cache_clear()
     for _ in range(2):
         assert (
             draws(lambda: load_bundle(save_bundle(fit(*market, replace(CONFIG, epochs=1, seed=9)), tmp_path)))
@@ -488,7 +489,7 @@ def test_a_volatility_network_learns_what_har_knows():
     wanted = volatility_target(bars, table["sigma"], 6)
     error = {
         "network": wanted - bundle.predict(table, bars, start=3200),
-        "HAR": wanted - har_forecast(bars, table["sigma"], 6, 3200),
+        "HAR": wanted - HAR(6).fit(table.iloc[:3200], bars.iloc[:3200]).predict(table, bars, start=3200),
         "as it is now": wanted,
     }
     mse = {
@@ -661,7 +662,7 @@ def test_mixed_precision_trains_repeats_itself_and_is_stored_for_onnxruntime(mar
 def test_a_precision_set_for_all_of_keras_does_not_reach_the_network(market):
     import keras
     expected, old = fit(*market, replace(CONFIG, epochs=1)), keras.config.dtype_policy()
-    network._compile.cache_clear()
+    network.compile_network.cache_clear()
     try:
         keras.config.set_dtype_policy("mixed_float16")
         assert same(expected, fit(*market, replace(CONFIG, epochs=1)))

@@ -15,8 +15,8 @@ import pytest
 from bench import PEERS, ask_peer
 from test_execution import market, random_bars
 
+from cryptolstm.core.volatility import average_true_range
 from cryptolstm.stats.performance import figures
-from cryptolstm.execution.orders import wilder_atr
 from cryptolstm.execution.simulate import simulate
 from cryptolstm.execution.portfolio import portfolio
 
@@ -90,7 +90,8 @@ def vectorbt_case(seed, setup):
         arrays |= {"sl_stop": np.full(HOURS, 0.025), "tp_stop": np.full(HOURS, 0.03)}
     elif setup == "stop and target, ATR":
         bars = calm(bars, signal)
-        atr, fill = wilder_atr(bars), bars["open"].to_numpy() * (1 + np.nan_to_num(after(signal)) * SLIP)
+        atr = average_true_range(bars)
+        fill = bars["open"].to_numpy() * (1 + np.nan_to_num(after(signal)) * SLIP)
         ours |= {"stop_atr": 2.5, "take_profit_atr": 3.0, "atr": atr}
         arrays |= {"sl_stop": 2.5 * after(atr) / fill, "tp_stop": 3.0 * after(atr) / fill}
     return Case(
@@ -155,7 +156,7 @@ def backtesting_case(seed, setup):
         settings |= {"cash": 1e6, "size": 50}
         ours = {"fee": FEE, "max_volume_share": 0.05, "initial_balance": 1e6}
     if "stop" in setup:
-        atr, side, open_ = wilder_atr(bars), np.nan_to_num(after(signal)), bars["open"].to_numpy()
+        atr, side, open_ = average_true_range(bars), np.nan_to_num(after(signal)), bars["open"].to_numpy()
         stop, target = (
             (after(1.0 * atr), after(1.2 * atr)) if "ATR" in setup else (0.015 * open_, 0.015 * open_)
         )

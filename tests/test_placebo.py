@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import provenance, regular_grid
+from cryptolstm.core.bars import provenance, regular_grid, stamp
 from cryptolstm.data.demo import demo_market, planted_market, planted_state
 from cryptolstm.features.indicators import features
 from cryptolstm.features.targets import target

@@ -23,6 +23,7 @@ from cryptolstm.core.config import RunConfig, run_config, run_from_namespace
 from cryptolstm.core.settings import declared
 from cryptolstm.features.indicators import INDICATORS
 from cryptolstm.proof.verdict import Level
+from cryptolstm.report.backtest_page import SECTIONS
 from cryptolstm.report.figures import DETAILS, FIGURES, MONTHS
 from cryptolstm.report.manifest import split
 from cryptolstm.report.render import Report, report_parameters
@@ -142,7 +143,7 @@ ASKED = {"short_volume": "above", "entry": "cost", "fee": 2e-3, "exit": "opposit
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def finished(tmp_path_factory):
     """`make report` of recorded candles with test settings: the folder, the address of the exchange, the
     finished command and the page."""
     home = tmp_path_factory.mktemp("report")
@@ -166,9 +167,9 @@ def made(tmp_path_factory):
     return home, exchange.url, done, (home / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
 
 
-def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
+def test_report_of_real_candles_is_one_page_that_opens_offline(finished, real_bars):
     real_bars("ETH/USD")
-    home, url, done, page = made
+    home, url, done, page = finished
     verdict, path = done.stdout.strip().splitlines()[-2:]
     path = Path(path)
     assert (
@@ -186,8 +187,8 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(made, real_bars):
     assert "IPKernelApp" not in done.stderr and "Unable to parse" not in done.stderr
 
 
-def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
-    page = html.unescape(made[3]).replace("\xa0", " ")
+def test_a_page_shows_every_figure_the_months_and_when_it_fell(finished):
+    page = html.unescape(finished[3])
     rows = {
         row[0]: row[1:]
         for row in (re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", page))
@@ -196,9 +197,27 @@ def test_a_page_shows_every_figure_the_months_and_when_it_fell(made):
     for label, _, _ in (*FIGURES, *DETAILS): assert label in rows, label
     assert (
         re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0])
-        and "Deepest fall: " in page
+        and "Maximum drawdown: " in page
         and all(f">{month}</th>" in page for month in MONTHS)
     )
+
+
+def test_the_notebook_has_the_sections_of_the_table_in_page_order(finished):
+    cells = json.loads((ROOT / "nbs" / "backtest.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells]
+    heads = [k for k, text in enumerate(sources) if text.startswith("## ")]
+    assert [sources[k].splitlines()[0].removeprefix("## ") for k in heads] == list(SECTIONS)
+    assert [sources[k + 1] for k in heads] == [f'section(results, "{name}")' for name in SECTIONS]
+    shown = [html.unescape(text) for text in re.findall(r'<h2 id="[^"]*">(.*?)</h2>', finished[3])]
+    assert shown == list(SECTIONS)
+
+
+def test_a_negative_number_on_a_page_has_a_true_minus_sign_and_no_space_before_percent(finished):
+    "Dates, identifiers and the manifest keep their hyphens."
+    shown = html.unescape(re.sub(r"<(script|style|iframe).*?</\1>|<[^>]+>", "\n", finished[3], flags=re.S))
+    assert not re.findall(r"^-\d.*$", shown, re.M) and not re.findall(r"\d %", shown)
+    assert re.search(r"^−\d+\.\d+%$", shown, re.M) and "2025-04-30 23:00 UTC" in shown
+    assert re.search(r'": -\d', json.dumps(split(finished[3])[1]))
 
 
 CODES = [*((level.value, level.exit_code) for level in Level), (Level.NOT_SIGNIFICANT.after(37), 3)]
@@ -233,7 +252,7 @@ def test_the_gate_of_a_backtest_is_its_verdict(typed):
     )
 
 
-def test_without_a_network_the_report_says_in_red_that_its_market_is_invented(typed, tmp_path):
+def test_without_a_network_the_report_says_in_red_that_its_market_is_simulated(typed, tmp_path):
     done = typed("cryptolstm", "report", "ETH/USD", *SMOKE, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
@@ -471,9 +490,9 @@ def test_every_setting_of_a_run_reaches_its_page():
         assert notebook == "signal" or set(known) == {f.name for f in fields(RunConfig)} | {"placebo"}
 
 
-def test_a_page_states_the_settings_of_its_run(made):
-    page = re.sub(r"<script.*?</script>|<iframe.*?</iframe>", "", made[3], flags=re.S)
-    _, manifest = split(made[3])
+def test_a_page_states_the_settings_of_its_run(finished):
+    page = re.sub(r"<script.*?</script>|<iframe.*?</iframe>", "", finished[3], flags=re.S)
+    _, manifest = split(finished[3])
     asked = {"short_volume": "above", "entry": "cost", "fee": 0.002, "exit": "opposite"}
     assert {k: manifest["config"][k] for k in asked} == asked
     for name, here, usual in (
@@ -528,11 +547,10 @@ def test_ctrl_c_says_what_is_kept(tmp_path):
     )
 
 
-def test_a_page_states_the_rules_of_its_run(made):
-    _, url, _, page = made
+def test_a_page_states_the_rules_of_its_run(finished):
+    _, url, _, page = finished
     assert (
-        "2 × (0.20&nbsp;% fee + 0.02&nbsp;% slippage), and 50&nbsp;% more" in page.replace("\xa0", "&nbsp;")
-        and "half an ATR" not in page
+        "2 × (0.20% fee + 0.02% slippage), plus 50%" in page and "half an ATR" not in page
     )
     assert "volume / its 20-bar mean &gt; 1</td>" in page and f"coinbaseexchange at {url}" in page
 

@@ -17,8 +17,8 @@ from cryptolstm.core.bars import HOUR
 from cryptolstm.core.config import RunConfig
 from cryptolstm.strategy.signal import past_decisions
 from cryptolstm.report.manifest import OPEN, split
-from cryptolstm.report.signal_page import (ASKED, decision_figure, record_table, record_text, signal_box,
-                                           signal_heading)
+from cryptolstm.report.signal_page import (SIGNAL_FIELDS, decision_figure, record_table, record_text,
+                                           signal_box, signal_heading)
 from cryptolstm.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -76,11 +76,11 @@ def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_pa
     # the newest version was trained just now
     assert len(past) == 48 and list(past["version"].unique()) == versions[1:][::-1]
     for version in now.history:
-        own = past.index[past["version"] == version.folder.name]
-        if not len(own): continue
-        version.model.check_out_of_sample(own)
-        said = version.model.predict(now.table, now.bars, start=now.bars.index.get_loc(own[0]))
-        assert (said.loc[own] == past.loc[own, "prediction"]).all()
+        span = past.index[past["version"] == version.folder.name]
+        if not len(span): continue
+        version.model.check_out_of_sample(span)
+        predictions = version.model.predict(now.table, now.bars, start=now.bars.index.get_loc(span[0]))
+        assert (predictions.loc[span] == past.loc[span, "prediction"]).all()
     page = record_table(now, 48).markup
     assert "48 decisions by 2 versions of this model" in page and all(
         name.split(".")[0] in page for name in versions[1:]
@@ -88,13 +88,13 @@ def test_a_line_that_is_trained_every_day_has_a_record_of_more_than_a_day(tmp_pa
     assert now.signal["monitor"]["skill"]["versions"] == 2
 
 
-@pytest.mark.parametrize("entry,said", [
-    ("threshold", "is smaller than the market&#x27;s usual wobble"),
+@pytest.mark.parametrize("entry,meaning", [
+    ("threshold", "is smaller than usual price fluctuations"),
     ("cost", "does not pay the costs of a round trip")])
-def test_the_caption_of_the_fan_says_what_the_fan_is(decided, entry, said):
-    assert said in decision_figure(
+def test_the_caption_of_the_fan_says_what_the_fan_is(decided, entry, meaning):
+    assert meaning in decision_figure(
         replace(decided, signal={**decided.signal, "entry": entry})
-    ).markup.replace("&#39;", "&#x27;").replace("'", "&#x27;")
+    ).markup
 
 
 def test_what_came_is_what_the_bars_say_and_the_last_hours_are_not_known_yet(decided):
@@ -108,7 +108,7 @@ def test_what_came_is_what_the_bars_say_and_the_last_hours_are_not_known_yet(dec
     assert page.count("not yet known") == 2 and page.count("<td>yes</td>") == right.sum()
     assert (
         f"the right direction in {right.sum()} of 27 " in page
-        and "So few bars prove nothing either way." in page
+        and "So few bars are no evidence for or against skill." in page
     )
 
 
@@ -134,13 +134,13 @@ def test_the_notebook_takes_what_a_signal_depends_on():
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     parameters = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
     assert {line.split(":")[0] for line in parameters.splitlines()} == {
-        *ASKED,
+        *SIGNAL_FIELDS,
         "model",
         "retrain_threshold",
         "last",
     }
     assert not any(re.search(r"^\s*(def|class|for|if) |lambda", text, re.M) for text in code)
-    defaults = {k: v for k, v in vars(RunConfig()).items() if k in ASKED} | {
+    defaults = {k: v for k, v in vars(RunConfig()).items() if k in SIGNAL_FIELDS} | {
         "ticker": "ETH/USD",
         "hours": 240,
         "end": "",
@@ -148,7 +148,7 @@ def test_the_notebook_takes_what_a_signal_depends_on():
     }
     space: dict = {}
     exec(parameters, space)
-    assert {k: space[k] for k in ASKED} == defaults
+    assert {k: space[k] for k in SIGNAL_FIELDS} == defaults
 
 
 def test_the_page_of_a_signal(loopback, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from cryptolstm.features.indicators import INPUTS, features
 from cryptolstm.features.targets import target
 from cryptolstm.features.windows import purged_split, window_ends
 from cryptolstm.model.settings import model_config
-from cryptolstm.model.volatility import har_forecast, volatility_errors
+from cryptolstm.model.volatility import HAR, volatility_errors
 from cryptolstm.model.training import fit
 from cryptolstm.model.challenge import validation_pairs
 from cryptolstm.strategy.threshold import exceedance, exceedance_curve
@@ -297,7 +297,7 @@ def test_har_beside_a_volatility_network_has_not_seen_the_bars_it_speaks_of():
         w.predictions[["prediction", "har"]].iloc[:100] for w in (walk, walk_forward(other, VOLATILITY))
     )
     pd.testing.assert_frame_equal(first, changed, check_exact=True)
-    alone = har_forecast(bars.iloc[:1600], walk.table["sigma"], 6, 1500).iloc[1500:]
+    alone = HAR(6).fit(walk.table.iloc[:1500], bars.iloc[:1500]).predict(walk.table, bars, start=1500)
     pd.testing.assert_series_equal(
         walk.predictions["har"].iloc[100:], alone, check_names=False, check_freq=False
     )
@@ -311,9 +311,9 @@ def test_har_takes_no_move_across_a_missing_hour_for_an_hour():
     holed = regular_grid(bars.drop(bars.index[1200:1202]))
     fallen = holed.copy()
     fallen.iloc[1202:, :4] /= 2
-    sigma = features(holed)["sigma"].fillna(0.005)
-    a, b = (har_forecast(m, sigma, 6, 1000) for m in (holed, fallen))
-    np.testing.assert_allclose(a.iloc[1202:], b.iloc[1202:], rtol=1e-9)
+    table = features(holed)[["sigma"]].fillna(0.005)
+    a, b = (HAR(6).fit(table[:1000], m[:1000]).predict(table, m, start=1202) for m in (holed, fallen))
+    np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
 @pytest.mark.slow

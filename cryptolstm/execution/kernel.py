@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TAKE_PROFIT', 'TRAILING', 'TIME', 'STOP', 'GAP_STOP', 'MAX_WAIT', 'REASONS', 'SIGNAL', 'REVERSE', 'LIQUIDATION',
            'OPEN', 'COUNTS', 'BOTH', 'WITH_TRAILING', 'TOO_SMALL', 'CUT', 'BEYOND', 'TRADE', 'machine_code_folder',
-           'compiled', 'nearer', 'touched', 'order_size', 'Terms', 'terms']
+           'compiled', 'nearer', 'touched', 'order_size', 'Terms', 'terms', 'walk_bars']
 
 # %% ../../nbs/execution/00_kernel.ipynb #e115db87
 from functools import lru_cache, partial
@@ -234,7 +234,7 @@ def _hold(
 
 # %% ../../nbs/execution/00_kernel.ipynb #e18f4ba7
 @compiled
-def _walk(
+def walk_bars(
     open_, high, low, close, volume, real,    # (n,) every hour; `real` is False where nothing was traded
     # known at the close: side wanted (n,), share of equity for an entry and ATR, each (n,) or one for all
     signal, share, atr,

@@ -15,7 +15,7 @@ import pandas as pd
 from ..core.errors import InputError, unknown_name
 from ..core.bars import check_bars, provenance
 from .kernel import MAX_WAIT, compiled
-from .orders import _aligned, _check_number, _first, _grid_rows, entry_share
+from .orders import aligned, check_number, check_rows, grid_rows, measured_sigma
 
 # %% ../../nbs/execution/05_portfolio.ipynb #4afc6661
 WEIGHTINGS = ("equal", "risk")
@@ -75,7 +75,7 @@ def _walk_many(
     n, m = close.shape
     last, now, decided, written_off, dead = np.full(m, np.nan), np.full(m, np.nan), np.full(m, -1), 0.0, False
     # coins of a ticker that are held in any case, and the target
-    kept, goal = np.zeros(m), np.zeros(m)
+    retained, goal = np.zeros(m), np.zeros(m)
     for t in range(n):
         for i in range(m): now[i] = open_[t, i] if real[t, i] else last[i]
         worth = _value(cash, book, now)
@@ -112,21 +112,21 @@ def _walk_many(
                         )
                     elif held == 0 and aim != 0 and share[d, i] > 0:
                         goal[i] = aim * worth * share[d, i] / dear
-                    kept[i] = (
+                    retained[i] = (
                         0.0 if goal[i] * held <= 0 else min(held, goal[i]) if held > 0 else max(held, goal[i])
                     )
-                    need += abs(goal[i] - kept[i]) * dear
+                    need += abs(goal[i] - retained[i]) * dear
                 else:
-                    kept[i] = held
-                gone = kept[i] - held
+                    retained[i] = held
+                gone = retained[i] - held
                 if held != 0:
-                    room -= abs(kept[i] * now[i]) + gone * now[i] * (
+                    room -= abs(retained[i] * now[i]) + gone * now[i] * (
                         (1 + np.sign(gone) * slip) * (1 + np.sign(gone) * fee) - 1
                     )
             part = 1.0 if need <= room else room / need if room > DUST * worth else 0.0
             for i in range(m):
                 held = book["quantity"][i]
-                change = kept[i] - held + (goal[i] - kept[i]) * part
+                change = retained[i] - held + (goal[i] - retained[i]) * part
                 if change != 0: cash -= _fill(book, i, change, now[i] * (1 + np.sign(change) * slip), fee)
             # 3. borrow cost of shorts
             for i in range(m):
@@ -174,8 +174,8 @@ def _grid(
     for ticker, frame in bars.items():
         try:
             frames[ticker] = check_bars(frame)
-            _grid_rows(frame.index)                  # bars that are not hourly
-            values = _aligned(wanted[ticker], frame.index, "what is wanted")
+            grid_rows(frame.index)                  # bars that are not hourly
+            values = aligned(wanted[ticker], frame.index, "what is wanted")
             check(values, frame.index)
             wishes[ticker] = pd.Series(values, frame.index)
         except InputError as e:
@@ -186,34 +186,25 @@ def _grid(
         freq="h",
         name="timestamp",
     )
-    def column(make):
-        return np.ascontiguousarray(
-            np.column_stack([make(t).reindex(index) for t in frames]), "float64"
-        )
-    present = (
-        column(
-            lambda t: (
-                ~frames[t]["is_gap"].astype(bool) & frames[t]["close"].notna()
-                if "is_gap" in frames[t]
-                else frames[t]["close"].notna()
-            ).astype(float)
-        )
-        == 1
-    )
-    return _Grid(
-        index,
-        column(lambda t: frames[t]["open"]),
-        column(lambda t: frames[t]["close"]),
-        present,
-        np.nan_to_num(column(lambda t: wishes[t])),
-    )
+    def on_grid(columns):
+        return np.column_stack([column.reindex(index) for column in columns]).astype("float64", order="C")
+    opens, closes = (on_grid(f[k] for f in frames.values()) for k in ("open", "close"))
+    real = on_grid(_is_real(f).astype(float) for f in frames.values()) == 1
+    return _Grid(index, opens, closes, real, np.nan_to_num(on_grid(wishes.values())))
+
+def _is_real(
+    bars: pd.DataFrame,   # of one ticker, checked
+) -> pd.Series:           # False where a bar is marked as a gap or has no price
+    "Whether each bar was traded."
+    known = bars["close"].notna()
+    return known & ~bars["is_gap"].astype(bool) if "is_gap" in bars else known
 
 # %% ../../nbs/execution/05_portfolio.ipynb #b1db9850
 def _check_portfolio(run: dict) -> dict:
     "The settings as numbers. `InputError` names the invalid one."
     run = {
         **run,
-        **{k: _check_number(k, run[k]) for k in ("initial_balance", "fee", "slippage", "borrow_rate")},
+        **{k: check_number(k, run[k]) for k in ("initial_balance", "fee", "slippage", "borrow_rate")},
     }
     for name, low in (("cap", 1e-6), ("band", 0.0)):
         value = run[name]
@@ -227,11 +218,9 @@ def _wishes(bars, signals, weights, run: dict) -> tuple[_Grid, np.ndarray]:
     if (signals is None) == (weights is None):
         raise InputError("pass either signals or weights, and not both")
     if signals is not None:
-        grid = _grid(
-            bars,
-            signals,
-            lambda v, index: _first(~np.isin(v, (-1, 0, 1)), index, "the signal is {}; pass -1, 0 or 1", v),
-        )
+        def is_side(v, index):
+            check_rows(~np.isin(v, (-1, 0, 1)), index, "the signal is {}; pass -1, 0 or 1", v)
+        grid = _grid(bars, signals, is_side)
     else:
         # other types of `bars` raise in `_grid`
         if (
@@ -247,25 +236,18 @@ def _wishes(bars, signals, weights, run: dict) -> tuple[_Grid, np.ndarray]:
                     )
             weights = {t: weights[t].loc[bars[t].index] if t in bars else weights[t] for t in weights}
         def limit(v, index):
-            return _first(
-                    ~(np.abs(v) <= run["cap"] + 1e-12),
-                    index,
-                    f"the weight is {{}}; pass a share of equity from {-run['cap']:g} to {run['cap']:g}",
-                    v,
-                )
+            text = f"the weight is {{}}; pass a share of equity from {-run['cap']:g} to {run['cap']:g}"
+            check_rows(~(np.abs(v) <= run["cap"] + 1e-12), index, text, v)
         grid = _grid(bars, weights, limit)
         gross = np.abs(grid.wanted).sum(axis=1)
-        _first(
+        check_rows(
             gross > 1 + 1e-9,
             grid.index,
             "the weights add up to {} of equity; pass at most 1, counting shorts as positive",
             gross,
         )
     sigma = np.full(grid.close.shape, np.nan)
-    # σ of the last 24 hourly returns, from `entry_share` (size 1, no cap: 1 / (σ √8760))
-    if run["weighting"] == "risk":
-        for i in range(sigma.shape[1]):
-            sigma[:, i] = 1 / (entry_share(grid.close[:, i], "volatility", 1.0, cap=np.inf) * np.sqrt(8760))
+    if run["weighting"] == "risk": sigma = np.column_stack([measured_sigma(c) for c in grid.close.T])
     return grid, shares(sigma, run["weighting"], run["cap"])
 
 # %% ../../nbs/execution/05_portfolio.ipynb #07aff6d6

@@ -16,9 +16,10 @@ from numba import get_num_threads, prange
 
 from ..core.errors import InputError, unknown_name
 from ..core.config import EXIT_MODES, SIZINGS
-from .kernel import OPEN, TRADE, Terms, _walk, compiled, terms
-from .orders import (_aligned, _arrays, _check_number, _check_settings, _first,
-                                         entry_share, measured_sigma)
+from ..core.text import finite_or_none
+from .kernel import OPEN, TRADE, Terms, compiled, terms, walk_bars
+from .orders import (aligned, check_number, check_rows, check_settings, entry_share,
+                                         kernel_inputs, measured_sigma)
 from .simulate import simulate
 
 # %% ../../nbs/execution/06_sweep.ipynb #0684ca8a
@@ -118,7 +119,7 @@ def check_grid(
         ):
             raise InputError(f"threshold_scale is {bad[0]!r}; pass numbers from 0")
         out[name] = [
-            v if name in WORDS else float(v) if name == "threshold_scale" else _check_number(name, v)
+            v if name in WORDS else float(v) if name == "threshold_scale" else check_number(name, v)
             for v in values
         ]
     if (count := int(np.prod([len(v) for v in out.values()], dtype=float))) > MAX_POINTS:
@@ -219,7 +220,7 @@ def _sweep(
             p = points[i]
             if len(move) and (i == first or p[0] != points[i - 1, 0]):
                 for t in range(n): chosen[t] = signal[t] if move[t] > p[0] * threshold[t] else 0
-            own = Terms(
+            one_point = Terms(
                 p[2],
                 p[3],
                 p[4],
@@ -237,7 +238,7 @@ def _sweep(
                 p[16],
                 p[17],
             )
-            k, _, _, _ = _walk(
+            k, _, _, _ = walk_bars(
                 open_,
                 high,
                 low,
@@ -248,7 +249,7 @@ def _sweep(
                 shares[int(p[1])],
                 atr,
                 cash,
-                own,
+                one_point,
                 equity,
                 low_equity,
                 position,
@@ -271,7 +272,7 @@ def _check_points(base: dict, grid: Mapping[str, list]) -> dict:
     first = {**base, **{name: values[0] for name, values in grid.items() if name in base}}
     together = [name for name in TOGETHER if name in grid]
     for values in itertools.product(*(grid[name] for name in together)):
-        checked = _check_settings({**first, **dict(zip(together, values, strict=True))})
+        checked = check_settings({**first, **dict(zip(together, values, strict=True))})
     return {**checked, **{name: first[name] for name in together}}
 
 def _columns(grid: Mapping[str, list]) -> dict[str, np.ndarray]:
@@ -298,19 +299,20 @@ def _shares(
 
 def _points(run: dict, grid: Mapping[str, list], columns: dict, place: np.ndarray) -> np.ndarray:
     "Input of `_sweep`, one row per point: threshold scale, row of the shares, and `terms`."
-    n, none = len(next(iter(columns.values()))), lambda name: np.nan if name == "maker_fee" else np.inf
-    def values(name):
-        return [
-            v if isinstance(v, str) else none(name) if v is None else float(v) for v in grid[name]
-        ]
-    own = {name: np.array(values(name))[columns[name]] if name in grid else run[name] for name in run}
+    def number(name, value):   # None switches off; without a maker fee, the fee applies
+        if value is None: return np.nan if name == "maker_fee" else np.inf
+        return value if isinstance(value, str) else float(value)
+    def at_points(name):
+        return np.array([number(name, v) for v in grid[name]])[columns[name]]
+    settings = {name: at_points(name) if name in grid else run[name] for name in run}
     if "maker_fee" in grid:
-        own["maker_fee"] = np.where(np.isnan(own["maker_fee"]), own["fee"], own["maker_fee"])
-    scale = (
-        np.array(grid["threshold_scale"])[columns["threshold_scale"]] if "threshold_scale" in grid else 0.0
-    )
-    at = place[tuple(columns.get(name, 0) for name in ("sizing", "size", "max_leverage"))]
-    return np.column_stack([np.broadcast_to(np.asarray(x, "float64"), n) for x in (scale, at, *terms(own))])
+        maker = settings["maker_fee"]
+        settings["maker_fee"] = np.where(np.isnan(maker), settings["fee"], maker)
+    scale = at_points("threshold_scale") if "threshold_scale" in grid else 0.0
+    shares = place[tuple(columns.get(name, 0) for name in ("sizing", "size", "max_leverage"))]
+    n = len(next(iter(columns.values())))
+    values = (scale, shares, *terms(settings))
+    return np.column_stack([np.broadcast_to(np.asarray(x, "float64"), n) for x in values])
 
 # %% ../../nbs/execution/06_sweep.ipynb #5a00c355
 def sweep(
@@ -341,7 +343,7 @@ def sweep(
     ranged = any(
         v is not None for k in ("stop_atr", "take_profit_atr", "trailing_atr") for v in grid.get(k, [run[k]])
     )
-    data = _arrays(
+    data = kernel_inputs(
         bars,
         signal,
         atr,
@@ -362,7 +364,7 @@ def sweep(
     hours = (
         bars.index if len(bars) == len(data.close) else pd.date_range(bars.index[0], bars.index[-1], freq="h")
     )
-    scores, kept = np.empty((len(points), len(SCORES))), np.empty((len(points) if returns else 0, n))
+    scores, hourly = np.empty((len(points), len(SCORES))), np.empty((len(points) if returns else 0, n))
     absent = np.setdiff1d(np.arange(n), data.rows) if len(bars) < n else np.arange(0)
     _sweep(
         *data[:7],
@@ -373,7 +375,7 @@ def sweep(
         run["initial_balance"],
         points,
         scores,
-        kept,
+        hourly,
         min(len(points), 4 * get_num_threads()),
     )
     table = {
@@ -384,13 +386,14 @@ def sweep(
         {"num_trades": int, "closed_trades": int} | {name: object for name in WORDS if name in grid}
     )
     out.attrs = dict(bars.attrs)
-    return (out, pd.DataFrame(kept.T, hours)) if returns else out
+    return (out, pd.DataFrame(hourly.T, hours)) if returns else out
 
 def _on_grid(values, index: pd.DatetimeIndex, data, what: str) -> np.ndarray:
     "Move, threshold or σ on the full hourly grid; an empty array for None."
     if values is None: return np.empty(0)
-    values = _aligned(values, index, what)
-    _first(values < 0, index, f"the {what} is {{}}; pass its size, or NaN where there is no forecast", values)
+    values = aligned(values, index, what)
+    text = f"the {what} is {{}}; pass its size, or NaN where there is no forecast"
+    check_rows(values < 0, index, text, values)
     if len(values) == len(data.close): return values
     out = np.full(len(data.close), np.nan)
     out[data.rows] = values
@@ -413,11 +416,9 @@ def surface_summary(
     returns, best = table["total_return"], table.iloc[best_point(table)]
     def share(mask):
         return float(mask.mean())
-    def number(x):
-        return x if isinstance(x, str) else None if not np.isfinite(x) else float(x)
     return {
         "points": len(table),
-        "best": {k: number(v) for k, v in best.items()},
+        "best": {k: v if isinstance(v, str) else finite_or_none(v) for k, v in best.items()},
         "median_return": float(returns.median()),
         "worst_return": float(returns.min()),
         "profitable": share(returns > 0),

@@ -99,7 +99,7 @@ def _decision_text(signals: pd.DataFrame | None, when: pd.Timestamp) -> list[str
     if signals is None or when not in signals.index: return [decided]
     d = signals.loc[when]
     rules = [c.removeprefix("rule_") for c in signals.columns if c.startswith("rule_")]
-    yes, no = ([r for r in rules if bool(d[f"rule_{r}"]) is said] for said in (True, False))
+    yes, no = ([r for r in rules if bool(d[f"rule_{r}"]) is allowed] for allowed in (True, False))
     forecast = (
         f"the forecast {d['predicted_price']:,.6g} is a move of {d['difference']:+,.6g} and the threshold"
         f" {d['threshold']:,.6g}"

@@ -15,7 +15,8 @@ import numpy as np
 from ..core.errors import OperationError
 from ..core.machine import quiet_stderr
 from .record import ModelRecord, member_file, read_record, unreadable, write_record
-from .network import _chance, _exact, _ready, _said, build_network, weights_of
+from .network import (build_network, compiled_network, in_float32, raw_outputs, seeded,
+                                      weights_of)
 from .onnx_model import write_onnx
 
 # %% ../../nbs/model/06_bundle.ipynb #5354ddb8
@@ -36,18 +37,18 @@ class ModelBundle(ModelRecord):
 
     def outputs(self, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
         "Outputs of the networks for the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
-        ready, said = _ready(_exact(self.config), len(self.scaler.columns)), []
+        ready, outputs = compiled_network(in_float32(self.config), len(self.scaler.columns)), []
         for weights in self.members:
             ready.net.set_weights(weights)
-            said.append(
-                _said(
+            outputs.append(
+                raw_outputs(
                     ready,
                     x,
                     np.r_[ends, np.full(-len(ends) % self.config.predict_batch, ends[-1])],
                     self.config,
                 )[: len(ends)]
             )
-        return np.stack(said, axis=1)
+        return np.stack(outputs, axis=1)
 
 # %% ../../nbs/model/06_bundle.ipynb #ca518bac
 def save_bundle(
@@ -59,7 +60,7 @@ def save_bundle(
     Not atomic by itself: the registry writes to a hidden folder and renames it."""
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("model*"): old.unlink()
-    with _chance(0): plain = build_network(_exact(bundle.config), len(bundle.scaler.columns), fast=False)
+    with seeded(0): plain = build_network(in_float32(bundle.config), len(bundle.scaler.columns), fast=False)
     for k, weights in enumerate(bundle.members):
         plain.set_weights(weights)
         plain.save(folder / member_file(k, "keras"))
@@ -68,11 +69,11 @@ def save_bundle(
 
 def _write_members(bundle: ModelBundle, folder: Path) -> dict:
     "Write and check the ONNX files; return the largest difference from Keras, or why there are no files."
-    ready, differences = _ready(_exact(bundle.config), len(bundle.scaler.columns)), []
+    ready, differences = compiled_network(in_float32(bundle.config), len(bundle.scaler.columns)), []
     try:
         for k, weights in enumerate(bundle.members):
             ready.net.set_weights(weights)
-            differences.append(write_onnx(ready.net, folder / member_file(k, "onnx"), predict=ready.says))
+            differences.append(write_onnx(ready.net, folder / member_file(k, "onnx"), predict=ready.predict))
     except OperationError as e:
         for file in folder.glob("model*.onnx"): file.unlink()
         return {"refused": str(e)}
@@ -87,7 +88,7 @@ def load_bundle(
     try:
         table = read_record(folder)
         files = [folder / member_file(k, "keras") for k in range(table["training"].get("members", 1))]
-        with _chance(0):
+        with seeded(0):
             members = tuple(
                 weights_of(keras.models.load_model(file, compile=False, safe_mode=True)) for file in files
             )

@@ -50,7 +50,7 @@ def forward(
     "Run all steps of an LSTM, storing what the backward pass needs."
     steps, units = tf.shape(x)[0], u.shape[-1]
     a = tf.matmul(x[:, None], w[None]) + b   # contribution of the input, for all steps at once
-    kept = [
+    inputs = [
         tf.TensorArray(x.dtype, steps, element_shape=shape)
         for shape in ((None, units), (None, units), (4, None, units))
     ]
@@ -62,7 +62,8 @@ def forward(
         h = ifo[2] * tf.tanh(c)
         return t + 1, h, c, hs.write(t, h), cs.write(t, c), gates.write(t, tf.concat([ifo, g[None]], 0))
 
-    *_, hs, cs, gates = tf.while_loop(lambda t, *_: t < steps, step, (0, h, c, *kept), parallel_iterations=1)
+    state = (0, h, c, *inputs)
+    *_, hs, cs, gates = tf.while_loop(lambda t, *_: t < steps, step, state, parallel_iterations=1)
     return hs.stack(), cs.stack(), gates.stack()
 
 # %% ../../nbs/model/03_fast_lstm.ipynb #4b532adf

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import OperationError, TrainingSpanError
+from ..core.errors import OperationError
 from ..core.files import config_hash, write_atomic
-from ..core.bars import as_utc
+from ..core.bars import HOUR, as_utc
 from ..features.targets import implied_return
 from ..features.windows import InputScaler, window_ends
 from ..stats.calibration import confidence
+from ..stats.learners import TrainingSpan
 from .settings import ModelConfig, member_seeds
 
 # %% ../../nbs/model/01_record.ipynb #4171f48c
@@ -48,14 +49,15 @@ class ModelRecord:
         "Outputs of the networks for the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
         raise NotImplementedError(f"{type(self).__name__} has no networks")
 
+    @property
+    def span(self) -> TrainingSpan:
+        "The bars that this training has used, validation included."
+        first, outcome = as_utc(self.trained_from), as_utc(self.trained_until)
+        return TrainingSpan(first, outcome - self.config.horizon * HOUR, outcome)
+
     def check_out_of_sample(self, index: pd.DatetimeIndex) -> None:
         "Raise `TrainingSpanError` if any of these bars lies inside or before the training span."
-        if len(index) and index.min() <= as_utc(self.trained_until):
-            raise TrainingSpanError(
-                f"bar {index.min():%Y-%m-%d %H:%M} lies inside or before the model's training span"
-                f" {self.trained_from[:16]} to {self.trained_until[:16]}; evaluate on bars after it, or train"
-                " on earlier ones"
-            )
+        self.span.check_out_of_sample(index)
 
     def predict_each(self,
         table: pd.DataFrame,   # features, with enough history for the first window
@@ -67,11 +69,11 @@ class ModelRecord:
         if not in_sample: self.check_out_of_sample(table.index[start:])
         seeds = list(member_seeds(self.config))[:self.training.get("members", 1)]
         out = pd.DataFrame(np.nan, index=table.index[start:], columns=seeds)
-        ends, said = self._said(table, bars, start)
-        if len(ends): out.iloc[ends - start] = said
+        ends, values = self._window_predictions(table, bars, start)
+        if len(ends): out.iloc[ends - start] = values
         return out
 
-    def _said(
+    def _window_predictions(
         self, table: pd.DataFrame, bars: pd.DataFrame, start: int = 0, near: slice = slice(None)
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows at which a window ends, and the prediction of each member: (windows,), (windows, members).
@@ -124,8 +126,8 @@ class ModelRecord:
 
         Raises `TrainingSpanError` if the model has seen the bar."""
         self.check_out_of_sample(table.index[-1:])
-        ends, said = self._said(table, bars, near=slice(-self.config.lookback, None))
-        return float(said.mean()) if len(ends) else float("nan")
+        ends, values = self._window_predictions(table, bars, near=slice(-self.config.lookback, None))
+        return float(values.mean()) if len(ends) else float("nan")
 
     def confidence(self, prediction: pd.Series) -> pd.Series:
         "Calibrated probability that the direction is right; NaN if the model is not calibrated."

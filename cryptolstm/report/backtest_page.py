@@ -73,7 +73,7 @@ def _verdict_facts(v: Verdict, returns: Mapping) -> dict[str, tuple]:
         "cw_p": (p_text(x["cw_p"]), "Clark–West p", f"against persistence; {required}"),
         "pt_p": (p_text(x["pt_p"]), "Pesaran–Timmermann p", f"direction; {required}"),
         "n": (f"{x['n']:,}", "non-overlapping forecasts", f"{ENOUGH_BARS:,} are required"),
-        "min_detectable_hit": (share(x["min_detectable_hit"]), "smallest detectable hit rate", "at 80% power"),
+        "min_detectable_hit": (share(x["min_detectable_hit"]), "smallest detectable hit rate", "80% power"),
         "net_return": (share(returns[STRATEGY], True), "net return", f"{x['trades']} trades"),
         "to_beat": (share(x["to_beat"], True), "return to beat", f"best of cash, {HOLD} and {REVERSAL}"),
         "deflated_sharpe": (share(x["deflated_sharpe"]), "deflated Sharpe ratio", f"{deflated} is required"),
@@ -147,7 +147,8 @@ CHECKED = {   # check → what it does
     "repeat": "computes features and decisions of the same bars twice",
     "truncation": "removes the bars after a cut",
     "future": (
-        "shuffles the bars after a cut, removes prices or volume, adds jumps, or multiplies by up to a million"
+        "shuffles the bars after a cut, removes prices or volume, adds jumps, or multiplies by up to a"
+        " million"
     ),
     "start": "starts the history later",
     "retraining": (

@@ -99,10 +99,10 @@ def fan_figure(
     fan = results["fan"]
     if fan is None: return Piece()
     caption = (
-        f"The newest forecasts of {int(results['folds']['members'].iloc[0])} networks that differ only by their"
-        f" seed. On {percent(fan['disagree'])} of all {fan['bars']:,} bars they disagree on the direction. The"
-        f" median standard deviation between them is {fan['spread']:.3f} σ, the median size of their mean"
-        f" forecast {fan['size']:.3f} σ."
+        f"The newest forecasts of {int(results['folds']['members'].iloc[0])} networks that differ only by"
+        f" their seed. On {percent(fan['disagree'])} of all {fan['bars']:,} bars they disagree on the"
+        f" direction. The median standard deviation between them is {fan['spread']:.3f} σ, the median size of"
+        f" their mean forecast {fan['size']:.3f} σ."
     )
     return figure(plot_fan(results["predictions"], simulated=is_simulated(results)), caption)
 
@@ -126,7 +126,8 @@ def skill_by_tables(
             for group, r in table.iterrows()
         ]
         head = [name, "bars", "hit rate [95%]", "expected by chance", "IC", "PT p", "PT p, Holm"]
-        out += details(f"By {name}: {len(rows)} group{'' if len(rows) == 1 else 's'}", as_table(rows, head))
+        count = f"{len(rows)} group{'' if len(rows) == 1 else 's'}"
+        out += details(f"By {name}: {count}", as_table(rows, head))
     return out + paragraph(
         f"With {groups} groups, some will appear to have skill by chance; the last column is corrected for"
         " that (Holm).",
@@ -152,8 +153,8 @@ def calibration_piece(
     given = {event: c for event, c in results["calibration"].items() if c["figures"]["brier"] is not None}
     if not given:
         return paragraph(
-            f"No fold had the {MIN_CALIBRATION} forecasts needed to calibrate a probability, so there is none;"
-            " a larger train_hours gives more.",
+            f"No fold had the {MIN_CALIBRATION} forecasts needed to calibrate a probability, so there is"
+            " none; a larger train_hours gives more.",
             "quiet",
         )
     picture = plot_reliability({event: c["parts"] for event, c in given.items()}, is_simulated(results))
@@ -200,8 +201,8 @@ def entry_text(
     )
     if run.entry == "threshold" and run.threshold_scale == 0:
         return paragraph(
-            "Every forecast counts, however small (threshold_scale is 0), so a signal requires only that every"
-            f" rule agrees. {sizes}"
+            "Every forecast counts, however small (threshold_scale is 0), so a signal requires only that"
+            f" every rule agrees. {sizes}"
         )
     return paragraph(
         f"A signal requires a forecast that differs from the last price by more than {_entry_bound(run)}, and"
@@ -290,21 +291,22 @@ def drift_piece(
     table = results["drift"]
     if table is None:
         return paragraph(
-            f"The last training span was too short for a comparison, which needs {MIN_REFERENCE} bars.", "quiet"
+            f"The last training span was too short for a comparison, which needs {MIN_REFERENCE} bars.",
+            "quiet",
         )
     drifted = table[table["drifted"]]
     if not len(drifted):
         name = (table["psi"] / table["limit"]).idxmax()
         return paragraph(
-            f"None of the {len(table)} features drifted in the last {WINDOW} bars. The nearest to its limit is"
-            f" {name}, with an index of {table.loc[name, 'psi']:.2f}; the limit is"
+            f"None of the {len(table)} features drifted in the last {WINDOW} bars. The nearest to its limit"
+            f" is {name}, with an index of {table.loc[name, 'psi']:.2f}; the limit is"
             f" {table.loc[name, 'limit']:.2f}.",
             "quiet",
         )
     rows = [(name, f"{r['psi']:.2f}", f"{r['limit']:.2f}") for name, r in drifted.iterrows()]
     return paragraph(
-        f"{len(drifted)} of the {len(table)} features drifted: their values in the last {WINDOW} bars were rare"
-        " in training, so the forecasts there are extrapolations.",
+        f"{len(drifted)} of the {len(table)} features drifted: their values in the last {WINDOW} bars were"
+        " rare in training, so the forecasts there are extrapolations.",
         "note warn",
     ) + as_table(rows, ["feature", "population stability index", "limit"])
 

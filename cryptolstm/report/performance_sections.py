@@ -30,7 +30,8 @@ def equity_figure(
     }
     return figure(
         plot_equity(curves, results["config"].initial_balance, is_simulated(results)),
-        "Net equity after fees and slippage, marked to market at every close. Below: the drawdown of the strategy.",
+        "Net equity after fees and slippage, marked to market at every close. Below: the drawdown of the"
+        " strategy.",
     )
 
 # %% ../../nbs/report/06_performance_sections.ipynb #f06d92a5

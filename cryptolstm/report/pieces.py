@@ -172,6 +172,7 @@ th,td{padding:.34rem .8rem .34rem 0;text-align:left;border-bottom:1px solid var(
 th{color:var(--soft);font-weight:600}
 thead .num,thead+tbody .num{text-align:right;padding-left:.6rem}
 td.num{white-space:nowrap}
+td:first-child:nth-last-child(-n+5){min-width:7.5rem}
 figure{margin:1rem 0 1.4rem}
 figure img{width:100%;height:auto;display:block}
 figcaption{font-size:.86rem;max-width:46rem}

@@ -156,8 +156,8 @@ def rule_table(
     ]
     long, short = (sum(r[side] for r in rules) for side in ("long", "short"))
     return paragraph(
-        f"{long} of {len(rules)} rules allow a long, {short} a short. All of them must agree with the direction"
-        " of the forecast."
+        f"{long} of {len(rules)} rules allow a long, {short} a short. All of them must agree with the"
+        " direction of the forecast."
     ) + as_table(rows, ["rule", "value", "bound for long", "long", "bound for short", "short"])
 
 def _bound_text(rule: dict, side: str) -> str:
@@ -181,22 +181,22 @@ def record_text(
     "Number and hit rate of the previous decisions, in one or two sentences."
     if not len(past):
         return (
-            f"There are none yet: this model was trained on bars up to {time_text(trained_until)} UTC, and the"
-            " decision above is its first on a bar it had not seen."
+            f"There are none yet: this model was trained on bars up to {time_text(trained_until)} UTC, and"
+            " the decision above is its first on a bar it had not seen."
         )
-    known, traded, by = past["right"].dropna(), int((past["signal"] != 0).sum()), past["version"].nunique()
+    known, traded, n = past["right"].dropna(), int((past["signal"] != 0).sum()), past["version"].nunique()
     first = (
-        f"{len(past)} decision{'' if len(past) == 1 else 's'} by {by} version{'' if by == 1 else 's'} of this"
-        f" model, each on bars after its training span, with the current rules; {traded or 'none'} of them with"
-        " a signal"
+        f"{len(past)} decision{'' if len(past) == 1 else 's'} by {n} version{'' if n == 1 else 's'} of this"
+        f" model, each on bars after its training span, with the current rules; {traded or 'none'} of them"
+        " with a signal"
     )
     if not len(known): return f"{first}; their outcomes are not known yet."
     right = int(known.sum())
     shown = right / len(known), *proportion_confint(right, len(known), method="wilson")
     rate, low, high = (percent(x, digits=0) for x in shown)
     return (
-        f"{first}. The forecast had the right direction in {right} of {len(known)} ({rate}; 95% interval {low} to"
-        f" {high}). So few bars are no evidence for or against skill."
+        f"{first}. The forecast had the right direction in {right} of {len(known)} ({rate}; 95% interval"
+        f" {low} to {high}). So few bars are no evidence for or against skill."
     )
 
 # %% ../../nbs/report/10_signal_page.ipynb #fc5b49bf

@@ -19,6 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from ..core.errors import InputError, unknown_name
 from ..core.files import write_atomic
 from ..execution.sweep import SCORES, best_point
+from .pieces import text_html
 from .plots import INK, SIMULATED, new_figure
 
 # %% ../../nbs/report/05_surface_page.ipynb #7f62768b
@@ -133,7 +134,7 @@ def save_surface(
     if path.suffix == ".png": return write_atomic(path, picture.getvalue())
     banner = f"<p style='background:#c23b34;color:#fff;padding:.5em'>{SIMULATED}.</p>" if simulated else ""
     lines = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>"
+        f"<tr><th style='text-align:left'>{text_html(k)}</th><td>{text_html(v)}</td></tr>"
         for k, v in (facts or {}).items()
     )
     return write_atomic(

@@ -38,7 +38,8 @@ def tear_sheet(
     title = f"{results['config'].ticker}{' (SIMULATED MARKET)' if is_simulated(results) else ''}"
     if strategy.std() > 0: return _frame(_quantstats(strategy.rename("strategy"), hold.rename(HOLD), title))
     return paragraph(
-        f"The strategy never traded, so its tear sheet would be empty; this is that of {HOLD} on the same days.",
+        f"The strategy never traded, so its tear sheet would be empty; this is that of {HOLD} on the same"
+        " days.",
         "quiet",
     ) + _frame(_quantstats(hold.rename(HOLD), None, f"{title}, {HOLD}"))
 

@@ -25,7 +25,6 @@ from ..core.bars import PROVENANCE_NOTES, bars_hash, provenance, regular_grid, s
 from ..core.config import run_config
 from ..data.store import DamagedStore, bar_path, hour_number, load_store, span_bars
 from ..data.demo import demo_market
-from ..data.quality import NOTES
 from ..proof.trials import FixedLedger, Ledger, Standing
 from .manifest import TABLES, canonical_json, make_manifest, sha256_of, split
 

@@ -41,12 +41,11 @@ from ..strategy.threshold import entry_threshold
 from ..strategy.decide import check_decidable, signal_funnel
 from ..strategy.signal import SignalGenerator
 from .walkforward import WalkForward, bars_needed
-from .forecasts import keep_forecasts
+from .forecasts import store_forecasts
 from .result import Baselines, Evidence, Forecasts, Origin, Performance, Result, Skill
 from .replay import log_return, run_line
-from .baselines import (HOLD, MOMENTUM, REVERSAL, STRATEGY, last_bar_reversal,
-                                           learner_exceedance, learner_forecasts, momentum, performance,
-                                           trade_baselines)
+from .baselines import (HOLD, REVERSAL, STRATEGY, learner_exceedance, learner_forecasts,
+                                           performance, simple_forecasts, trade_baselines)
 from .certificate import LEAST_TRIED, certificate
 
 # %% ../../nbs/research/06_backtest.ipynb #c3b6fcb6
@@ -205,10 +204,11 @@ def backtest(
     walk, decisions, result = run_line(bars, run, progress, label_bars)
     tested, known = bars.loc[walk.predictions.index], walk.table.loc[walk.predictions.index]
     learners = learner_forecasts(bars, walk, run)
-    simple = {REVERSAL: last_bar_reversal(bars, run.horizon), MOMENTUM: momentum(bars, run.horizon)}
-    own = log_return(walk, walk.predictions["prediction"], run)
+    simple = simple_forecasts(bars, run)
+    forecast = log_return(walk, walk.predictions["prediction"], run)
     realised = log_return(walk, walk.predictions["realised"], run)
-    forecasters = {"LSTM": own, **simple, **{name: log_return(walk, f, run) for name, f in learners.items()}}
+    others = {name: log_return(walk, f, run) for name, f in learners.items()}
+    forecasters = {"LSTM": forecast, **simple, **others}
     skill = skill_table(realised, forecasters, run.horizon)
     against = skill_against(realised, forecasters, "LSTM", run.horizon)
     baselines = trade_baselines(
@@ -239,7 +239,8 @@ def backtest(
     )
     judged = judge(result, skill, returns, run, search, proof)
     ledger.conclude(trial, judged.level)
-    money = performance(result, tested)
+    baseline_figures = {name: all_figures(b, tested) for name, b in baselines.items()}
+    money = performance(result, tested, hold=baseline_figures[HOLD])
     monthly = {
         name: monthly_table(r["equity"], run.initial_balance)
         for name, r in {STRATEGY: result, HOLD: baselines[HOLD]}.items()
@@ -258,13 +259,11 @@ def backtest(
         ),
         decisions=decisions,
         performance=Performance(result, money, monthly),
-        baselines=Baselines(
-            baselines, returns, {name: all_figures(b, tested) for name, b in baselines.items()}
-        ),
+        baselines=Baselines(baselines, returns, baseline_figures),
         skill=Skill(
             skill,
             against,
-            skill_cells(realised, own, known["sigma"], run.horizon, walk.predictions["confidence"]),
+            skill_cells(realised, forecast, known["sigma"], run.horizon, walk.predictions["confidence"]),
         ),
         evidence=Evidence(
             search=search,
@@ -361,7 +360,7 @@ def run_backtest(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress
     )
     results = backtest(bars, run, progress, Ledger(home) if ledger is None else ledger, certify)
-    keep_forecasts(bars, run, results["predictions"], home)      # for later sweeps
+    store_forecasts(bars, run, results["predictions"], home)      # for later sweeps
     return results
 
 # %% ../../nbs/research/06_backtest.ipynb #cbd7cb80

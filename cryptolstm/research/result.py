@@ -94,9 +94,9 @@ class Result(Mapping):
         "Every name and its value."
         parts = (self.provenance, self.forecasts, self.baselines, self.skill, self.evidence)
         named = {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
-        own = {"config": self.run, "signals": self.decisions, "verdict": self.verdict}
+        whole = {"config": self.run, "signals": self.decisions, "verdict": self.verdict}
         p = self.performance
-        return {**p.trading, **p.figures, "figures": p.figures, "monthly": p.monthly, **named, **own}
+        return {**p.trading, **p.figures, "figures": p.figures, "monthly": p.monthly, **named, **whole}
 
     def __getitem__(self, name: str) -> Any: return self._values[name]
     def __iter__(self) -> Iterator[str]: return iter(self._values)

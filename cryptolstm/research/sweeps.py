@@ -18,16 +18,17 @@ from ..core.errors import InputError
 from ..core.bars import BARS_PER_YEAR
 from ..core.config import RunConfig
 from ..stats.overfit import deflated_sharpe, expected_maximum, pbo, sharpe_sample, spa_test
-from ..execution.orders import _LIMITS
-from ..execution.simulate import simulate
+from ..execution.orders import LIMITS
+from ..execution.simulate import order_settings
 from ..execution.sweep import best_point, check_grid, surface_summary, sweep
 from ..proof.trials import Standing, Trial, market_of, trial_span
 from ..strategy.threshold import entry_threshold
 from ..strategy.decide import decide
+from .baselines import buy_and_hold
 from .forecasts import forecasts
 
 # %% ../../nbs/research/08_sweeps.ipynb #5a880b71
-_SETTINGS = (*_LIMITS, "sizing", "exit")
+_SETTINGS = (*LIMITS, "sizing", "exit")
 
 def sweep_forecasts(
     bars: pd.DataFrame,         # the tested bars
@@ -91,8 +92,7 @@ def sweep_run(
     table, returns = sweep_forecasts(
         tested, predictions["prediction"], known, run, grid, returns=True, exceed=predictions["p_exceed"]
     )
-    costs = {k: getattr(run, k) for k in ("initial_balance", "fee", "slippage", "slippage_range")}
-    held = simulate(tested, np.ones(len(tested)), **costs)["final_balance"] / run.initial_balance - 1
+    held = buy_and_hold(tested, order_settings(run))["final_balance"] / run.initial_balance - 1
     return {
         "table": table,
         "summary": surface_summary(table, held),

@@ -157,17 +157,17 @@ def across_tickers(
     Raises `InputError` for no result, a repeated ticker, simulated next to real bars, or an invalid table."""
     rows = {}
     for r in results:
-        try: row, invented = _ticker_row(r), bool(r["data"].get("simulated"))
+        try: row, simulated = _ticker_row(r), bool(r["data"].get("simulated"))
         except (KeyError, TypeError, AttributeError) as e:
             raise InputError(
                 f"a table lacks {e} and is no result of a backtest; pass what cryptolstm backtest --json"
                 " printed"
             ) from e
         if r["ticker"] in rows: raise InputError(f"{r['ticker']} comes twice; pass one result per ticker")
-        rows[r["ticker"]] = {**row, "invented": invented}
+        rows[r["ticker"]] = {**row, "simulated": simulated}
     if not rows: raise InputError("there is no result to compare; pass at least one")
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("ticker")
-    if table.pop("invented").nunique() > 1:
+    if table.pop("simulated").nunique() > 1:
         raise InputError("some results are of the demo market and others are not; pass one kind")
     table = table.assign(p_holm=adjust(table["p"]), p_bh=adjust(table["p"], "bh"))
     hours, sharpe = int(table["hours"].median()), table["sharpe"].dropna()
@@ -182,17 +182,20 @@ def across_tickers(
 
 def _ticker_row(r: dict) -> dict:
     "The row of one result."
-    skill, number = r["skill"]["LSTM"], lambda x: math.nan if x is None else float(x)
+    skill = r["skill"]["LSTM"]
+    figures = {
+        "hit": skill["hit"],
+        "ic": skill["ic"],
+        "p": None if None in (skill["cw_p"], skill["pt_p"]) else np.maximum(skill["cw_p"], skill["pt_p"]),
+        "sharpe": r["sharpe_ratio"],
+        "total_return": r["total_return"],
+        "hold": r["baseline_returns"]["buy & hold"],
+    }
     return {
         "verdict": r["verdict"]["level"],
         "hours": int(r["bars"]),
         "n": int(r["verdict"]["numbers"]["n"]),
-        "hit": number(skill["hit"]),
-        "ic": number(skill["ic"]),
-        "p": float(np.maximum(number(skill["cw_p"]), number(skill["pt_p"]))),
-        "sharpe": number(r["sharpe_ratio"]),
-        "total_return": number(r["total_return"]),
-        "hold": number(r["baseline_returns"]["buy & hold"]),
+        **{name: math.nan if x is None else float(x) for name, x in figures.items()},
     }
 
 def tickers_sentence(

@@ -114,15 +114,14 @@ def pesaran_timmermann(
     """Pesaran–Timmermann test (1992) of directional accuracy.
 
     Statistic and p are NaN below 30 directions or where outcomes or forecasts all have one sign."""
-    rose, said = directions(y, f, horizon)
+    rose, predicted = directions(y, f, horizon)
     n = len(rose)
     if not n: return Timing(*[math.nan] * 4)
-    hit, py, pf = float(np.mean(rose == said)), float(rose.mean()), float(said.mean())
+    hit, py, pf = float(np.mean(rose == predicted)), float(rose.mean()), float(predicted.mean())
     expected = py * pf + (1 - py) * (1 - pf)
     v = expected * (1 - expected) / n
-    w = ((2 * py - 1) ** 2 * pf * (1 - pf) + (2 * pf - 1) ** 2 * py * (1 - py)) / n + 4 * py * pf * (
-        1 - py
-    ) * (1 - pf) / n**2
+    both = 4 * py * pf * (1 - py) * (1 - pf) / n**2
+    w = ((2 * py - 1) ** 2 * pf * (1 - pf) + (2 * pf - 1) ** 2 * py * (1 - py)) / n + both
     if n < LEAST or py in (0, 1) or pf in (0, 1): return Timing(hit, expected, math.nan, math.nan)
     t = (hit - expected) / math.sqrt(v - w)
     return Timing(hit, expected, t, float(stats.norm.sf(t)))
@@ -134,8 +133,8 @@ def hit_rate(
     level: float = 0.95,  # confidence level of the interval
 ) -> dict[str, float]:    # hit, low, high (Wilson), n directions
     "Hit rate (share of right directions) with its Wilson interval; NaN without any direction."
-    rose, said = directions(y, f, horizon)
-    n, right = len(rose), int((rose == said).sum())
+    rose, predicted = directions(y, f, horizon)
+    n, right = len(rose), int((rose == predicted).sum())
     if not n: return {"hit": math.nan, "low": math.nan, "high": math.nan, "n": 0}
     low, high = proportion_confint(right, n, alpha=1 - level, method="wilson")
     return {"hit": right / n, "low": float(low), "high": float(high), "n": n}
@@ -153,11 +152,11 @@ def diebold_mariano(
 
     NaN below 30 pairs or where both forecasts are identical."""
     if loss not in _CRITERIA: raise unknown_name("loss", loss, _CRITERIA)
-    real, own = pairs(y, f if against is None else f + 0 * against)   # rows on which both have a forecast
-    other = np.zeros_like(own) if against is None else pairs(y, against + 0 * f)[1]
-    if len(real) < LEAST or np.array_equal(own, other): return Outcome(math.nan, math.nan)
+    real, f_known = pairs(y, f if against is None else f + 0 * against)   # rows on which both have a forecast
+    other = np.zeros_like(f_known) if against is None else pairs(y, against + 0 * f)[1]
+    if len(real) < LEAST or np.array_equal(f_known, other): return Outcome(math.nan, math.nan)
     result = diebold_mariano_test(
-        real, other, own, criterion=_CRITERIA[loss], harvey_adj=True, horizon=horizon
+        real, other, f_known, criterion=_CRITERIA[loss], harvey_adj=True, horizon=horizon
     )
     t = float(result.statistic)
     return Outcome(t, float(stats.t.sf(t, len(real) - 1)))

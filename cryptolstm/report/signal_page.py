@@ -167,7 +167,7 @@ def _bound_text(rule: dict, side: str) -> str:
 def indicator_table(
     now: Decision,   # from `decide_now`
 ) -> Piece:
-    "The 14 indicator families at the last bar."
+    "The indicator families at the last bar."
     def text(v):
         if not isinstance(v, dict): return price_text(v)
         return " · ".join(f"{name} {price_text(x)}" for name, x in v.items())

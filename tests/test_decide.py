@@ -25,7 +25,7 @@ from cryptolstm.strategy.rules import RULES, Rule, rules_of
 from cryptolstm.strategy.decide import decide, signal_funnel
 from cryptolstm.strategy.answer import rule_results, signal_reason
 from cryptolstm.research.certificate import open_decisions
-from cryptolstm.report.backtest_page import rules_table
+from cryptolstm.report.forecast_sections import rules_table
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "signal.schema.json").read_text())
 BARS, TAIL = 1200, 60   # the volatility rule looks back over 720 bars

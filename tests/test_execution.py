@@ -17,7 +17,7 @@ from cryptolstm.core.volatility import average_true_range
 from cryptolstm.features.indicators import features
 from cryptolstm.stats.performance import figures
 from cryptolstm.execution.kernel import COUNTS, MAX_WAIT, REASONS
-from cryptolstm.execution.orders import KernelInputs, check_settings, entry_share, kernel_inputs
+from cryptolstm.execution.orders import KernelInputs, checked_orders, entry_share, kernel_inputs
 from cryptolstm.execution.simulate import run_kernel, simulate
 from cryptolstm.execution.reference import run_reference, simulate_reference
 from cryptolstm.research.baselines import HOLD, REVERSAL, performance
@@ -155,7 +155,7 @@ DEFAULTS = {
 def another(seed):
     "Random settings and kernel inputs: prices, signals, holes of any length, ATR, σ."
     g = np.random.default_rng(seed)
-    run = check_settings(DEFAULTS | setup_of(lambda values: values[g.integers(len(values))]))
+    run = checked_orders(DEFAULTS | setup_of(lambda values: values[g.integers(len(values))]))
     n = g.integers(2, 70)
     prices, real = random_prices(n, seed, g.choice([0.003, 0.02, 0.15])), np.ones(n, bool)
     for start, length in zip(g.integers(2, n + 1, g.integers(0, 4)), g.integers(1, 7, 3), strict=False):
@@ -190,7 +190,7 @@ def computed(equity, low_equity, position, trades, cash, quantity, last, counts)
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_kernel_equals_the_plain_reference(case, seed):
     bars, signal, setup = case
-    run = check_settings(DEFAULTS | {k: v for k, v in setup.items() if k not in ("atr", "sigma")})
+    run = checked_orders(DEFAULTS | {k: v for k, v in setup.items() if k not in ("atr", "sigma")})
     drawn = run, kernel_inputs(bars, signal, setup.get("atr"), setup.get("sigma"), run)
     # 2,000 cases, each with its own settings
     for run, data in (drawn, *(another([seed, i]) for i in range(1, 8))):
@@ -1046,7 +1046,7 @@ BAD = {
         lambda: simulate(BARS, [0] * 4, initial_balance=0),
         "initial_balance is 0; pass a number above 0",
     ),
-    "zero stop": (lambda: simulate(BARS, [0] * 4, stop_atr=0), "stop_atr is 0; pass a number above 0"),
+    "zero stop": (lambda: simulate(BARS, [0] * 4, stop_atr=0), "stop_atr is 0; pass a number from 0.01"),
     "negative ATR": (lambda: simulate(BARS, [0] * 4, stop_atr=1, atr=[1, 1, 1, -1]), "row 3 .*ATR is -1"),
     "negative volatility": (
         lambda: simulate(BARS, [0] * 4, sizing="volatility", sigma=[1, -1, 1, 1]),
@@ -1064,7 +1064,7 @@ BAD = {
     ),
     "a stop of everything": (
         lambda: simulate(BARS, [0] * 4, stop_percent=1),
-        "stop_percent is 1; pass a number above 0 to 0.99, or None",
+        "stop_percent is 1; pass a number above 0, up to 0.99, or null",
     ),
     "time exit before min_hold": (
         lambda: simulate(BARS, [0] * 4, min_hold=5, max_hold=3),
@@ -1072,7 +1072,7 @@ BAD = {
     ),
     "more than the whole volume": (
         lambda: simulate(BARS, [0] * 4, max_volume_share=2),
-        "max_volume_share is 2; pass a number above 0 to 1",
+        "max_volume_share is 2; pass a number above 0, up to 1",
     ),
     "negative lot": (lambda: simulate(BARS, [0] * 4, lot=-1), "lot is -1; pass a number from 0"),
     "negative volume": (
@@ -1112,20 +1112,20 @@ BAD = {
     ),
     "leverage of everything": (
         lambda: simulate(BARS, [0] * 4, max_leverage=5),
-        'max_leverage is 5 but sizing="all_in" borrows nothing; pass sizing',
+        "max_leverage is 5 but sizing=all_in borrows nothing; pass sizing",
     ),
     "negative maker fee": (
         lambda: simulate(BARS, [0] * 4, maker_fee=-0.1),
         "maker_fee is -0.1; pass a number from 0 to 0.1, or None",
     ),
-    "ignored size": (lambda: simulate(BARS, [0] * 4, size=0.5), 'pass sizing="fraction"'),
+    "ignored size": (lambda: simulate(BARS, [0] * 4, size=0.5), "pass sizing=fraction"),
 }
 
 
 def test_stops_and_sizes_use_the_same_atr_and_sigma_as_the_features():
     """`simulate` without ATR and σ computes what the feature table holds, bit for bit: a stop of 2 ATR is the
     same price in both."""
-    bars = random_bars(600, seed=5)
+    bars = random_bars(600, seed=5, sigma=0.01)
     table, signal = features(bars), np.repeat(np.random.default_rng(6).integers(-1, 2, 120), 5)
     signal[:30] = 0                              # the features are NaN for 27 bars
     setup = dict(stop_atr=1.5, take_profit_atr=2.0, sizing="volatility", size=0.5)

@@ -547,7 +547,7 @@ BAD = {
     "no word": (lambda: parse_grid(["exit="]), "unknown exit"),
     "a size all_in ignores": (
         lambda: sweep(BARS, np.zeros(30), {"sizing": ["fraction", "all_in"], "size": [0.5]}),
-        'pass sizing="fraction" to use it',
+        "pass sizing=fraction to use it",
     ),
     "more than the leverage": (
         lambda: sweep(

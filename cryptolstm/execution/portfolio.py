@@ -14,8 +14,10 @@ import pandas as pd
 
 from ..core.errors import InputError, unknown_name
 from ..core.bars import check_bars, provenance
+from ..core.settings import check_value, declared
+from ..core.config import Orders
 from .kernel import MAX_WAIT, compiled
-from .orders import aligned, check_number, check_rows, grid_rows, measured_sigma
+from .orders import aligned, check_rows, grid_rows, measured_sigma
 
 # %% ../../nbs/execution/05_portfolio.ipynb #4afc6661
 WEIGHTINGS = ("equal", "risk")
@@ -202,10 +204,8 @@ def _is_real(
 # %% ../../nbs/execution/05_portfolio.ipynb #b1db9850
 def _check_portfolio(run: dict) -> dict:
     "The settings as numbers. `InputError` names the invalid one."
-    run = {
-        **run,
-        **{k: check_number(k, run[k]) for k in ("initial_balance", "fee", "slippage", "borrow_rate")},
-    }
+    costs = [declared(Orders)[k] for k in ("initial_balance", "fee", "slippage", "borrow_rate")]
+    run = {**run, **{s.name: check_value(s, run[s.name]) for s in costs}}
     for name, low in (("cap", 1e-6), ("band", 0.0)):
         value = run[name]
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= 1:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .kernel import COUNTS, MAX_WAIT, OPEN, REASONS, TRADE
-from .orders import KernelInputs, check_settings, kernel_inputs
+from .orders import KernelInputs, checked_orders, kernel_inputs
 from .simulate import simulate, simulation_result
 
 # %% ../../nbs/execution/03_reference.ipynb #31300a3f
@@ -29,7 +29,7 @@ def simulate_reference(
         for k, p in inspect.signature(simulate).parameters.items()
         if k not in ("bars", "signal", "atr", "sigma")
     }
-    run = check_settings({**defaults, **settings})
+    run = checked_orders({**defaults, **settings})
     data = kernel_inputs(bars, signal, atr, sigma, run)
     return simulation_result(bars, run, data, *run_reference(data, run))
 

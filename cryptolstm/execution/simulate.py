@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.bars import HOUR, provenance
-from ..core.config import RunConfig
+from ..core.config import Orders, RunConfig
 from .kernel import COUNTS, REASONS, TRADE, terms, walk_bars
-from .orders import KernelInputs, check_settings, kernel_inputs
+from .orders import KernelInputs, checked_orders, kernel_inputs
 
 # %% ../../nbs/execution/02_simulate.ipynb #467beb5f
 _TEXTS = pd.array([*REASONS, "entry"], "str")
@@ -186,15 +186,18 @@ def simulate(
 ) -> dict:
     """Simulate trading a signal. `InputError` names the invalid row or setting.
 
+    The settings are those of `Orders`. Two defaults differ, because a signal is traded as it is passed, with
+    nothing added: slippage 0 and no stop. `order_settings` gives those of a run.
+
     Returns initial_balance, final_balance, liquidation_value, equity, low_equity, position, trades, fills,
     total_fees, total_borrow, counts, settings and source."""
-    run = check_settings({k: v for k, v in locals().items() if k not in ("bars", "signal", "atr", "sigma")})
+    run = checked_orders({k: v for k, v in locals().items() if k not in ("bars", "signal", "atr", "sigma")})
     data = kernel_inputs(bars, signal, atr, sigma, run)
     return simulation_result(bars, run, data, *run_kernel(data, run))
 
 # %% ../../nbs/execution/02_simulate.ipynb #2d894f1d
 def order_settings(
-    run: RunConfig,   # costs, orders, sizing
+    run: RunConfig,   # its part `Orders`
 ) -> dict:            # argument of `simulate` → value
     "The settings of a run that `simulate` accepts."
-    return {name: getattr(run, name) for name in inspect.signature(simulate).parameters if hasattr(run, name)}
+    return dict(vars(run.part(Orders)))

@@ -18,7 +18,6 @@ from ..core.errors import InputError
 from ..core.bars import BARS_PER_YEAR
 from ..core.config import RunConfig
 from ..stats.overfit import deflated_sharpe, expected_maximum, pbo, sharpe_sample, spa_test
-from ..execution.orders import LIMITS
 from ..execution.simulate import order_settings
 from ..execution.sweep import best_point, check_grid, surface_summary, sweep
 from ..proof.trials import Standing, Trial, market_of, trial_span
@@ -28,8 +27,6 @@ from .baselines import buy_and_hold
 from .forecasts import forecasts
 
 # %% ../../nbs/research/08_sweeps.ipynb #5a880b71
-_SETTINGS = (*LIMITS, "sizing", "exit")
-
 def sweep_forecasts(
     bars: pd.DataFrame,         # the tested bars
     prediction: pd.Series,      # σ-scaled forecasts of these bars
@@ -42,7 +39,7 @@ def sweep_forecasts(
 ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:   # from `sweep`
     "Trade forecasts over a grid, with signals from `decide`. Raises `InputError` if an axis has no effect."
     grid, known = check_grid(grid), table.loc[prediction.index]
-    settings = {k: getattr(run, k) for k in _SETTINGS}
+    settings = order_settings(run)
     if "threshold_scale" not in grid:
         if run.entry == "cost" and {"fee", "slippage"} & set(grid):
             raise InputError(

@@ -72,7 +72,7 @@ def questions(draw, rules=RULES):
     )
     forecasts = pd.Series(kinds[each, np.arange(TAIL)], table.index[end - TAIL:end])
     run = RunConfig(
-        entry=draw(st.sampled_from(ENTRY_MODES)),
+        entry=draw(st.sampled_from(sorted(ENTRY_MODES))),
         threshold_scale=draw(st.floats(0, 3)),
         short_volume=draw(st.sampled_from(["below", "above"])),
         horizon=draw(st.integers(1, 72)),

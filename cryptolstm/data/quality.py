@@ -537,8 +537,8 @@ def _against_rows(a: dict, limit: int) -> list[tuple[str, str]]:
             "against",
             (
                 f"{a['ticker']} on {'demo market (simulated)' if a['simulated'] else a['exchange']}:"
-                f" {a['common']:,} hours in both ({a['share']:.2%}), {a['only_here']:,} only here, {a['only_there']:,} only"
-                " there"
+                f" {a['common']:,} hours in both ({a['share']:.2%}), {a['only_here']:,} only here,"
+                f" {a['only_there']:,} only there"
             ),
         ),
         (

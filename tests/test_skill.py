@@ -539,7 +539,7 @@ def test_percentages_read_well():
     (.3, 1037, "PROFITABLE, NOT SIGNIFICANT AFTER 1,037 TRIALS"),
     (NAN, 3, "PROFITABLE, NOT SIGNIFICANT AFTER 3 TRIALS")])
 def test_a_profit_must_be_more_than_the_luck_of_all_trials(deflated, made, level):
-    v = verdict(SKILLED, .05, .01, -.2, deflated=deflated, made=made)
+    v = verdict(SKILLED, .05, .01, -.2, deflated=deflated, trials=made)
     assert (
         v.level == level and v.sentence.startswith(Level.of(level).opening) and v.numbers["trials"] == made
     )
@@ -548,7 +548,7 @@ def test_a_profit_must_be_more_than_the_luck_of_all_trials(deflated, made, level
             "95% is required" in v.sentence and "nan" not in v.sentence and Level.of(v.level).exit_code == 3
         )
     # multiple testing of the profit is not considered without skill
-    assert verdict(CHANCE, .05, .01, -.2, deflated=deflated, made=made).level == "NO SKILL"
+    assert verdict(CHANCE, .05, .01, -.2, deflated=deflated, trials=made).level == "NO SKILL"
 
 
 def test_a_leak_goes_before_everything():
@@ -557,7 +557,7 @@ def test_a_leak_goes_before_everything():
         assert (
             v.level == "LEAK"
             and "failed at rsi" in v.sentence
-            and v.sentence.endswith("no other number of this run means anything.")
+            and v.sentence.endswith("until then, no figure of this run is valid.")
         )
 
 

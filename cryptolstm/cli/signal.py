@@ -16,7 +16,7 @@ from rich.text import Text
 from ..core.errors import InputError
 from ..core.bars import display_time
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlOption,
-                                     build_run, emit, facts, say, settings)
+                                     build_run, emit, facts, settings, warn_simulated)
 
 # %% ../../nbs/cli/04_signal.ipynb #2ef445fb
 signal_app = typer.Typer(no_args_is_help=True)
@@ -72,8 +72,7 @@ def signal(
         result = SignalGenerator(model=model, progress=True, config=run).generate_signals(
             hours, retrain_threshold
         )
-    if result["data_source"].get("simulated"):
-        say("SIMULATED MARKET: prices and dates are invented.", "bold white on red")
+    warn_simulated(result["data_source"])
     emit(result) if as_json else print_signal(result)
 
 # %% ../../nbs/cli/04_signal.ipynb #42454176

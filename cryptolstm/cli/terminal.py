@@ -8,6 +8,7 @@ __all__ = ['TickerOption', 'ExchangeOption', 'UrlOption', 'JsonOption', 'SetOpti
 
 # %% ../../nbs/cli/00_terminal.ipynb #8e74863c
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -106,10 +107,10 @@ def facts(out: Console, rows: list[tuple[str, str]], notes: list[str]) -> None:
         )
 
 # %% ../../nbs/cli/00_terminal.ipynb #41663638
-def warn_simulated(result: dict) -> None:
-    "Warn in red if a result is from a simulated market."
-    if result["data"].get("simulated"):
-        say(
-            f"SIMULATED MARKET: {result['data'].get('fallback') or 'the demo market was asked for'}.",
-            "bold white on red",
-        )
+def warn_simulated(
+    data: Mapping,   # where the bars are from: `data` of a result, `data_source` of a signal
+) -> None:
+    "Warn in red if the bars are simulated."
+    if not data.get("simulated"): return
+    reason = data.get("fallback") or "the demo market was requested"
+    say(f"SIMULATED MARKET: {reason}.", "bold white on red")

@@ -92,11 +92,9 @@ def _significant(skill: Mapping) -> bool:
 # %% ../../nbs/proof/02_verdict.ipynb #b1d53653
 def _p(p: float) -> str:
     "A p-value as text."
-    return (
-        "undefined"
-        if math.isnan(p)
-        else "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
-    )
+    if math.isnan(p): return "undefined"
+    if p < 0.001: return "< 0.001"
+    return f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
 
 
 def _spans(n: int, horizon: int) -> str:
@@ -114,13 +112,13 @@ def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
         f"on {_spans(n, horizon)} the direction was right {percent(skill['hit'])} of the time ({interval}),"
         f" Clark-West p {_p(skill['cw_p'])}"
     )
-    why = (
+    reason = (
         f"fewer than {LEAST} forecasts with a direction"
         if skill["n_hit"] < LEAST
         else "every forecast, or every outcome, went the same way"
     )
-    same = f"undefined ({why})" if math.isnan(skill["pt_p"]) else _p(skill["pt_p"])
-    return f"{text}, Pesaran-Timmermann p {same}" + (
+    direction = f"undefined ({reason})" if math.isnan(skill["pt_p"]) else _p(skill["pt_p"])
+    return f"{text}, Pesaran-Timmermann p {direction}" + (
         "" if _significant(skill) else f" (skill needs both below {SIGNIFICANCE:g})"
     )
 
@@ -141,15 +139,15 @@ def _money(net: float, hold: float, reversal: float, trades: int | None, skilled
 
 
 def _reading(
-    level: Level, n: int, detectable: float, significant: bool, deflated: float | None = None, made: int = 1
+    level: Level, n: int, detectable: float, significant: bool, deflated: float | None = None, trials: int = 1
 ) -> str:
     "Part of the sentence: how to read the result."
-    if level == Level.LEAK: return "Find the leak first: no other number of this run means anything."
+    if level == Level.LEAK: return "Find the leak first: until then, no figure of this run is valid."
     if level == Level.NOT_SIGNIFICANT:
-        said = "undefined" if deflated is None or math.isnan(deflated) else percent(deflated)
-        count = "this one trial" if made == 1 else f"{made:,} trials on these bars"
+        probability = "undefined" if deflated is None or math.isnan(deflated) else percent(deflated)
+        count = "this one trial" if trials == 1 else f"{trials:,} trials on these bars"
         return (
-            f"After {count} the probability that the Sharpe ratio is more than luck is {said};"
+            f"After {count} the probability that the Sharpe ratio is more than luck is {probability};"
             f" {percent(DEFLATED, digits=0)} is required."
         )
     if level == Level.UNDERPOWERED and significant:
@@ -163,8 +161,8 @@ def _reading(
             "One test on one stretch of history is not a proof: repeat it on bars that nobody has looked at."
         )
     if level == Level.NOT_PROFITABLE:
-        return "The forecasts know something, but less than trading costs or than simpler rules give."
-    if detectable >= 1: return "A test this short can reveal nothing."
+        return "The forecasts have skill, but not enough to pay the costs or to beat the simpler rules."
+    if detectable >= 1: return "A test this short cannot detect any skill."
     return f"A test this long can only reveal hit rates above {percent(detectable)}."
 
 # %% ../../nbs/proof/02_verdict.ipynb #eaba543f
@@ -178,7 +176,7 @@ def verdict(
     trades: int | None = None,     # round trips and open position; the sentence states if it is 0
     horizon: int = 1,              # bars ahead; `n` counts spans of this many hours
     deflated: float | None = None, # probability of `deflated_sharpe`; None = not requested
-    made: int = 1,                 # trials on these bars, this one included
+    trials: int = 1,               # trials on these bars, this one included
     leak: str | None = None,       # what the leak certificate found; None = nothing
 ) -> Verdict:
     """Verdict of a test by rule.
@@ -198,10 +196,10 @@ def verdict(
     skilled = level in (Level.NOT_PROFITABLE, Level.CANDIDATE)
     detectable = min_detectable_hit(n)
     money = _money(net_return, buy_and_hold_return, reversal_return, trades, skilled)
-    found = "" if leak is None else f"the leak certificate failed at {leak}; "
+    failed = "" if leak is None else f"the leak certificate failed at {leak}; "
     sentence = (
-        f"{level.opening}: {found}{_forecasts(skill, n, horizon)}; {money}."
-        f" {_reading(level, n, detectable, _significant(skill), deflated, made)}"
+        f"{level.opening}: {failed}{_forecasts(skill, n, horizon)}; {money}."
+        f" {_reading(level, n, detectable, _significant(skill), deflated, trials)}"
     )
     numbers = {
         **{k: float(v) for k, v in skill.items()},
@@ -211,8 +209,8 @@ def verdict(
         "trades": trades,
         "min_detectable_hit": detectable,
         "deflated_sharpe": deflated,
-        "trials": made,
+        "trials": trials,
         "to_beat": max(0.0, buy_and_hold_return, reversal_return),
     }
     numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
-    return Verdict(level.after(made), sentence, numbers, list(level.deciding))
+    return Verdict(level.after(trials), sentence, numbers, list(level.deciding))

@@ -180,7 +180,7 @@ def judge(
         trades=len(result["trades"]),
         horizon=run.horizon,
         deflated=math.nan if deflated is None else deflated,
-        made=search["trials"],
+        trials=search["trials"],
         leak=leak,
     )
 

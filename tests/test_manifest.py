@@ -105,10 +105,10 @@ def test_a_fresh_page_is_verified_in_full(page, stored_home):
         and not manifest["data"]["simulated"]
         and "" not in manifest["baseline_returns"]
     )
-    text = manifest["determinism"]["said"]
+    text = manifest["determinism"]["statement"]
     assert manifest["determinism"] == {
         "class": "bit-equal",
-        "said": text,
+        "statement": text,
         "backend": "tensorflow",
         "cpu": cpu_kind(),
         "other_cpu": OTHER_KIND,
@@ -134,7 +134,7 @@ def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_h
     assert result["ok"], wrong(result)
     assert any("another CPU" in note and cpu_kind() in note for note in result["notes"])
     assert "1 of them within 0.1%" in next(
-        f["said"] for f in result["findings"] if f["what"] == "baseline_returns"
+        f["text"] for f in result["findings"] if f["what"] == "baseline_returns"
     )
     assert [
         compare_tables("", old, new, rel)["ok"]
@@ -166,7 +166,7 @@ def test_a_forged_page_whose_hashes_fit_is_found_by_the_second_run(page, stored_
     assert verify(tmp_path / "backtest.html", quick=True, home=stored_home)["ok"]
     full = verify(tmp_path / "backtest.html", home=stored_home)
     assert wrong(full) == ["data", "search", "certificate", "text"]
-    texts = {f["what"]: f["said"] for f in full["findings"]}
+    texts = {f["what"]: f["text"] for f in full["findings"]}
     assert (
         texts["certificate"] == "the page has none"
         and "CANDIDATE" in texts["text"]
@@ -190,7 +190,7 @@ def test_a_check_leaves_a_damaged_store_where_it_is(page, stored_home, tmp_path)
     found = verify(page, quick=True, home=tmp_path)
     assert (
         wrong(found) == ["bars"]
-        and "nothing was changed" in {f["what"]: f["said"] for f in found["findings"]}["bars"]
+        and "nothing was changed" in {f["what"]: f["text"] for f in found["findings"]}["bars"]
     )
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
@@ -234,7 +234,7 @@ def test_one_altered_stored_bar_is_found(page, stored_home, tmp_path):
     bars.iloc[700, bars.columns.get_loc("volume")] *= 1 + 1e-12
     write_store(bar_path(tmp_path, "bitstamp_file", "ETH/USD"), BarStore().add(bars, store.covered))
     for quick in (True, False): assert "bars" in wrong(verify(page, quick=quick, home=tmp_path))
-    assert "not stored here" in verify(page, quick=True, home=tmp_path / "empty")["findings"][3]["said"]
+    assert "not stored here" in verify(page, quick=True, home=tmp_path / "empty")["findings"][3]["text"]
 
 
 def test_the_command_says_what_does_not_hold_and_ends_with_1(page, stored_home, tmp_path):
@@ -273,7 +273,7 @@ def test_other_results_are_named_with_their_first_difference():
     found = {f["what"]: f for f in compare_results(manifest, dear)}
     assert (
         not found["baseline_returns"]["ok"]
-        and found["baseline_returns"]["said"].startswith("buy & hold was ")
+        and found["baseline_returns"]["text"].startswith("buy & hold was ")
         and found["skill"]["ok"]
     )
     assert manifest["data"]["sha256"] == bars_hash(bars)

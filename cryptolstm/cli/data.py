@@ -21,7 +21,8 @@ from rich.text import Text
 import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.bars import check_ticker
-from .terminal import ExchangeOption, JsonOption, TickerOption, UrlOption, emit, say
+from .terminal import (ExchangeOption, JsonOption, TickerOption, UrlOption, emit, say,
+                                     setting_option)
 
 # %% ../../nbs/cli/01_data.ipynb #4fae241f
 data_app = typer.Typer(
@@ -90,9 +91,7 @@ TickersArgument = Annotated[
     list[str] | None,
     typer.Argument(help="one or more BASE/QUOTE; none = those of tickers.txt", show_default=False),
 ]
-EndOption = Annotated[
-    str | None, typer.Option(help="ISO time after the last bar (default: the newest closed bar)")
-]
+EndOption = Annotated[str | None, setting_option("end")]
 
 
 @data_app.command()

@@ -33,8 +33,8 @@ def answer(result: dict, ok: bool, as_json: bool, show) -> None:
 def check_rows(rows: list[tuple[bool, str, str]]) -> None:
     "Print one line per check: result, name and finding."
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for ok, name, said in rows:
-        table.add_row(Text("ok" if ok else "NO", "green" if ok else "bold red"), name, said)
+    for ok, name, text in rows:
+        table.add_row(Text("ok" if ok else "NO", "green" if ok else "bold red"), name, text)
     Console(highlight=False, soft_wrap=True).print(table)
 
 # %% ../../nbs/cli/03_proof.ipynb #a4480ce4
@@ -56,7 +56,7 @@ def print_verified(r: dict) -> None:
     "Print which parts of a page match and which do not."
     head = "everything checked matches" if r["ok"] else "THIS PAGE DOES NOT HOLD"
     print(f"{r['path']}, made {r['made_at'][:16].replace('T', ' ')} UTC, verdict {r['verdict']}: {head}")
-    check_rows([(f["ok"], f["what"], f["said"]) for f in r["findings"]])
+    check_rows([(f["ok"], f["what"], f["text"]) for f in r["findings"]])
     for note in r["notes"]: print(f"  note  {note}")
 
 # %% ../../nbs/cli/03_proof.ipynb #7c3e19aa

@@ -23,7 +23,7 @@ from ..core.errors import InputError
 from ..core.text import figure_text
 from ..core.config import RunConfig
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlOption,
-                                     build_run, emit, facts, settings, warn_simulated)
+                                     build_run, emit, facts, setting_option, settings, warn_simulated)
 
 # %% ../../nbs/cli/05_research.ipynb #629e9ca8
 research_app = typer.Typer(no_args_is_help=True)
@@ -52,16 +52,12 @@ PlaceboOption = Annotated[
 # %% ../../nbs/cli/05_research.ipynb #b8153622
 @research_app.command()
 def backtest(
-    ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE (default: BTC/USD)")] = None,
-    hours: Annotated[int | None, typer.Option(help="bars tested (default: 720)")] = None,
-    initial_balance: Annotated[float | None, typer.Option(help="quote currency (default: 100000)")] = None,
-    fee: Annotated[
-        float | None, typer.Option(help="share of traded notional, per side (default: 0.001)")
-    ] = None,
-    lookback: Annotated[int | None, typer.Option(help="bars the network sees (default: 60)")] = None,
-    end: Annotated[
-        str | None, typer.Option(help="ISO time after the last bar (default: the newest closed bar)")
-    ] = None,
+    ticker: Annotated[str | None, setting_option("ticker")] = None,
+    hours: Annotated[int | None, setting_option("hours")] = None,
+    initial_balance: Annotated[float | None, setting_option("initial_balance")] = None,
+    fee: Annotated[float | None, setting_option("fee")] = None,
+    lookback: Annotated[int | None, setting_option("lookback")] = None,
+    end: Annotated[str | None, setting_option("end")] = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     params: ParamsOption = None,

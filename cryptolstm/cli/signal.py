@@ -16,7 +16,7 @@ from rich.text import Text
 from ..core.errors import InputError
 from ..core.bars import display_time
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlOption,
-                                     build_run, emit, facts, settings, warn_simulated)
+                                     build_run, emit, facts, setting_option, settings, warn_simulated)
 
 # %% ../../nbs/cli/04_signal.ipynb #2ef445fb
 signal_app = typer.Typer(no_args_is_help=True)
@@ -24,7 +24,7 @@ signal_app = typer.Typer(no_args_is_help=True)
 # %% ../../nbs/cli/04_signal.ipynb #0f76101e
 @signal_app.command()
 def signal(
-    ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE (default: BTC/USD)")] = None,
+    ticker: Annotated[str | None, setting_option("ticker")] = None,
     hours: Annotated[
         int,
         typer.Option(
@@ -35,7 +35,7 @@ def signal(
         ),
     ] = 240,
     model: Annotated[str | None, typer.Option(help="name of a model line of your own")] = None,
-    lookback: Annotated[int | None, typer.Option(help="bars the network sees (default: 60)")] = None,
+    lookback: Annotated[int | None, setting_option("lookback")] = None,
     retrain_threshold: Annotated[
         int, typer.Option(help="hours after which a model's training span is too old")
     ] = 24,

@@ -142,17 +142,17 @@ def data_notes(
 # %% ../../nbs/proof/03_provenance.ipynb #52d8b27e
 def determinism(
     folds: pd.DataFrame,   # of a `WalkForward`
-) -> dict:                 # JSON-able: class, said, backend, cpu, other_cpu
+) -> dict:                 # JSON-able: class, statement, backend, cpu, other_cpu
     """How far a repeated run gives the same numbers, according to its least reproducible fold.
 
-    `class` is "bit-equal", "not enforced" or "none"; `said` is the statement of the fold; `other_cpu` is the
+    `class` is "bit-equal", "not enforced" or "none"; `statement` is that of the fold; `other_cpu` is the
     relative difference to expect on another kind of CPU."""
     import keras
     statement = repeatable(folds)
     kind = next(c for c in ("bit-equal", "not enforced", "none") if statement.startswith(c))
     return {
         "class": kind,
-        "said": statement,
+        "statement": statement,
         "backend": keras.backend.backend(),
         "cpu": cpu_kind(),
         "other_cpu": OTHER_KIND,

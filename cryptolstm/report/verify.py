@@ -35,7 +35,7 @@ def finding(
     text: str,   # what was found, without a full stop
 ) -> dict:
     "One line of the result of `verify`."
-    return {"what": what, "ok": bool(ok), "said": text}
+    return {"what": what, "ok": bool(ok), "text": text}
 
 # %% ../../nbs/report/11_verify.ipynb #51ede6f4
 def bars_again(
@@ -333,7 +333,7 @@ def _elsewhere(manifest: Mapping) -> list[str]:
             f" may differ by {OTHER_KIND:.1%}"
         )
     if how.get("class") in ("none", "not enforced"):
-        notes.append(f"the numbers of the page may not be reproducible ({how['said']})")
+        notes.append(f"the numbers of the page may not be reproducible ({how['statement']})")
     if "placebo" in manifest:
         runs = manifest["placebo"]["n"]
         notes.append(f"the {runs} placebo runs of the page were not repeated; a new report makes new ones")

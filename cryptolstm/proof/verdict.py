@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from ..core.errors import InputError
-from ..core.text import percent
+from ..core.text import p_text, percent
 from ..stats.skill import LEAST, SIGNIFICANCE, min_detectable_hit
 
 # %% ../../nbs/proof/02_verdict.ipynb #9bf3a3a4
@@ -91,11 +91,8 @@ def _significant(skill: Mapping) -> bool:
 
 # %% ../../nbs/proof/02_verdict.ipynb #b1d53653
 def _p(p: float) -> str:
-    "A p-value as text."
-    if math.isnan(p): return "undefined"
-    if p < 0.001: return "< 0.001"
-    return f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
-
+    "A p-value as it follows the letter p."
+    return p_text(p) if math.isnan(p) or p < 0.001 else f"= {p_text(p)}"
 
 def _spans(n: int, horizon: int) -> str:
     return f"{n:,} hours" if horizon == 1 else f"{n:,} separate {horizon}-hour spans"

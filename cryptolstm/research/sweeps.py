@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
+from ..core.text import finite_or_none
 from ..core.bars import BARS_PER_YEAR
 from ..core.config import RunConfig
 from ..stats.overfit import deflated_sharpe, expected_maximum, pbo, sharpe_sample, spa_test
@@ -114,8 +115,6 @@ def surface_trials(
     data: Mapping,               # stamp of the bars, from `data_stamp`
 ) -> list[Trial]:
     "Every point as a trial; returns are included for sweeps of up to 500 points."
-    def number(x):
-        return float(x) if math.isfinite(x) else None
     samples, span = [sharpe_sample(r) for r in returns.to_numpy().T], trial_span(returns.index)
     return [
         Trial(
@@ -124,10 +123,10 @@ def surface_trials(
             **span,
             data_hash=data["sha256"],
             config=asdict(r),
-            sharpe=number(s.sharpe),
+            sharpe=finite_or_none(s.sharpe),
             n=s.n,
-            skew=number(s.skew),
-            kurtosis=number(s.kurtosis),
+            skew=finite_or_none(s.skew),
+            kurtosis=finite_or_none(s.kurtosis),
             hit=None,
             returns=returns[k].to_numpy() if len(runs) <= 500 else None
         )
@@ -153,14 +152,14 @@ def judge_surface(
     reps: int = 1000,
 ) -> dict:                   # JSON-able: trials, deflated_sharpe, expected_best, pbo, blocks, spa …
     "Significance of the best point given all that were tried; None where all points are alike."
-    values, number = returns.to_numpy(), lambda x: float(x) if math.isfinite(x) else None
+    values = returns.to_numpy()
     # points with identical returns count once
     different = np.unique(values, axis=1, return_index=True)[1]
     best = sharpe_sample(values[:, best_point(table)])
     out = {
         "trials": standing.trials,
         "reruns": standing.reruns,
-        "deflated_sharpe": number(deflated_sharpe(*best, standing.trials, standing.variance)),
+        "deflated_sharpe": finite_or_none(deflated_sharpe(*best, standing.trials, standing.variance)),
         "expected_best": expected_maximum(standing.trials, standing.variance) * math.sqrt(BARS_PER_YEAR),
         "different": len(different),
     }

@@ -1116,7 +1116,7 @@ BAD = {
     ),
     "negative maker fee": (
         lambda: simulate(BARS, [0] * 4, maker_fee=-0.1),
-        "maker_fee is -0.1; pass a number from 0 to 0.1, or None",
+        "maker_fee is -0.1; pass a number from 0 to 0.1, or null",
     ),
     "ignored size": (lambda: simulate(BARS, [0] * 4, size=0.5), "pass sizing=fraction"),
 }

@@ -12,16 +12,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    "The wheel of a copy of the files that git tracks."
-    copy, out = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
+def checkout(tmp_path_factory):
+    "A copy of the files that git tracks."
+    copy = tmp_path_factory.mktemp("checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode: pytest.skip("not a checkout of git")
-    for name in listed.stdout.split("\0")[:-1]:
+    for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.split("\0")):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout, tmp_path_factory):
+    "The wheel of that copy."
+    out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*command, "-w", out, copy], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "-w", out, checkout], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return next(out.glob("*.whl"))
 
@@ -45,15 +52,14 @@ def installed(wheel, tmp_path):
     return run
 
 
-def test_the_wheel_has_notebooks_and_parameters_and_nothing_else_of_the_checkout(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    project = {p.relative_to(ROOT).as_posix() for p in (ROOT / "params").glob("*.yaml")}
-    project |= {"nbs/backtest.ipynb", "nbs/signal.ipynb"}
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "cryptolstm").rglob("*.py")}
-    expected = modules | {f"cryptolstm/project/{name}" for name in project}
-    assert {name for name in names if ".dist-info/" not in name} == expected
-    for name in project:
-        assert zipfile.ZipFile(wheel).read(f"cryptolstm/project/{name}") == (ROOT / name).read_bytes()
+def test_the_wheel_has_notebooks_and_parameters_and_nothing_else_of_the_checkout(checkout, wheel):
+    packed = zipfile.ZipFile(wheel)
+    nbs, modules = checkout / "nbs", (checkout / "cryptolstm").rglob("*.py")
+    project = [*(checkout / "params").glob("*.yaml"), nbs / "backtest.ipynb", nbs / "signal.ipynb"]
+    expected = {f"cryptolstm/project/{p.relative_to(checkout)}": p.read_bytes() for p in project}
+    expected |= {str(p.relative_to(checkout)): p.read_bytes() for p in modules}
+    assert {n: packed.read(n) for n in packed.namelist() if ".dist-info/" not in n} == expected
+    assert checkout / "params" / "eth_usd.yaml" in project
 
 
 def test_an_installed_package_finds_its_notebooks_and_parameters_from_an_empty_folder(installed):

@@ -43,7 +43,7 @@ lab: .venv/.dev      ## open the notebooks
 	$(BIN)/jupyter lab nbs
 
 clean:               ## remove the environment and what tests leave behind (reports and data stay)
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis tests/.hypothesis *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis tests/.hypothesis build dist *.egg-info
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; pass for instance PYTHON=python3.12"; exit 1; }

@@ -8,6 +8,8 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 name = cfg["lib_name"]
+# The report notebooks and parameter files of the checkout, which report.render finds in an installed package.
+project = {f"{name}.project.nbs": ["backtest.ipynb", "signal.ipynb"], f"{name}.project.params": ["*.yaml"]}
 setup(
     name=name,
     version=cfg["version"],
@@ -19,7 +21,9 @@ setup(
     url=cfg["git_url"],
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
-    packages=find_packages(include=[name, f"{name}.*"]),
+    packages=[*find_packages(include=[name, f"{name}.*"]), *project],
+    package_dir={package: package.rpartition(".")[2] for package in project},
+    package_data=project,
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={"dev": shlex.split(cfg["dev_requirements"])},
     entry_points={

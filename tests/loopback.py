@@ -179,6 +179,7 @@ class Loopback:
         # seconds: the websocket sends one price, then nothing, and is closed after this time
         self.quiet: float | None = None
         self.refuse_feeds = 0  # number of websocket connections to refuse
+        self.refusal: int | None = None  # HTTP status of a refusal; None = the connection is closed
         self.frozen = False  # the websocket sends and answers nothing, and no new one is opened
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
         self.requests: Counter[str] = Counter()
@@ -477,6 +478,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.02)
         if exchange.refuse_feeds:
             exchange.refuse_feeds -= 1
+            if exchange.refusal: self.send_error(exchange.refusal)
             return
         accept = hashlib.sha1(
             (self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()

@@ -7,7 +7,9 @@ import time
 import pandas as pd
 import pytest
 from loopback import Answer
+from typer.testing import CliRunner
 
+from cryptolstm.cli.data import data_app
 from cryptolstm.core.errors import InputError, OperationError
 from cryptolstm.data import exchange as exchanges, prices as prices_module
 from cryptolstm.data.prices import watch_prices
@@ -146,3 +148,24 @@ def test_a_ticker_that_is_not_listed_is_not_watched(exchange, client):
     for stream in (True, False):
         with pytest.raises(InputError, match="does not list ETHH/USD; did you mean ETH/USD?"):
             next(watch_prices(client.exchange, "ETHH/USD", stream=stream))
+
+
+@pytest.mark.parametrize("status", [None, 403])
+def test_prices_are_polled_where_the_stream_is_refused(exchange, client, status, monkeypatch):
+    exchange.refuse_feeds, exchange.refusal = 100, status
+    prices = list(watch_prices(client.exchange, ETH, every=0, count=3))
+    assert [p["by"] for p in prices] == ["polling"] * 3
+    assert exchange.refuse_feeds >= 98  # aiohttp repeats a request whose connection was closed
+    monkeypatch.setattr(exchanges, "BUDGET", 0.3)
+    with pytest.raises(OperationError, match="did not give the stream of prices of ETH/USD"):
+        next(watch_prices(client.exchange, ETH, stream=True))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_command_says_in_one_sentence_that_it_polls(exchange, client, refused):
+    exchange.refuse_feeds = 100 * refused
+    words = f"price --ticker {ETH} --exchange-url {exchange.url} --watch --every 0.1 --count 2 --json"
+    done = CliRunner().invoke(data_app, words.split())
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 2
+    sentence = "coinbaseexchange offers no stream of prices here; asking every 0.1 seconds.\n"
+    assert done.stderr == sentence * refused

@@ -164,7 +164,9 @@ def price(
         p = client.get_realtime_price(ticker)
         return emit(p) if as_json else print(price_line(p))
     if count is not None and count < 1: raise InputError(f"count is {count}; pass 1 or more, or leave it out")
-    for p in watch_prices(client.exchange, ticker, every, count):
+    for k, p in enumerate(watch_prices(client.exchange, ticker, every, count)):
+        if p["by"] == "polling" and not k:
+            say(f"{p['exchange']} offers no stream of prices here; asking every {every:g} seconds.")
         print(json.dumps(p, allow_nan=False) if as_json else price_line(p), flush=True)
 
 # %% ../../nbs/cli/01_data.ipynb #6751209a

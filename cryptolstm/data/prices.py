@@ -9,7 +9,7 @@ __all__ = ['DAY_STATS', 'PING', 'HUSH', 'is_price', 'with_price', 'price_of', 'r
 # %% ../../nbs/data/02_prices.ipynb #1018439c
 import asyncio, threading, time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import ccxt
 import ccxt.pro
@@ -110,10 +110,14 @@ PING, HUSH = 5.0, 300.0   # seconds between pings; seconds without a price befor
 class _Stood(Exception):
     "A connection that was open for longer than the budget was lost; not a failed request."
 
+class _Refused(Exception):
+    "The first connection of a stream cannot be opened."
+
 class _Line:
     "The stream of one ticker, in its own event loop."
     def __init__(self, exchange: ccxt.Exchange, ticker: str):
-        self.ticker, self.opened, self.loop = ticker, None, asyncio.new_event_loop()
+        self.ticker, self.loop = ticker, asyncio.new_event_loop()
+        self.opened, self.offered = None, False   # when the connection was opened; whether one ever was
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.line = line = getattr(ccxt.pro, exchange.id)(
             {"timeout": int(TIMEOUT * 1000), "asyncio_loop": self.loop}
@@ -129,7 +133,7 @@ class _Line:
         line.on_connected = self._note
 
     def _note(self, client, message=None) -> None:
-        self.opened = time.monotonic()
+        self.opened, self.offered = time.monotonic(), True
         type(self.line).on_connected(self.line, client, message)
 
     def close(self) -> None:
@@ -158,6 +162,7 @@ def _pushed(this: _Line) -> dict:
 def stream_prices(
     exchange: ccxt.Exchange,   # from `connect`
     ticker: str,
+    retry: bool = True,        # False: raise `_Refused` if the first connection cannot be opened
 ) -> Iterator[dict]:           # as from `price_of`, one per message
     """Yield prices from the exchange's stream until the caller stops.
 
@@ -169,6 +174,7 @@ def stream_prices(
             response = None
             # waiting for a price does not count as a request
             with suppress(ccxt.NetworkError, ccxt.BadResponse, _Stood): response = _pushed(this)
+            if not (retry or this.offered): raise _Refused
             while response is None:
                 with suppress(_Stood):
                     response = ask(this.line, f"the stream of prices of {ticker}", lambda: _pushed(this))
@@ -183,7 +189,7 @@ def watch_prices(
     ticker: str,
     every: float = 5.0,            # seconds from one request to the next when polling
     count: int | None = None,      # number of prices; None = until the caller stops
-    # None = stream if the exchange has one; False = poll; True = `InputError` if it has none
+    # None = stream if the exchange offers one, else poll; False = poll; True = an error if it offers none
     stream: bool | None = None,
 ) -> Iterator[dict]:               # as from `price_of`, plus `by`: "stream" or "polling"
     "Yield prices. Raises `OperationError` if the exchange does not respond for longer than the budget."
@@ -191,13 +197,10 @@ def watch_prices(
     if not every >= 0: raise InputError(f"every is {every!r}; pass seconds, 0 or more")
     if pushed and not has_stream(exchange.id):
         raise InputError(f"{exchange.id} pushes no prices; pass stream=False to ask for them")
-    prices = stream_prices(exchange, ticker) if pushed else _poll(exchange, ticker, every)
-    try:
+    with closing(_stream_or_poll(exchange, ticker, every, pushed, stream is True)) as prices:
         for k, price in enumerate(prices, 1):
-            if count is None or k <= count: yield {**price, "by": "stream" if pushed else "polling"}
+            if count is None or k <= count: yield price
             if count is not None and k >= count: return
-    finally:
-        prices.close()
 
 # %% ../../nbs/data/02_prices.ipynb #c833f78f
 def _poll(exchange: ccxt.Exchange, ticker: str, every: float) -> Iterator[dict]:
@@ -206,3 +209,10 @@ def _poll(exchange: ccxt.Exchange, ticker: str, every: float) -> Iterator[dict]:
         began = time.monotonic()
         yield realtime_price(exchange, ticker)
         time.sleep(max(every - (time.monotonic() - began), 0.0))
+
+def _stream_or_poll(exchange: ccxt.Exchange, ticker: str, every: float, pushed: bool, retry: bool):
+    "Yield prices with `by`: pushed ones, or polled ones if there is no stream or it is refused."
+    if pushed:
+        with suppress(_Refused), closing(stream_prices(exchange, ticker, retry)) as prices:
+            for price in prices: yield {**price, "by": "stream"}
+    for price in _poll(exchange, ticker, every): yield {**price, "by": "polling"}

@@ -206,7 +206,7 @@ FORMATS = {  # format name in the report → function that writes such a file
     ),
     "CSV: by semicolons, with a mark": lambda b: b"\xef\xbb\xbf" + as_csv(b).replace(b",", b";"),
     "CSV: decimal comma": lambda b: as_local(b, ","),
-    "CSV: decimal comma, without header": lambda b: as_local(b, ",", head=""),
+    "CSV without header: decimal comma": lambda b: as_local(b, ",", head=""),
     "CSV: decimal comma, quoted, Windows-1252": lambda b: (
         as_local(b, ",", quote='"').decode().encode("cp1252")
     ),

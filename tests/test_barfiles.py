@@ -687,9 +687,11 @@ def test_a_local_time_that_does_not_exist_is_a_bad_row(tmp_path):
 
 
 def test_day_and_month_are_told_apart_by_what_follows_what(tmp_path):
-    bars = a_market(60, end="2025-02-04")
-    for spelling in ("%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m-%d-%Y %H:%M", "%d-%m-%Y %H:%M:%S"):
-        exactly(read_bars(written(tmp_path, "x.csv", as_csv(bars, bars.index.strftime(spelling))))[0], bars)
+    for end in ("2025-02-04", "2025-01-31"):
+        bars = a_market(60, end=end)
+        for spelling in ("%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m-%d-%Y %H:%M", "%d-%m-%Y %H:%M:%S"):
+            file = written(tmp_path, "x.csv", as_csv(bars, bars.index.strftime(spelling)))
+            exactly(read_bars(file)[0], bars)
 
 
 def test_day_and_month_that_could_be_swapped_are_refused(tmp_path):

@@ -22,9 +22,8 @@ import pyarrow.compute as pc
 from ..core.errors import InputError, OperationError
 from ..core.bars import BAR_FAULTS, COLUMNS, check_bars, check_ticker, invalid_bars
 from .store import STORED_FAULTS, hours_of, runs
-from cryptolstm.data.rawtable import (
-    PRICES, SYMBOLS, TIMES, YFINANCE, RawTable, raw_table, read_numbers, read_values, unpack
-)
+from .rawtable import (PRICES, SYMBOLS, TIMES, YFINANCE, RawTable, raw_table, read_numbers,
+                                      read_values, unpack)
 
 # %% ../../nbs/data/07_barfiles.ipynb #886b58da
 SAME_COIN = {"xbt": "btc", "xdg": "doge"}
@@ -160,7 +159,9 @@ SPELLINGS = (
     "%d/%m/%y %H:%M",
     "%m/%d/%Y %I:%M %p",
     "%m-%d-%Y %H:%M",
+    "%d-%m-%Y %H:%M",
     "%m-%d-%Y %H:%M:%S",
+    "%d-%m-%Y %H:%M:%S",
     "%d.%m.%y %H:%M",
     "%d.%m.%y %H:%M:%S",
     "%d.%m.%Y %H:%M",

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from dataclasses import asdict
 
@@ -144,6 +145,39 @@ def as_file(frame, kind, **how):
     return out.getvalue()
 
 
+def number_text(x, mark=".", group=""):
+    "A float in its shortest exact notation, with a decimal mark and a separator of thousands."
+    whole, rest = re.fullmatch(r"(\d+)(.*)", repr(x)).groups()
+    return f"{int(whole):,}".replace(",", group) + rest.replace(".", mark)
+
+
+def as_local(bars, mark, group="", separator=";", times="%d.%m.%Y %H:%M",
+             head="Datum;Eröffnung;Hoch;Tief;Schluss;Volumen\n", quote=""):
+    "Bars as a spreadsheet of another language writes them."
+    rows = zip(bars.index.strftime(times), bars[COLUMNS].to_numpy().tolist(), strict=True)
+    numbers = (
+        [when, *(quote + number_text(x, mark, group) + quote for x in row)] for when, row in rows
+    )
+    return (head + "\n".join(map(separator.join, numbers))).encode()
+
+
+def as_kraken(bars, pair="XXBTZUSD", error=()):
+    rows = [
+        [t, *map(repr, r[:4]), "1.5", repr(r[4]), 23]
+        for t, r in zip(seconds(bars), bars[COLUMNS].to_numpy().tolist(), strict=True)
+    ]
+    return json.dumps({"error": [*error], "result": {pair: rows, "last": 1688671200}}).encode()
+
+
+def as_yfinance(bars, *symbols):
+    "One file of yfinance: pandas writes two levels of column names and the name of the index."
+    table = pd.concat({s: bars[["close", "high", "low", "open", "volume"]] for s in symbols}, axis=1)
+    table.columns = pd.MultiIndex.from_tuples(
+        [(c.capitalize(), s) for s, c in table.columns], names=["Price", "Ticker"]
+    )
+    return table.rename_axis("Datetime").to_csv().encode()
+
+
 def dated(bars):
     return bars.reset_index().rename(columns={"timestamp": "date"})
 
@@ -171,6 +205,26 @@ FORMATS = {  # format name in the report → function that writes such a file
         b, b.index.strftime("%Y.%m.%d,%H:%M"), "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n"
     ),
     "CSV: by semicolons, with a mark": lambda b: b"\xef\xbb\xbf" + as_csv(b).replace(b",", b";"),
+    "CSV: decimal comma": lambda b: as_local(b, ","),
+    "CSV without header: decimal comma": lambda b: as_local(b, ",", head=""),
+    "CSV: decimal comma, quoted, Windows-1252": lambda b: (
+        as_local(b, ",", quote='"').decode().encode("cp1252")
+    ),
+    "CSV: decimal comma, commas between fields": lambda b: as_local(
+        b, ",", separator=",", quote='"', head="Date,Ouverture,Plus Haut,Plus Bas,Clôture,Volume\n"
+    ),
+    "CSV: decimal comma, UTF-16": lambda b: as_local(b, ",").decode().encode("utf-16"),
+    "CSV: 1.234,5": lambda b: as_local(b, ",", "."),
+    "CSV: 1 234,5": lambda b: as_local(b, ",", " ", head="Fecha;Apertura;Máximo;Mínimo;Cierre;Volumen\n"),
+    "CSV: 1\u202f234,5": lambda b: as_local(b, ",", "\u202f"),
+    "CSV: 1,234.5": lambda b: as_local(
+        b, ".", ",", ",", "%Y-%m-%d %H:%M", "Date,Open,High,Low,Close,Volume\n", '"'
+    ),
+    "CSV: 1'234.5": lambda b: as_local(b, ".", "'"),
+    "CSV: date and time apart, German": lambda b: as_local(
+        b, ",", times="%d.%m.%Y;%H:%M", head="Datum;Uhrzeit;Eröffnung;Hoch;Tief;Schluss;Volumen\n"
+    ),
+    "CSV: points, two-digit year": lambda b: as_local(b, ",", times="%d.%m.%y %H:%M:%S"),
     "CSV in gzip": lambda b: gzip.compress(as_csv(b)),
     "CSV without header": lambda b: as_csv(b, seconds(b), ""),
     "CryptoDataDownload CSV": as_cdd,
@@ -189,6 +243,7 @@ FORMATS = {  # format name in the report → function that writes such a file
             [{"time": t, **r} for t, r in zip(seconds(b), b[COLUMNS].to_dict("records"), strict=True)]
         ).encode()
     ),
+    "Kraken JSON": as_kraken,
     "freqtrade Feather": lambda b: as_file(dated(b), "feather"),
     "Parquet": lambda b: as_file(b, "parquet"),
     "Parquet: no zone, ms": lambda b: as_file(
@@ -354,7 +409,9 @@ def test_bars_longer_than_an_hour_are_refused(hours, tmp_path):
 
 FAULTS = {  # the line that replaces line 4 of the file → the error
     "2025-01-01 02:00,twelve,13,11,12,7": "row 4 has 'twelve' as open where a number belongs",
-    '2025-01-01 02:00,"1,234.5",13,11,12,7': "row 4 has '1,234.5' as open where a number belongs",
+    '2025-01-01 02:00,"1,234.5",13,11,12,7': "row 4 has an open or close outside high and low",
+    '2025-01-01 02:00,"1,23.5",13,11,12,7': "row 4 has '1,23.5' as open where a number belongs",
+    '2025-01-01 02:00,"1.234,5.6",13,11,12,7': "row 4 has '1.234,5.6' as open where a number belongs",
     "2025-01-01 02:00,0x10,17,11,12,7": "row 4 has '0x10' as open where a number belongs",
     "2025-01-01 02:00,12,13,11,NaN,7": "row 4 has no close",
     "2025-01-01 02:00,,,,,": "row 4 has no open and high and low and close and volume",
@@ -474,6 +531,13 @@ NOT_BARS = {
     ),
     "[]": "JSON without a list of bars",
     '{"Response": "Error"}': "JSON without a list of bars",
+    '{"error":["EQuery:Unknown asset pair"]}': "holds an error of Kraken (EQuery:Unknown asset pair)",
+    '{"error":[],"result":{"last":1}}': "JSON without a list of bars",
+    '{"error":[],"result":{"XETHZUSD":[[1688671200,"1","2","1","2","1","5",9]]}}': (
+        "says that its bars are of XETHZUSD, not of BTC/USD"
+    ),
+    "Price,Close,High,Low,Open,Volume\nTicker,ETH-USD,ETH-USD,ETH-USD,ETH-USD,ETH-USD\nDatetime,,,,,\n"
+    "2025-01-01 00:00:00+00:00,1,2,1,2,5\n": "says that its bars are of ETH-USD, not of BTC/USD",
     "[1, 2": "is not JSON",
     '["a", "b"]': "row 1 is no bar",
     '[{"a": 1}]': "no column for time and open",
@@ -525,6 +589,82 @@ def test_a_damaged_file_gives_bars_or_one_sentence(name, cut, noise, at, tmp_pat
             assert "\n" not in str(e)
 
 
+# -- numbers
+# --------------------------------------------------------------------------------------------------
+
+UNCLEAR = {  # rows of which every number can be read in two ways → what the error shows
+    "2025-01-01 00:00;1,234;1,250;1,200;1,240;500": "whether the comma in 1,234",
+    '2025-01-01 00:00,"1,234","1,250","1,200","1,240",500': "whether the comma in 1,234",
+    "2025-01-01 00:00;96.123;96.500;96.000;96.200;12": "whether the point in 96.123",
+    "2025-01-01 00:00;100;200;100;100;-7.500": "whether the point in -7.500",
+    "2025-01-01 00:00;12,5;13,5;11.5;12.5;7": "has numbers with a decimal point and with a decimal comma",
+}
+
+
+@pytest.mark.parametrize("row", UNCLEAR)
+def test_numbers_that_can_be_read_in_two_ways_are_refused(row, tmp_path):
+    separator = ";" if ";" in row else ","
+    file = written(tmp_path, "x.csv", HEAD.replace(",", separator) + row)
+    for skip in (False, True):
+        with pytest.raises(InputError, match="write .* a decimal point") as e:
+            import_bars(file, BTC, "somewhere", tmp_path, skip_bad=skip)
+        assert UNCLEAR[row] in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "bars").exists()
+
+
+def test_one_number_decides_the_decimal_mark_of_the_whole_file(tmp_path):
+    rows = ["2025-01-01 00:00;1,234;1,250;1,200;1,240;500", "2025-01-01 01:00;1,234;1,250;1,200;1,240;{}"]
+    for volume, price in (("0,5", 1.234), ("0.5", 1234), ("1,000,000", 1234), ("1.000,000", 1.234)):
+        text = HEAD.replace(",", ";") + "\n".join(rows).format(volume)
+        assert read_bars(written(tmp_path, "x.csv", text))[0]["open"].tolist() == [price, price]
+
+
+def test_three_decimals_are_decimals_where_commas_separate_fields(tmp_path):
+    got, _ = read_bars(written(tmp_path, "x.csv", HEAD + "2025-01-01 00:00,2.123,2.200,2.100,2.150,500\n"))
+    assert got["open"].tolist() == [2.123]
+
+
+def test_a_number_with_the_other_decimal_mark_is_a_bad_row(tmp_path):
+    text = as_local(a_market(20), ",").decode().splitlines()
+    text[7] = "01.02.2025 05:00;1.5;2.5;1.5;2.5;7"
+    with pytest.raises(InputError, match="row 8 has '1.5' as open and '2.5' as high and .* number belongs"):
+        read_bars(written(tmp_path, "x.csv", "\n".join(text)))
+
+
+# -- vendors
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (1, 0)])
+def test_the_three_header_lines_of_yfinance_are_read(levels, tmp_path):
+    "Yahoo gives the volume of a coin in quote currency; a bar has it in base currency."
+    bars = a_market(30)
+    lines = as_yfinance(bars.assign(volume=bars["volume"] * bars["close"]), "BTC-USD").decode().splitlines()
+    lines[:2] = [lines[k] for k in levels]
+    got, notes = read_bars(written(tmp_path, "btc.csv", "\n".join(lines)), BTC)
+    exactly(got[COLUMNS[:4]].assign(volume=bars["volume"]), bars)
+    np.testing.assert_allclose(got["volume"], bars["volume"], rtol=1e-12)
+    assert notes["format"] == "yfinance CSV, volume divided by close" and notes["rows"] == 30
+    lines[7] = lines[7].split(",")[0] + ",x,2,1,1,5"
+    with pytest.raises(InputError, match="row 8 has 'x' as close"):
+        read_bars(written(tmp_path, "btc.csv", "\n".join(lines)), BTC)
+
+
+def test_a_file_of_yfinance_with_two_tickers_is_refused(tmp_path):
+    file = written(tmp_path, "two.csv", as_yfinance(a_market(5), "BTC-USD", "ETH-USD"))
+    with pytest.raises(InputError, match="holds bars of BTC-USD and ETH-USD; pass a file with one ticker"):
+        read_bars(file, BTC)
+
+
+@pytest.mark.parametrize("pair, ticker", [
+    ("XXBTZUSD", BTC), ("XETHXXBT", "ETH/BTC"), ("SOLUSD", "SOL/USD"), ("XDGUSD", "DOGE/USD")])
+def test_the_pair_of_a_kraken_answer_is_compared_with_the_ticker(pair, ticker, tmp_path):
+    file = written(tmp_path, "kraken.json", as_kraken(a_market(9), pair))
+    assert import_bars(file, ticker, "kraken", tmp_path).new == 9
+    with pytest.raises(InputError, match=f"bars are of {pair}, not of LTC/USD"):
+        import_bars(file, "LTC/USD", "kraken", tmp_path)
+
+
 # -- timestamps
 # --------------------------------------------------------------------------------------------------
 
@@ -547,16 +687,20 @@ def test_a_local_time_that_does_not_exist_is_a_bad_row(tmp_path):
 
 
 def test_day_and_month_are_told_apart_by_what_follows_what(tmp_path):
-    bars = a_market(60, end="2025-02-04")
-    for spelling in ("%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M"):
-        exactly(read_bars(written(tmp_path, "x.csv", as_csv(bars, bars.index.strftime(spelling))))[0], bars)
+    for end in ("2025-02-04", "2025-01-31"):
+        bars = a_market(60, end=end)
+        for spelling in ("%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m-%d-%Y %H:%M", "%d-%m-%Y %H:%M:%S"):
+            file = written(tmp_path, "x.csv", as_csv(bars, bars.index.strftime(spelling)))
+            exactly(read_bars(file)[0], bars)
 
 
 def test_day_and_month_that_could_be_swapped_are_refused(tmp_path):
-    with pytest.raises(InputError, match="day and month cannot be told apart"):
-        read_bars(
-            written(tmp_path, "x.csv", HEAD + "01/02/2025 00:00,1,1,1,1,1\n01/02/2025 01:00,1,1,1,1,1\n")
-        )
+    rows = HEAD + "01/02/2025 00:00,1,1,1,1,1\n01/02/2025 01:00,1,1,1,1,1\n"
+    for text in (rows, rows.replace("/", "-")):
+        with pytest.raises(InputError, match="day and month cannot be told apart"):
+            read_bars(written(tmp_path, "x.csv", text))
+    pointed, _ = read_bars(written(tmp_path, "x.csv", rows.replace("/", ".")))   # points: day first
+    assert pointed.index[0] == pd.Timestamp("2025-02-01", tz="UTC")
 
 
 def test_the_bar_in_progress_when_the_file_was_written_is_left_out(tmp_path):

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAME_COIN', 'UNITS', 'SPELLINGS', 'REASONS', 'FIRST_BAR', 'BRIEF', 'volume_column', 'day_and_time', 'pick_columns',
-           'letters', 'check_stamp', 'check_symbol', 'read_numbers', 'read_epochs', 'read_texts', 'localize',
-           'read_times', 'quick_iso', 'Rows', 'validated_rows', 'bar_seconds', 'find_repeats', 'row_error', 'to_hours',
-           'refuse_bad', 'read_bars', 'file_bytes', 'zone_known', 'file_order', 'lost_hours', 'doubted_hours',
-           'closed_bars', 'hour_iso']
+           'letters', 'check_stamp', 'check_symbol', 'read_epochs', 'read_texts', 'localize', 'read_times', 'quick_iso',
+           'Rows', 'validated_rows', 'bar_seconds', 'find_repeats', 'row_error', 'to_hours', 'refuse_bad', 'read_bars',
+           'file_bytes', 'zone_known', 'file_order', 'lost_hours', 'doubted_hours', 'closed_bars', 'hour_iso']
 
 # %% ../../nbs/data/07_barfiles.ipynb #b63c72db
 import hashlib, re
@@ -23,7 +22,8 @@ import pyarrow.compute as pc
 from ..core.errors import InputError, OperationError
 from ..core.bars import BAR_FAULTS, COLUMNS, check_bars, check_ticker, invalid_bars
 from .store import STORED_FAULTS, hours_of, runs
-from .rawtable import BLANKS, NUMBER, PRICES, SYMBOLS, TIMES, RawTable, raw_table, unpack
+from .rawtable import (PRICES, SYMBOLS, TIMES, YFINANCE, RawTable, raw_table, read_numbers,
+                                      read_values, unpack)
 
 # %% ../../nbs/data/07_barfiles.ipynb #886b58da
 SAME_COIN = {"xbt": "btc", "xdg": "doge"}
@@ -98,7 +98,9 @@ def pick_columns(
 # %% ../../nbs/data/07_barfiles.ipynb #06f850f5
 def letters(name: str) -> str:
     "A symbol normalized over the spellings of exchanges."
-    return re.sub(r"[^A-Z0-9]", "", name.upper().split(":")[0]).replace("XBT", "BTC")
+    bare = re.sub(r"[^A-Z0-9]", "", name.upper().split(":")[0])
+    bare = re.sub(r"^X(\w{3})[XZ](\w{3})$", r"\1\2", bare)   # Kraken: XXBTZUSD
+    return bare.replace("XBT", "BTC").replace("XDG", "DOGE")
 
 def check_stamp(stamp: dict, ticker: str | None, name: str, market: str | None = None) -> None:
     "Raise `InputError` if a file records that its bars are simulated, or of another ticker or market."
@@ -123,24 +125,6 @@ def check_symbol(table: RawTable, ticker: str, name: str) -> None:
     for symbol in pc.unique(column.cast(pa.string())).to_pylist():
         if symbol and letters(symbol) != letters(ticker):
             raise InputError(f"{name} holds bars of {symbol}, not of {ticker}; pass the ticker it holds")
-
-# %% ../../nbs/data/07_barfiles.ipynb #d5b5e972
-def read_numbers(
-    column,                                   # pyarrow, text or numbers
-) -> tuple[np.ndarray, np.ndarray]:           # values (float64) and mask of invalid text
-    "A column as floats (NaN if empty or invalid), and a mask of text that is not a number."
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        try: return np.asarray(column.cast(pa.float64(), safe=False), "float64"), np.zeros(len(column), bool)
-        except pa.ArrowException: column = column.cast(pa.string())
-    try: return np.asarray(column.cast(pa.float64()), "float64"), np.zeros(len(column), bool)
-    except pa.ArrowInvalid: pass
-    text = pc.utf8_trim_whitespace(column)
-    number = pc.match_substring_regex(text, f"^(?:{NUMBER})$")
-    blank = pc.or_kleene(pc.is_null(text), pc.is_in(pc.utf8_lower(text), pa.array(BLANKS)))
-    values = np.asarray(pc.if_else(number, text, pa.scalar(None, pa.string())).cast(pa.float64()), "float64")
-    return values, ~np.asarray(
-        pc.fill_null(pc.or_(pc.fill_null(number, False), pc.fill_null(blank, False)), False), bool
-    )
 
 # %% ../../nbs/data/07_barfiles.ipynb #dbf5b3e1
 # unit, upper limit of its values, µs per unit
@@ -174,6 +158,12 @@ SPELLINGS = (
     "%m/%d/%y %H:%M",
     "%d/%m/%y %H:%M",
     "%m/%d/%Y %I:%M %p",
+    "%m-%d-%Y %H:%M",
+    "%d-%m-%Y %H:%M",
+    "%m-%d-%Y %H:%M:%S",
+    "%d-%m-%Y %H:%M:%S",
+    "%d.%m.%y %H:%M",
+    "%d.%m.%y %H:%M:%S",
     "%d.%m.%Y %H:%M",
     "%d.%m.%Y %H:%M:%S",
     "%d.%m.%Y %H:%M:%S.%f",
@@ -198,7 +188,7 @@ def read_texts(
     hits = {how: int(parse(sample, how).notna().sum()) for how in SPELLINGS}
     best = max(hits, key=hits.get)
     read = parse(text, best)
-    swapped = best.replace("%m/%d", "%d/%m") if "%m/%d" in best else best.replace("%d/%m", "%m/%d")
+    swapped = re.sub(r"^%([md])([/-])%([md])", r"%\3\2%\1", best)
     if swapped != best:
         other = parse(text, swapped)
         # more rows parsed, then the shorter total span
@@ -304,8 +294,9 @@ def validated_rows(
 ) -> tuple[Rows, str]:      # the rows, and the format of the times in words
     "Validate all rows; the code of each is the first rule it breaks."
     time, none, words = read_times(columns["time"], tz, name)
-    values, text = (np.array(x) for x in zip(*(read_numbers(columns[c]) for c in COLUMNS), strict=True))
+    values, text = read_values([columns[c] for c in COLUMNS], table.separator, name)
     faults = invalid_bars(values)
+    if table.form == YFINANCE: values[4] = np.divide(values[4], values[3], where=faults == 0, out=values[4])
     code = np.where(faults > 0, faults + 3, 0).astype("int8")   # the first three codes are those of the text
     for k, rule in ((3, text.any(axis=0)), (2, (time < FIRST_BAR) | (time > now)), (1, none)): code[rule] = k
     return (

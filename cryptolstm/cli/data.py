@@ -21,8 +21,8 @@ from rich.text import Text
 import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.bars import check_ticker
-from .terminal import (ExchangeOption, JsonOption, TickerOption, UrlOption, emit, say,
-                                     setting_option)
+from .terminal import (ExchangeOption, JsonOption, TickerArgument, TickerOption, UrlOption, emit,
+                                     one_ticker, say, setting_option)
 
 # %% ../../nbs/cli/01_data.ipynb #4fae241f
 data_app = typer.Typer(
@@ -142,7 +142,8 @@ def fetched(
 # %% ../../nbs/cli/01_data.ipynb #104b3ff8
 @data_app.command()
 def price(
-    ticker: TickerOption = "BTC/USD",
+    pair: TickerArgument = None,
+    ticker: TickerOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     watch: Annotated[
@@ -159,6 +160,7 @@ def price(
         raise InputError("--count counts the prices of --watch; add --watch or leave it out")
     if market_asked(exchange, exchange_url)[0] == "simulated":
         raise InputError("the simulated market has no price of the moment; pass an exchange")
+    ticker = one_ticker(pair, ticker) or "BTC/USD"
     client = CryptoMarketDataClient(exchange, exchange_url)
     if not watch:
         p = client.get_realtime_price(ticker)
@@ -241,6 +243,7 @@ def stored_stretch(
 @data_app.command()
 def check(
     tickers: TickersArgument = None,
+    ticker: TickerOption = None,
     hours: Annotated[
         int | None,
         typer.Option(
@@ -267,6 +270,7 @@ def check(
     """Check bars for gaps, stale prices, bad prints and more.
 
     Missing bars of the span are fetched first, unless --stored is given."""
+    if ticker: tickers = [one_ticker(t, ticker) for t in tickers or [None]]
     asked, failed = asked_for(tickers), {}
     from cryptolstm.data.quality import quality_report
     market = {"exchange": exchange, "url": exchange_url, "stored": stored}

@@ -21,8 +21,8 @@ from ..core.files import plain
 from ..core.bars import HOUR, as_utc, provenance
 from ..core.config import RunConfig
 from ..model.registry import lines, prune, read_version, rollback, version_folders, versions
-from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerOption,
-                                     UrlOption, build_run, emit, warn_simulated)
+from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
+                                     TickerOption, UrlOption, build_run, emit, one_ticker, warn_simulated)
 
 # %% ../../nbs/cli/02_models.ipynb #64a2447a
 models_app = typer.Typer(
@@ -69,14 +69,15 @@ def print_table(table: Table) -> None:
 # %% ../../nbs/cli/02_models.ipynb #115e3433
 @models_app.command("list")
 def list_(
-    ticker: TickerOption = "BTC/USD",
+    pair: TickerArgument = None,
+    ticker: TickerOption = None,
     model: ModelOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     "List the versions of a model, oldest first, with the one in use."
-    line = model_line(ticker, model, exchange, exchange_url)
+    line = model_line(one_ticker(pair, ticker) or "BTC/USD", model, exchange, exchange_url)
     table = versions(line)
     tickers = ", ".join(table["ticker"].dropna().unique())
     others = [name for name in lines() if name != line]

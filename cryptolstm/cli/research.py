@@ -22,8 +22,9 @@ from rich.table import Table
 from ..core.errors import InputError
 from ..core.text import figure_text
 from ..core.config import RunConfig
-from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlOption,
-                                     build_run, emit, facts, setting_option, settings, warn_simulated)
+from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
+                                     UrlOption, build_run, emit, facts, one_ticker, setting_option, settings,
+                                     warn_simulated)
 
 # %% ../../nbs/cli/05_research.ipynb #629e9ca8
 research_app = typer.Typer(no_args_is_help=True)
@@ -52,6 +53,7 @@ PlaceboOption = Annotated[
 # %% ../../nbs/cli/05_research.ipynb #b8153622
 @research_app.command()
 def backtest(
+    pair: TickerArgument = None,
     ticker: Annotated[str | None, setting_option("ticker")] = None,
     hours: Annotated[int | None, setting_option("hours")] = None,
     initial_balance: Annotated[float | None, setting_option("initial_balance")] = None,
@@ -98,7 +100,7 @@ def backtest(
 ) -> None:
     "Walk-forward backtest: every forecast is out of sample, every trade pays its costs."
     given = {
-        "ticker": ticker,
+        "ticker": one_ticker(pair, ticker),
         "hours": hours,
         "initial_balance": initial_balance,
         "fee": fee,
@@ -435,7 +437,8 @@ def print_backtest(
 # %% ../../nbs/cli/05_research.ipynb #0dce1955
 @research_app.command()
 def report(
-    ticker: Annotated[str, typer.Argument(help="BASE/QUOTE")],
+    pair: TickerArgument = None,
+    ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE")] = None,
     params: ParamsOption = None,
     set_: SetOption = None,
     exchange: ExchangeOption = None,
@@ -446,6 +449,8 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     "Run nbs/backtest.ipynb for a ticker and write its HTML page."
+    ticker = one_ticker(pair, ticker)
+    if not ticker: raise InputError("report needs a ticker; pass for instance cryptolstm report ETH/USD")
     given = {
         **settings(set_),
         **{k: v for k, v in {"exchange": exchange, "exchange_url": exchange_url}.items() if v is not None},

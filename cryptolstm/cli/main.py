@@ -20,7 +20,7 @@ from .data import data_app
 from .models import models_app
 from .proof import proof_app
 from .signal import signal_app
-from .research import research_app
+from .research import reports_app, research_app
 from .settings import settings_app
 
 # %% ../../nbs/cli/07_main.ipynb #0d6a954b
@@ -35,6 +35,7 @@ app.add_typer(research_app)
 app.add_typer(data_app, name="data")
 app.add_typer(proof_app)
 app.add_typer(models_app, name="models")
+app.add_typer(reports_app, name="reports")
 app.add_typer(settings_app)
 
 # %% ../../nbs/cli/07_main.ipynb #af198487
@@ -52,7 +53,7 @@ def print_version(wanted: bool) -> None:
 @app.callback()
 def global_options(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=print_version, help="show the version and exit")
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="print the version")
     ] = False,
 ) -> None:
     "Options of the command itself."

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TickerOption', 'TickerArgument', 'ExchangeOption', 'UrlOption', 'JsonOption', 'SetOption', 'ParamsOption',
-           'setting_option', 'one_ticker', 'say', 'emit', 'assignment', 'settings', 'build_run', 'facts',
+           'setting_option', 'one_ticker', 'say', 'emit', 'print_rows', 'assignment', 'settings', 'build_run', 'facts',
            'warn_simulated']
 
 # %% ../../nbs/cli/00_terminal.ipynb #8e74863c
-import json
+import json, re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -69,6 +69,21 @@ def say(text: str, style: str = "") -> None:
 def emit(result: dict) -> None:
     "Print one JSON object on stdout. Raises `ValueError` for NaN, which is not JSON."
     print(json.dumps(result, indent=2, allow_nan=False, default=str, ensure_ascii=False))
+
+# %% ../../nbs/cli/00_terminal.ipynb #0c39608e
+def print_rows(
+    rows: list[dict],   # with the same keys, which become the headings
+    empty: str,         # printed if there is no row
+) -> None:
+    "Print a list as a table. Its lines are not wrapped in a pipe."
+    def shown(value) -> str:
+        if re.match(r"\d{4}-\d\d-\d\dT", str(value)): return value[:16].replace("T", " ")
+        return "-" if value is None else f"{value:,}" if isinstance(value, int) else value
+    if not rows: return print(empty)
+    table = Table(*(key.replace("_", " ") for key in rows[0]), box=None, padding=(0, 2, 0, 0))
+    for row in rows: table.add_row(*(Text(shown(value)) for value in row.values()))
+    for column in table.columns: column.overflow = "fold"
+    Console(highlight=False, width=None if Console().is_terminal else 400).print(table)
 
 # %% ../../nbs/cli/00_terminal.ipynb #8045521b
 def assignment(

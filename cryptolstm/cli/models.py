@@ -29,7 +29,7 @@ from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, Tick
 
 # %% ../../nbs/cli/02_models.ipynb #64a2447a
 models_app = typer.Typer(
-    no_args_is_help=True, help="Stored models: list lines and versions, go back, remove old ones, compare two."
+    no_args_is_help=True, help="Stored models: list them, go back a version, remove old ones, compare two."
 )
 ModelOption = Annotated[str | None, typer.Option(help="name of a model line, see `models list`")]
 

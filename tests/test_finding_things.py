@@ -12,6 +12,7 @@ from cryptolstm.cli.main import app
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.machine import git_commit
 from cryptolstm.data.demo import demo_market
+from cryptolstm.data.exchange import connect, not_listed
 from cryptolstm.data.store import BarStore, bar_path, write_store
 from cryptolstm.features.indicators import features
 from cryptolstm.model.registry import save_version
@@ -195,3 +196,16 @@ def test_pages_are_listed_with_the_verdict_of_their_manifest(home, tmp_path):
     shown = invoke("reports", "list").stdout
     assert str(folder / "backtest.html") in shown and "2025-05-01 00:30" in shown and "NO SKILL" in shown
     assert invoke("reports", "list", "--out", str(tmp_path / "none")).stdout.startswith("there is no page in")
+
+
+# ---- hints -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("ticker, near", [
+    ("BTC/USDT", "BTC/USD"), ("BTC/EURR", "BTC/EUR"), ("ETHH/USD", "ETH/USD"), ("ETHH/EUR", "ETH/EUR"),
+    ("SOL/USDT", "SOL/USD")])
+def test_an_unknown_ticker_is_compared_by_its_base_currency(ticker, near):
+    exchange = connect("coinbaseexchange")
+    listed = ("BTC/USD", "BTC/EUR", "ETH/USD", "ETH/EUR", "ETH/USDT", "SOL/USD", "XTZ/USDT", "LTC/USDT")
+    exchange.markets = {t: {"active": True} for t in listed}
+    found = str(not_listed(exchange, ticker)).partition("; did you mean ")[2].removesuffix("?").split(" or ")
+    assert found[0] == near and {t.partition("/")[0] for t in found} == {near.partition("/")[0]}

@@ -72,5 +72,5 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as e:
         # exit code of typer for Ctrl-C
-        if e.code == 130: say("stopped; bars that were fetched are kept, the same command goes on from there")
+        if e.code == 130: say("stopped; bars that were fetched are kept, any training of this run is lost")
         raise

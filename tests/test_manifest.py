@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cryptolstm.cli.main import app
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.machine import OTHER_KIND, cpu_kind
 from cryptolstm.core.bars import bars_hash, regular_grid
@@ -261,6 +263,27 @@ def test_the_command_says_what_does_not_hold_and_ends_with_1(page, stored_home, 
             assert [f["ok"] for f in json.loads(done.stdout)["findings"]] == [False, True, True]
         if name == "none": assert "there is no page" in done.stderr and "Traceback" not in done.stderr
     assert codes == {"fresh": 0, "forged": 1, "none": 2}
+
+
+def test_a_page_without_its_bars_or_notebook_cannot_be_checked(page, stored_home, tmp_path, monkeypatch):
+    "The command ends with 3, as long as nothing that can be checked differs."
+    alone = tmp_path / "alone.html"
+    alone.write_bytes(page.read_bytes())
+    forged = tmp_path / "forged.html"
+    forged.write_text(page.read_text(encoding="utf-8").replace("<h1", "<h1 class=x", 1), encoding="utf-8")
+    empty = tmp_path / "empty"
+    for path, home, quick, outcome, code in (
+        (page, stored_home, True, "holds", 0),
+        (page, empty, True, "cannot be checked", 3),
+        (page, empty, False, "cannot be checked", 3),
+        (alone, stored_home, True, "cannot be checked", 3),
+        (forged, empty, True, "does not hold", 1),
+    ):
+        monkeypatch.setenv("CRYPTOLSTM_HOME", str(home))
+        words = ["verify", str(path), *(["--quick"] if quick else [])]
+        done = CliRunner().invoke(app, [*words, "--json"])
+        assert (json.loads(done.stdout)["outcome"], done.exit_code) == (outcome, code), path
+        assert CliRunner().invoke(app, words).exit_code == code
 
 
 def test_other_results_are_named_with_their_first_difference():

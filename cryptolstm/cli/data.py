@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_app', 'TickersArgument', 'EndOption', 'read_tickers', 'asked_for', 'each', 'finish', 'fetch', 'fetched', 'price',
-           'price_line', 'market_asked', 'stored_stretch', 'check', 'market_stretch', 'check_against', 'other_market',
-           'moment', 'print_quality', 'import_', 'export']
+           'price_line', 'stored_row', 'list_', 'market_asked', 'stored_stretch', 'check', 'market_stretch',
+           'check_against', 'other_market', 'moment', 'print_quality', 'import_', 'export']
 
 # %% ../../nbs/cli/01_data.ipynb #a485b114
 import json, re
@@ -21,12 +21,12 @@ from rich.text import Text
 import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.bars import check_ticker
-from .terminal import (ExchangeOption, JsonOption, TickerOption, UrlOption, emit, say,
-                                     setting_option)
+from .terminal import (ExchangeOption, JsonOption, TickerArgument, TickerOption,
+                                     UrlOption, emit, one_ticker, print_rows, say, setting_option)
 
 # %% ../../nbs/cli/01_data.ipynb #4fae241f
 data_app = typer.Typer(
-    no_args_is_help=True, help="Market data: fetch, import, check and export bars; ask a price."
+    no_args_is_help=True, help="Market data: fetch, list, import, check and export bars; ask a price."
 )
 
 # %% ../../nbs/cli/01_data.ipynb #4b1e23de
@@ -142,7 +142,8 @@ def fetched(
 # %% ../../nbs/cli/01_data.ipynb #104b3ff8
 @data_app.command()
 def price(
-    ticker: TickerOption = "BTC/USD",
+    pair: TickerArgument = None,
+    ticker: TickerOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     watch: Annotated[
@@ -159,6 +160,7 @@ def price(
         raise InputError("--count counts the prices of --watch; add --watch or leave it out")
     if market_asked(exchange, exchange_url)[0] == "simulated":
         raise InputError("the simulated market has no price of the moment; pass an exchange")
+    ticker = one_ticker(pair, ticker) or "BTC/USD"
     client = CryptoMarketDataClient(exchange, exchange_url)
     if not watch:
         p = client.get_realtime_price(ticker)
@@ -180,6 +182,36 @@ def price_line(
         f"{p['ticker']}  {number(p['last'])}  bid {number(p['bid'])}  ask {number(p['ask'])}  24 h"
         f" {number(p['change_24h'], '+.2%')}  volume {number(p['volume_24h'])}  {p['mountain_time']}"
     )
+
+# %% ../../nbs/cli/01_data.ipynb #cf110fe9
+def stored_row(
+    path: Path,   # from `bar_path`
+) -> dict:        # None for everything that cannot be read
+    "Ticker, market, span, bars and gaps of a file of stored bars."
+    from cryptolstm.data.store import DamagedStore, hour_number, load_store
+    base, quote, *settle = path.stem.removesuffix("_1h").split("_")
+    row = {"ticker": ":".join([f"{base}/{quote}", *settle]), "market": path.parent.name}
+    try: store = load_store(path)
+    except DamagedStore as e:
+        say(f"{e}; cryptolstm data fetch puts it aside and gets its bars again", "red")
+        return row | dict.fromkeys(("first", "last", "bars", "gaps"))
+    times, n = store.bars.index, len(store.bars)
+    span = [times[k].isoformat() if n else None for k in (0, -1)]
+    return row | {
+        "market": store.origin.get("market", row["market"]),
+        "first": span[0],
+        "last": span[1],
+        "bars": n,
+        "gaps": hour_number(times[-1]) + 1 - hour_number(times[0]) - n if n else 0,
+    }
+
+@data_app.command("list")
+def list_(as_json: JsonOption = False) -> None:
+    "List the stored bars: ticker, market, first and last bar, number of bars and gaps."
+    from cryptolstm.core.files import home
+    rows = [stored_row(path) for path in sorted((home() / "bars").glob("*/*_1h.parquet"))]
+    if as_json: return emit({"bars": rows})
+    print_rows(rows, f"no bars are stored in {home()}; cryptolstm data fetch BTC/USD fetches some")
 
 # %% ../../nbs/cli/01_data.ipynb #d4ff9174
 def market_asked(
@@ -243,6 +275,7 @@ def stored_stretch(
 @data_app.command()
 def check(
     tickers: TickersArgument = None,
+    ticker: TickerOption = None,
     hours: Annotated[
         int | None,
         typer.Option(
@@ -269,6 +302,7 @@ def check(
     """Check bars for gaps, stale prices, bad prints and more.
 
     Missing bars of the span are fetched first, unless --stored is given."""
+    if ticker: tickers = [one_ticker(t, ticker) for t in tickers or [None]]
     asked, failed = asked_for(tickers), {}
     from cryptolstm.data.quality import quality_report
     market = {"exchange": exchange, "url": exchange_url, "stored": stored}

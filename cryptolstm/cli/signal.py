@@ -15,8 +15,9 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.bars import display_time
-from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlOption,
-                                     build_run, emit, facts, setting_option, settings, warn_simulated)
+from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
+                                     UrlOption, build_run, emit, facts, one_ticker, setting_option, settings,
+                                     warn_simulated)
 
 # %% ../../nbs/cli/04_signal.ipynb #2ef445fb
 signal_app = typer.Typer(no_args_is_help=True)
@@ -24,6 +25,7 @@ signal_app = typer.Typer(no_args_is_help=True)
 # %% ../../nbs/cli/04_signal.ipynb #0f76101e
 @signal_app.command()
 def signal(
+    pair: TickerArgument = None,
     ticker: Annotated[str | None, setting_option("ticker")] = None,
     hours: Annotated[
         int,
@@ -56,7 +58,7 @@ def signal(
         params,
         set_,
         {
-            "ticker": ticker,
+            "ticker": one_ticker(pair, ticker),
             "lookback": lookback,
             "exchange": exchange,
             "exchange_url": exchange_url,

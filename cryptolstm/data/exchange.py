@@ -346,11 +346,16 @@ def not_listed(
     ticker: str,
     stop: int | None = None,   # the hour in which its bars end, if known
 ) -> NotListed:                # to be raised
-    "The error for a ticker that is not traded, with its new name, its last bar or the closest names."
+    """The error for a ticker that is not traded, with its new name, its last bar or the closest names.
+
+    Names are compared by their base currency: BTC/USD is nearer to BTC/USDT than ETH/USDT is."""
     traded = [t for t in exchange.markets if not is_closed(exchange, t)]
     base, _, quote = ticker.partition("/")
     new = f"{RENAMED.get(base)}/{quote}"
-    near = [new] if new in traded else difflib.get_close_matches(ticker, traded, n=3)
+    bases = difflib.get_close_matches(base, {t.partition("/")[0] for t in traded}, n=3)
+    if base in bases: bases = [base]    # the quote is the difference
+    near = [t for t in traded if t.partition("/")[0] in bases]
+    near = [new] if new in traded else difflib.get_close_matches(ticker, near, n=3, cutoff=0.0)
     end = None if stop is None else f"{hour_time(stop):%Y-%m-%dT%H:%MZ}"
     hint = (
         f"its last bar closed at {end}, pass an end of {end} or before"

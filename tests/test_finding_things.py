@@ -1,0 +1,211 @@
+"""The first hour of a new user: the version, what is stored, and hints that lead on."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import cryptolstm
+from cryptolstm.cli.main import app
+from cryptolstm.core.errors import InputError
+from cryptolstm.core.machine import git_commit
+from cryptolstm.data.demo import demo_market
+from cryptolstm.data.exchange import connect, not_listed
+from cryptolstm.data.store import BarStore, bar_path, write_store
+from cryptolstm.features.indicators import features
+from cryptolstm.model.registry import save_version
+from cryptolstm.model.settings import ModelConfig
+from cryptolstm.model.training import fit
+from cryptolstm.report.manifest import embed
+from cryptolstm.report.render import Report
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def invoke(*words: str): return CliRunner().invoke(app, list(words))
+
+
+def all_commands(group=None, words: tuple = ()) -> list[tuple]:
+    "The words of every command, and of every group."
+    group = group or typer.main.get_command(app)
+    below = [c for name, g in getattr(group, "commands", {}).items() for c in all_commands(g, (*words, name))]
+    return [words, *below]
+
+
+def test_the_page_of_commands_names_every_command():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    named = {row.split("`")[1] for row in page.splitlines() if row.startswith("| `cryptolstm ")}
+    groups = {(), ("data",), ("models",), ("reports",)}
+    assert named == {" ".join(("cryptolstm", *words)) for words in all_commands() if words not in groups}
+
+
+# ---- version, help, ticker -------------------------------------------------------------------------------
+
+def test_the_version_names_the_commit_of_a_checkout(monkeypatch):
+    done = invoke("--version")
+    assert done.exit_code == 0 and done.stdout.split()[:2] == ["cryptolstm", cryptolstm.__version__]
+    assert (git_commit() or "") in done.stdout
+    monkeypatch.setattr("cryptolstm.cli.main.git_commit", lambda: None)
+    assert invoke("--version").stdout == f"cryptolstm {cryptolstm.__version__}\n"
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_every_command_has_a_short_option_for_its_help(words):
+    short, long = invoke(*words, "-h"), invoke(*words, "--help")
+    assert short.exit_code == 0 and short.stdout == long.stdout and "Usage" in short.stdout
+
+
+def test_shell_completion_can_be_installed_and_completes_commands(monkeypatch):
+    assert "--install-completion" in invoke("--help").stdout
+    places = {"_ROOT_COMPLETE": "complete_bash", "COMP_WORDS": "root data ch", "COMP_CWORD": "2"}
+    done = CliRunner().invoke(app, [], env=places, prog_name="root")
+    assert done.stdout.split() == ["check"]
+
+
+BOTH = [("backtest",), ("signal",), ("report",), ("data", "check"), ("data", "price"), ("models", "list")]
+
+
+@pytest.mark.parametrize("words", BOTH, ids=" ".join)
+def test_two_different_tickers_are_a_mistake(words):
+    done = invoke(*words, "ETH/USD", "--ticker", "SOL/USD")
+    assert isinstance(done.exception, InputError) and done.exception.exit_code == 2
+    assert str(done.exception) == "the argument is ETH/USD and --ticker is SOL/USD; pass one ticker"
+
+
+@pytest.mark.parametrize("ticker", [["bitcoin"], ["--ticker", "bitcoin"], ["bitcoin", "--ticker", "bitcoin"]])
+@pytest.mark.parametrize("words", BOTH, ids=" ".join)
+def test_a_ticker_may_be_an_argument_or_an_option(words, ticker):
+    "The ticker that was passed is the one that is refused."
+    done = invoke(*words, *ticker)
+    assert isinstance(done.exception, InputError) and "bitcoin" in str(done.exception)
+
+
+@pytest.mark.parametrize("ticker", [["SOL/USD"], ["--ticker", "SOL/USD"], ["sol-usd", "--ticker", "SOL/USD"]])
+def test_the_ticker_reaches_the_report_either_way(ticker, monkeypatch, tmp_path):
+    asked = []
+
+    def run_report(ticker, *args, **how):
+        asked.append(ticker)
+        summary = {"verdict": {"level": "NO SKILL", "sentence": "none"}, "data": {}}
+        return Report(tmp_path / "x.html", tmp_path / "x.ipynb", summary)
+
+    monkeypatch.setattr("cryptolstm.report.render.run_report", run_report)
+    for words in (["report"], ["backtest", "--report", "--json"]):
+        assert invoke(*words, *ticker).exit_code == 0
+    assert [t.upper().replace("-", "/") for t in asked] == ["SOL/USD"] * 2
+
+
+def test_a_report_without_a_ticker_says_what_to_pass():
+    done = invoke("report")
+    assert isinstance(done.exception, InputError) and "cryptolstm report ETH/USD" in str(done.exception)
+
+
+def test_a_check_takes_the_ticker_as_option():
+    words = ["data", "check", "--exchange", "simulated", "--hours", "300", "--json"]
+    assert list(json.loads(invoke(*words, "--ticker", "sol-usd").stdout)) == ["SOL/USD"]
+
+
+# ---- what is stored --------------------------------------------------------------------------------------
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "An empty data folder and an empty folder of reports."
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CRYPTOLSTM_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.delenv("CRYPTOLSTM_EXCHANGE_URL", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("words", [("data",), ("models",), ("reports",)], ids=" ".join)
+def test_an_empty_list_says_how_to_fill_it(words, home):
+    done = invoke(*words, "list")
+    assert done.exit_code == 0 and "; cryptolstm " in done.stdout
+    (rows,) = json.loads(invoke(*words, "list", "--json").stdout).values()
+    assert rows == []
+
+
+def test_stored_bars_are_listed_with_their_span_and_gaps(home):
+    bars = demo_market(200, end="2025-02-01", ticker="ETH/USD")
+    write_store(bar_path(home, "kraken", "ETH/USD"), BarStore().add(bars.drop(bars.index[[50, 51, 120]]), []))
+    market = "coinbaseexchange@127.0.0.1:8765"
+    write_store(bar_path(home, market, "BTC/USDT:USDT"), BarStore().add(bars, [], market=market))
+    rows = json.loads(invoke("data", "list", "--json").stdout)["bars"]
+    span = {"first": "2025-01-23T16:00:00+00:00", "last": "2025-01-31T23:00:00+00:00"}
+    assert rows == [
+        {"ticker": "BTC/USDT:USDT", "market": market, **span, "bars": 200, "gaps": 0},
+        {"ticker": "ETH/USD", "market": "kraken", **span, "bars": 197, "gaps": 3},
+    ]
+    lines = invoke("data", "list").stdout.splitlines()
+    assert lines[2].split() == "ETH/USD kraken 2025-01-23 16:00 2025-01-31 23:00 197 3".split()
+
+
+def test_a_damaged_file_of_bars_is_listed_and_left_alone(home):
+    path = bar_path(home, "kraken", "ETH/USD")
+    write_store(path, BarStore().add(demo_market(50), []))
+    path.write_bytes(damaged := path.read_bytes()[:-7])
+    done = invoke("data", "list", "--json")
+    assert done.exit_code == 0 and "cannot be read as stored bars" in done.stderr
+    assert json.loads(done.stdout)["bars"] == [
+        {"ticker": "ETH/USD", "market": "kraken", "first": None, "last": None, "bars": None, "gaps": None}
+    ]
+    assert path.read_bytes() == damaged
+
+
+def test_models_are_listed_with_market_and_version_in_use(home):
+    bars = demo_market(900)
+    small = {"units": (4,), "dropout": (.1,), "recurrent_dropout": (.1,), "dense": (4,)}
+    fitted = fit(bars, features(bars), ModelConfig(lookback=12, epochs=1, **small))
+    bundle = replace(fitted, ticker="ETH/USD", exchange="kraken")
+    save_version(bundle, "mine")
+    used = save_version(bundle, "mine")
+    save_version(replace(bundle, exchange="bitstamp"), "other", use=False)
+    rows = json.loads(invoke("models", "list", "--json").stdout)["lines"]
+    known = {"ticker": "ETH/USD", "trained_until": bundle.trained_until}
+    assert rows == [
+        {"line": "mine", "market": "kraken", "current": used.name, **known},
+        {"line": "other", "market": "bitstamp", "current": None, **known},
+    ]
+    assert list(rows[0]) == ["line", "ticker", "market", "current", "trained_until"]
+    of_market = json.loads(invoke("models", "list", "--exchange", "bitstamp", "--json").stdout)["lines"]
+    assert of_market == rows[1:]
+    assert used.name in invoke("models", "list").stdout
+    one = json.loads(invoke("models", "list", "--model", "mine", "--json").stdout)
+    assert one["line"] == "mine" and one["other_lines"] == ["other"]
+
+
+def test_pages_are_listed_with_the_verdict_of_their_manifest(home, tmp_path):
+    folder = tmp_path / "reports" / "eth_usd"
+    folder.mkdir(parents=True)
+    backtest = {"ticker": "ETH/USD", "made_at": "2025-05-01T00:30:00+00:00", "verdict": {"level": "NO SKILL"}}
+    signal = {"kind": "signal", "made_at": "2025-05-02T00:30:00+00:00", "signal": {"ticker": "ETH/USD"}}
+    for name, page in (
+        ("backtest", embed("<body></body>", backtest)),
+        ("signal", embed("<body></body>", signal)),
+        ("surface", "<body></body>"),
+    ): (folder / f"{name}.html").write_text(page)
+    rows = json.loads(invoke("reports", "list", "--json").stdout)["reports"]
+    assert [r["page"] for r in rows] == [str(folder / f"{n}.html") for n in ("backtest", "signal", "surface")]
+    found = [[r["ticker"], r["made_at"], r["verdict"]] for r in rows]
+    assert found == [
+        ["ETH/USD", "2025-05-01T00:30:00+00:00", "NO SKILL"],
+        ["ETH/USD", "2025-05-02T00:30:00+00:00", None],
+        [None, None, None],
+    ]
+    shown = invoke("reports", "list").stdout
+    assert str(folder / "backtest.html") in shown and "2025-05-01 00:30" in shown and "NO SKILL" in shown
+    assert invoke("reports", "list", "--out", str(tmp_path / "none")).stdout.startswith("there is no page in")
+
+
+# ---- hints -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("ticker, near", [
+    ("BTC/USDT", "BTC/USD"), ("BTC/EURR", "BTC/EUR"), ("ETHH/USD", "ETH/USD"), ("ETHH/EUR", "ETH/EUR"),
+    ("SOL/USDT", "SOL/USD")])
+def test_an_unknown_ticker_is_compared_by_its_base_currency(ticker, near):
+    exchange = connect("coinbaseexchange")
+    listed = ("BTC/USD", "BTC/EUR", "ETH/USD", "ETH/EUR", "ETH/USDT", "SOL/USD", "XTZ/USDT", "LTC/USDT")
+    exchange.markets = {t: {"active": True} for t in listed}
+    found = str(not_listed(exchange, ticker)).partition("; did you mean ")[2].removesuffix("?").split(" or ")
+    assert found[0] == near and {t.partition("/")[0] for t in found} == {near.partition("/")[0]}

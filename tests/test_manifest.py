@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SMALL
 from typer.testing import CliRunner
 
 from cryptolstm.cli.main import app
@@ -29,16 +30,7 @@ from cryptolstm.report.verify import (SAME, agree, compare_results, compare_tabl
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-SMOKE = {
-    "network": {
-        "units": [8],
-        "dropout": [0.1],
-        "recurrent_dropout": [0.1],
-        "dense": [8],
-        "epochs": 1,
-        "refit_epochs": 1,
-    }
-}
+SMOKE = {"network": SMALL}
 WISH = {
     "hours": 240,
     "train_hours": 400,

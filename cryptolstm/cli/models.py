@@ -17,9 +17,7 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.files import plain
-from ..core.bars import HOUR, as_utc, provenance
 from ..core.config import RunConfig
-from ..model.registry import lines, prune, read_version, rollback, version_folders, versions
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerOption,
                                      UrlOption, build_run, emit, say)
 
@@ -55,6 +53,7 @@ def list_(
 ) -> None:
     "List the versions of a model, oldest first, with the one in use."
     line = _line(ticker, model, exchange, exchange_url)
+    from cryptolstm.model.registry import lines, versions
     table = versions(line)
     of, others = ", ".join(table["ticker"].dropna().unique()), [name for name in lines() if name != line]
     if as_json:
@@ -115,6 +114,7 @@ def rollback_(
     as_json: JsonOption = False,
 ) -> None:
     "Put another version in use. Running the command again undoes it."
+    from cryptolstm.model.registry import rollback
     done = rollback(_line(ticker, model, exchange, exchange_url), version)
     (
         emit(done)
@@ -136,6 +136,7 @@ def prune_(
 ) -> None:
     "Remove old versions, and versions set aside as damaged."
     line = _line(ticker, model, exchange, exchange_url)
+    from cryptolstm.model.registry import prune
     gone = prune(line, keep)
     (
         emit({"line": line, "removed": gone})
@@ -154,7 +155,7 @@ def find_version(
     root: Path | None = None,  # models folder
 ) -> Path:                     # folder of the version
     "Folder of the version that a name refers to. Raises `InputError` if there is none or several."
-    from cryptolstm.model.registry import current_version
+    from cryptolstm.model.registry import current_version, version_folders
     fits = [p for p in version_folders(line, root) if p.name.startswith(name)]
     if len(fits) == 1: return fits[0]
     if not fits and (other := current_version(name.removesuffix(".keras"), root)) is not None: return other
@@ -217,8 +218,10 @@ def compare(
 ) -> None:
     "Compare the forecasts and returns of two models on bars that neither has seen."
     line = _line(ticker or "BTC/USD", model, exchange, exchange_url)
+    from cryptolstm.core.bars import HOUR, as_utc, provenance
     from cryptolstm.data.client import market_bars
     from cryptolstm.features.indicators import WARMUP
+    from cryptolstm.model.registry import read_version
     from cryptolstm.strategy.upkeep import stored_model
     from cryptolstm.research.compare import compare_models
     both = [read_version(find_version(name, line), stored_model) for name in (a, b)]

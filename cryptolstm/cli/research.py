@@ -212,9 +212,10 @@ def backtest_grid(
     heatmap: Path | None = None,   # file of the heat map
 ) -> None:
     "Forecast once, trade every point, enter all points in the ledger, and print the surface."
-    from cryptolstm.execution.sweep import best_point, parse_grid
-    from cryptolstm.research.sweeps import judge_surface, point_runs, surface_trials, sweep_run
+    from cryptolstm.core.grid import parse_grid
     grid = parse_grid(texts)
+    from cryptolstm.execution.sweep import best_point
+    from cryptolstm.research.sweeps import judge_surface, point_runs, surface_trials, sweep_run
     runs = point_runs(run, grid)
     from cryptolstm.data.client import market_bars
     from cryptolstm.model.settings import model_config

@@ -19,6 +19,9 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.config import NESTED, RunConfig, merge_settings, read_params, run_config
+from ..data.names import check_market
+from ..model.settings import model_config
+from ..strategy.rules import check_decidable
 
 # %% ../../nbs/cli/00_terminal.ipynb #69db6026
 TickerOption = Annotated[str, typer.Option(help="BASE/QUOTE, for instance BTC/USD")]
@@ -88,9 +91,11 @@ def build_run(
 ) -> RunConfig:
     """The run of a command line: defaults, then the file, then `--set`, then named options.
 
-    Settings of the network and of rules are merged with those of the file."""
+    Settings of the network and of rules are merged with those of the file, and checked here."""
     given = {name: value for name, value in options.items() if value is not None}
-    return run_config(merge_settings(read_params(params) if params else {}, settings(assignments), given))
+    run = run_config(merge_settings(read_params(params) if params else {}, settings(assignments), given))
+    model_config(run), check_decidable(run), check_market(run.exchange)
+    return run
 
 # %% ../../nbs/cli/00_terminal.ipynb #08e6d4a1
 def facts(out: Console, rows: list[tuple[str, str]], notes: list[str]) -> None:

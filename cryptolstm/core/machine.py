@@ -14,8 +14,6 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
 import cryptolstm
 
 # %% ../../nbs/core/03_machine.ipynb #e8b93311
@@ -65,6 +63,7 @@ KERNELS = (
 
 def vector_instructions() -> str:
     "The widest vector instructions that NumPy uses here, such as AVX2."
+    import numpy as np
     known = np.show_config(mode="dicts")["SIMD Extensions"]
     used = {*known.get("baseline", ()), *known.get("found", ())}
     return next((text for name, text in VECTORS.items() if name in used), "scalar")

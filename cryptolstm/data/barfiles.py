@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import InputError, OperationError
-from ..core.bars import BAR_FAULTS, COLUMNS, check_bars, check_ticker, invalid_bars
+from ..core.bars import BAR_FAULTS, COLUMNS, check_bars, invalid_bars
+from ..core.config import check_ticker
 from .store import STORED_FAULTS, hours_of, runs
 from .rawtable import BLANKS, NUMBER, PRICES, SYMBOLS, TIMES, RawTable, raw_table, unpack
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import ccxt
-import ccxt.pro
 import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, OperationError
-from ..core.bars import check_ticker, display_time
+from ..core.bars import display_time
+from ..core.config import check_ticker
 from . import exchange as exchanges
 from .exchange import TIMEOUT, ask, exchange_clock, listed_name, rebase
 
@@ -115,6 +115,7 @@ class _Line:
     def __init__(self, exchange: ccxt.Exchange, ticker: str):
         self.ticker, self.opened, self.loop = ticker, None, asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        import ccxt.pro
         self.line = line = getattr(ccxt.pro, exchange.id)(
             {"timeout": int(TIMEOUT * 1000), "asyncio_loop": self.loop}
         )

@@ -89,7 +89,7 @@ def test_a_price_loads_neither_statistics_nor_streams(loopback, tmp_path):
         CRYPTOLSTM_HOME=str(tmp_path),
     )
     assert code == 0 and "BTC/USD" in text, messages
-    assert not modules & (LEARNING | {"arch", "ccxt.pro", "matplotlib", "numba", "scipy", "statsmodels", "ta"})
+    assert not modules & (HEAVY - {"ccxt", "pandas", "pyarrow"})
 
 
 PARENT = """

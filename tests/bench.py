@@ -758,6 +758,33 @@ def kernel_vs_reading():
     }
 
 
+# ---- start-up
+# --------------------------------------------------------------------------------------------------
+
+def cpu_seconds(code: str) -> float:
+    "CPU time of a Python process that runs some code; its exit code does not matter."
+    import resource
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(getattr(after, k) - getattr(before, k) for k in ("ru_utime", "ru_stime"))
+
+
+@bench(None, "CPU s")
+def start_up():
+    "`--help` and an input error of each command, against the import of pandas alone."
+    command = "import sys; from cryptolstm.cli.main import main; sys.argv[1:] = {!r}.split(); main()"
+    asked = ("--help", *(f"{c} --set fees=1" for c in ("backtest", "signal", "report BTC/USD")))
+    rounds = [
+        ([cpu_seconds(command.format(text)) for text in asked], cpu_seconds("import pandas"))
+        for _ in range(3)
+    ]
+    best = [min(times) for times in zip(*(ours for ours, _ in rounds), strict=True)]
+    peer = min(p for _, p in rounds)
+    notes = ", ".join(f"{text} {seconds:.2f}" for text, seconds in zip(asked, best, strict=True))
+    return {"ours": max(best), "peer": peer, "ratios": [peer / max(best)], "note": f"the slowest of {notes}"}
+
+
 # ---- the table
 # --------------------------------------------------------------------------------------------------
 

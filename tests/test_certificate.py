@@ -14,7 +14,7 @@ from cryptolstm.core.bars import regular_grid
 from cryptolstm.data.demo import demo_market, planted_market
 from cryptolstm.features.indicators import INPUTS, features
 from cryptolstm.features.windows import fit_scaler
-from cryptolstm.model import training
+from cryptolstm.model import training, training_data
 from cryptolstm.strategy import rules
 from cryptolstm.research import replay, walkforward
 from cryptolstm.research.certificate import certificate, check_labels
@@ -40,13 +40,15 @@ def all_features_early(m): wrap(m, walkforward, "features", lambda real, b: real
 def scaler_of_the_whole_table(m):
     """Like an `InputScaler` fitted before the split: `fit` gets only the past, so the whole table is passed
     in separately."""
-    wrap(m, training, "fit_scaler", lambda real, table, **how: real(features(BARS)[table.columns], **how))
+    wrap(
+        m, training_data, "fit_scaler", lambda real, table, **how: real(features(BARS)[table.columns], **how)
+    )
 
 
 def scaler_swapped_after_training(m):
     wrap(
         m,
-        walkforward,
+        training,
         "fit",
         lambda real, *a, **k: replace(real(*a, **k), scaler=fit_scaler(features(BARS)[INPUTS])),
     )
@@ -55,7 +57,7 @@ def scaler_swapped_after_training(m):
 def label_of_the_bar_itself(m):
     def now(real, kind, bars, sigma, horizon=1):
         return np.log(bars["close"]).diff() / sigma
-    for module in (training, walkforward): wrap(m, module, "label", now)
+    for module in (training_data, walkforward): wrap(m, module, "label", now)
 def decision_knows_the_next_move(m):
     def early(real, prediction, table, run, *a, **k):
         move = np.sign(table["close"].shift(-1) - table["close"]).loc[prediction.index].fillna(0).astype(int)

@@ -142,6 +142,7 @@ def changed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     copy(folder)
     shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copytree(ROOT / "params", folder / "params")
     shutil.copy(ROOT / "pyproject.toml", folder)
     for example in EXAMPLES.values(): apply(example, folder)
     in_copy(folder, str(BIN / "nbdev_export"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cryptolstm.core.bars import HOUR
-from cryptolstm.core.errors import InputError, TrainingSpanError
+from cryptolstm.core.errors import InputError, TooFewRows, TrainingSpanError
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import INPUTS, features
 from cryptolstm.features.targets import target
@@ -109,9 +109,11 @@ def check_unknown(forecaster, bars):
 def check_too_few(forecaster, bars):
     "Too few rows are one sentence, and NaN in a walk-forward."
     table = features(bars)
-    with pytest.raises(InputError, match="too few|pass at least"):
+    with pytest.raises(TooFewRows, match="too few|pass at least"):
         forecaster.fit(table.iloc[:62], bars.iloc[:62])
     assert fold_forecast(forecaster, table, bars, slice(0, 62), slice(62, 70)).isna().all()
+    with pytest.raises((InputError, KeyError)):   # another error is not taken for too few rows
+        fold_forecast(forecaster, table[["close"]], bars, slice(0, END), slice(END, END + 8))
 
 
 def check_interface(forecaster, bars):

@@ -214,7 +214,7 @@ def test_errors_name_the_cause():
     with pytest.raises(InputError, match="no cut"): check_truncation(indicators, bars, [])
     with pytest.raises(InputError, match="warm-up"): leak_certificate(indicators, bars.iloc[:400])
     assert "start" not in [
-        c["name"] for c in leak_certificate(indicators, bars.iloc[:400], warmup=None)["checks"]
+        c["name"] for c in leak_certificate(indicators, bars.iloc[:400], warmup=None).checks
     ]
 
     def fragile(b):

@@ -261,11 +261,11 @@ def test_a_named_line_is_not_made_for_something_else_on_the_way(loopback, tmp_pa
 def test_a_model_with_other_features_is_neither_used_nor_continued(loopback, tmp_path, monkeypatch):
     "As an earlier release may have trained it."
     from cryptolstm.features.indicators import INPUTS
-    from cryptolstm.model import training
+    from cryptolstm.model import training, training_data
     loopback.now -= 100 * HOUR
     sg = generator(loopback, tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(training, "input_columns", lambda config: INPUTS[:10])
+        m.setattr(training_data, "input_columns", lambda config: INPUTS[:10])
         old = sg.generate_signals(hours=120)["model_info"]["version"]
     loopback.now += 30 * HOUR
     for threshold in (24, 0):

@@ -522,7 +522,7 @@ BAD = {
         lambda: sweep(
             BARS, np.zeros(30), {"threshold_scale": [True]}, move=np.ones(30), threshold=np.ones(30)
         ),
-        "threshold_scale is True; pass numbers",
+        "threshold_scale is True; pass a number from 0",
     ),
     "no count": (lambda: parse_grid(["stop_atr=1:4:0"]), "no range of values"),
     "four parts": (lambda: parse_grid(["stop_atr=1:4:2:1"]), "no range of values"),
@@ -532,7 +532,7 @@ BAD = {
     "out of range": (lambda: parse_grid(["fee=0:2:3"]), "fee is 1.0; pass a number from 0 to 0.1"),
     "negative scale": (
         lambda: parse_grid(["threshold_scale=-1:1:3"]),
-        "threshold_scale is -1.0; pass numbers from 0",
+        "threshold_scale is -1.0; pass a number from 0",
     ),
     "NaN": (lambda: parse_grid(["threshold_scale=nan"]), "threshold_scale is nan"),
     "unknown": (lambda: parse_grid(["horizon=1:4:4"]), "unknown axis horizon"),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core.errors import InputError
+from ..core.errors import InputError, TooFewRows
 from ..core.bars import check_index
 from ..features.targets import label, target
 from ..features.windows import InputScaler, fit_scaler, pooled_split, window_ends
@@ -83,7 +83,7 @@ def training_parts(
 ) -> list[TrainingPart]:           # one per ticker, by name
     """Targets and purged split of each ticker.
 
-    Raises `InputError` if there are too few windows, or if target="price" would pool several tickers."""
+    Raises `TooFewRows`, and `InputError` if target="price" would pool several tickers."""
     check_network(config)
     pool = training_pool(bars, table, config)
     if config.target == "price" and len(pool) > 1:
@@ -99,18 +99,18 @@ def training_parts(
     if sum(len(train) for train, _ in splits) < MIN_WINDOWS: raise _too_few_windows(pool, ends, config)
     return [TrainingPart(b, t, y, *split) for (b, t), y, split in zip(pool, ys, splits, strict=True)]
 
-def _too_few_windows(pool: list, ends: list, config: ModelConfig) -> InputError:
+def _too_few_windows(pool: list, ends: list, config: ModelConfig) -> TooFewRows:
     "The error for too few windows, with the number of bars that would be enough for one ticker."
     found, needed, n = sum(map(len, ends)), windows_needed(config), sum(len(b) for b, _ in pool)
     known = sum(int(np.isfinite(t[input_columns(config)]).all(axis=1).sum()) for _, t in pool)
     if len(pool) > 1:
-        return InputError(
+        return TooFewRows(
             f"{n} bars of {len(pool)} tickers ({known} with known features) give {found} complete"
             f" windows, too few to leave {MIN_WINDOWS} for training after validation and {config.horizon}"
             " bars of purge in each ticker; pass more bars of each"
         )
     missing = max(needed - found, 1) if found else config.lookback - 1 + config.horizon + needed - known
-    return InputError(
+    return TooFewRows(
         f"{n} bars ({known} with known features) give {found} complete windows, and lookback"
         f" {config.lookback} with horizon {config.horizon} needs {needed}; pass at least {n + missing} bars"
     )

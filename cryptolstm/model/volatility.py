@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from ..core.errors import InputError
+from ..core.errors import TooFewRows
 from ..features.indicators import hourly_moves
 from ..features.targets import QUIET, volatility_target
 from ..stats.learners import FEWEST_ROWS, TrainingSpan
@@ -37,11 +37,11 @@ class HAR:
     horizon: int = 1   # bars ahead
 
     def fit(self, table: pd.DataFrame, bars: pd.DataFrame) -> "FittedHAR":
-        "Least squares on all rows with a known outcome. Raises `InputError` below `FEWEST_ROWS` rows."
+        "Least squares on all rows with a known outcome. Raises `TooFewRows` below `FEWEST_ROWS` rows."
         x, outcomes = har_inputs(table, bars), volatility_target(bars, table["sigma"], self.horizon)
         learn = np.isfinite(x).all(axis=1) & np.isfinite(outcomes)
         if learn.sum() < FEWEST_ROWS:
-            raise InputError(
+            raise TooFewRows(
                 f"{int(learn.sum())} rows with known averages and outcome are too few for HAR; pass at least"
                 f" {max(HAR_SPANS) + self.horizon + FEWEST_ROWS} bars before the tested ones"
             )

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ..core.errors import InputError, TrainingSpanError
+from ..core.errors import TooFewRows, TrainingSpanError
 
 # %% ../../nbs/stats/01_learners.ipynb #cb31b845
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Forecaster(Protocol):
         table: pd.DataFrame,   # features of the training bars
         bars: pd.DataFrame,    # training bars, all of them closed
     ) -> FittedForecaster:
-        "Fit on rows whose outcome these bars contain. Raises `InputError` if these are too few."
+        "Fit on rows whose outcome these bars contain. Raises `TooFewRows` if these are too few."
 
 def fold_forecast(
     forecaster: Forecaster,
@@ -66,7 +66,7 @@ def fold_forecast(
 ) -> pd.Series:            # one forecast per tested row; all NaN if the training rows are too few
     "Forecasts of one fold, fitted on the bars before it."
     try: fitted = forecaster.fit(table.iloc[past], bars.iloc[past])
-    except InputError: return pd.Series(np.nan, table.index[tested])
+    except TooFewRows: return pd.Series(np.nan, table.index[tested])
     return fitted.predict(table.iloc[:tested.stop], bars.iloc[:tested.stop], start=tested.start)
 
 # %% ../../nbs/stats/01_learners.ipynb #803d07a8
@@ -95,11 +95,11 @@ class Learner:
     horizon: int = 1         # bars after which an outcome is known
 
     def fit(self, table: pd.DataFrame, bars: pd.DataFrame) -> "FittedLearner":
-        "Fit on rows whose outcome is known by the last bar. Raises `InputError` below `FEWEST_ROWS` rows."
+        "Fit on rows whose outcome is known by the last bar. Raises `TooFewRows` below `FEWEST_ROWS` rows."
         x, y = table[list(self.columns)], self.outcomes(table, bars)
         rows = np.flatnonzero((x.notna().all(axis=1).to_numpy() & y.notna().to_numpy())[: -self.horizon])
         if len(rows) < FEWEST_ROWS:
-            raise InputError(
+            raise TooFewRows(
                 f"{len(rows)} rows with known inputs and outcome are too few for a learner; pass at least"
                 f" {FEWEST_ROWS + self.horizon} bars"
             )

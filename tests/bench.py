@@ -271,6 +271,51 @@ def one_live_prediction():
     }
 
 
+@worker
+def steps(kind: str) -> float:
+    """Sequences per second of 20 training steps with batches of 256, with and without `keep_memory`; system
+    time per step (ms) and peak memory (MB) go to stderr."""
+    import resource
+    import cryptolstm.core.machine as machine
+    if kind == "glibc": machine.keep_memory = bool
+    import numpy as np
+    from cryptolstm.model.network import Batches
+    count, size = 20, 256
+    rows, y = (v[:, 0] for v in some_windows(size + LOOKBACK - 1))
+    batch = Batches(rows, np.arange(LOOKBACK - 1, len(rows)), y, LOOKBACK, size)[0]
+    net = spec_network(True)
+    for _ in range(2): net.train_on_batch(*batch)
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    for _ in range(count): net.train_on_batch(*batch)
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    kernel = 1000 * (after.ru_stime - before.ru_stime) / count
+    print(f"{kind} {kernel:.1f} {after.ru_maxrss / 1024:.0f}", file=sys.stderr)
+    return count * size / seconds
+
+
+def reported(process: subprocess.Popen) -> tuple[float, list[float]]:
+    "The number a worker printed, and the numbers in the last line of its messages."
+    out, err = process.communicate()
+    if process.returncode: raise RuntimeError(f"worker failed: {err[-2000:]}")
+    return float(out.split()[-1]), [float(x) for x in err.splitlines()[-1].split()[1:]]
+
+
+@bench(None, "sequences/s")
+def allocator():
+    "Training steps that keep their memory, against those that return it to the kernel (`keep_memory`)."
+    rounds = [[reported(start("steps", kind, threads=1)) for kind in ("kept", "glibc")] for _ in range(3)]
+    kernel, memory = (
+        [statistics.median(pair[side][1][k] for pair in rounds) for side in (0, 1)] for k in (0, 1)
+    )
+    return {
+        **median_of([(ours[0], peer[0]) for ours, peer in rounds]),
+        "note": (
+            f"one thread; {kernel[0]:.0f} ms of system time per step against {kernel[1]:.0f}, peak memory"
+            f" {memory[0]:.0f} MB against {memory[1]:.0f}"
+        ),
+    }
+
+
 # bars of the walk-forward benches; with a longer training span the bench would measure training speed only
 TESTED, TRAINED = 720, 720
 
@@ -711,6 +756,33 @@ def kernel_vs_reading():
         "ratios": [read / walk],
         "note": "walk against one sum over each input array",
     }
+
+
+# ---- start-up
+# --------------------------------------------------------------------------------------------------
+
+def cpu_seconds(code: str) -> float:
+    "CPU time of a Python process that runs some code; its exit code does not matter."
+    import resource
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(getattr(after, k) - getattr(before, k) for k in ("ru_utime", "ru_stime"))
+
+
+@bench(None, "CPU s")
+def start_up():
+    "`--help` and an input error of each command, against the import of pandas alone."
+    command = "import sys; from cryptolstm.cli.main import main; sys.argv[1:] = {!r}.split(); main()"
+    asked = ("--help", *(f"{c} --set fees=1" for c in ("backtest", "signal", "report BTC/USD")))
+    rounds = [
+        ([cpu_seconds(command.format(text)) for text in asked], cpu_seconds("import pandas"))
+        for _ in range(3)
+    ]
+    best = [min(times) for times in zip(*(ours for ours, _ in rounds), strict=True)]
+    peer = min(p for _, p in rounds)
+    notes = ", ".join(f"{text} {seconds:.2f}" for text, seconds in zip(asked, best, strict=True))
+    return {"ours": max(best), "peer": peer, "ratios": [peer / max(best)], "note": f"the slowest of {notes}"}
 
 
 # ---- the table

@@ -12,7 +12,7 @@ from cryptolstm.cli.settings import all_settings, settings_page
 from cryptolstm.core.config import Entry, Learning, Market, Orders, RunConfig
 from cryptolstm.core.settings import check_value, declared, parameter_line
 from cryptolstm.execution.simulate import simulate
-from cryptolstm.execution.sweep import AXES
+from cryptolstm.core.grid import AXES
 from cryptolstm.model.settings import ModelConfig
 from cryptolstm.research.forecasts import TRADING
 

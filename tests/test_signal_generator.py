@@ -20,8 +20,8 @@ from cryptolstm.model.bundle import load_bundle
 from cryptolstm.model.training import fit
 from cryptolstm.model.registry import Version, current_version, line_name, lines, version_folders
 from cryptolstm.model.challenge import differs
-from cryptolstm.strategy.rules import RULES, rules_of
-from cryptolstm.strategy.decide import check_decidable, decide
+from cryptolstm.strategy.rules import RULES, check_decidable, rules_of
+from cryptolstm.strategy.decide import decide
 from cryptolstm.strategy.upkeep import model_plan
 from cryptolstm.strategy.answer import lag_warning, signal_dict
 

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.bars import provenance, regular_grid, stamp
 from cryptolstm.core.config import RunConfig
+from cryptolstm.core.grid import AXES, axis_values, check_grid, parse_grid
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import features
 from cryptolstm.stats.performance import figures, hourly_returns
 from cryptolstm.stats.overfit import deflated_sharpe, pbo, probabilistic_sharpe, sharpe_sample
 from cryptolstm.execution.simulate import simulate
-from cryptolstm.execution.sweep import (AXES, SCORES, axis_values, best_point, check_grid, parse_grid,
-                                        surface_summary, sweep)
+from cryptolstm.execution.sweep import SCORES, best_point, surface_summary, sweep
 from cryptolstm.proof.trials import Ledger, Standing
 from cryptolstm.strategy.decide import decide
 from cryptolstm.research.replay import trade

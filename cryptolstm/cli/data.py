@@ -20,7 +20,7 @@ from rich.text import Text
 
 import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError
-from ..core.bars import check_ticker
+from ..core.config import check_ticker
 from .terminal import (ExchangeOption, JsonOption, TickerArgument, TickerOption,
                                      UrlOption, emit, one_ticker, print_rows, say, setting_option)
 
@@ -154,13 +154,15 @@ def price(
     as_json: JsonOption = False,
 ) -> None:
     "Print the current price: last, bid, ask, 24-hour change and volume; --watch repeats it."
-    from cryptolstm.data.prices import watch_prices
-    from cryptolstm.data.client import CryptoMarketDataClient
+    from cryptolstm.data.names import check_market, chosen_market
+    check_ticker(ticker)
     if count is not None and not watch:
         raise InputError("--count counts the prices of --watch; add --watch or leave it out")
-    if market_asked(exchange, exchange_url)[0] == "simulated":
+    check_market(exchange)
+    if chosen_market(exchange)[0] == "simulated":
         raise InputError("the simulated market has no price of the moment; pass an exchange")
-    ticker = one_ticker(pair, ticker) or "BTC/USD"
+    from cryptolstm.data.client import CryptoMarketDataClient
+    from cryptolstm.data.prices import watch_prices
     client = CryptoMarketDataClient(exchange, exchange_url)
     if not watch:
         p = client.get_realtime_price(ticker)
@@ -219,7 +221,8 @@ def market_asked(
     url: str | None,        # as typed; None = CRYPTOLSTM_EXCHANGE_URL, else the exchange's own
 ) -> tuple[str, str]:       # exchange in lower case, and the name its bars are stored under
     "The market of a command line: an exchange of ccxt, or the name of imported bars."
-    from cryptolstm.data.exchange import chosen_market, market_name
+    from cryptolstm.data.exchange import market_name
+    from cryptolstm.data.names import chosen_market
     name, address = chosen_market(exchange, url)
     return name, market_name(name, address)
 
@@ -232,11 +235,10 @@ def stored_stretch(
     market: str,           # name the bars are stored under
 ):                         # bars on the regular grid
     "The stored bars of a ticker; no exchange is queried. Raises `InputError` if there are none."
-    import ccxt
     from cryptolstm.core.files import home
     from cryptolstm.core.bars import stamp
     from cryptolstm.data.store import bar_path, hour_number, missing_spans, read_store, span_bars, stored_name
-    from cryptolstm.data.exchange import check_exchange
+    from cryptolstm.data.names import check_exchange, exchange_ids
     name, alias = stored_name(home(), market, ticker)
     path = bar_path(home(), market, name)
     store = read_store(path)
@@ -257,7 +259,7 @@ def stored_stretch(
         b - a
         for a, b in missing_spans((hour_number(bars.index[0]), hour_number(bars.index[-1]) + 1), store.asked)
     )
-    if exchange not in ccxt.exchanges: return bars   # there is no exchange to query
+    if exchange not in exchange_ids(): return bars   # there is no exchange to query
     return (
         stamp(
             bars,
@@ -336,11 +338,11 @@ def market_stretch(
     progress: bool = True,
 ):
     "The bars to check, from the named market and never from a fallback."
-    import ccxt
     from cryptolstm.data.client import check_request, market_bars
+    from cryptolstm.data.names import exchange_ids
     check_request(ticker, 1 if hours is None else hours, end)
     name, market = market_asked(exchange, url)
-    imported = name not in ccxt.exchanges and hours is None   # check all stored bars
+    imported = name not in exchange_ids() and hours is None   # check all stored bars
     if name != "simulated" and (stored or imported): return stored_stretch(ticker, hours, end, name, market)
     return market_bars(ticker, 8760 if hours is None else hours, end, name, url, progress=progress)
 
@@ -349,7 +351,7 @@ def check_against(market: dict, against: str, url: str | None, quote: str | None
     "Raise `InputError` for an invalid comparison, before anything is fetched."
     if market_asked(against, url) == market_asked(market["exchange"], market["url"]) and not quote:
         raise InputError(f"--against {against} is the exchange itself; pass another one")
-    from cryptolstm.data.exchange import chosen_market
+    from cryptolstm.data.names import chosen_market
     if not market["stored"] and against != "simulated" and not url and chosen_market()[1]:
         raise InputError(
             "CRYPTOLSTM_EXCHANGE_URL is the address of one exchange only; pass --against-url for the other"

@@ -19,10 +19,7 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.files import home, plain
-from ..core.bars import HOUR, as_utc, provenance
 from ..core.config import RunConfig
-from ..model.registry import (current_version, lines, prune, read_version, rollback,
-                                        version_folders, versions)
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
                                      TickerOption, UrlOption, build_run, emit, one_ticker, print_rows,
                                      warn_simulated)
@@ -43,6 +40,7 @@ def model_line(ticker: str, model: str | None, exchange: str | None, exchange_ur
 
 def line_row(line: str) -> dict:
     "Ticker, market, version in use and end of the training span of a line; None if unknown."
+    from cryptolstm.model.registry import current_version, version_folders
     current = current_version(line)
     folder = current or version_folders(line)[-1]
     try: record = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
@@ -99,6 +97,7 @@ def list_(
     ticker = one_ticker(pair, ticker)
     if not (ticker or model): return list_lines(exchange, exchange_url, as_json)
     line = model_line(ticker or "BTC/USD", model, exchange, exchange_url)
+    from cryptolstm.model.registry import lines, versions
     table = versions(line)
     tickers = ", ".join(table["ticker"].dropna().unique())
     others = [name for name in lines() if name != line]
@@ -118,6 +117,7 @@ def list_(
 # %% ../../nbs/cli/02_models.ipynb #8ddc9990
 def list_lines(exchange: str | None, exchange_url: str | None, as_json: bool) -> None:
     "Print all lines, or those of a market if one is given."
+    from cryptolstm.model.registry import lines
     from cryptolstm.strategy.upkeep import expected_market
     rows = [line_row(line) for line in lines()]
     if exchange or exchange_url:
@@ -143,6 +143,7 @@ def rollback_(
     as_json: JsonOption = False,
 ) -> None:
     "Put another version in use. Running the command again undoes it."
+    from cryptolstm.model.registry import rollback
     done = rollback(model_line(ticker, model, exchange, exchange_url), version)
     if as_json: return emit(done)
     print(f"{done['line']}: {done['now']} is in use" + (f", {done['was']} was" if done["was"] else ""))
@@ -158,6 +159,7 @@ def prune_(
     as_json: JsonOption = False,
 ) -> None:
     "Remove old versions, and versions set aside as damaged."
+    from cryptolstm.model.registry import prune
     line = model_line(ticker, model, exchange, exchange_url)
     removed = prune(line, keep)
     if as_json: return emit({"line": line, "removed": removed})
@@ -172,6 +174,7 @@ def find_version(
     root: Path | None = None,  # models folder
 ) -> Path:                     # folder of the version
     "Folder of the version that a name refers to. Raises `InputError` if there is none or several."
+    from cryptolstm.model.registry import current_version, version_folders
     fits = [p for p in version_folders(line, root) if p.name.startswith(name)]
     if len(fits) == 1: return fits[0]
     if not fits and (other := current_version(name.removesuffix(".keras"), root)) is not None: return other
@@ -234,8 +237,10 @@ def compare(
 ) -> None:
     "Compare the forecasts and returns of two models on bars that neither has seen."
     line = model_line(ticker or "BTC/USD", model, exchange, exchange_url)
+    from cryptolstm.core.bars import HOUR, as_utc, provenance
     from cryptolstm.data.client import market_bars
     from cryptolstm.features.indicators import WARMUP
+    from cryptolstm.model.registry import read_version
     from cryptolstm.strategy.upkeep import stored_model
     from cryptolstm.research.compare import compare_models
     both = [read_version(find_version(name, line), stored_model) for name in (a, b)]

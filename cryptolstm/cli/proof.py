@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core.bars import provenance
 from ..core.errors import CryptolstmError, InputError
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlOption,
                                      build_run, emit)
@@ -119,6 +118,7 @@ def check_leaks(
     run = build_run(
         params, set_, {"ticker": ticker, "exchange": exchange, "exchange_url": exchange_url, "end": end}
     )
+    from cryptolstm.core.bars import provenance
     from cryptolstm.data.client import market_bars
     from cryptolstm.features.indicators import WARMUP, features as our_features
     from cryptolstm.proof import leaks

@@ -348,7 +348,7 @@ def backtest_grid(
     heatmap: Path | None = None,   # file of the heat map
 ) -> None:
     "Sweep a grid, print its surface, and draw it if a file is given."
-    from cryptolstm.execution.sweep import parse_grid
+    from cryptolstm.core.grid import parse_grid
     result, table = grid_result(run, parse_grid(texts))
     if heatmap: result["heatmap"] = str(heatmap)
     warn_simulated(result["data"])

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.errors import InputError
-from ..core.bars import display_time
+from ..core.config import check_threshold
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
                                      UrlOption, build_run, emit, facts, one_ticker, setting_option, settings,
                                      warn_simulated)
@@ -65,6 +65,7 @@ def signal(
             "hours": hours,
         },
     )
+    check_threshold(retrain_threshold)
     if report:
         from cryptolstm.report.signal_page import run_signal_report
         done = run_signal_report(run, model, retrain_threshold)
@@ -82,6 +83,7 @@ def print_signal(
     s: dict,   # from `SignalGenerator.generate_signals`
 ) -> None:
     "Print the signal, its reason, its data, and the result of each rule."
+    from cryptolstm.core.bars import display_time
     from cryptolstm.proof.provenance import market_text
     from cryptolstm.strategy.answer import signal_reason
     out = Console(highlight=False)

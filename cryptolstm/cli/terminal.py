@@ -19,10 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core.bars import check_ticker
 from ..core.errors import InputError
 from ..core.settings import declared, help_text
-from ..core.config import NESTED, RunConfig, merge_settings, read_params, run_config
+from ..core.config import NESTED, RunConfig, check_ticker, merge_settings, read_params, run_config
+from ..data.names import check_market
+from ..model.settings import model_config
+from ..strategy.rules import check_decidable
 
 # %% ../../nbs/cli/00_terminal.ipynb #69db6026
 def setting_option(
@@ -126,9 +128,11 @@ def build_run(
 ) -> RunConfig:
     """The run of a command line: defaults, then the file, then `--set`, then named options.
 
-    Settings of the network and of rules are merged with those of the file."""
+    Settings of the network and of rules are merged with those of the file, and checked here."""
     given = {name: value for name, value in options.items() if value is not None}
-    return run_config(merge_settings(read_params(params) if params else {}, settings(assignments), given))
+    run = run_config(merge_settings(read_params(params) if params else {}, settings(assignments), given))
+    model_config(run), check_decidable(run), check_market(run.exchange)
+    return run
 
 # %% ../../nbs/cli/00_terminal.ipynb #08e6d4a1
 def facts(out: Console, rows: list[tuple[str, str]], notes: list[str]) -> None:

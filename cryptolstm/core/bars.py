@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'HOUR', 'BAR_FAULTS', 'PROVENANCE_NOTES', 'BARS_PER_YEAR', 'DAYS_PER_YEAR', 'as_utc', 'display_time',
            'check_index', 'invalid_bars', 'check_bars', 'regular_grid', 'segment_ids', 'bars_hash', 'Provenance',
-           'stamp', 'provenance', 'check_ticker']
+           'stamp', 'provenance']
 
 # %% ../../nbs/core/04_bars.ipynb #e95347ec
-import hashlib, re
+import hashlib
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -240,16 +240,6 @@ def provenance(
     "The provenance of bars, or of a table computed from them."
     known = bars.attrs.get("provenance", {})
     return Provenance(**{f.name: known[f.name] for f in fields(Provenance) if f.name in known})
-
-# %% ../../nbs/core/04_bars.ipynb #5fe07b31
-def check_ticker(
-    ticker: str,   # as typed
-) -> str:          # upper case, BASE/QUOTE
-    "A ticker in its canonical spelling. Raises `InputError` if it is not BASE/QUOTE."
-    t = str(ticker).strip().upper().replace("-", "/")
-    if not re.fullmatch(r"[A-Z0-9]+/[A-Z0-9]+(:[A-Z0-9]+)?", t):
-        raise InputError(f"{ticker!r} is not a ticker; pass BASE/QUOTE, for instance BTC/USD")
-    return t
 
 # %% ../../nbs/core/04_bars.ipynb #d93c00ef
 BARS_PER_YEAR, DAYS_PER_YEAR = 8760, 365   # crypto trades every hour of the year

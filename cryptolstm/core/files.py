@@ -9,10 +9,9 @@ __all__ = ['write_atomic', 'home', 'slug', 'config_hash', 'plain', 'code_hash']
 import hashlib, json, math, os, re, tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import platformdirs
 
 from .errors import InputError
@@ -67,8 +66,8 @@ def plain(
 ):       # the same in types that JSON has
     "Convert values for JSON: NaN and infinity become None, times become ISO text."
     if isinstance(x, dict): return {k: plain(v) for k, v in x.items()}
-    if isinstance(x, pd.Timestamp): return x.isoformat()
-    if isinstance(x, np.generic): x = x.item()
+    if isinstance(x, datetime): return x.isoformat()   # `pd.Timestamp` is one
+    if hasattr(x, "item"): x = x.item()                # a number of NumPy
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 # %% ../../nbs/core/02_files.ipynb #18be71e5

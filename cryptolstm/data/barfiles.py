@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import InputError, OperationError
-from ..core.bars import BAR_FAULTS, COLUMNS, check_bars, check_ticker, invalid_bars
+from ..core.bars import BAR_FAULTS, COLUMNS, check_bars, invalid_bars
+from ..core.config import check_ticker
 from .store import STORED_FAULTS, hours_of, runs
 from .rawtable import (PRICES, SYMBOLS, TIMES, YFINANCE, RawTable, raw_table, read_numbers,
                                       read_values, unpack)

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.files import home as data_home
-from ..core.bars import check_ticker, provenance, regular_grid, stamp
-from ..core.config import DEFAULT_EXCHANGE
+from ..core.bars import provenance, regular_grid, stamp
+from ..core.config import DEFAULT_EXCHANGE, check_ticker
 from .store import (HOUR_MS, BarStore, bar_path, hour_number, hour_time, missing_spans,
                                    read_store, span_bars, stored_name)
-from .exchange import (FIRST_HOUR, ExchangeUnreachable, NotListed, check_exchange,
-                                      chosen_market, connect, exchange_clock, market_name)
+from .names import check_exchange, chosen_market, exchange_ids
+from .exchange import (FIRST_HOUR, ExchangeUnreachable, NotListed, connect, exchange_clock,
+                                      market_name)
 from .prices import realtime_price
 from .demo import demo_market
 from .fetch import fill_store
@@ -337,7 +338,7 @@ def market_bars(
     ticker, hours, _ = check_request(ticker, hours, end)
     auto, name = str(exchange or "auto").strip().lower() == "auto", chosen_market(exchange)[0]
     if name == "simulated": return regular_grid(demo_market(hours, seed=seed, end=end, ticker=ticker))
-    if name not in ccxt.exchanges: return imported_bars(name, ticker, hours, end, home)
+    if name not in exchange_ids(): return imported_bars(name, ticker, hours, end, home)
     client = CryptoMarketDataClient(name, exchange_url, home, progress)
     try: return client.get_historical_bars(ticker, hours, end)
     except (ExchangeUnreachable, NotListed) as e:

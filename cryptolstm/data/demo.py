@@ -13,10 +13,10 @@ import zlib
 
 import numpy as np
 import pandas as pd
-from scipy.signal import lfilter
 
 from ..core.errors import InputError
-from ..core.bars import HOUR, as_utc, check_bars, check_ticker, stamp
+from ..core.bars import HOUR, as_utc, check_bars, stamp
+from ..core.config import check_ticker
 
 # %% ../../nbs/data/03_demo.ipynb #aa111588
 def fading_memory(
@@ -24,6 +24,7 @@ def fading_memory(
     half_life: float,    # hours until half of a shock has decayed
 ) -> np.ndarray:         # (n,) unit variance; the first value is from the stationary law
     "AR(1) process with unit variance: x[t] = φ·x[t−1] + √(1−φ²)·noise[t], φ = 0.5^(1/half_life)."
+    from scipy.signal import lfilter
     phi = 0.5 ** (1 / half_life)
     drive = noise * np.sqrt(1 - phi**2)
     drive[:1] = noise[:1]

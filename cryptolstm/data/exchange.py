@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['FIRST_HOUR', 'LAST_HOUR', 'TIMEOUT', 'BUDGET', 'FIRST_CONTACT', 'PAUSE', 'ExchangeUnreachable', 'plausible',
-           'check_exchange', 'market_name', 'chosen_market', 'read_table', 'connect', 'new_connection', 'rebase',
-           'asked_pause', 'Refused', 'ask', 'NotListed', 'is_closed', 'not_listed', 'check_listed', 'listed_name',
-           'exchange_clock']
+           'market_name', 'read_table', 'connect', 'new_connection', 'rebase', 'asked_pause', 'Refused', 'ask',
+           'NotListed', 'is_closed', 'not_listed', 'check_listed', 'listed_name', 'exchange_clock']
 
 # %% ../../nbs/data/01_exchange.ipynb #ee534419
-import difflib, os, re, threading, time
+import difflib, re, threading, time
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy
@@ -24,7 +23,7 @@ import urllib3
 from tenacity import Retrying, retry_if_exception_type
 
 from ..core.errors import InputError, OperationError
-from ..core.config import DEFAULT_EXCHANGE
+from .names import check_exchange, exchange_ids
 from .store import HOUR_MS, RENAMED, hour_number, hour_time
 
 # %% ../../nbs/data/01_exchange.ipynb #190825c9
@@ -49,35 +48,19 @@ def _hosts(urls) -> set:
     return {urlsplit(urls).netloc.lower()} if isinstance(urls, str) else set()
 
 # %% ../../nbs/data/01_exchange.ipynb #8e3b2f2d
-def check_exchange(exchange: str) -> None:
-    "Raise `InputError`, with the closest ccxt id, for an exchange ccxt does not know."
-    if exchange in ccxt.exchanges: return
-    near = difflib.get_close_matches(str(exchange), ccxt.exchanges, n=1) or ["coinbaseexchange"]
-    raise InputError(f"unknown exchange {exchange}; pass a ccxt id such as {near[0]}")
-
 @cache
 def market_name(
     exchange: str,                      # ccxt id, or the name of imported bars
     exchange_url: str | None = None,    # another base address of the same API
 ) -> str:                               # the exchange, or exchange@host:port
     "The name under which bars from an address are stored. The exchange's official address gives its id."
-    if exchange_url is None or exchange not in ccxt.exchanges: return exchange
+    if exchange_url is None or exchange not in exchange_ids(): return exchange
     known = getattr(ccxt, exchange)()
     where = urlsplit(exchange_url)
     host = where.netloc.rpartition("@")[2].lower()      # without a password in the address
     if host in {h.replace("{hostname}", known.hostname or "") for h in _hosts(known.urls["api"])}:
         return exchange
     return f"{exchange}@{host}{where.path.rstrip('/')}"
-
-# %% ../../nbs/data/01_exchange.ipynb #e86eeced
-def chosen_market(
-    exchange: str | None = None,        # as entered; None and auto = `CRYPTOLSTM_EXCHANGE`, else the default
-    exchange_url: str | None = None,    # None = `CRYPTOLSTM_EXCHANGE_URL`, else the exchange's own address
-) -> tuple[str, str | None]:            # name in lower case, and the address if it is another
-    "The exchange to use and its address."
-    names = (str(x or "auto").strip().lower() for x in (exchange, os.environ.get("CRYPTOLSTM_EXCHANGE")))
-    name = next((x for x in names if x not in ("", "auto")), DEFAULT_EXCHANGE)
-    return name, exchange_url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None
 
 # %% ../../nbs/data/01_exchange.ipynb #19cf4753
 class _Turns:

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import ccxt
-import ccxt.pro
 import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, OperationError
-from ..core.bars import check_ticker, display_time
+from ..core.bars import display_time
+from ..core.config import check_ticker
 from . import exchange as exchanges
 from .exchange import TIMEOUT, ask, exchange_clock, listed_name, rebase
 
@@ -119,6 +119,7 @@ class _Line:
         self.ticker, self.loop = ticker, asyncio.new_event_loop()
         self.opened, self.offered = None, False   # when the connection was opened; whether one ever was
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        import ccxt.pro
         self.line = line = getattr(ccxt.pro, exchange.id)(
             {"timeout": int(TIMEOUT * 1000), "asyncio_loop": self.loop}
         )

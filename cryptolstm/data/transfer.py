@@ -19,7 +19,8 @@ from filelock import Timeout
 
 from ..core.errors import InputError, OperationError
 from ..core.files import home as data_home, write_atomic
-from ..core.bars import COLUMNS, as_utc, bars_hash, check_ticker
+from ..core.bars import COLUMNS, as_utc, bars_hash
+from ..core.config import check_ticker
 from .store import (bar_path, hour_number, hours_of, merge_spans, missing_spans, open_store,
                                    read_store, runs, store_lock, stored_name, write_store)
 from .barfiles import read_bars

@@ -7,9 +7,10 @@ __all__ = ['threads_fixed', 'fix_threads', 'split_gates', 'forward', 'backward',
            'lstm_in_parts', 'FastLSTM', 'can_hurry']
 
 # %% ../../nbs/model/03_fast_lstm.ipynb #e0d62104
-from ..core.machine import quiet_stderr, threads_asked
+from ..core.machine import keep_memory, quiet_stderr, threads_asked
 
 # %% ../../nbs/model/03_fast_lstm.ipynb #b2b6e676
+keep_memory()   # before TensorFlow allocates anything
 with quiet_stderr():
     import keras
     from keras import layers

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from ..core.errors import InputError, unknown_name
 from ..core.settings import check_value, declared, setting
 from ..core.config import RunConfig
-from ..features.indicators import INPUTS
 
 # %% ../../nbs/model/00_settings.ipynb #84be6e94
 TARGETS = {
@@ -120,6 +119,7 @@ def input_columns(
     config: ModelConfig,   # its target
 ) -> list[str]:            # columns of the feature table, in the network's order
     "The input features of a network."
+    from cryptolstm.features.indicators import INPUTS   # loads pandas
     return [*INPUTS, "close"] if config.target == "price" else list(INPUTS)
 
 # %% ../../nbs/model/00_settings.ipynb #97cf7641

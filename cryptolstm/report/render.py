@@ -15,12 +15,10 @@ from pathlib import Path
 import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError, unknown_name
 from ..core.files import slug, write_atomic
-from ..core.bars import check_ticker
-from ..core.config import merge_settings, read_params, run_config
+from ..core.config import check_placebo, check_ticker, merge_settings, read_params, run_config
+from ..data.names import check_market
 from ..model.settings import model_config
-from ..strategy.rules import rules_of
-from ..research.placebo import check_placebo
-from .pieces import MIME, notebook_html
+from ..strategy.rules import check_decidable
 from .manifest import embed, make_manifest, notebook_stamp
 
 # %% ../../nbs/report/04_render.ipynb #3bad2e1d
@@ -69,7 +67,7 @@ def report_parameters(
     values = merge_settings(given, {"ticker": check_ticker(ticker)}, overrides or {})
     run = run_config(values)
     # find a mistake in the network or a rule before a notebook is started
-    model_config(run), rules_of(run)
+    model_config(run), check_decidable(run), check_market(run.exchange)
     return {k: "" if (v := getattr(run, k)) is None else v for k in values}
 
 # %% ../../nbs/report/04_render.ipynb #93f3be79
@@ -77,6 +75,7 @@ def read_summary(
     notebook,   # an executed report notebook
 ) -> dict:      # the data attached to its first piece
     "The machine-readable result of a report. Raises `OperationError` if there is none."
+    from cryptolstm.report.pieces import MIME
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if MIME in output.get("data", {}): return output["data"][MIME]
@@ -147,6 +146,7 @@ def write_report(
     out: Path | None = None,   # folder of the reports, as for `reports_folder`
 ) -> Report:
     "Write the executed notebook and its page, each file atomically."
+    from cryptolstm.report.pieces import notebook_html
     target = reports_folder(out) / slug(ticker)
     text, result = json.dumps(executed, indent=1), read_summary(executed)
     page = notebook_html(executed, f"{ticker} {notebook}")
@@ -168,6 +168,7 @@ def page_again(
 
     Raises `InputError` if there is no such notebook."""
     import nbformat
+    from cryptolstm.report.pieces import notebook_html
     path = project_folder() / "nbs" / f"{slug(notebook)}.ipynb"
     if not path.is_file():
         raise InputError(f"there is no report notebook {path.name}; run this where the page was made")

@@ -38,7 +38,8 @@ from ..proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_o
 from ..proof.verdict import Verdict, verdict
 from ..proof.provenance import calibration_note, data_stamp, determinism, ending_note, training_note
 from ..strategy.threshold import entry_threshold
-from ..strategy.decide import check_decidable, signal_funnel
+from ..strategy.rules import check_decidable
+from ..strategy.decide import signal_funnel
 from ..strategy.signal import SignalGenerator
 from .walkforward import WalkForward, bars_needed
 from .forecasts import store_forecasts

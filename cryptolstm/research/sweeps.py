@@ -18,9 +18,10 @@ from ..core.errors import InputError
 from ..core.text import finite_or_none
 from ..core.bars import BARS_PER_YEAR
 from ..core.config import RunConfig
+from ..core.grid import check_grid
 from ..stats.overfit import deflated_sharpe, expected_maximum, pbo, sharpe_sample, spa_test
 from ..execution.simulate import order_settings
-from ..execution.sweep import best_point, check_grid, surface_summary, sweep
+from ..execution.sweep import best_point, surface_summary, sweep
 from ..proof.trials import Standing, Trial, market_of, trial_span
 from ..strategy.threshold import entry_threshold
 from ..strategy.decide import decide

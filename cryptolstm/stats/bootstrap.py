@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from arch.bootstrap import StationaryBootstrap
 
 from ..core.errors import InputError
 from ..core.bars import BARS_PER_YEAR
@@ -53,6 +52,7 @@ def bootstrap(
     table = pd.DataFrame(math.nan, list(FIGURES_SHOWN), ["seen", "low", "high"])
     table["seen"], block = three_figures(r), block_length(r)
     if r.std() > 0:
+        from arch.bootstrap import StationaryBootstrap
         lives = StationaryBootstrap(block, r, seed=seed).apply(three_figures, reps)
         table["low"], table["high"] = np.nanquantile(lives, [(1 - level) / 2, (1 + level) / 2], axis=0)
     table.attrs = {"block": block, "reps": reps, "level": level}

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from ..core.errors import InputError
 from ..core.text import finite_or_none
+from .performance import wilson
 from .skill import LEAST, equal_parts
 
 # %% ../../nbs/stats/05_calibration.ipynb #9bd13fc7
@@ -54,7 +54,7 @@ def reliability(
     parts = pd.DataFrame({"p": p, "y": y}).groupby(equal_parts(pd.Series(p), bins).rename("part"))
     out = parts.agg(n=("y", "size"), predicted=("p", "mean"), observed=("y", "mean"))
     low, high = (
-        proportion_confint((out["n"] * out["observed"]).round(), out["n"], method="wilson")
+        wilson((out["n"] * out["observed"]).round(), out["n"])
         if len(out)
         else ([], [])
     )

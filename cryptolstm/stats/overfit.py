@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from arch.bootstrap import SPA, StationaryBootstrap, optimal_block_length
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from ..core.errors import InputError, unknown_name
 from ..core.bars import BARS_PER_YEAR
@@ -140,6 +138,7 @@ def adjust(
     method: str = "holm",    # "holm" or "bh"
 ) -> pd.Series:              # adjusted, on the same index
     "p-values corrected for multiple testing."
+    from statsmodels.stats.multitest import multipletests
     names = {"holm": "holm", "bh": "fdr_bh"}
     if method not in names: raise unknown_name("method", method, names)
     out, known = pd.Series(p_values, dtype=float).copy(), pd.Series(p_values, dtype=float).notna()
@@ -280,6 +279,7 @@ def block_length(
     Squared returns, because their memory is that of volatility."""
     r = np.asarray(returns, dtype=float)
     if len(r) < 10 or r.std() == 0: return MIN_BLOCK
+    from arch.bootstrap import optimal_block_length
     best = float(optimal_block_length(r**2)["stationary"].iloc[0])
     return int(
         min(max(MIN_BLOCK, math.ceil(best) if math.isfinite(best) else 0), max(MIN_BLOCK, len(r) // 3))
@@ -307,6 +307,7 @@ def spa_test(
     # a strategy equal to the benchmark would cause a division by zero
     differs = table.columns[(table.sub(base, axis=0).std() > 0).to_numpy()]
     if not len(differs): return {"best": None, "lower": 1.0, "consistent": 1.0, "upper": 1.0, "block": block}
+    from arch.bootstrap import SPA
     test = SPA(-base.to_numpy(float), -table[differs].to_numpy(float), block_size=block, reps=reps, seed=seed)
     test.compute()
     return {"best": table.mean().idxmax(), **{k: float(v) for k, v in test.pvalues.items()}, "block": block}
@@ -327,6 +328,7 @@ def among_trials(
     m = m[:, np.sort(np.unique(m, axis=1, return_index=True)[1])] if m.size else m.reshape(0, 0)
     if m.shape[1] < LEAST_TRIALS or len(m) < 2 * MIN_BLOCK: return None
     blocks = max(2, min(10, len(m) // MIN_BLOCK // 2 * 2))
+    from arch.bootstrap import StationaryBootstrap
     lives = StationaryBootstrap(MIN_BLOCK, m, seed=seed).bootstrap(draws)
     spread = float(np.std([pbo(life[0], blocks).pbo for life, _ in lives], ddof=1))
     return {

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MIN_DAYS', 'on_every_hour', 'hourly_returns', 'daily_returns', 'monthly_table', 'sharpe', 'sharpe_se', 'sortino',
-           'max_drawdown', 'win_rate', 'trade_figures', 'calmar', 'excursions', 'cost_figures', 'figures',
+           'max_drawdown', 'wilson', 'win_rate', 'trade_figures', 'calmar', 'excursions', 'cost_figures', 'figures',
            'all_figures']
 
 # %% ../../nbs/stats/02_performance.ipynb #adbc47cf
+from statistics import NormalDist
+
 import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 
 from ..core.errors import InputError
 from ..core.bars import BARS_PER_YEAR, DAYS_PER_YEAR, HOUR
@@ -134,6 +135,17 @@ def _deepest(closed: np.ndarray, peak: np.ndarray, worst: pd.Series) -> dict:
     at = int(np.flatnonzero(closed[:trough + 1] == peak[trough])[-1])
     return {"drawdown": float(fall[trough]), "peak": index[at - 1] if at else None, "trough": index[trough]}
 
+# %% ../../nbs/stats/02_performance.ipynb #2e55ebd5
+def wilson(
+    hits,                 # number of successes; a number or an array
+    n,                    # number of trials
+    level: float = 0.95,  # confidence level
+) -> tuple:               # lower and upper end
+    "Interval of a share: the score interval of Wilson (1927)."
+    z, p = NormalDist().inv_cdf((1 + level) / 2), hits / n
+    center, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return (center - half) / (1 + z**2 / n), (center + half) / (1 + z**2 / n)
+
 # %% ../../nbs/stats/02_performance.ipynb #087bfa36
 def win_rate(
     wins: int,                # closed round trips with a positive net P&L
@@ -141,7 +153,7 @@ def win_rate(
 ) -> tuple[float, list[float]] | tuple[None, None]:   # win rate, 95 % Wilson interval
     "Share of closed trades with a profit, with its interval; (None, None) without a closed trade."
     if closed == 0: return None, None
-    return wins / closed, [float(x) for x in proportion_confint(wins, closed, method="wilson")]
+    return wins / closed, [float(x) for x in wilson(wins, closed)]
 
 # %% ../../nbs/stats/02_performance.ipynb #4f4582d7
 def trade_figures(

@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
-from statsmodels.tsa.stattools import diebold_mariano_test
 
 from ..core.errors import InputError, unknown_name
+from .performance import wilson
 
 # %% ../../nbs/stats/00_skill.ipynb #53b55d5b
 LEAST = 30              # pairs below which no test statistic is computed
@@ -136,7 +135,7 @@ def hit_rate(
     rose, predicted = directions(y, f, horizon)
     n, right = len(rose), int((rose == predicted).sum())
     if not n: return {"hit": math.nan, "low": math.nan, "high": math.nan, "n": 0}
-    low, high = proportion_confint(right, n, alpha=1 - level, method="wilson")
+    low, high = wilson(right, n, level)
     return {"hit": right / n, "low": float(low), "high": float(high), "n": n}
 
 # %% ../../nbs/stats/00_skill.ipynb #f227ddbd
@@ -155,6 +154,7 @@ def diebold_mariano(
     real, f_known = pairs(y, f if against is None else f + 0 * against)   # rows on which both have a forecast
     other = np.zeros_like(f_known) if against is None else pairs(y, against + 0 * f)[1]
     if len(real) < LEAST or np.array_equal(f_known, other): return Outcome(math.nan, math.nan)
+    from statsmodels.tsa.stattools import diebold_mariano_test
     result = diebold_mariano_test(
         real, other, f_known, criterion=_CRITERIA[loss], harvey_adj=True, horizon=horizon
     )

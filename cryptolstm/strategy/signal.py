@@ -14,9 +14,9 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.bars import HOUR, provenance
-from ..core.config import RunConfig, run_config
+from ..core.config import RunConfig, check_threshold, run_config
 from ..data.client import market_bars
-from ..data.exchange import chosen_market
+from ..data.names import chosen_market
 from ..features.indicators import WARMUP, features
 from ..features.targets import label, predicted_price
 from ..model.settings import model_config
@@ -26,9 +26,9 @@ from ..model.registry import (USUAL, Version, current_version, line_lock, line_n
 from ..model.challenge import age_hours, challenge, line_forecasts
 from ..model.drift import WINDOW
 from .threshold import exceed_of, exceedance
-from .decide import check_decidable, decide
-from .upkeep import (Request, calibrate_model, check_threshold, expected_market,
-                                        stored_model)
+from .rules import check_decidable
+from .decide import decide
+from .upkeep import Request, calibrate_model, expected_market, stored_model
 from .answer import signal_dict
 
 # %% ../../nbs/strategy/05_signal.ipynb #3688c780

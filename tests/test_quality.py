@@ -16,6 +16,7 @@ from cryptolstm.core.errors import InputError, OperationError
 from cryptolstm.core.bars import COLUMNS, HOUR, bars_hash, check_bars, provenance, regular_grid, stamp
 from cryptolstm.data import exchange as exchanges
 from cryptolstm.data.exchange import ExchangeUnreachable
+from cryptolstm.data.names import exchange_ids
 from cryptolstm.data.demo import demo_market
 from cryptolstm.data.quality import CHECKS, compare, moves, quality_report, report_rows
 from cryptolstm.data.client import CryptoMarketDataClient, market_bars
@@ -496,7 +497,9 @@ def twin(monkeypatch):
         def describe(self): return self.deep_extend(super().describe(), {"id": "coinbasetwin"})
 
     monkeypatch.setattr(ccxt, "coinbasetwin", Twin, raising=False)
-    monkeypatch.setattr(ccxt, "exchanges", [*ccxt.exchanges, "coinbasetwin"])
+    ids = exchange_ids() | {"coinbasetwin"}
+    for module in ("names", "client", "exchange"):
+        monkeypatch.setattr(f"cryptolstm.data.{module}.exchange_ids", lambda: ids)
     return "coinbasetwin"
 
 

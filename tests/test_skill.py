@@ -162,7 +162,9 @@ def test_diebold_mariano_of_the_published_example(loss, better, monkeypatch):
     """Errors of exponential smoothing and ARIMA on R's WWWusage, the example of `dm.test` in R's forecast,
     without lags; p that the second is better."""
     monkeypatch.setattr("cryptolstm.stats.skill.LEAST", 2)
-    monkeypatch.setattr("cryptolstm.stats.skill.diebold_mariano_test", partial(diebold_mariano_test, lags=0))
+    monkeypatch.setattr(
+        "statsmodels.tsa.stattools.diebold_mariano_test", partial(diebold_mariano_test, lags=0)
+    )
     smooth = np.array(
         [
             0.002241270,

@@ -155,7 +155,7 @@ def price(
 ) -> None:
     "Print the current price: last, bid, ask, 24-hour change and volume; --watch repeats it."
     from cryptolstm.data.names import check_market, chosen_market
-    check_ticker(ticker)
+    ticker = check_ticker(one_ticker(pair, ticker) or "BTC/USD")
     if count is not None and not watch:
         raise InputError("--count counts the prices of --watch; add --watch or leave it out")
     check_market(exchange)

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -55,7 +54,7 @@ def line_row(line: str) -> dict:
 
 # %% ../../nbs/cli/02_models.ipynb #91e3c8b2
 def version_table(
-    versions: pd.DataFrame,   # from `registry.versions`
+    versions,   # table from `registry.versions`
 ) -> Table:
     "The versions of a line as a table for the terminal."
     def number(x, form): return "-" if plain(x) is None else format(x, form)

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -282,7 +281,7 @@ def surface_facts(
 def grid_result(
     run: RunConfig,      # all settings except for the axes
     grid: dict,          # axis → values, from `parse_grid`
-) -> tuple[dict, pd.DataFrame]:   # result, JSON-able; one row per point
+) -> tuple:   # result, JSON-able, and a table with one row per point
     "Forecast once, trade every point, and enter all points in the ledger."
     from cryptolstm.data.client import market_bars
     from cryptolstm.execution import sweep

@@ -2,10 +2,12 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import SMALL
 from typer.testing import CliRunner
@@ -23,10 +25,11 @@ from cryptolstm.proof.provenance import data_notes
 from cryptolstm.research.walkforward import bars_needed
 from cryptolstm.research.certificate import certificate
 from cryptolstm.research.backtest import backtest, summary
-from cryptolstm.report.manifest import TABLES, canonical_json, embed, make_manifest, sha256_of, split
-from cryptolstm.report.render import run_report
-from cryptolstm.report.verify import (SAME, agree, compare_results, compare_tables, standing_note, tolerance,
-                                      verify)
+from cryptolstm.report.manifest import (CLOSE, OPEN, TABLES, canonical_json, embed, make_manifest, sha256_of,
+                                        split)
+from cryptolstm.report.render import page_again, run_report, shipped_notebook
+from cryptolstm.report.verify import (SAME, agree, bars_again, check_standing, check_text, compare_pages,
+                                      compare_results, compare_tables, rerun, tolerance, verify)
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -109,7 +112,9 @@ def test_a_fresh_page_is_verified_in_full(page, stored_home):
         "parts": 2,
     }
     assert text.endswith("the same kind of CPU and library versions, whatever the number of threads")
-    assert len(result["notes"]) == 1 and result["notes"][0].endswith("pictures were not compared")
+    trusted, pictures = result["notes"]
+    assert trusted.endswith("made_at, git_commit, machine, versions, source")
+    assert pictures.endswith("pictures were not compared")
 
 
 def test_a_page_of_another_kind_of_cpu_may_differ_by_a_thousandth(page, stored_home, tmp_path):
@@ -189,18 +194,147 @@ def test_a_check_leaves_a_damaged_store_where_it_is(page, stored_home, tmp_path)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
-def test_what_the_ledger_here_knows_better_than_the_page_is_noted():
-    here = Standing(40, 41, .1)
+def test_a_page_that_contradicts_the_ledger_here_does_not_hold():
+    "The ledger may have counted on since; it never counts back, and a number never changes."
+    here = Standing(40, 45, .1)
     def claims(trial, trials, entered=True):
-        return {"trial": trial, "trials": trials, "entered": entered}
-    assert (
-        standing_note(claims(40, 41), here) == []
-        and "does not know this run" in standing_note(claims(1, 1), None)[0]
-    )
-    assert standing_note(claims(1, 1), here) == [
-        "the page counts it as trial 1 of 1; in the ledger here it is now 40 of 41"
+        return check_standing({"trial": trial, "trials": trials, "entered": entered}, here)
+    assert claims(40, 45) == ([], []) and claims(40, 41)[0] == []
+    assert claims(40, 41)[1] == [
+        "the page counts it as trial 40 of 41; in the ledger here it is now 40 of 45"
     ]
-    assert "(not entered)" in standing_note(claims(40, 41, False), here)[0]
+    for trial, trials, entered in ((1, 1, True), (40, 99, True), (40, 39, True), (40, 45, False)):
+        [contradiction], notes = claims(trial, trials, entered)
+        assert (
+            contradiction["ok"] is False and "in the ledger here it is now 40 of 45" in contradiction["text"]
+        )
+    assert "does not know this run" in check_standing({"trial": 1, "trials": 1}, None)[1][0]
+
+
+@pytest.fixture(scope="module")
+def again(page, stored_home):
+    "The page as a second run writes it."
+    manifest = split(page.read_text(encoding="utf-8"))[1]
+    return page_again(rerun(manifest, bars_again(manifest, stored_home)))
+
+
+HIDDEN = '<p style="font-size:3em">CANDIDATE</p>'
+FORGERIES = {
+    "markup in an id": lambda p: p.replace(' id="cell-id=', f' id="cell-id={HIDDEN} ', 1),
+    "an id in a text": lambda p: p.replace("<h2", f' id="cell-id={HIDDEN}"<h2', 1),
+    "markup in an address": lambda p: p.replace("<h2", f'<img src="<svg ">{HIDDEN}</svg>"><h2', 1),
+    "markup in a picture": lambda p: p.replace("<h2", f"<svg>{HIDDEN}</svg><h2", 1),
+    "a style": lambda p: p.replace("</style>", ".verdict {display: none}</style>", 1),
+    "a comment": lambda p: p.replace("<h2", "<!-- <h2", 1),
+    "a hidden attribute": lambda p: p.replace("<h2", "<h2 hidden", 1),
+    "a cell without output": lambda p: p.replace("<h2", '<div class="cell code_cell">\n</div><h2', 1),
+    "a style in the tear sheet": lambda p: p.replace("font:13px", "font:99px", 1),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_no_markup_can_hide_from_the_comparison(page, again, name):
+    "Also not from the one with a tolerance, for pages of another kind of CPU."
+    honest = split(page.read_text(encoding="utf-8"))[0]
+    forged = FORGERIES[name](honest)
+    assert forged != honest
+    for rel in (SAME, OTHER_KIND):
+        assert compare_pages(honest, again, rel)["ok"] and not compare_pages(forged, again, rel)["ok"]
+
+
+def test_a_page_of_many_open_tags_is_compared_at_once(again):
+    for piece in ("<svg", "<", "<svg>", '<p a="', "data:image/png;base64,", "<!--"):
+        assert not compare_pages(piece * 20_000, again, OTHER_KIND)["ok"]
+
+
+@pytest.mark.parametrize("end", ["</SCRIPT>", "</script >", "<!--<script>"])
+def test_nothing_can_end_the_manifest_block_early(page, end):
+    "A browser ends the block where a search for `</script>` does not."
+    text, manifest = split(page.read_text(encoding="utf-8"))
+    forged = rehashed(text, {**manifest, "machine": f"{end}{HIDDEN}"})
+    assert check_text(forged)[0][0]["ok"]                       # escaped, it is only a text
+    bare = forged.replace(end.replace("<", r"\u003c"), end)
+    assert bare != forged and [f["ok"] for f in check_text(bare)[0]] == [False, True]
+
+
+def test_a_manifest_with_an_entry_twice_is_not_as_it_was_written(page):
+    text = page.read_text(encoding="utf-8").replace('"schema": 2', '"schema": 2, "schema": 2', 1)
+    assert [f["ok"] for f in check_text(text)[0]] == [False, True]
+
+
+def test_entries_that_contradict_each_other_are_found(page):
+    text, manifest = split(page.read_text(encoding="utf-8"))
+    data = manifest["data"]
+    for changes in (
+        {"ticker": "BTC/USD"},
+        {"data": {**data, "ticker": "BTC/USD"}},
+        {"data": {**data, "exchange": "kraken"}},
+        {"seeds": {"run": 1, "market": None}},
+    ):
+        assert [f["ok"] for f in check_text(rehashed(text, manifest, **changes))[0]] == [True, False], changes
+
+
+def test_notes_that_a_second_run_derives_are_not_taken_from_the_page(page, stored_home, tmp_path):
+    "Neither an invented warning passes nor a changed kind of market."
+    text, manifest = split(page.read_text(encoding="utf-8"))
+    (tmp_path / "backtest.ipynb").write_bytes(page.with_suffix(".ipynb").read_bytes())
+    data = {**manifest["data"], "revised": "Revised by the exchange after they were first fetched: 9 values"}
+    (tmp_path / "backtest.html").write_text(rehashed(text, manifest, data=data), encoding="utf-8")
+    result = verify(tmp_path / "backtest.html", home=stored_home)
+    assert wrong(result) == ["data"] and result["outcome"] == "does not hold"
+    assert any(note.startswith("taken from the page") and "made_at" in note for note in result["notes"])
+
+
+def test_only_the_notebook_of_this_package_is_run(page, stored_home, tmp_path, monkeypatch):
+    "Neither one in the current folder nor one that the page names; another source cannot be checked here."
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    (tmp_path / "nbs").mkdir()
+    evil = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("open('ran', 'w').close()")])
+    for name in ("backtest.ipynb", "evil.ipynb"): nbformat.write(evil, tmp_path / "nbs" / name)
+    monkeypatch.chdir(tmp_path)
+    manifest = split(page.read_text(encoding="utf-8"))[1]
+    for name in ("evil", "../evil", str(tmp_path / "nbs" / "evil")):
+        with pytest.raises(InputError, match="has no report notebook"): shipped_notebook(name)
+    assert shipped_notebook("backtest") == ROOT / "nbs" / "backtest.ipynb"
+    other = {**manifest["notebook"], "source": "0" * 64}
+    (tmp_path / "backtest.ipynb").write_bytes(page.with_suffix(".ipynb").read_bytes())
+    changed = rehashed(split(page.read_text(encoding="utf-8"))[0], manifest, notebook=other)
+    (tmp_path / "backtest.html").write_text(changed, encoding="utf-8")
+    result = verify(tmp_path / "backtest.html", home=stored_home)
+    assert result["outcome"] == "cannot be checked" and not (tmp_path / "ran").exists()
+    assert "made from another backtest.ipynb" in result["findings"][-1]["text"]
+
+
+def places(table, path=()):
+    "Paths of all entries of a nested table, lists included."
+    inner = table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else ()
+    for key, value in inner:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+HOSTILE = [None, [], {}, "", "x" * 300, "../../x", "\ud800", -1, 10**30, 1e308, float("nan"), True, [[[]]]]
+
+
+def test_no_manifest_ends_in_a_traceback(page, stored_home, tmp_path):
+    "One sentence, or a finding; for every entry of the manifest and every kind of nonsense."
+    text, manifest = "<html><body></body></html>", split(page.read_text(encoding="utf-8"))[1]
+    target, tried = tmp_path / "backtest.html", 0
+    for path in [p for p in places(manifest) if p[0] not in TABLES or p[0] == "search"]:
+        for value in HOSTILE:
+            changed = json.loads(json.dumps(manifest))
+            part = changed
+            for key in path[:-1]: part = part[key]
+            part[path[-1]] = value
+            block = json.dumps(changed).replace("<", r"\u003c")
+            target.write_text(text.replace("</body>", f"{OPEN}{block}{CLOSE}</body>"), encoding="utf-8")
+            try: verify(target, quick=True, home=stored_home)
+            except InputError as e: assert len(str(e)) < 400
+            tried += 1
+    assert tried > 1000
+    for block in ("[" * 100_000, "{}", "[]", "1", '"x"', "{" * 9):
+        target.write_text(text.replace("</body>", f"{OPEN}{block}{CLOSE}</body>"), encoding="utf-8")
+        with pytest.raises(InputError): verify(target, quick=True, home=stored_home)
 
 
 def test_a_changed_digit_anywhere_in_the_page_is_found(page, stored_home, tmp_path):

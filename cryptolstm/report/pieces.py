@@ -236,6 +236,7 @@ def notebook_html(
     "Self-contained page of an executed report notebook: text and results, no code or library messages."
     from nbconvert import HTMLExporter
     from traitlets.config import Config
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.output_type != "stream"]
     config = Config(

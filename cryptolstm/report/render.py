@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKED', 'Report', 'project_folder', 'reports_folder', 'report_parameters', 'read_summary', 'run_report',
-           'execute_report', 'write_report', 'page_again']
+           'execute_report', 'write_report', 'shipped_notebook', 'page_again']
 
 # %% ../../nbs/report/04_render.ipynb #6f9c4eb5
 import ast, json, os, sys, tempfile
@@ -149,30 +149,36 @@ def write_report(
     from cryptolstm.report.pieces import notebook_html
     target = reports_folder(out) / slug(ticker)
     text, result = json.dumps(executed, indent=1), read_summary(executed)
-    page = notebook_html(executed, f"{ticker} {notebook}")
+    source = (project_folder() / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8")
+    page, origin = notebook_html(executed, f"{ticker} {notebook}"), notebook_stamp(notebook, text, source)
     written = write_atomic(target / f"{notebook}.ipynb", text)
-    return Report(
-        write_atomic(
-            target / f"{notebook}.html", embed(page, manifest(result, page, notebook_stamp(notebook, text)))
-        ),
-        written,
-        result,
-    )
+    written_page = write_atomic(target / f"{notebook}.html", embed(page, manifest(result, page, origin)))
+    return Report(written_page, written, result)
 
 # %% ../../nbs/report/04_render.ipynb #3307c070
+def shipped_notebook(
+    name: str,   # of a report notebook
+) -> Path:
+    """The report notebook that belongs to this package: that of its checkout, or the copy in the wheel.
+
+    Unlike `project_folder` it never looks in the current folder, whose notebooks may be anyone's. Raises
+    `InputError` if there is no such notebook."""
+    for folder in (PACKED.parents[1], PACKED):
+        if (path := folder / "nbs" / f"{slug(name)}.ipynb").is_file(): return path
+    raise InputError(
+        f"this package has no report notebook {slug(name)}; verify with the one that made the page"
+    )
+
 def page_again(
     results: dict,               # from `backtest`
-    notebook: str = "backtest",  # name of a report notebook in nbs/
+    notebook: str = "backtest",  # name of a report notebook of this package
 ) -> str:                        # the page without its manifest
     """The page of existing results: only the cells of the notebook are run, not the backtest.
 
     Raises `InputError` if there is no such notebook."""
     import nbformat
     from cryptolstm.report.pieces import notebook_html
-    path = project_folder() / "nbs" / f"{slug(notebook)}.ipynb"
-    if not path.is_file():
-        raise InputError(f"there is no report notebook {path.name}; run this where the page was made")
-    nb, names = nbformat.read(path, as_version=4), {}
+    nb, names = nbformat.read(shipped_notebook(notebook), as_version=4), {}
     for cell in nb.cells:
         if cell.cell_type != "code": continue
         names["results"] = results

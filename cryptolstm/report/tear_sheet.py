@@ -6,7 +6,7 @@
 __all__ = ['MIN_DAYS', 'tear_sheet']
 
 # %% ../../nbs/report/08_tear_sheet.ipynb #f98edf58
-import html, logging, re, tempfile, warnings
+import base64, html, logging, re, tempfile, warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,17 +55,25 @@ def _quantstats(returns: pd.Series, benchmark: pd.Series | None, title: str) -> 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as d:
         warnings.simplefilter("ignore")
-        import quantstats
+        import matplotlib, quantstats
         path = Path(d) / "sheet.html"
-        quantstats.reports.html(
-            returns,
-            benchmark=benchmark,
-            rf=0.0,
-            output=str(path),
-            title=html.escape(title),
-            periods_per_year=365,
-            **({} if benchmark is None else {"benchmark_title": HOLD})
-        )
+        with matplotlib.rc_context({"svg.hashsalt": "tear sheet"}):   # equal pictures get equal ids
+            quantstats.reports.html(
+                returns,
+                benchmark=benchmark,
+                rf=0.0,
+                output=str(path),
+                title=html.escape(title),
+                periods_per_year=365,
+                **({} if benchmark is None else {"benchmark_title": HOLD})
+            )
         page = path.read_text(encoding="utf-8")
     page = re.sub(r"<link[^>]*>|<a [^>]*>|</a>", "", page)
-    return re.sub(r"https?://(?!www\.w3\.org)[^\s\"'<>)]*", "", page)
+    page = re.sub(r"<\?xml[^>]*>\s*<!DOCTYPE svg[^>]*>\s*(<svg.*?</svg>)", _as_image, page, flags=re.S)
+    return re.sub(r"\bsvg\b(?=[^{}<>]*\{)", "img", re.sub(r"https?://[^\s\"'<>)]*", "", page))
+
+def _as_image(found: re.Match) -> str:
+    "A picture of the tear sheet as an image, without the time at which it was drawn."
+    drawn = re.sub(r"<dc:date>[^<]*</dc:date>", "", found[1])
+    return f'<img src="data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}">'
+

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABELS', 'ORDER', 'MARKET', 'KINDS', 'SURVIVES', 'SHAPE', 'SHOWN', 'placebo_seeds', 'block_order', 'whole_moves',
            'rebuilt', 'reordered_market', 'permuted_labels', 'placebo_market', 'placebo_figures', 'placebo_run',
-           'ranked', 'placebo_sentence', 'placebo', 'backtest_with_placebo']
+           'ranked', 'placebo_sentence', 'placebo_table', 'placebo', 'backtest_with_placebo']
 
 # %% ../../nbs/research/07_placebo.ipynb #3ecb0244
 import math
@@ -199,13 +199,26 @@ def placebo_sentence(
     if not texts: return "Placebo runs: the figures of this run are undefined, there is nothing to rank"
     return f"Placebo runs: {'; '.join(texts)}"
 
+# %% ../../nbs/research/07_placebo.ipynb #10505ace
+def placebo_table(
+    results: dict,   # from `backtest`: the real run
+    runs: list,      # from `placebo_run`
+) -> dict:           # JSON-able: n, runs, kinds (kind → figure → from `ranked`), sentence
+    "Rank the real result among its placebo runs."
+    seen = placebo_figures(results)
+    kinds = {
+        kind: {name: ranked(seen[name], [r[name] for r in runs if r["kind"] == kind]) for name in SHOWN}
+        for kind in KINDS[:len(runs)]
+    }
+    return {"n": len(runs), "runs": runs, "kinds": kinds, "sentence": placebo_sentence(kinds)}
+
 # %% ../../nbs/research/07_placebo.ipynb #9ace0006
 def placebo(
     results: dict,            # from `backtest`: the real run
     n: int,                   # number of placebo runs, with `KINDS` in turn
     progress: bool = False,   # progress bar on stderr
-) -> dict:                    # JSON-able: n, runs (list), kinds (kind → figure → from `ranked`), sentence
-    """Run the pipeline n times without the effect it is looking for, and rank the real result among them.
+) -> dict:                    # from `placebo_table`
+    """Run the pipeline n times without the effect it is looking for, see `placebo_table`.
 
     Takes as long as n backtests. Raises `InputError` unless n is a whole number from 1."""
     if check_placebo(n) == 0: raise InputError("placebo is 0; pass at least 1 run")
@@ -214,12 +227,7 @@ def placebo(
         tqdm(placebo_seeds(run, n), desc="placebo runs", unit="run", disable=not progress)
     ):
         runs.append(placebo_run(results["history"], run, KINDS[k % len(KINDS)], seed))
-    seen = placebo_figures(results)
-    kinds = {
-        kind: {name: ranked(seen[name], [r[name] for r in runs if r["kind"] == kind]) for name in SHOWN}
-        for kind in KINDS[:n]
-    }
-    return {"n": n, "runs": runs, "kinds": kinds, "sentence": placebo_sentence(kinds)}
+    return placebo_table(results, runs)
 
 # %% ../../nbs/research/07_placebo.ipynb #552c2e35
 def backtest_with_placebo(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY
+from loopback import Loopback, a_market
 
 from cryptolstm import SignalGenerator
 from cryptolstm.core.errors import InputError
@@ -475,6 +476,52 @@ def test_the_decided_bar_is_never_in_the_training_span(loopback, tmp_path):
         assert np.isfinite(signal["predicted_price"])
     folder = tmp_path / "models" / sg.line_of(120) / info["version"]
     assert load_bundle(folder).hours == 120
+
+
+# -- the number of training windows
+# --------------------------------------------------------------------------------------------------
+
+def with_gaps(*gaps, hours=2000, ticker="BTC/USD"):
+    "An exchange whose market lacks bars: each gap is (hours before the last bar, length)."
+    bars = a_market(hours, ticker=ticker)
+    lost = [k for back, n in gaps for k in range(len(bars) - 1 - back, len(bars) - 1 - back + n)]
+    return Loopback({ticker: bars.drop(bars.index[lost])})
+
+
+@pytest.mark.parametrize("hours,retrain_threshold", [(48, 6), (240, 24)])
+def test_hours_is_the_number_of_training_windows_with_the_lookback_of_the_design(
+    loopback, tmp_path, hours, retrain_threshold
+):
+    signal = generator(loopback, tmp_path, lookback=60).generate_signals(hours, retrain_threshold)
+    info = signal["model_info"]
+    assert info["windows"] + info["validation_windows"] == hours
+    assert np.isfinite(signal["predicted_price"])
+
+
+def test_where_gaps_leave_too_few_windows_older_bars_are_fetched(tmp_path):
+    with with_gaps((300, 200), (900, 100)) as exchange:
+        info = generator(exchange, tmp_path).generate_signals(hours=240)["model_info"]
+    assert info["windows"] + info["validation_windows"] == 240
+
+
+def test_a_market_with_too_few_bars_is_one_sentence(tmp_path):
+    with with_gaps(hours=100) as exchange:
+        with pytest.raises(
+            InputError,
+            match=(
+                r"^BTC/USD has \d+ complete windows of 60 bars at coinbaseexchange@\S+ before the decided bar,"
+                r" too few to train on \(12 are needed\); pass another ticker or a shorter lookback$"
+            ),
+        ):
+            generator(exchange, tmp_path, lookback=60).generate_signals(hours=48)
+
+
+def test_a_long_horizon_needs_more_windows_and_the_sentence_names_the_number_that_works(loopback, tmp_path):
+    sg = generator(loopback, tmp_path, horizon=60)
+    with pytest.raises(InputError, match="^hours is 48; pass a whole number from 86, the fewest training"):
+        sg.generate_signals(hours=48)
+    assert not tmp_path.joinpath("bars").exists()
+    assert sg.generate_signals(hours=86)["model_info"]["windows"] >= 10
 
 
 # -- the examples of the specification

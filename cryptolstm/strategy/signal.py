@@ -21,6 +21,7 @@ from ..features.indicators import WARMUP, features
 from ..features.targets import label, predicted_price
 from ..model.settings import model_config
 from ..model.record import ModelRecord
+from ..model.training_data import training_ends, windows_needed
 from ..model.registry import (USUAL, Version, current_version, line_lock, line_name, read_version,
                                        save_version, use_version)
 from ..model.challenge import age_hours, challenge, line_forecasts
@@ -137,18 +138,13 @@ class SignalGenerator:
         "Signal of the last closed bar, with the bars, features and models it was computed from."
         run = replace(self.run, hours=hours)
         check_threshold(retrain_threshold)
-        bars = market_bars(
-            run.ticker,
-            run.hours + run.lookback + run.horizon + WARMUP,
-            end=run.end,
-            exchange=chosen_market(run.exchange)[0],   # never auto: no fallback to simulated bars
-            exchange_url=run.exchange_url,
-            home=self.home,
-            seed=run.seed,
-            progress=self.progress,
-        )
+        if hours < (least := windows_needed(self.config)):
+            raise InputError(
+                f"hours is {hours}; pass a whole number from {least}, the fewest training windows for a"
+                f" horizon of {run.horizon}"
+            )
+        bars, table = self._history(run)
         self.market = provenance(bars).market_or_exchange
-        table = features(bars)
         request = Request(
             self.line_of(run.hours),
             self.config,
@@ -169,6 +165,32 @@ class SignalGenerator:
         return Decision(
             signal_dict(run, bars, table, decision, history, reason, tried, notes), run, bars, table, history
         )
+
+    def _bars(self, run: RunConfig, n: int, fewest: int | None = None) -> pd.DataFrame:
+        "The newest `n` bars of the market, or with `fewest` as many as it has."
+        return market_bars(
+            run.ticker,
+            n,
+            end=run.end,
+            exchange=chosen_market(run.exchange)[0],   # never auto: no fallback to simulated bars
+            exchange_url=run.exchange_url,
+            home=self.home,
+            seed=run.seed,
+            progress=self.progress,
+            fewest=fewest,
+        )
+
+    def _history(self, run: RunConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+        "Bars and their features, from as far back as `hours` training windows take, if the market goes there."
+        n = run.hours + run.lookback + run.horizon + WARMUP
+        bars = self._bars(run, n)
+        while True:
+            table = features(bars)
+            missing = run.hours - len(training_ends(bars.iloc[:-1], table.iloc[:-1], self.config))
+            if missing <= 0: return bars, table
+            n, first = n + missing + WARMUP, bars.index[0]
+            bars = self._bars(run, n, len(bars))
+            if bars.index[0] == first: return bars, table
 
     def _version(
         self, request: Request, bars: pd.DataFrame, table: pd.DataFrame, retrain_threshold: float
@@ -238,8 +260,14 @@ class SignalGenerator:
         "Train on the newest windows before the bar to be decided, which is excluded."
         from cryptolstm.model.bundle import load_bundle
         from cryptolstm.model.training import fit
-        # `hours` windows, each with its target
-        rows = slice(max(len(bars) - hours - self.run.lookback - self.run.horizon, 0), len(bars) - 1)
+        ends = training_ends(bars.iloc[:-1], table.iloc[:-1], self.config)[-hours:]
+        if len(ends) < (needed := windows_needed(self.config)):
+            raise InputError(
+                f"{self.run.ticker} has {len(ends)} complete windows of {self.run.lookback} bars at"
+                f" {self.market} before the decided bar, too few to train on ({needed} are needed); pass"
+                " another ticker or a shorter lookback"
+            )
+        rows = slice(ends[0] - self.run.lookback + 1, len(bars) - 1)
         return fit(
             bars.iloc[rows],
             table.iloc[rows],

@@ -509,8 +509,8 @@ def test_a_market_with_too_few_bars_is_one_sentence(tmp_path):
         with pytest.raises(
             InputError,
             match=(
-                r"^BTC/USD has \d+ complete windows of 60 bars at coinbaseexchange@\S+ before the decided bar,"
-                r" too few to train on \(12 are needed\); pass another ticker or a shorter lookback$"
+                r"^BTC/USD has \d+ complete windows of 60 bars at coinbaseexchange@\S+ before the decided"
+                r" bar, too few to train on \(12 are needed\); pass another ticker or a shorter lookback$"
             ),
         ):
             generator(exchange, tmp_path, lookback=60).generate_signals(hours=48)

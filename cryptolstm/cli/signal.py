@@ -85,7 +85,7 @@ def print_signal(
     "Print the signal, its reason, its data, and the result of each rule."
     from cryptolstm.core.bars import display_time
     from cryptolstm.proof.provenance import market_text
-    from cryptolstm.strategy.answer import NO_SKILL, no_skill, signal_reason
+    from cryptolstm.strategy.answer import NO_SKILL, calibration_text, no_skill, signal_reason
     out = Console(highlight=False)
     def number(x, sign=""):
         return "-" if x is None else f"{x:{sign},.6g}"
@@ -122,6 +122,7 @@ def print_signal(
                 ),
             ),
             ("confidence", "not calibrated" if s["confidence"] is None else f"{s['confidence']:.3f}"),
+            ("calibrated", f"on {calibration_text(s)}"),
             *(chance if s["entry"] == "probability" else []),
             ("market", market_text(s["data_source"])),
             (

@@ -29,7 +29,8 @@ from ..model.drift import WINDOW
 from .threshold import exceed_of, exceedance
 from .rules import check_decidable
 from .decide import decide
-from .upkeep import Request, calibrate_model, expected_market, stored_model
+from .upkeep import (CALIBRATION_BARS, CALIBRATION_VERSIONS, Request, calibrate_model,
+                                        expected_market, stored_model)
 from .answer import signal_dict
 
 # %% ../../nbs/strategy/05_signal.ipynb #3688c780
@@ -143,7 +144,7 @@ class SignalGenerator:
                 f"hours is {hours}; pass a whole number from {least}, the fewest training windows for a"
                 f" horizon of {run.horizon}"
             )
-        bars, table = self._history(run)
+        bars, table = self._history(hours)
         self.market = provenance(bars).market_or_exchange
         request = Request(
             self.line_of(run.hours),
@@ -166,30 +167,36 @@ class SignalGenerator:
             signal_dict(run, bars, table, decision, history, reason, tried, notes), run, bars, table, history
         )
 
-    def _bars(self, run: RunConfig, n: int, fewest: int | None = None) -> pd.DataFrame:
+    def _bars(self, n: int, hours: int, fewest: int | None = None) -> pd.DataFrame:
         "The newest `n` bars of the market, or with `fewest` as many as it has."
+        run, exchange = self.run, chosen_market(self.run.exchange)[0]
+        # a demo market of another length is another market, so its length depends on `hours` alone
+        whole = self._bars_needed(hours) + CALIBRATION_BARS
         return market_bars(
             run.ticker,
-            n,
+            max(n, whole) if exchange == "simulated" else n,
             end=run.end,
-            exchange=chosen_market(run.exchange)[0],   # never auto: no fallback to simulated bars
+            exchange=exchange,   # never auto: no fallback to simulated bars
             exchange_url=run.exchange_url,
             home=self.home,
             seed=run.seed,
             progress=self.progress,
             fewest=fewest,
-        )
+        ).iloc[-n:]
 
-    def _history(self, run: RunConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-        "Bars and their features, from as far back as `hours` training windows take, if the market goes there."
-        n = run.hours + run.lookback + run.horizon + WARMUP
-        bars = self._bars(run, n)
+    def _bars_needed(self, hours: int) -> int:
+        return hours + self.run.lookback + self.run.horizon + WARMUP
+
+    def _history(self, hours: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        "Bars and their features, as far back as `hours` training windows take, if the market has them."
+        n = self._bars_needed(hours)
+        bars = self._bars(n, hours)
         while True:
             table = features(bars)
-            missing = run.hours - len(training_ends(bars.iloc[:-1], table.iloc[:-1], self.config))
+            missing = hours - len(training_ends(bars.iloc[:-1], table.iloc[:-1], self.config))
             if missing <= 0: return bars, table
             n, first = n + missing + WARMUP, bars.index[0]
-            bars = self._bars(run, n, len(bars))
+            bars = self._bars(n, hours, len(bars))
             if bars.index[0] == first: return bars, table
 
     def _version(
@@ -221,6 +228,8 @@ class SignalGenerator:
         """Train a version, which replaces the one in use unless it is for a past request or worse.
 
         None if the version in use was replaced in the meantime."""
+        # the bars for the calibration are fetched before the training, which takes longer
+        whole = self._bars(len(bars) + CALIBRATION_BARS, request.hours, len(bars)).loc[: bars.index[-1]]
         bundle = self._train(bars, table, request.hours, stored.folder if plan == "continue" else None)
         if refused := bundle.training["warm_start_refused"]: reason += f"; started afresh, since {refused}"
         past = (
@@ -234,9 +243,12 @@ class SignalGenerator:
             if plan == "continue"
             else {}
         )
-        windows = bundle.training["validation_windows"]
-        history = request.history(stored, bars, windows) if plan == "continue" else []
-        bundle, note = calibrate_model(bundle, history, table, bars)
+        history = (
+            request.history(stored, whole, CALIBRATION_BARS, CALIBRATION_VERSIONS)
+            if plan == "continue"
+            else []
+        )
+        bundle, note = calibrate_model(bundle, history, features(whole), whole)
         folder = save_version(bundle, request.line, request.root, use=False, note=note | tried)
         if tried and not tried["decision"]["use"]:
             if current_version(request.line, request.root) != stored.folder: return None, reason, tried

@@ -12,7 +12,7 @@ from loopback import Loopback, a_market
 
 from cryptolstm import SignalGenerator
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import HOUR, bars_hash, stamp
+from cryptolstm.core.bars import HOUR, LONGEST_SPANNED, bars_hash, stamp
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import WARMUP, features
@@ -487,7 +487,7 @@ def with_gaps(*gaps, hours=2000, ticker="BTC/USD"):
     "An exchange whose market lacks bars: each gap is (hours before the last bar, length)."
     bars = a_market(hours, ticker=ticker)
     lost = [k for back, n in gaps for k in range(len(bars) - 1 - back, len(bars) - 1 - back + n)]
-    return Loopback({ticker: bars.drop(bars.index[lost])})
+    return Loopback({ticker: bars.drop(bars.index[lost])}, now=bars.index[-1] + HOUR)
 
 
 @pytest.mark.parametrize("hours,retrain_threshold", [(48, 6), (240, 24)])
@@ -591,6 +591,43 @@ def test_with_few_older_bars_the_calibration_uses_those_there_are(tmp_path):
         signal = generator(exchange, tmp_path).generate_signals()
     assert 600 < signal["calibration"]["before_training"] < 1100 - 240 and signal["calibrated"]
     assert not any("shorter than asked for" in w for w in signal["warnings"])
+
+
+# -- outages
+# --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("hours", [1, 5, LONGEST_SPANNED])
+def test_the_first_bar_after_an_outage_has_a_forecast(hours, tmp_path):
+    with with_gaps((hours, hours)) as exchange:
+        now = generator(exchange, tmp_path).decide_now(hours=120)
+    assert now.bars["is_gap"].iloc[-1 - hours : -1].all() and not now.bars["is_gap"].iloc[-1]
+    assert np.isfinite(now.signal["predicted_price"])
+    assert not any("no forecast" in w for w in now.signal["warnings"])
+    alone = now.model.predict_one(now.table, now.bars)
+    assert alone == now.model.predict(now.table, now.bars, start=len(now.bars) - 1).iloc[0]
+
+
+def test_a_longer_outage_states_when_the_forecast_returns_and_retrains_nothing_meanwhile(tmp_path):
+    with with_gaps((200, 30)) as exchange:
+        end = exchange.now
+        sg = generator(exchange, tmp_path)
+        exchange.now = end - 230 * HOUR
+        first = sg.generate_signals(hours=120)["model_info"]["version"]
+        exchange.now = end - 140 * HOUR   # 30 bars after the outage
+        # once on the windows before the outage, and not again
+        version = sg.generate_signals(hours=120)["model_info"]["version"]
+        signal = sg.generate_signals(hours=120)
+        assert signal["predicted_price"] is None and signal["model_info"]["version"] == version != first
+        assert "no newer window is complete" in signal["model_info"]["decision"]
+        (warning,) = [w for w in signal["warnings"] if w.startswith("there is no forecast for this bar")]
+        due = pd.Timestamp(warning.split("expected back at ")[1][:16], tz="UTC")
+        exchange.now = due - HOUR / 2
+        assert sg.generate_signals(hours=120)["predicted_price"] is None
+        exchange.now = due + HOUR / 2
+        signal = sg.generate_signals(hours=120)
+        assert np.isfinite(signal["predicted_price"]) and signal["model_info"]["version"] == version
+        exchange.now = due + 3 * HOUR   # two windows now have an outcome
+        assert sg.generate_signals(hours=120)["model_info"]["version"] != version
 
 
 # -- the examples of the specification

@@ -16,7 +16,8 @@ import pandas as pd
 from ..core.errors import InputError, TooFewRows
 from ..core.bars import check_index
 from ..features.targets import label, target
-from ..features.windows import InputScaler, fit_scaler, pooled_split, window_ends
+from ..features.windows import (InputScaler, fit_scaler, pooled_split, real_rows, window_ends,
+                                         window_start)
 from .settings import ModelConfig, check_network, input_columns
 
 # %% ../../nbs/model/07_training_data.ipynb #8d0b6f11
@@ -128,7 +129,7 @@ def _too_few_windows(pool: list, ends: list, config: ModelConfig) -> TooFewRows:
 # %% ../../nbs/model/07_training_data.ipynb #a37cc1ba
 class TrainingData(NamedTuple):
     "The data of all tickers, concatenated by row, in the units of the network."
-    x: np.ndarray         # (n, columns) scaled rows
+    x: np.ndarray         # (n, columns) scaled rows, those of gaps left out
     y: np.ndarray         # (n,) targets in the network's units
     rows: pd.DataFrame    # close, sigma and realised return, by row
     train: np.ndarray     # rows at which windows end
@@ -141,25 +142,31 @@ def training_data(
     """Concatenate the parts, with inputs scaled by a scaler fitted to the training rows of all of them.
 
     No window spans two tickers, because windows are addressed by the rows at which they end."""
-    scaler, first = _fitted_scaler(parts, config), np.cumsum([0, *(len(p.y) for p in parts)])
-    y, train, val = np.concatenate([p.y for p in parts]), *(
-        np.concatenate([f + e for f, e in zip(first, ends, strict=False)])
+    scaler, real = _fitted_scaler(parts, config), [real_rows(p.bars) for p in parts]
+    first = np.cumsum([0, *map(len, real)])
+    train, val = (
+        np.concatenate([f + np.searchsorted(r, e) for f, r, e in zip(first, real, ends, strict=False)])
         for ends in zip(*[(p.train, p.val) for p in parts], strict=True)
     )
+    y = np.concatenate([p.y[r] for p, r in zip(parts, real, strict=True)])
     scale = _price_scale(y[train]) if config.target == "price" else None
     if scale is not None: y = (y - scale["center"]) / scale["scale"]
     rows = pd.concat(
         [
-            p.table[["close", "sigma"]].assign(realised=target(p.bars, p.table["sigma"], config.horizon))
-            for p in parts
+            p.table[["close", "sigma"]]
+            .assign(realised=target(p.bars, p.table["sigma"], config.horizon))
+            .iloc[r]
+            for p, r in zip(parts, real, strict=True)
         ]
     )
-    x = np.concatenate([scaler.transform(p.table) for p in parts])
+    x = np.concatenate([scaler.transform(p.table.iloc[r]) for p, r in zip(parts, real, strict=True)])
     return TrainingData(x, y.astype("float32"), rows, train, val), scaler, scale
 
 def _fitted_scaler(parts: list[TrainingPart], config: ModelConfig) -> InputScaler:
     rows = [
-        p.table[input_columns(config)].iloc[p.train[0] - config.lookback + 1 : p.train[-1] + 1]
+        p.table[input_columns(config)].iloc[
+            window_start(p.bars, p.train[0], config.lookback) : p.train[-1] + 1
+        ]
         for p in parts
         if len(p.train)
     ]

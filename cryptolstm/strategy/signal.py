@@ -19,6 +19,7 @@ from ..data.client import market_bars
 from ..data.names import chosen_market
 from ..features.indicators import WARMUP, features
 from ..features.targets import label, predicted_price
+from ..features.windows import window_start
 from ..model.settings import model_config
 from ..model.record import ModelRecord
 from ..model.training_data import training_ends, windows_needed
@@ -204,11 +205,13 @@ class SignalGenerator:
     ) -> tuple[Version, str, list, dict]:
         "Version to use, reason for (not) training it, messages, and the decision between two versions."
         now, notes = bars.index[-1] + HOUR, []
+        ends = training_ends(bars.iloc[:-1], table.iloc[:-1], self.config)
+        newest = bars.index[ends[-1] + self.run.horizon] if len(ends) else None
         while True:
-            plan, stored, reason = request.plan(now, retrain_threshold, notes)
+            plan, stored, reason = request.plan(now, retrain_threshold, notes, newest)
             if plan == "reuse": return stored, f"reused: {reason}", notes, {}
             with line_lock(request.line, request.root):   # re-plan: another process may have trained
-                plan, stored, reason = request.plan(now, retrain_threshold, notes)
+                plan, stored, reason = request.plan(now, retrain_threshold, notes, newest)
                 if plan == "reuse": return stored, f"reused: {reason}", notes, {}
                 version, reason, tried = self._retrained(request, bars, table, plan, stored, reason)
             if version is not None: return version, reason, notes, tried
@@ -279,7 +282,7 @@ class SignalGenerator:
                 f" {self.market} before the decided bar, too few to train on ({needed} are needed); pass"
                 " another ticker or a shorter lookback"
             )
-        rows = slice(ends[0] - self.run.lookback + 1, len(bars) - 1)
+        rows = slice(window_start(bars, ends[0], self.run.lookback), len(bars) - 1)
         return fit(
             bars.iloc[rows],
             table.iloc[rows],

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import as_utc
+from ..core.bars import HOUR, as_utc
 from ..core.config import RunConfig
 from ..data.names import chosen_market
 from ..data.exchange import market_name
@@ -40,6 +40,8 @@ def model_plan(
     retrain_threshold: float,   # hours after which a training span is too old
     # → hours since the end of the latest training span tried for this request, see `youngest_try`
     tried: Callable = lambda: None,
+    # open time of the last bar that a training could use; None = unknown
+    newest: pd.Timestamp | None = None,
 ) -> tuple[str, str]:           # "reuse", "continue" or "afresh", and the reason
     "Plan for the stored model, with the reason."
     if old is None: return "afresh", "there was no model yet"
@@ -50,6 +52,8 @@ def model_plan(
     if (last := tried()) is not None and last < retrain_threshold:
         reason = f"its training span ended {age:.0f} h ago; a version trained until {last:.0f} h ago is kept"
         return "reuse", f"{reason} beside it"
+    if newest is not None and min(age, age if last is None else last) <= (now - newest - HOUR) / HOUR:
+        return "reuse", f"its training span ended {age:.0f} h ago, and no newer window is complete"
     return "continue", f"training span ended {age:.0f} h ago, the threshold is {retrain_threshold:g} h"
 
 # %% ../../nbs/strategy/03_upkeep.ipynb #7b0732a9
@@ -84,7 +88,11 @@ class Request:
         return differs(model, self.config, self.ticker, self.market, self.hours)
 
     def plan(
-        self, now: pd.Timestamp, retrain_threshold: float, notes: list
+        self,
+        now: pd.Timestamp,
+        retrain_threshold: float,
+        notes: list,
+        newest: pd.Timestamp | None = None,
     ) -> tuple[str, Version | None, str]:
         "Plan, stored version and reason; messages about repairs are added to `notes`."
         stored, repairs = usable_version(self.line, stored_model, self.root)
@@ -106,6 +114,7 @@ class Request:
             now,
             retrain_threshold,
             tried,
+            newest,
         )
         if stored is None and version_folders(self.line, self.root):
             reason = "no version of the model was in use"

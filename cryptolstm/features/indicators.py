@@ -18,13 +18,14 @@ from ..core.errors import InputError
 from ..core.bars import HOUR, check_bars, segment_ids
 from ..core.volatility import realized_volatility, true_range, wilder_mean
 
-# %% ../../nbs/features/00_indicators.ipynb #2748a73a
+# %% ../../nbs/features/00_indicators.ipynb #a587ff8a
 def after_gap(
     seg: pd.DataFrame,   # one segment: bars without a long gap
 ) -> np.ndarray:         # (n,) bool
     "Whether hours are left out between a bar and the row before it."
     return np.asarray(pd.Series(seg.index).diff() > HOUR)
 
+# %% ../../nbs/features/00_indicators.ipynb #2748a73a
 def hourly_moves(
     seg: pd.DataFrame,   # one segment: bars without a long gap
 ) -> pd.Series:          # log return of each hour; NaN for the first bar and for missing hours

@@ -27,7 +27,7 @@ def window_view(
         )
     return np.lib.stride_tricks.sliding_window_view(x, lookback, axis=0).swapaxes(1, 2)
 
-# %% ../../nbs/features/02_windows.ipynb #6691b417
+# %% ../../nbs/features/02_windows.ipynb #a542a755
 def real_rows(
     bars,                  # a table or arrays by name: `close`, and `is_gap` if there are gaps
 ) -> np.ndarray:           # row numbers, ascending
@@ -36,6 +36,7 @@ def real_rows(
     if "is_gap" in bars: real &= ~np.asarray(bars["is_gap"], bool)
     return np.flatnonzero(real)
 
+# %% ../../nbs/features/02_windows.ipynb #ac5db0cd
 def window_start(
     bars,                  # as for `real_rows`
     end: int,              # row at which the window ends
@@ -46,6 +47,7 @@ def window_start(
     first = np.searchsorted(rows, end, side="right") - lookback
     return int(rows[first]) if first > 0 else 0
 
+# %% ../../nbs/features/02_windows.ipynb #6691b417
 def window_ends(
     table,                 # (n, columns) features, a table or an array; a row with any NaN cannot be used
     bars,                  # their bars (for the gaps), as a table or as arrays by name

@@ -134,7 +134,7 @@ class Request:
             most,
         )
 
-# %% ../../nbs/strategy/03_upkeep.ipynb #4d63f37c
+# %% ../../nbs/strategy/03_upkeep.ipynb #b646a96f
 CALIBRATION_BARS = 2500      # with 2,500 forecasts the standard error of a hit rate is 1%
 CALIBRATION_VERSIONS = 100   # earlier versions whose forecasts count: 100 days of daily trainings
 
@@ -147,6 +147,7 @@ def first_fitted(
     first = before.note.get("fitted_from")
     return first and min(first, bundle.trained_from)
 
+# %% ../../nbs/strategy/03_upkeep.ipynb #4d63f37c
 def forecasts_before(
     bundle: ModelRecord,     # just trained
     fitted_from: str | None,   # from `first_fitted`

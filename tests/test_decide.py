@@ -12,6 +12,7 @@ import pytest
 from conftest import TINY
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from loopback import Loopback, a_market
 
 from cryptolstm import SignalGenerator
 from cryptolstm.core.errors import InputError
@@ -391,13 +392,18 @@ def test_the_dictionary_satisfies_its_schema(entry, tmp_path):
         config=RunConfig(lookback=12, network=TINY, entry=entry),
     )
     signal = check(sg.generate_signals(hours=120))
-    assert (
-        signal["entry"] == entry
-        and signal["p_exceed"] is None
-        and not signal["calibrated"]
-        and signal["monitor"]["psi"] is None
-    )
-    if entry == "probability": assert signal["direction"] == 0
+    assert signal["entry"] == entry and signal["calibrated"]
+    assert signal["p_exceed"] is not None and signal["monitor"]["psi"]
+
+
+def test_a_model_without_a_calibration_satisfies_the_schema_and_enters_nothing(tmp_path):
+    with Loopback({"BTC/USD": a_market(330, ticker="BTC/USD")}) as exchange:
+        config = RunConfig(lookback=12, network=TINY, entry="probability")
+        sg = SignalGenerator("BTC/USD", exchange_url=exchange.url, home=tmp_path, config=config)
+        signal = check(sg.generate_signals(hours=120))
+    assert signal["p_exceed"] is None and not signal["calibrated"] and signal["direction"] == 0
+    assert signal["calibration"]["forecasts"] < 500
+    assert signal["monitor"]["psi"] is None
 
 
 def test_a_calibrated_model_says_how_likely_and_the_schema_holds(tmp_path):

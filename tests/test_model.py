@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.core.bars import regular_grid
 from cryptolstm.core.config import RunConfig
 from cryptolstm.core.settings import check_value, declared
 from cryptolstm.data.demo import demo_market, planted_market
@@ -29,7 +30,7 @@ from cryptolstm.model.volatility import HAR
 from cryptolstm.model.network import build_network
 from cryptolstm.model.bundle import load_bundle, save_bundle
 from cryptolstm.model.training import fit
-from cryptolstm.model.training_data import training_data, training_parts
+from cryptolstm.model.training_data import training_data, training_ends, training_parts
 from cryptolstm.model.live_model import LiveModel
 from cryptolstm.strategy.decide import decide
 from cryptolstm.strategy.signal import SignalGenerator
@@ -190,6 +191,30 @@ def test_too_few_windows_state_the_need_and_that_many_suffice(market, horizon):
     fit(bars.iloc[:enough], table.iloc[:enough], config)
     with pytest.raises(InputError, match=f"pass at least {enough} bars$"):
         fit(bars.iloc[: enough - 1], table.iloc[: enough - 1], config)
+
+
+# -- gaps
+# --------------------------------------------------------------------------------------------------
+
+def test_a_window_leaves_the_rows_of_a_gap_out_in_training_and_in_every_forecast(market):
+    "Two hours that are carried forward, and five that stay empty."
+    whole = market[0].iloc[:900]
+    bars = regular_grid(whole.drop(whole.index[[*range(400, 402), *range(600, 605), *range(850, 855)]]))
+    table = features(bars)
+    bundle = fit(bars.iloc[:800], table.iloc[:800], replace(CONFIG, epochs=1))
+    real = np.flatnonzero(~bars["is_gap"].to_numpy())
+    x = bundle.scaler.transform(table)[real]
+    batch = bundle.predict(table, bars, start=800)
+    assert batch[bars["is_gap"].iloc[800:]].isna().all() and batch.notna().sum() == 95
+    for row in (849, 855, 856, 866, 867, 899):
+        end = int(np.searchsorted(real, row))
+        window = x[end - 11 : end + 1]
+        assert batch.iloc[row - 800] == bundle.outputs(window, np.array([11]))[0, 0]
+        assert batch.iloc[row - 800] == bundle.predict_one(table.iloc[: row + 1], bars.iloc[: row + 1])
+    # no window is lost but those whose target spans a gap
+    ends = training_ends(bars.iloc[:800], table.iloc[:800], CONFIG)
+    assert np.array_equal(ends, np.setdiff1d(real[(real >= ends[0]) & (real < 799)], [399, 599]))
+    assert bundle.training["windows"] + bundle.training["validation_windows"] == len(ends)
 
 
 # -- settings

@@ -8,21 +8,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY
+from loopback import Loopback, a_market
 
 from cryptolstm import SignalGenerator
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.bars import HOUR, stamp
+from cryptolstm.core.bars import HOUR, LONGEST_SPANNED, bars_hash, stamp
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market
-from cryptolstm.features.indicators import features
+from cryptolstm.features.indicators import WARMUP, features
 from cryptolstm.model.settings import model_config
 from cryptolstm.model.bundle import load_bundle
 from cryptolstm.model.training import fit
-from cryptolstm.model.registry import Version, current_version, line_name, lines, version_folders
+from cryptolstm.model.registry import (Version, current_version, line_name, lines, read_note,
+                                       version_folders)
 from cryptolstm.model.challenge import differs
+from cryptolstm.stats.calibration import MIN_CALIBRATION
 from cryptolstm.strategy.rules import RULES, check_decidable, rules_of
 from cryptolstm.strategy.decide import decide
-from cryptolstm.strategy.upkeep import model_plan
+from cryptolstm.strategy.upkeep import CALIBRATION_BARS, model_plan
 from cryptolstm.strategy.answer import lag_warning, signal_dict
 
 NETWORK = {**TINY, "epochs": 2}
@@ -475,6 +478,156 @@ def test_the_decided_bar_is_never_in_the_training_span(loopback, tmp_path):
         assert np.isfinite(signal["predicted_price"])
     folder = tmp_path / "models" / sg.line_of(120) / info["version"]
     assert load_bundle(folder).hours == 120
+
+
+# -- the number of training windows
+# --------------------------------------------------------------------------------------------------
+
+def with_gaps(*gaps, hours=2000, ticker="BTC/USD"):
+    "An exchange whose market lacks bars: each gap is (hours before the last bar, length)."
+    bars = a_market(hours, ticker=ticker)
+    lost = [k for back, n in gaps for k in range(len(bars) - 1 - back, len(bars) - 1 - back + n)]
+    return Loopback({ticker: bars.drop(bars.index[lost])}, now=bars.index[-1] + HOUR)
+
+
+@pytest.mark.parametrize("hours,retrain_threshold", [(48, 6), (240, 24)])
+def test_hours_is_the_number_of_training_windows_with_the_lookback_of_the_design(
+    loopback, tmp_path, hours, retrain_threshold
+):
+    signal = generator(loopback, tmp_path, lookback=60).generate_signals(hours, retrain_threshold)
+    info = signal["model_info"]
+    assert info["windows"] + info["validation_windows"] == hours
+    assert np.isfinite(signal["predicted_price"])
+
+
+def test_where_gaps_leave_too_few_windows_older_bars_are_fetched(tmp_path):
+    with with_gaps((300, 200), (900, 100)) as exchange:
+        info = generator(exchange, tmp_path).generate_signals(hours=240)["model_info"]
+    assert info["windows"] + info["validation_windows"] == 240
+
+
+def test_a_market_with_too_few_bars_is_one_sentence(tmp_path):
+    with with_gaps(hours=100) as exchange:
+        with pytest.raises(
+            InputError,
+            match=(
+                r"^BTC/USD has \d+ complete windows of 60 bars at coinbaseexchange@\S+ before the decided"
+                r" bar, too few to train on \(12 are needed\); pass another ticker or a shorter lookback$"
+            ),
+        ):
+            generator(exchange, tmp_path, lookback=60).generate_signals(hours=48)
+
+
+def test_a_long_horizon_needs_more_windows_and_the_sentence_names_the_number_that_works(loopback, tmp_path):
+    sg = generator(loopback, tmp_path, horizon=60)
+    with pytest.raises(InputError, match="^hours is 48; pass a whole number from 86, the fewest training"):
+        sg.generate_signals(hours=48)
+    assert not tmp_path.joinpath("bars").exists()
+    assert sg.generate_signals(hours=86)["model_info"]["windows"] >= 10
+
+
+# -- calibration
+# --------------------------------------------------------------------------------------------------
+
+def test_at_the_default_hours_there_is_a_confidence_that_says_what_it_rests_on(loopback, tmp_path):
+    signal = (now := generator(loopback, tmp_path).decide_now()).signal
+    c, info = signal["calibration"], signal["model_info"]
+    assert 0 < signal["confidence"] < 1 and 0 < signal["p_exceed"] < 1 and signal["monitor"]["psi"]
+    assert (c["before_training"], c["validation"], c["earlier_versions"]) == (CALIBRATION_BARS, 48, 0)
+    assert c["forecasts"] == CALIBRATION_BARS + 48 >= signal["n_calibration"] >= MIN_CALIBRATION
+    # the training is on the bars asked for, and on no other
+    trained = now.bars.iloc[-1 - 240 - 12 : -1]
+    assert (info["windows"], info["trained_from"]) == (192, trained.index[0].isoformat())
+    assert now.model.data_hash == bars_hash(trained)
+    assert pd.Timestamp(c["from"]) == trained.index[0] - (CALIBRATION_BARS + 1) * HOUR
+
+
+def test_only_a_training_fetches_the_bars_of_a_calibration(loopback, tmp_path, monkeypatch):
+    from cryptolstm.strategy import signal
+    asked, fetch = [], signal.market_bars
+
+    def counted(ticker, n, **how):
+        asked.append(n)
+        return fetch(ticker, n, **how)
+
+    monkeypatch.setattr(signal, "market_bars", counted)
+    sg, usual = generator(loopback, tmp_path), 240 + 12 + 1 + WARMUP
+    first = sg.generate_signals()
+    assert asked == [usual, usual + CALIBRATION_BARS]
+    again = sg.generate_signals()
+    assert asked[2:] == [usual]
+    for k in ("calibration", "confidence", "p_exceed", "predicted_price"): assert again[k] == first[k]
+
+
+def test_a_continued_model_is_calibrated_on_bars_before_the_first_training_of_its_line(loopback, tmp_path):
+    loopback.now -= 100 * HOUR
+    sg = generator(loopback, tmp_path)
+    first = sg.generate_signals(hours=120)["model_info"]
+    for day in (1, 2):
+        loopback.now += 30 * HOUR
+        signal = sg.generate_signals(hours=120)
+        c = signal["calibration"]
+        assert signal["model_info"]["warm_started"]
+        folder = tmp_path / "models" / sg.line_of(120) / signal["model_info"]["version"]
+        assert read_note(folder)["fitted_from"] == first["trained_from"]
+        assert pd.Timestamp(c["from"]) == pd.Timestamp(first["trained_from"]) - (CALIBRATION_BARS + 1) * HOUR
+        # every bar since the first version, except that of the newest outcome
+        assert c["earlier_versions"] == 30 * day and c["validation"] <= 24
+
+
+def test_the_calibration_uses_no_bar_after_the_decided_one(loopback, tmp_path):
+    loopback.now -= 50 * HOUR
+    end = loopback.now.floor("h").isoformat()
+    then = generator(loopback, tmp_path / "then").generate_signals(hours=120)
+    loopback.now += 50 * HOUR
+    generator(loopback, tmp_path / "later").generate_signals(hours=200)   # stores the later bars
+    later = generator(loopback, tmp_path / "later", end=end).generate_signals(hours=120)
+    for k in ("calibration", "confidence", "p_exceed", "predicted_price", "bar_close_time"):
+        assert then[k] == later[k]
+
+
+def test_with_few_older_bars_the_calibration_uses_those_there_are(tmp_path):
+    with with_gaps(hours=1100) as exchange:
+        signal = generator(exchange, tmp_path).generate_signals()
+    assert 600 < signal["calibration"]["before_training"] < 1100 - 240 and signal["calibrated"]
+    assert not any("shorter than asked for" in w for w in signal["warnings"])
+
+
+# -- outages
+# --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("hours", [1, 5, LONGEST_SPANNED])
+def test_the_first_bar_after_an_outage_has_a_forecast(hours, tmp_path):
+    with with_gaps((hours, hours)) as exchange:
+        now = generator(exchange, tmp_path).decide_now(hours=120)
+    assert now.bars["is_gap"].iloc[-1 - hours : -1].all() and not now.bars["is_gap"].iloc[-1]
+    assert np.isfinite(now.signal["predicted_price"])
+    assert not any("no forecast" in w for w in now.signal["warnings"])
+    alone = now.model.predict_one(now.table, now.bars)
+    assert alone == now.model.predict(now.table, now.bars, start=len(now.bars) - 1).iloc[0]
+
+
+def test_a_longer_outage_states_when_the_forecast_returns_and_retrains_nothing_meanwhile(tmp_path):
+    with with_gaps((200, 30)) as exchange:
+        end = exchange.now
+        sg = generator(exchange, tmp_path)
+        exchange.now = end - 230 * HOUR
+        first = sg.generate_signals(hours=120)["model_info"]["version"]
+        exchange.now = end - 140 * HOUR   # 30 bars after the outage
+        # once on the windows before the outage, and not again
+        version = sg.generate_signals(hours=120)["model_info"]["version"]
+        signal = sg.generate_signals(hours=120)
+        assert signal["predicted_price"] is None and signal["model_info"]["version"] == version != first
+        assert "no newer window is complete" in signal["model_info"]["decision"]
+        (warning,) = [w for w in signal["warnings"] if w.startswith("there is no forecast for this bar")]
+        due = pd.Timestamp(warning.split("expected back at ")[1][:16], tz="UTC")
+        exchange.now = due - HOUR / 2
+        assert sg.generate_signals(hours=120)["predicted_price"] is None
+        exchange.now = due + HOUR / 2
+        signal = sg.generate_signals(hours=120)
+        assert np.isfinite(signal["predicted_price"]) and signal["model_info"]["version"] == version
+        exchange.now = due + 3 * HOUR   # two windows now have an outcome
+        assert sg.generate_signals(hours=120)["model_info"]["version"] != version
 
 
 # -- the examples of the specification

@@ -15,11 +15,14 @@ from cryptolstm import SignalGenerator
 from cryptolstm.core.errors import InputError, TrainingSpanError
 from cryptolstm.core.bars import HOUR
 from cryptolstm.core.config import RunConfig
+from cryptolstm.strategy.answer import signal_dict
+from cryptolstm.strategy.decide import decide
 from cryptolstm.strategy.signal import past_decisions
 from cryptolstm.report.manifest import OPEN, split
 from cryptolstm.report.signal_page import (SIGNAL_FIELDS, decision_figure, record_table, record_text,
                                            signal_box, signal_heading)
 from cryptolstm.cli.main import app
+from cryptolstm.cli.signal import print_signal
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -127,6 +130,27 @@ def test_a_box_of_any_signal_shows_it_without_the_colour_of_success(decided):
         assert f"<h2>{word}</h2>" in box and f'class="verdict {kind}"' in box and "verdict good" not in box
     hostile = replace(decided, signal={**decided.signal, "warnings": ["<script>alert(1)</script>"]})
     assert "<script>" not in signal_heading(hostile).markup
+
+
+@pytest.mark.parametrize("loss,loses", [(0.44, True), (0.42, True), (0.40, False)])
+def test_a_model_that_loses_to_no_move_in_validation_says_so_first_everywhere(decided, loss, loses, capsys):
+    figures = {"n": 24, "loss": loss, "loss_of_zero": 0.42, "variance": 0.0, "hit": 0.5, "ic": 0.0}
+    note = {"validation": figures}
+    history = [decided.history[0]._replace(note={**decided.history[0].note, **note}), *decided.history[1:]]
+    last = decide(pd.Series(0.1, decided.bars.index[-1:]), decided.table, RUN).iloc[-1]
+    s = signal_dict(decided.run, decided.bars, decided.table, last, history, "trained")
+    sentence = (
+        "the model lost to a forecast of no move on its own 24 validation bars: its loss was"
+        f" {loss:.4f}, that of no move 0.4200"
+    )
+    assert (s["warnings"][0] == sentence) == loses
+    print_signal(s)
+    printed = capsys.readouterr().out
+    assert (printed.splitlines()[1] == f"NO SKILL IN VALIDATION: {sentence}.") == loses
+    assert printed.count("lost to a forecast of no move") == loses
+    page = signal_heading(replace(decided, signal=s, history=history)).markup
+    assert ('<section class="verdict warn"><h2>NO SKILL IN VALIDATION</h2>' in page) == loses
+    assert page.count("lost to a forecast of no move") == loses
 
 
 def test_the_notebook_takes_what_a_signal_depends_on():

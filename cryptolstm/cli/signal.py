@@ -85,7 +85,7 @@ def print_signal(
     "Print the signal, its reason, its data, and the result of each rule."
     from cryptolstm.core.bars import display_time
     from cryptolstm.proof.provenance import market_text
-    from cryptolstm.strategy.answer import signal_reason
+    from cryptolstm.strategy.answer import NO_SKILL, calibration_text, no_skill, signal_reason
     out = Console(highlight=False)
     def number(x, sign=""):
         return "-" if x is None else f"{x:{sign},.6g}"
@@ -93,6 +93,8 @@ def print_signal(
         f"{s['ticker']}  {({1: 'LONG', -1: 'SHORT', 0: 'HOLD'})[s['signal']]}", style="bold", markup=False
     )
     info = s["model_info"]
+    if lost := no_skill(info["validation"]):
+        out.print(f"{NO_SKILL}: {lost}.", style="bold yellow", markup=False, soft_wrap=True)
     chance = [
         (
             "probability",
@@ -120,6 +122,7 @@ def print_signal(
                 ),
             ),
             ("confidence", "not calibrated" if s["confidence"] is None else f"{s['confidence']:.3f}"),
+            ("calibrated", f"on {calibration_text(s)}"),
             *(chance if s["entry"] == "probability" else []),
             ("market", market_text(s["data_source"])),
             (
@@ -129,7 +132,7 @@ def print_signal(
             ("watched", s["monitor"]["sentence"]),
             *([("report", s["report"])] if "report" in s else []),
         ],
-        s["warnings"],
+        [w for w in s["warnings"] if w != lost],
     )
     table = Table("  rule", "value", "long", "short", box=None, padding=(0, 2, 0, 0))
     for rule in s["rules"].values():

@@ -77,7 +77,7 @@ def check_threshold(
     "Check the threshold. `InputError` unless it is a number of hours."
     if isinstance(hours, bool) or not isinstance(hours, Real) or not hours >= 0:
         raise InputError(
-            f"retrain_threshold is {hours!r}; pass a number of hours from 0 (0 retrains at every call)"
+            f"retrain_threshold is {hours!r}; pass a number of hours from 0 (0 retrains at every newer bar)"
         )
 
 # %% ../../nbs/core/06_config.ipynb #c6b77da6

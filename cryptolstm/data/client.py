@@ -303,10 +303,11 @@ def imported_bars(
     hours: int,
     end=None,                       # close time of the last bar; None = the newest stored bar
     home: Path | None = None,       # the data folder
+    fewest: int | None = None,      # bars that are enough if there are no more; None = `hours`
 ) -> pd.DataFrame:                  # stamped, as from `market_bars`
     """Stored bars of a market that exists only as imported files, including gaps.
 
-    Raises `InputError` if they do not cover the whole span."""
+    Raises `InputError` if they do not cover the whole span, or `fewest` bars of it."""
     name, more = stored_name(Path(home or data_home()), market, ticker)
     path = bar_path(Path(home or data_home()), market, name)
     if not path.is_file(): check_exchange(market)
@@ -315,6 +316,7 @@ def imported_bars(
         raise InputError(f"nothing usable is stored of {ticker} at {market}; import the file again")
     a, b = hour_number(store.bars.index[0]), hour_number(store.bars.index[-1]) + 1
     stop = b if end is None else hour_number(end)
+    if fewest is not None: hours = max(min(hours, stop - a), fewest)
     if stop - hours < a or stop > b:
         raise InputError(
             f"{market} exists only as imported bars of {ticker} from {hour_time(a):%Y-%m-%d %H:%M} to"
@@ -333,12 +335,14 @@ def market_bars(
     home: Path | None = None,           # the data folder
     seed: int = 0,                      # seed of the demo market
     progress: bool = False,             # show a progress bar on stderr
+    # bars that are enough if there are no more, for markets that exist only as imported files; None = `hours`
+    fewest: int | None = None,
 ) -> pd.DataFrame:                      # bars on the regular grid, column `is_gap`, stamped
     "Bars for a run. Raises `ExchangeUnreachable` if neither the exchange nor the store has them."
     ticker, hours, _ = check_request(ticker, hours, end)
     auto, name = str(exchange or "auto").strip().lower() == "auto", chosen_market(exchange)[0]
     if name == "simulated": return regular_grid(demo_market(hours, seed=seed, end=end, ticker=ticker))
-    if name not in exchange_ids(): return imported_bars(name, ticker, hours, end, home)
+    if name not in exchange_ids(): return imported_bars(name, ticker, hours, end, home, fewest)
     client = CryptoMarketDataClient(name, exchange_url, home, progress)
     try: return client.get_historical_bars(ticker, hours, end)
     except (ExchangeUnreachable, NotListed) as e:

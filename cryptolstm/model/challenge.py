@@ -199,7 +199,7 @@ def youngest_try(
     return min(ages, default=None)
 
 # %% ../../nbs/model/12_challenge.ipynb #d16f53e4
-MOST_VERSIONS = 30   # most versions in a history
+MOST_VERSIONS = 30   # most versions in a history, for bars of about a week
 
 def line_history(
     line: str,                 # from `line_name`
@@ -208,13 +208,14 @@ def line_history(
     fits: Callable,            # model → bool: trained for the same request
     since,                     # open time of the oldest bar of interest
     root: Path | None = None,  # models folder
+    most: int = MOST_VERSIONS,   # number of versions
 ) -> list[Version]:            # newest first, beginning with the current one
     """The version in use and those used before it, back to the first that had not seen `since`.
 
     Damaged versions are skipped; an older version, which has not seen their bars either, covers them."""
     found = [current]
     for folder in [p for p in reversed(version_folders(line, root)) if was_used(p)]:
-        if as_utc(found[-1].model.trained_until) < as_utc(since) or len(found) == MOST_VERSIONS: break
+        if as_utc(found[-1].model.trained_until) < as_utc(since) or len(found) == most: break
         try: version = read_version(folder, read)
         except OperationError: continue
         if as_utc(version.model.trained_until) < as_utc(found[-1].model.trained_until) and fits(

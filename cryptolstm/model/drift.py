@@ -46,7 +46,7 @@ def class_edges(
 
 # %% ../../nbs/model/13_drift.ipynb #24bcf13e
 WINDOW = 168          # newest bars compared with the training
-MIN_REFERENCE = 480   # training bars below which there is no reference
+MIN_REFERENCE = 480   # bars up to the training below which there is no reference
 
 def psi_of_one(
     shares: np.ndarray,   # of the training
@@ -73,7 +73,7 @@ def drift_limit(
 
 # %% ../../nbs/model/13_drift.ipynb #d56355f9
 def reference(
-    table: pd.DataFrame,   # the model's features, training rows only
+    table: pd.DataFrame,   # the model's features, up to the end of its training
 ) -> dict | None:          # JSON-able; None if there are too few rows
     "Number of training bars, and per feature the class edges, shares and drift limit."
     table = table.dropna()
@@ -183,8 +183,8 @@ def health(
     drifted, warnings = [] if found is None else found.index[found["drifted"]].tolist(), []
     if drifted:
         warnings.append(
-            f"the market has left what the model was trained on: {', '.join(drifted)} drifted in the last"
-            f" {WINDOW} bars"
+            f"the market has changed since the training: {', '.join(drifted)} drifted in the last {WINDOW}"
+            " bars"
         )
     if skill["broken"]:
         warnings.append(
@@ -208,7 +208,7 @@ def health_sentence(
     from cryptolstm.stats.skill import LEAST
     some = None if found is None else int(found["drifted"].sum())
     features = (
-        f"drift is not watched, since it takes {MIN_REFERENCE} training bars"
+        f"drift is not watched, since it takes {MIN_REFERENCE} bars up to the training"
         if not ref
         else (
             f"drift is not known: some of the last {WINDOW} bars are missing"

@@ -17,7 +17,7 @@ from ..core.errors import OperationError
 from ..core.files import config_hash, write_atomic
 from ..core.bars import HOUR, as_utc
 from ..features.targets import implied_return
-from ..features.windows import InputScaler, window_ends
+from ..features.windows import InputScaler, real_rows, window_ends, window_start
 from ..stats.calibration import confidence
 from ..stats.learners import TrainingSpan
 from .settings import ModelConfig, member_seeds
@@ -81,20 +81,16 @@ class ModelRecord:
         Considers the rows of `near` from `start` on."""
         x = self.scaler.pick(table, near)
         # slices single columns, since a sliced table would have to build them again
-        ends = window_ends(
-            x,
-            {
-                k: bars[k].to_numpy(kind)[near]
-                for k, kind in (("close", float), ("is_gap", bool))
-                if k in bars
-            },
-            self.config.lookback,
-        )
+        gaps = {
+            k: bars[k].to_numpy(kind)[near] for k, kind in (("close", float), ("is_gap", bool)) if k in bars
+        }
+        ends, real = window_ends(x, gaps, self.config.lookback), real_rows(gaps)
         ends = ends[ends >= start]
         if not len(ends): return ends, np.empty((0, 0))
         # the rows are needed only to convert prices
         rows = table if self.price_scale is None else table.iloc[near].iloc[ends]
-        return ends, self.as_predictions(self.outputs(self.scaler.scaled(x), ends).astype("float64"), rows)
+        z = self.outputs(self.scaler.scaled(x[real]), np.searchsorted(real, ends))
+        return ends, self.as_predictions(z.astype("float64"), rows)
 
     def as_predictions(self, z: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
         "Convert network outputs to the units of `predict`; a price becomes the return it implies."
@@ -126,7 +122,8 @@ class ModelRecord:
 
         Raises `TrainingSpanError` if the model has seen the bar."""
         self.check_out_of_sample(table.index[-1:])
-        ends, values = self._window_predictions(table, bars, near=slice(-self.config.lookback, None))
+        first = window_start(bars, len(bars) - 1, self.config.lookback)
+        ends, values = self._window_predictions(table, bars, near=slice(first, None))
         return float(values.mean()) if len(ends) else float("nan")
 
     def confidence(self, prediction: pd.Series) -> pd.Series:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..core.machine import quiet_stderr
 from ..core.bars import as_utc, bars_hash, provenance
+from ..features.windows import window_start
 from ..stats.calibration import calibrate
 from ..scale.processes import Workers
 from .settings import ModelConfig, input_columns, member_seeds
@@ -181,7 +182,9 @@ def _spans(parts: list, config: ModelConfig, old: ModelBundle | None) -> dict:
     seen, fitted = [], []
     for p in parts:
         ends = np.r_[p.train, p.val]
-        if len(ends): seen.append(p.bars.iloc[ends[0] - config.lookback + 1: ends[-1] + config.horizon + 1])
+        if len(ends):
+            start = window_start(p.bars, ends[0], config.lookback)
+            seen.append(p.bars.iloc[start : ends[-1] + config.horizon + 1])
         if len(p.train): fitted.append(p.bars.index[p.train[-1] + config.horizon])
     hashes = [bars_hash(s) for s in seen]
     return {

@@ -20,7 +20,7 @@ from ..core.bars import HOUR, display_time
 from ..core.config import RunConfig
 from ..model.settings import model_config
 from ..proof.provenance import data_notes, data_stamp, market_text
-from ..strategy.answer import signal_reason
+from ..strategy.answer import NO_SKILL, calibration_text, no_skill, signal_reason
 from ..strategy.signal import Decision
 from .pieces import Piece, as_table, figure, heading, paragraph, text_html
 from .figures import cell_text, time_text
@@ -44,12 +44,19 @@ def price_text(
 def signal_heading(
     now: Decision,   # from `decide_now`
 ) -> Piece:
-    "Market and time of the signal, with all warnings."
+    "Market and time of the signal, its warnings, and a verdict on a model without skill in validation."
     stamp = {"ticker": now.run.ticker, **data_stamp(now.bars, now.bars.iloc[-1:])}
-    closed, warnings = now.signal["bar_close_time"], now.signal["warnings"]
+    closed, lost = now.signal["bar_close_time"], no_skill(now.signal["model_info"]["validation"])
+    warnings = [w for w in now.signal["warnings"] if w != lost]
     more = [n for n in data_notes(stamp) if not any(n.lower() in w.lower() for w in warnings)]
     when = f"bar closed at {time_text(closed)} UTC ({display_time(closed)})"
-    return heading(stamp, when, [*warnings, *more])
+    return heading(stamp, when, [*warnings, *more]) + Piece(_no_skill_box(lost))
+
+def _no_skill_box(sentence: str | None) -> str:
+    "HTML of the verdict on a model without skill in validation; empty if it has some."
+    if not sentence: return ""
+    text = text_html(sentence[0].upper() + sentence[1:])
+    return f'<section class="verdict warn"><h2>{NO_SKILL}</h2><p>{text}.</p></section>'
 
 # %% ../../nbs/report/10_signal_page.ipynb #0812b737
 def signal_box(
@@ -241,7 +248,6 @@ def model_table(
     info, monitor = now.signal["model_info"], now.signal["monitor"]
     validation = info["validation"] or {}
     underpowered = " (underpowered)" if now.signal["underpowered"] else ""
-    few = "" if now.signal["calibrated"] else ": too few, so there is no confidence and no probability"
     return as_table(
         {
             "Version": f"{info['version']} ({info['decision']})",
@@ -260,10 +266,7 @@ def model_table(
                 f"{cell_text(validation.get('hit'), '.1%')} of {validation.get('n', 0):,}"
             ),
             "Monitoring": monitor["sentence"] + _drift_text(monitor),
-            "Calibration": (
-                f"{now.signal['n_calibration']:,} earlier forecasts, of validation bars where there are no"
-                f" others{few}"
-            ),
+            "Calibration": calibration_text(now.signal),
         }
     )
 

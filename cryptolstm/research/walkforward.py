@@ -19,6 +19,7 @@ from ..core.bars import check_bars
 from ..core.config import RunConfig
 from ..features.indicators import WARMUP, features
 from ..features.targets import label
+from ..features.windows import window_start
 from ..stats.calibration import calibrate
 from ..stats.learners import fold_forecast
 from ..scale.processes import Workers, processes_asked
@@ -122,7 +123,7 @@ def fold_predictions(
     run: RunConfig,        # lookback, horizon, entry and costs
 ) -> pd.DataFrame:         # one row per tested bar, the columns of `WalkForward.predictions` except realised
     "Predictions of a fold."
-    near = slice(max(fold.test_start - run.lookback, 0), fold.test_end)
+    near = slice(window_start(bars, fold.test_start, run.lookback), fold.test_end)
     each = bundle.predict_each(table.iloc[near], bars.iloc[near], start=fold.test_start - near.start)
     prediction = each.mean(axis=1, skipna=False)
     out = pd.DataFrame(

@@ -19,8 +19,10 @@ from ..data.client import market_bars
 from ..data.names import chosen_market
 from ..features.indicators import WARMUP, features
 from ..features.targets import label, predicted_price
+from ..features.windows import window_start
 from ..model.settings import model_config
 from ..model.record import ModelRecord
+from ..model.training_data import training_ends, windows_needed
 from ..model.registry import (USUAL, Version, current_version, line_lock, line_name, read_version,
                                        save_version, use_version)
 from ..model.challenge import age_hours, challenge, line_forecasts
@@ -28,7 +30,8 @@ from ..model.drift import WINDOW
 from .threshold import exceed_of, exceedance
 from .rules import check_decidable
 from .decide import decide
-from .upkeep import Request, calibrate_model, expected_market, stored_model
+from .upkeep import (CALIBRATION_BARS, CALIBRATION_VERSIONS, Request, calibrate_model,
+                                        expected_market, stored_model)
 from .answer import signal_dict
 
 # %% ../../nbs/strategy/05_signal.ipynb #3688c780
@@ -137,18 +140,13 @@ class SignalGenerator:
         "Signal of the last closed bar, with the bars, features and models it was computed from."
         run = replace(self.run, hours=hours)
         check_threshold(retrain_threshold)
-        bars = market_bars(
-            run.ticker,
-            run.hours + run.lookback + run.horizon + WARMUP,
-            end=run.end,
-            exchange=chosen_market(run.exchange)[0],   # never auto: no fallback to simulated bars
-            exchange_url=run.exchange_url,
-            home=self.home,
-            seed=run.seed,
-            progress=self.progress,
-        )
+        if hours < (least := windows_needed(self.config)):
+            raise InputError(
+                f"hours is {hours}; pass a whole number from {least}, the fewest training windows for a"
+                f" horizon of {run.horizon}"
+            )
+        bars, table = self._history(hours)
         self.market = provenance(bars).market_or_exchange
-        table = features(bars)
         request = Request(
             self.line_of(run.hours),
             self.config,
@@ -170,16 +168,50 @@ class SignalGenerator:
             signal_dict(run, bars, table, decision, history, reason, tried, notes), run, bars, table, history
         )
 
+    def _bars(self, n: int, hours: int, fewest: int | None = None) -> pd.DataFrame:
+        "The newest `n` bars of the market, or with `fewest` as many as it has."
+        run, exchange = self.run, chosen_market(self.run.exchange)[0]
+        # a demo market of another length is another market, so its length depends on `hours` alone
+        whole = self._bars_needed(hours) + CALIBRATION_BARS
+        return market_bars(
+            run.ticker,
+            max(n, whole) if exchange == "simulated" else n,
+            end=run.end,
+            exchange=exchange,   # never auto: no fallback to simulated bars
+            exchange_url=run.exchange_url,
+            home=self.home,
+            seed=run.seed,
+            progress=self.progress,
+            fewest=fewest,
+        ).iloc[-n:]
+
+    def _bars_needed(self, hours: int) -> int:
+        return hours + self.run.lookback + self.run.horizon + WARMUP
+
+    def _history(self, hours: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        "Bars and their features, as far back as `hours` training windows take, if the market has them."
+        n = self._bars_needed(hours)
+        bars = self._bars(n, hours)
+        while True:
+            table = features(bars)
+            missing = hours - len(training_ends(bars.iloc[:-1], table.iloc[:-1], self.config))
+            if missing <= 0: return bars, table
+            n, first = n + missing + WARMUP, bars.index[0]
+            bars = self._bars(n, hours, len(bars))
+            if bars.index[0] == first: return bars, table
+
     def _version(
         self, request: Request, bars: pd.DataFrame, table: pd.DataFrame, retrain_threshold: float
     ) -> tuple[Version, str, list, dict]:
         "Version to use, reason for (not) training it, messages, and the decision between two versions."
         now, notes = bars.index[-1] + HOUR, []
+        ends = training_ends(bars.iloc[:-1], table.iloc[:-1], self.config)
+        newest = bars.index[ends[-1] + self.run.horizon] if len(ends) else None
         while True:
-            plan, stored, reason = request.plan(now, retrain_threshold, notes)
+            plan, stored, reason = request.plan(now, retrain_threshold, notes, newest)
             if plan == "reuse": return stored, f"reused: {reason}", notes, {}
             with line_lock(request.line, request.root):   # re-plan: another process may have trained
-                plan, stored, reason = request.plan(now, retrain_threshold, notes)
+                plan, stored, reason = request.plan(now, retrain_threshold, notes, newest)
                 if plan == "reuse": return stored, f"reused: {reason}", notes, {}
                 version, reason, tried = self._retrained(request, bars, table, plan, stored, reason)
             if version is not None: return version, reason, notes, tried
@@ -199,6 +231,8 @@ class SignalGenerator:
         """Train a version, which replaces the one in use unless it is for a past request or worse.
 
         None if the version in use was replaced in the meantime."""
+        # the bars for the calibration are fetched before the training, which takes longer
+        whole = self._bars(len(bars) + CALIBRATION_BARS, request.hours, len(bars)).loc[: bars.index[-1]]
         bundle = self._train(bars, table, request.hours, stored.folder if plan == "continue" else None)
         if refused := bundle.training["warm_start_refused"]: reason += f"; started afresh, since {refused}"
         past = (
@@ -212,9 +246,12 @@ class SignalGenerator:
             if plan == "continue"
             else {}
         )
-        windows = bundle.training["validation_windows"]
-        history = request.history(stored, bars, windows) if plan == "continue" else []
-        bundle, note = calibrate_model(bundle, history, table, bars)
+        history = (
+            request.history(stored, whole, CALIBRATION_BARS, CALIBRATION_VERSIONS)
+            if plan == "continue"
+            else []
+        )
+        bundle, note = calibrate_model(bundle, history, features(whole), whole)
         folder = save_version(bundle, request.line, request.root, use=False, note=note | tried)
         if tried and not tried["decision"]["use"]:
             if current_version(request.line, request.root) != stored.folder: return None, reason, tried
@@ -238,8 +275,14 @@ class SignalGenerator:
         "Train on the newest windows before the bar to be decided, which is excluded."
         from cryptolstm.model.bundle import load_bundle
         from cryptolstm.model.training import fit
-        # `hours` windows, each with its target
-        rows = slice(max(len(bars) - hours - self.run.lookback - self.run.horizon, 0), len(bars) - 1)
+        ends = training_ends(bars.iloc[:-1], table.iloc[:-1], self.config)[-hours:]
+        if len(ends) < (needed := windows_needed(self.config)):
+            raise InputError(
+                f"{self.run.ticker} has {len(ends)} complete windows of {self.run.lookback} bars at"
+                f" {self.market} before the decided bar, too few to train on ({needed} are needed); pass"
+                " another ticker or a shorter lookback"
+            )
+        rows = slice(window_start(bars, ends[0], self.run.lookback), len(bars) - 1)
         return fit(
             bars.iloc[rows],
             table.iloc[rows],

@@ -498,7 +498,7 @@ def test_a_page_states_the_settings_of_its_run(finished):
     for name, here, usual in (
         ("exit", "opposite", "neutral"),
         ("fee", "0.002", "0.001"),
-        ("refit_epochs", "1", "3"),
+        ("refit_epochs", "1", "2"),
         ("units", "8", "256, 128, 64"),
     ):
         assert f"<td>{name}</td><td>{here}</td><td>{usual}</td>" in page

@@ -44,10 +44,11 @@ def verdict_box(
     shown = ("hit", "cw_p", "pt_p", "net_return", HOLD, REVERSAL)
     proof, tried = results["certificate"], results["search"]["sentence"]
     tested = "This run was not tested for leaks." if proof is None else proof.sentence
+    level = v.level + (" (quick look)" if "quick" in results["data"] else "")
     decided = "".join(_card(*facts[name]) for name in v.decided)
     others = "".join(_card(*facts[name]) for name in shown if name not in v.decided)
     return Piece(
-        f'<section class="verdict {Level.of(v.level).tone}"><h2>{text_html(v.level)}</h2>'
+        f'<section class="verdict {Level.of(v.level).tone}"><h2>{text_html(level)}</h2>'
         f"<p>{text_html(v.sentence)}</p><p class=by>Decided by</p>"
         f'<div class="cards decided">{decided}</div><div class=cards>{others}</div>'
         f'<p class=quiet>{text_html(f"{tried}. {tested}")}</p></section>',

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from ..core.errors import InputError
 from ..core.files import plain
 from ..core.bars import BARS_PER_YEAR, as_utc
-from ..core.config import RunConfig, run_config
+from ..core.config import RunConfig, quick_note, run_config
 from ..data.quality import quality_report
 from ..data.client import market_bars
 from ..features.indicators import INPUTS, WARMUP
@@ -222,9 +222,10 @@ def backtest(
     data = data_stamp(
         bars,
         tested,
-        training_note(walk.folds, run),
-        calibration_note(walk.folds, run),
-        ending_note(walk.folds),
+        quick=quick_note(run),
+        shortened=training_note(walk.folds, run),
+        uncalibrated=calibration_note(walk.folds, run),
+        ended=ending_note(walk.folds),
     )
     trial = trial_of(result, skill, run, data, tested.index)
     outcome = {

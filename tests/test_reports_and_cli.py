@@ -279,6 +279,22 @@ def test_every_output_of_a_quick_look_says_so(typed, tmp_path, capsys):
     assert split(page)[1]["data"]["quick"] == result["data"]["quick"]
 
 
+def test_a_report_reuses_the_forecasts_of_a_backtest_and_its_page_can_be_verified(typed, tmp_path):
+    "Its progress line goes through the process of the notebook, and is complete once, at the end."
+    same = ["--exchange", "simulated", *SMOKE, "--set", "hours=96", "--set", "ticker=ETH/USD"]
+    trained = json.loads(typed("cryptolstm", "backtest", *same, "--json").stdout)
+    done = typed("cryptolstm", "report", "ETH/USD", *same, "--out", str(tmp_path / "out"))
+    assert re.search(r"^Forecasts of .* UTC, reused; --fresh trains again\.$", done.stdout, re.M)
+    shares = [int(share) for share in re.findall(r"(\d+)%\|", done.stderr)]
+    assert shares.count(100) == 1 and shares[-1] == 100 and "leak certificate" in done.stderr
+    text = (tmp_path / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
+    manifest = split(text)[1]
+    assert manifest["data"]["forecasts_from"] and " UTC reused</td>" in text
+    assert manifest["skill"] == trained["skill"] and manifest["verdict"] == trained["verdict"]
+    found = typed("cryptolstm", "verify", str(tmp_path / "out" / "eth_usd" / "backtest.html"), "--json")
+    assert json.loads(found.stdout)["outcome"] == "holds", found.stdout
+
+
 def test_without_a_network_the_report_says_in_red_that_its_market_is_simulated(typed, tmp_path):
     done = typed("cryptolstm", "report", "ETH/USD", *SMOKE, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
@@ -514,7 +530,8 @@ def test_every_setting_of_a_run_reaches_its_page():
         assert run_from_namespace(injected) == run_config(asked), field.name
     for notebook in ("backtest", "signal"):
         known = inspect_notebook(str(ROOT / "nbs" / f"{notebook}.ipynb"))
-        assert notebook == "signal" or set(known) == {f.name for f in fields(RunConfig)} | {"placebo"}
+        besides = {"placebo", "fresh"}
+        assert notebook == "signal" or set(known) == {f.name for f in fields(RunConfig)} | besides
 
 
 def test_a_page_states_the_settings_of_its_run(finished):

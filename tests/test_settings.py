@@ -37,7 +37,7 @@ def parameters_cell(notebook: str) -> list[str]:
 
 # parameters that are no settings of a run, or whose meaning or default is the notebook's
 OTHER = {
-    "backtest": {"placebo"},
+    "backtest": {"placebo", "fresh"},
     "signal": {"hours", "retrain_threshold", "model", "last", "exchange"},
 }
 

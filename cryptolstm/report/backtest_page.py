@@ -89,7 +89,7 @@ def data_table(
 ) -> Piece:
     "Table of the bars, the tested and training spans, the network and the costs."
     data, run, folds = results["data"], results["config"], results["folds"]
-    first = folds.iloc[0]
+    first, made = folds.iloc[0], data.get("forecasts_from")
     fee, slippage = percent(run.fee, digits=2), percent(run.slippage, digits=2)
     return as_table(
         {
@@ -102,6 +102,7 @@ def data_table(
             "Trained": (
                 f"{len(folds)} times, each on the {first['windows'] + first['validation_windows']:,} windows"
                 " before its fold; the last fifth of them selects the epoch"
+                + (f"; forecasts of {time_text(made)} UTC reused" if made else "")
             ),
             "Network": (
                 f"{first['weights']:,} weights; {first['windows_per_weight']:.4f} training windows per weight"

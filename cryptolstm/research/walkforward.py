@@ -116,7 +116,8 @@ def estimate(
     if workers is not None: step *= 1.5 / min(workers.processes, len(member_seeds(config)))
     limit = config.max_train_seconds or float("inf")
     progress.planned = [min(step * fold_steps(config, f, size), limit) for f in folds]
-    what = f"{len(folds)} training{'s' if len(folds) > 1 else ''}"
+    trainings = progress.runs * len(folds)
+    what = f"{trainings} training{'s' if trainings > 1 else ''}"
     quick = run_config(merge_settings({"network": run.network}, QUICK), run)
     few = schedule(bars_needed(quick), quick)
     first = progress.rest + sum(step * fold_steps(model_config(quick), f, size) for f in few)

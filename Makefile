@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TICKER ?= ETH/USD
 PARAMS ?=
+QUICK  ?=
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -15,8 +16,8 @@ MAKEFLAGS += --no-print-directory
 help:                ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t12
 
-report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/<ticker>.yaml)
-	@$(BIN)/cryptolstm report '$(TICKER)' $(if $(PARAMS),--params '$(PARAMS)')
+report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/<ticker>.yaml; QUICK=1 for a quick look)
+	@$(BIN)/cryptolstm report '$(TICKER)' $(if $(PARAMS),--params '$(PARAMS)') $(if $(QUICK),--quick)
 
 # On two cores, threads within the processes would only wait for one another (half the CPU time without), while a third process works
 # where the others wait for kernels, clocks and sockets. Results do not depend on these numbers (tests/test_threads.py).

@@ -16,7 +16,6 @@ from cryptolstm.data.demo import demo_market
 from cryptolstm.data.client import CryptoMarketDataClient
 from cryptolstm.features.indicators import features
 from cryptolstm.scale.processes import Workers
-from cryptolstm.model import training
 from cryptolstm.model.settings import ModelConfig, model_config
 from cryptolstm.model.training import fit
 from cryptolstm.research.walkforward import bars_needed, walk_forward
@@ -69,15 +68,14 @@ def test_seeds_trained_side_by_side_are_those_trained_one_after_another(market, 
     assert there.training["warm_started"] and same(here, there)
 
 
-def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(market, workers, monkeypatch):
-    seen, step = [], training.advance_bar
+def test_ctrl_c_keeps_what_the_processes_have_learnt_and_they_go_on_serving(market, workers):
+    seen = []
 
-    def pressed_after_three_epochs(bar, error):
+    def pressed_after_three_epochs(error):
         seen.append(error)
         if len(seen) == 3: os.kill(os.getpid(), signal.SIGINT)
-        step(bar, error)
-    monkeypatch.setattr(training, "advance_bar", pressed_after_three_epochs)
-    bundle = fit(*market, replace(CONFIG, seeds=(3,), epochs=100_000, patience=100_000), workers=workers)
+    endless = replace(CONFIG, seeds=(3,), epochs=100_000, patience=100_000)
+    bundle = fit(*market, endless, workers=workers, on_epoch=pressed_after_three_epochs)
     assert (
         bundle.training["stopped"] == "interrupted"
         and bundle.training["epochs"] >= 3

@@ -64,11 +64,11 @@ def test_the_wheel_has_notebooks_and_parameters_and_nothing_else_of_the_checkout
 
 def test_an_installed_package_finds_its_notebooks_and_parameters_from_an_empty_folder(installed):
     code = ("import papermill; from cryptolstm.report.render import *\n"
-            "print(project_folder(), reports_folder(), report_parameters('ETH/USD')['network'],\n"
+            "print(project_folder(), reports_folder(), report_parameters('ETH/USD'),\n"
             "      'ticker' in papermill.inspect_notebook(f'{project_folder()}/nbs/signal.ipynb'), sep='|')")
-    project, reports, network, signal = installed("-c", code).strip().split("|")
+    project, reports, values, signal = installed("-c", code).strip().split("|")
     assert (project, reports) == (str(installed.site / "cryptolstm/project"), str(installed.here / "reports"))
-    assert network == "{'epochs': 12, 'refit_epochs': 2}" and signal == "True"
+    assert values == "{'ticker': 'ETH/USD'}" and signal == "True"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from papermill import inspect_notebook
 from typer.testing import CliRunner
 
 from cryptolstm.core.errors import InputError
-from cryptolstm.core.config import RunConfig, run_config, run_from_namespace
+from cryptolstm.core.config import QUICK, RunConfig, run_config, run_from_namespace
 from cryptolstm.core.settings import declared
 from cryptolstm.features.indicators import INDICATORS
 from cryptolstm.proof.verdict import Level
@@ -27,6 +27,7 @@ from cryptolstm.report.backtest_page import SECTIONS
 from cryptolstm.report.figures import DETAILS, FIGURES, MONTHS
 from cryptolstm.report.manifest import split
 from cryptolstm.report.render import Report, report_parameters
+from cryptolstm.cli.research import print_backtest
 from cryptolstm.cli.terminal import build_run
 from cryptolstm.cli.main import app, main
 
@@ -250,6 +251,48 @@ def test_the_gate_of_a_backtest_is_its_verdict(typed):
         json.loads(done.stdout)["verdict"]["level"] == "UNDERPOWERED"
         and done.returncode == Level.UNDERPOWERED.exit_code == 6
     )
+
+
+QUICKER = ["--quick", *TINY[:-2], "--set", "lookback=12", "--set", "hours=96"]
+
+
+def test_a_quick_look_has_the_network_of_the_spec_and_the_settings_of_its_file():
+    given = yaml.safe_load((ROOT / "params" / "quick.yaml").read_text(encoding="utf-8"))
+    assert given == QUICK and set(QUICK["network"]) == {"epochs", "refit_epochs"}
+    run = build_run(None, ["fee=0.002"], {"hours": 96}, quick=True)
+    assert run == replace(run_config(QUICK), fee=0.002, hours=96)
+    plan = subprocess.run(["make", "-n", "report", "QUICK=1"], cwd=ROOT, capture_output=True, text=True)
+    assert "report 'ETH/USD'  --quick" in plan.stdout
+
+
+def test_every_output_of_a_quick_look_says_so(typed, tmp_path, capsys):
+    done = typed("cryptolstm", "backtest", "ETH/USD", "--exchange", "simulated", *QUICKER, "--json")
+    result = json.loads(done.stdout)
+    assert result["data"]["quick"].startswith("Quick look: at most 3 epochs")
+    print_backtest(result)
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].endswith("(quick look)") and result["data"]["quick"] in shown
+    done = typed("cryptolstm", "report", "ETH/USD", *QUICKER, "--out", str(tmp_path / "out"))
+    assert done.stdout.startswith("Quick look: ")
+    page = (tmp_path / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
+    assert "(quick look)</h2>" in page and 'class="note warn">Quick look: ' in page
+    assert split(page)[1]["data"]["quick"] == result["data"]["quick"]
+
+
+def test_a_report_reuses_the_forecasts_of_a_backtest_and_its_page_can_be_verified(typed, tmp_path):
+    "Its progress line goes through the process of the notebook, and is complete once, at the end."
+    same = ["--exchange", "simulated", *SMOKE, "--set", "hours=96", "--set", "ticker=ETH/USD"]
+    trained = json.loads(typed("cryptolstm", "backtest", *same, "--json").stdout)
+    done = typed("cryptolstm", "report", "ETH/USD", *same, "--out", str(tmp_path / "out"))
+    assert re.search(r"^Forecasts of .* UTC, reused; --fresh trains again\.$", done.stdout, re.M)
+    shares = [int(share) for share in re.findall(r"(\d+)%\|", done.stderr)]
+    assert shares.count(100) == 1 and shares[-1] == 100 and "leak certificate" in done.stderr
+    text = (tmp_path / "out" / "eth_usd" / "backtest.html").read_text(encoding="utf-8")
+    manifest = split(text)[1]
+    assert manifest["data"]["forecasts_from"] and " UTC reused</td>" in text
+    assert manifest["skill"] == trained["skill"] and manifest["verdict"] == trained["verdict"]
+    found = typed("cryptolstm", "verify", str(tmp_path / "out" / "eth_usd" / "backtest.html"), "--json")
+    assert json.loads(found.stdout)["outcome"] == "holds", found.stdout
 
 
 def test_without_a_network_the_report_says_in_red_that_its_market_is_simulated(typed, tmp_path):
@@ -487,7 +530,8 @@ def test_every_setting_of_a_run_reaches_its_page():
         assert run_from_namespace(injected) == run_config(asked), field.name
     for notebook in ("backtest", "signal"):
         known = inspect_notebook(str(ROOT / "nbs" / f"{notebook}.ipynb"))
-        assert notebook == "signal" or set(known) == {f.name for f in fields(RunConfig)} | {"placebo"}
+        besides = {"placebo", "fresh"}
+        assert notebook == "signal" or set(known) == {f.name for f in fields(RunConfig)} | besides
 
 
 def test_a_page_states_the_settings_of_its_run(finished):
@@ -498,7 +542,7 @@ def test_a_page_states_the_settings_of_its_run(finished):
     for name, here, usual in (
         ("exit", "opposite", "neutral"),
         ("fee", "0.002", "0.001"),
-        ("refit_epochs", "1", "3"),
+        ("refit_epochs", "1", "2"),
         ("units", "8", "256, 128, 64"),
     ):
         assert f"<td>{name}</td><td>{here}</td><td>{usual}</td>" in page

@@ -9,11 +9,14 @@ import nbformat
 import pytest
 
 from cryptolstm.cli.settings import all_settings, settings_page
-from cryptolstm.core.config import Entry, Learning, Market, Orders, RunConfig
+from cryptolstm.cli.terminal import build_run
+from cryptolstm.core.config import (Entry, Learning, Market, Orders, RunConfig, run_config,
+                                    run_from_namespace)
 from cryptolstm.core.settings import check_value, declared, parameter_line
 from cryptolstm.execution.simulate import simulate
 from cryptolstm.core.grid import AXES
-from cryptolstm.model.settings import ModelConfig
+from cryptolstm.model.settings import ModelConfig, model_config
+from cryptolstm.report.render import report_parameters
 from cryptolstm.research.forecasts import TRADING
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +37,7 @@ def parameters_cell(notebook: str) -> list[str]:
 
 # parameters that are no settings of a run, or whose meaning or default is the notebook's
 OTHER = {
-    "backtest": {"placebo"},
+    "backtest": {"placebo", "fresh"},
     "signal": {"hours", "retrain_threshold", "model", "last", "exchange"},
 }
 
@@ -46,6 +49,21 @@ def test_the_parameters_of_a_report_notebook_are_the_declared_ones(notebook):
         assert len(line) <= 110
         if name in OTHER[notebook]: continue
         assert line == parameter_line(RUN[name], "ETH/USD" if name == "ticker" else None)
+
+
+def test_backtest_report_and_papermill_have_the_same_settings_by_default():
+    "A parameter file states only what differs from the code, so an empty one changes nothing."
+    cell = {}
+    exec("\n".join(parameters_cell("backtest")), cell)
+    same = {"ticker": "ETH/USD"}
+    runs = {
+        "backtest": build_run(None, None, same),
+        "report": run_config(report_parameters("ETH/USD")),
+        "papermill": run_from_namespace(cell, besides=tuple(OTHER["backtest"])),
+        **{name: build_run(ROOT / "params" / f"{name}.yaml", None, same) for name in ("default", "eth_usd")},
+    }
+    assert {name for name, run in runs.items() if run != RunConfig(**same)} == set()
+    assert {model_config(run) for run in runs.values()} == {ModelConfig()}
 
 
 @pytest.mark.parametrize("declared_in, name", ALL, ids=[name for _, name in ALL])

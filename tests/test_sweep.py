@@ -400,7 +400,7 @@ def test_invented_markets_are_named_above_every_map(forecasts):
 def test_forecasts_are_trained_once_for_all_grids_of_the_same_bars_and_settings(client_home, monkeypatch):
     first = cli("--grid", "stop_atr=none,1", "--set", "threshold_scale=0").stdout
     files = list((client_home / "forecasts").iterdir())
-    assert "trained now, and kept" in first and len(files) == 1
+    assert "trained now, and stored" in first and len(files) == 1
     # a second training fails
     monkeypatch.setattr("cryptolstm.research.forecasts.walk_forward", None)
     again = json.loads(
@@ -424,6 +424,22 @@ def test_what_a_grid_reads_from_disk_is_what_a_backtest_forecast(client_home, mo
     found = json.loads(cli("--grid", "stop_atr=1,3", "--set", "threshold_scale=0", "--json").stdout)
     assert found["reused"] and found["points"][1]["total_return"] == pytest.approx(one["total_return"])
     assert found["points"][1]["num_trades"] == one["num_trades"] > 0
+
+
+def test_a_backtest_reuses_stored_forecasts_and_says_so(client_home, monkeypatch):
+    "Its folds, its drift and its certificate are those of the run that trained."
+    first = json.loads(cli("--json").stdout)
+    monkeypatch.setattr("cryptolstm.research.forecasts.walk_forward", None)   # a second training fails
+    again = json.loads(cli("--json").stdout)
+    assert "forecasts_from" not in first["data"] and again["data"].pop("forecasts_from")
+    differing = {name for name in first if first[name] != again[name]}
+    assert differing <= {"search"} and again["search"]["reruns"] == 1 and again["certificate"]["checks"]
+    shown = cli("--set", "fee=0.002").stdout
+    assert "UTC, reused; --fresh trains again" in shown
+    with pytest.raises(TypeError): cli("--fresh")
+    file = next((client_home / "forecasts").iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(TypeError): cli()
 
 
 def test_one_trade_is_explained_and_a_number_without_a_trade_named_after_the_result(client_home):

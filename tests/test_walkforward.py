@@ -1,14 +1,16 @@
 """Walk-forward runs: out of sample by construction, repeatable, without false skill on noise, and able to
 find planted skill."""
+import random
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cryptolstm.core.errors import TrainingSpanError
+from cryptolstm.core.errors import OperationError, TrainingSpanError
 from cryptolstm.core.bars import regular_grid
 from cryptolstm.core.config import RunConfig
+from cryptolstm.core.progress import Progress
 from cryptolstm.data.demo import demo_market, planted_market
 from cryptolstm.features.indicators import INPUTS, features
 from cryptolstm.features.targets import target
@@ -333,3 +335,31 @@ def test_volatility_of_real_bars_beside_har(real_bars, horizon, capsys):
     errors = volatility_errors(walk_forward(bars, run).predictions)
     with capsys.disabled(): print(f"\n{errors.round(3)}")
     assert (errors.loc[["network", "HAR"], "better than now"] > 0).all()
+
+
+def test_an_estimate_of_the_duration_changes_no_result(capsys):
+    "The steps that are timed leave neither weights nor random state behind."
+    run = replace(RUN, network={**TINY, "epochs": 2, "refit_epochs": 1})
+    bars = demo_market(1300, seed=1)
+    silent = walk_forward(bars, run)
+    np.random.seed(5); random.seed(5)
+    with Progress(True) as line:
+        line.rest = 100
+        shown = walk_forward(bars, run, line)
+    text = capsys.readouterr().err
+    drawn = np.random.random(), random.random()
+    np.random.seed(5); random.seed(5)
+    assert drawn == (np.random.random(), random.random())
+    pd.testing.assert_frame_equal(shown.predictions, silent.predictions, check_exact=True)
+    pd.testing.assert_frame_equal(shown.folds, silent.folds, check_exact=True)
+    for a, b in zip(shown.last.weights, silent.last.weights, strict=True): np.testing.assert_array_equal(a, b)
+    assert f" here: {len(silent.folds)} trainings" in text and "training 1 of" in text
+    assert text.count("100%") == 1 and text.rstrip().endswith("done")
+
+
+def test_a_run_that_fails_never_shows_that_it_is_complete(capsys):
+    "The bar of a fan that cannot be trained ends before 100%."
+    wrong = replace(RUN, network={**TINY, "epochs": 1, "learning_rate": 1e6, "clipvalue": 1e9})
+    with pytest.raises(OperationError): walk_forward(demo_market(1300, seed=1), wrong, True)
+    text = capsys.readouterr().err
+    assert "training 1 of" in text and "100%" not in text

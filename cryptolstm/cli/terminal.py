@@ -21,7 +21,8 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.settings import declared, help_text
-from ..core.config import NESTED, RunConfig, check_ticker, merge_settings, read_params, run_config
+from ..core.config import (NESTED, QUICK, RunConfig, check_ticker, merge_settings, read_params,
+                                    run_config)
 from ..data.names import check_market
 from ..model.settings import model_config
 from ..strategy.rules import check_decidable
@@ -125,12 +126,14 @@ def build_run(
     params: Path | None,             # YAML
     assignments: list[str] | None,   # from `--set`
     options: dict,                   # named options; None = not given
+    quick: bool = False,             # a quick look
 ) -> RunConfig:
-    """The run of a command line: defaults, then the file, then `--set`, then named options.
+    """The run of a command line: defaults, the file, a quick look, `--set`, named options; the last one wins.
 
     Settings of the network and of rules are merged with those of the file, and checked here."""
     given = {name: value for name, value in options.items() if value is not None}
-    run = run_config(merge_settings(read_params(params) if params else {}, settings(assignments), given))
+    known = read_params(params) if params else {}
+    run = run_config(merge_settings(known, QUICK if quick else {}, settings(assignments), given))
     model_config(run), check_decidable(run), check_market(run.exchange)
     return run
 

@@ -53,9 +53,9 @@ class ModelConfig:
     loss: str = setting("huber", "training and validation loss", choices=LOSSES)
     learning_rate: float = setting(5e-4, "learning rate of Adam", (1e-9, 1e6))
     clipvalue: float = setting(0.5, "largest gradient, element by element", (1e-9, 1e9))
-    epochs: int = setting(30, "at most, from scratch", EPOCHS, unit="epochs")
+    epochs: int = setting(12, "at most, from scratch", EPOCHS, unit="epochs")
     refit_epochs: int = setting(
-        3, "at most, starting from the weights of the previous fold", EPOCHS, unit="epochs"
+        2, "at most, starting from the weights of the previous fold", EPOCHS, unit="epochs"
     )
     patience: int = setting(
         15, "without a better validation loss before training stops", EPOCHS, unit="epochs"

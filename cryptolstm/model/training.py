@@ -7,7 +7,7 @@ __all__ = ['SAME_KIND', 'warm_start_refusal', 'time_limits', 'fit', 'LSTM']
 
 # %% ../../nbs/model/09_training.ipynb #ce0b3874
 import hashlib, time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -23,8 +23,7 @@ from .settings import ModelConfig, input_columns, member_seeds
 from .fast_lstm import threads_fixed
 from .bundle import ModelBundle
 from .training_data import TrainingData, training_data, training_parts
-from .training_loop import (advance_bar, epoch_bar, prediction_loss, train_in_process,
-                                            train_seed)
+from .training_loop import prediction_loss, train_in_process, train_seed
 
 # %% ../../nbs/model/09_training.ipynb #06230dd5
 with quiet_stderr():
@@ -74,7 +73,7 @@ def _train_members(
     config: ModelConfig,
     data: TrainingData,
     old: ModelBundle | None,   # model whose weights are continued
-    label: str | None,
+    on_epoch: Callable | None,
     workers: Workers | None,
 ) -> tuple[tuple, list]:
     "Weights and record of each member; after Ctrl-C, of the leading members that completed an epoch."
@@ -82,33 +81,31 @@ def _train_members(
     starts = [None] * len(seeds) if old is None else list(old.members)
     limits = time_limits(config, 1 if workers is None else workers.processes, began)
     tasks = list(zip(seeds, starts, limits, strict=True))
-    if workers is None: trained = _one_after_another(config, data, tasks, label)
-    else: trained = _side_by_side(config, data, tasks, label, workers)
+    if workers is None: trained = _one_after_another(config, data, tasks, on_epoch)
+    else: trained = _side_by_side(config, data, tasks, on_epoch, workers)
     if None in trained: trained = trained[:trained.index(None)]
     if not trained: raise KeyboardInterrupt
     if len(trained) < len(seeds): trained[-1][1]["stopped"] = "interrupted"
     return tuple(w for w, _ in trained), [r for _, r in trained]
 
-def _one_after_another(config: ModelConfig, data: TrainingData, tasks: list, label: str | None) -> list:
+def _one_after_another(
+    config: ModelConfig, data: TrainingData, tasks: list, on_epoch: Callable | None
+) -> list:
     "Train the members in this process; None stands for the first that Ctrl-C prevented."
     trained = []
     for seed, start, until in tasks:
-        text = label if label is None or len(tasks) == 1 else f"{label}, seed {seed}"
-        try: trained.append(train_seed(config, data, seed, start, until, text))
+        try: trained.append(train_seed(config, data, seed, start, until, on_epoch))
         except KeyboardInterrupt: return [*trained, None]
         if trained[-1][1]["stopped"] == "interrupted":
             return [*trained, None] if len(trained) < len(tasks) else trained
     return trained
 
 def _side_by_side(
-    config: ModelConfig, data: TrainingData, tasks: list, label: str | None, workers: Workers
+    config: ModelConfig, data: TrainingData, tasks: list, on_epoch: Callable | None, workers: Workers
 ) -> list:
     "Train the members in single-threaded processes; None stands for those that Ctrl-C prevented."
-    epochs = sum(config.epochs if start is None else config.refit_epochs for _, start, _ in tasks)
-    bar = epoch_bar(epochs, label)
     calls = [(config, data.x, data.y, data.train, data.val, *task) for task in tasks]
-    try: return workers.run(train_in_process, calls, lambda error: advance_bar(bar, error))
-    finally: bar.close()
+    return workers.run(train_in_process, calls, on_epoch or (lambda error: None))
 
 # %% ../../nbs/model/09_training.ipynb #3799e34f
 def _determinism(records: list, old: ModelBundle | None) -> str:
@@ -215,7 +212,7 @@ def fit(
     config: ModelConfig = ModelConfig(),  # network, training and target
     # continue from its weights for `refit_epochs`, unless `warm_start_refusal` returns a reason
     warm_start: ModelBundle | None = None,
-    label: str | None = None,  # text of the progress bar; None = no bar
+    on_epoch: Callable | None = None,   # called with the validation loss of each epoch of each member
     hours: int | None = None,  # requested training bars, stored with the model
     # train each seed in one of these processes; None = sequentially in this process
     workers: Workers | None = None,
@@ -234,7 +231,7 @@ def fit(
         )
     )
     old = None if refused else warm_start
-    members, records = _train_members(config, data, old, label, workers)
+    members, records = _train_members(config, data, old, on_epoch, workers)
     bundle = ModelBundle(
         config=config,
         scaler=scaler,
@@ -271,7 +268,7 @@ class LSTM:
         table: pd.DataFrame,   # features of the training bars
         bars: pd.DataFrame,    # training bars, all of them closed
         warm_start: ModelBundle | None = None,   # as for `fit`
-        label: str | None = None,                # text of the progress bar; None = no bar
+        on_epoch: Callable | None = None,        # as for `fit`
     ) -> ModelBundle:
         "Train a model. Raises the errors of `fit`; too few bars are an `InputError`."
-        return fit(bars, table, self.config, warm_start, label, self.hours, self.workers)
+        return fit(bars, table, self.config, warm_start, on_epoch, self.hours, self.workers)

@@ -73,12 +73,9 @@ def repeatable(
 def data_stamp(
     bars: pd.DataFrame,     # all bars used
     tested: pd.DataFrame,   # the tested bars
-    shortened: str | None = None,  # from `training_note`
-    uncalibrated: str | None = None,  # from `calibration_note`
-    ended: str | None = None,         # from `ending_note`
+    **notes: str | None,    # name → a sentence of `data_notes`, or None
 ) -> dict:                  # JSON-able
     "Stamp that says where the bars of a result are from, for every page and file that shows it."
-    notes = {"shortened": shortened, "uncalibrated": uncalibrated, "ended": ended}
     return {
         **_source_notes(provenance(bars)),
         **{k: note for k, note in notes.items() if note},
@@ -124,6 +121,7 @@ def data_notes(
     return [
         text[0].upper() + text[1:]
         for k in (
+            "quick",
             "alias",
             "stale",
             "set_aside",

@@ -44,10 +44,11 @@ def verdict_box(
     shown = ("hit", "cw_p", "pt_p", "net_return", HOLD, REVERSAL)
     proof, tried = results["certificate"], results["search"]["sentence"]
     tested = "This run was not tested for leaks." if proof is None else proof.sentence
+    level = v.level + (" (quick look)" if "quick" in results["data"] else "")
     decided = "".join(_card(*facts[name]) for name in v.decided)
     others = "".join(_card(*facts[name]) for name in shown if name not in v.decided)
     return Piece(
-        f'<section class="verdict {Level.of(v.level).tone}"><h2>{text_html(v.level)}</h2>'
+        f'<section class="verdict {Level.of(v.level).tone}"><h2>{text_html(level)}</h2>'
         f"<p>{text_html(v.sentence)}</p><p class=by>Decided by</p>"
         f'<div class="cards decided">{decided}</div><div class=cards>{others}</div>'
         f'<p class=quiet>{text_html(f"{tried}. {tested}")}</p></section>',
@@ -88,7 +89,7 @@ def data_table(
 ) -> Piece:
     "Table of the bars, the tested and training spans, the network and the costs."
     data, run, folds = results["data"], results["config"], results["folds"]
-    first = folds.iloc[0]
+    first, made = folds.iloc[0], data.get("forecasts_from")
     fee, slippage = percent(run.fee, digits=2), percent(run.slippage, digits=2)
     return as_table(
         {
@@ -101,6 +102,7 @@ def data_table(
             "Trained": (
                 f"{len(folds)} times, each on the {first['windows'] + first['validation_windows']:,} windows"
                 " before its fold; the last fifth of them selects the epoch"
+                + (f"; forecasts of {time_text(made)} UTC reused" if made else "")
             ),
             "Network": (
                 f"{first['weights']:,} weights; {first['windows_per_weight']:.4f} training windows per weight"

@@ -8,6 +8,7 @@ __all__ = ['NAMES', 'THRESHOLD_USE', 'SIGNAL_FIELDS', 'price_text', 'signal_head
            'run_signal_report']
 
 # %% ../../nbs/report/10_signal_page.ipynb #3161379a
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -328,6 +329,8 @@ def run_signal_report(
     model_config(run)
     values: Mapping = {k: "" if (v := asdict(run)[k]) is None else v for k in SIGNAL_FIELDS}
     executed = execute_report(
-        "signal", {**values, "model": model or "", "retrain_threshold": retrain_threshold}, progress
+        "signal",
+        {**values, "model": model or "", "retrain_threshold": retrain_threshold},
+        sys.stderr if progress else None,
     )
     return write_report(executed, run.ticker, "signal", make_signal_manifest, out)

@@ -6,8 +6,9 @@
 __all__ = ['TRADING', 'forecast_key', 'store_forecasts', 'stored_forecasts', 'forecasts']
 
 # %% ../../nbs/research/01_forecasts.ipynb #7b488d88
-import hashlib, io, json
+import hashlib, io, json, zlib
 from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -20,8 +21,9 @@ from ..core.files import code_hash, home, plain, write_atomic
 from ..core.machine import cpu_kind, versions
 from ..core.bars import bars_hash
 from ..core.config import Entry, Market, Orders, RunConfig
+from ..core.progress import Progress, with_progress
 from ..features.indicators import features
-from .walkforward import walk_forward
+from .walkforward import WalkForward, walk_forward
 
 # %% ../../nbs/research/01_forecasts.ipynb #410d66aa
 # settings that do not change the forecasts; `threshold_scale` does, because `p_exceed` depends on it, and the
@@ -52,15 +54,17 @@ def forecast_key(
 def store_forecasts(
     bars: pd.DataFrame,          # history and tested span
     run: RunConfig,
-    predictions: pd.DataFrame,   # of a `WalkForward`
+    walk: WalkForward,
     folder: Path | None = None,  # data folder; None = `home()`
 ) -> Path:                       # file written
-    "Store the forecasts of a run."
-    buffer = io.BytesIO()
+    "Store the forecasts and the folds of a run."
+    buffer, predictions = io.BytesIO(), walk.predictions
+    folds = {"made_at": datetime.now(UTC).isoformat(timespec="seconds"), "folds": _rows(walk.folds)}
     np.savez_compressed(
         buffer,
         index=predictions.index.as_unit("ns").asi8,
         columns=list(predictions),
+        folds=json.dumps(folds),
         **{f"c{k}": predictions[c].to_numpy() for k, c in enumerate(predictions)},
     )
     return write_atomic(_place(bars, run, folder), buffer.getvalue())
@@ -69,7 +73,7 @@ def stored_forecasts(
     bars: pd.DataFrame,
     run: RunConfig,
     folder: Path | None = None,  # data folder; None = `home()`
-) -> pd.DataFrame | None:        # stored predictions; None if there are none
+) -> WalkForward | None:         # without models; None if there is none
     "Stored forecasts of a run. Raises `OperationError` if the file is damaged."
     path = _place(bars, run, folder)
     if not path.exists(): return None
@@ -79,30 +83,42 @@ def stored_forecasts(
                 bars.index.unit
             )
             if not index.equals(bars.index[-run.hours:]): raise ValueError("other bars than the tested ones")
-            return pd.DataFrame(
+            predictions = pd.DataFrame(
                 {str(c): file[f"c{k}"] for k, c in enumerate(file["columns"])}, index.rename(bars.index.name)
             )
-    except (ValueError, KeyError, EOFError, BadZipFile) as e:
-        raise OperationError(
-            f"the forecasts in {path} are damaged; delete the file, and they are made again"
-        ) from e
+            stored = json.loads(str(file["folds"]))
+        folds = pd.DataFrame(stored["folds"]).set_index("fold")
+        for name in ("tested_from", "tested_until"):
+            folds[name] = pd.to_datetime(folds[name]).dt.as_unit(bars.index.unit)
+        return WalkForward(predictions, folds, features(bars), None, stored["made_at"])
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as e:
+        raise OperationError(f"the stored forecasts in {path} are damaged") from e
+
+def _rows(folds: pd.DataFrame) -> list[dict]:
+    "The table of folds as JSON; times as text."
+    times = {k: folds[k].map(str).tolist() for k in ("tested_from", "tested_until")}
+    return [plain(row) for row in folds.reset_index().assign(**times).to_dict("records")]
 
 def _place(bars: pd.DataFrame, run: RunConfig, folder: Path | None) -> Path:
     return (folder or home()) / "forecasts" / f"{forecast_key(bars, run)}.npz"
 
 # %% ../../nbs/research/01_forecasts.ipynb #715daf28
+@with_progress
 def forecasts(
     bars: pd.DataFrame,          # on the regular grid; the last `run.hours` are tested
     run: RunConfig,
-    progress: bool = False,      # folds and epochs on stderr
+    progress: bool | Progress = False,   # estimate and progress on stderr
     folder: Path | None = None,  # data folder; None = `home()`
-) -> tuple[pd.DataFrame, pd.DataFrame, bool]:   # predictions, features, whether they were stored
-    """Forecasts of a walk-forward: those stored for the same bars and settings, else trained now and stored.
-
-    Returns the predictions of the tested bars, the features of all bars, and whether the predictions were
-    stored already."""
-    stored = stored_forecasts(bars, run, folder)
-    if stored is not None: return stored, features(bars), True
+    fresh: bool = False,         # train again, whether they are stored or not
+) -> WalkForward:
+    "Forecasts of a walk-forward: those stored for the same bars and settings, else trained now and stored."
+    try: stored = None if fresh else stored_forecasts(bars, run, folder)
+    except OperationError as e:
+        stored = None
+        progress.say(f"{e}; they are made again")
+    if stored is not None:
+        progress.say(f"forecasts of {stored.stored_at[:16].replace('T', ' ')} UTC reused")
+        return stored
     walk = walk_forward(bars, run, progress)
-    store_forecasts(bars, run, walk.predictions, folder)
-    return walk.predictions, walk.table, False
+    store_forecasts(bars, run, walk, folder)
+    return walk

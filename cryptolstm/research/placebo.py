@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from ..core.errors import InputError
 from ..core.text import figure_text, finite_or_none
 from ..core.bars import check_bars, provenance, regular_grid, stamp
 from ..core.config import RunConfig, check_placebo
+from ..core.progress import Progress, with_progress
 from ..data.demo import demo_market
 from ..stats.overfit import block_length
 from ..proof.trials import FixedLedger, Ledger
@@ -154,11 +154,15 @@ def placebo_run(
     run: RunConfig,       # of the real run
     kind: str,            # one of `KINDS`
     seed: int,            # of the placebo and of its networks
+    progress: bool | Progress = False,
 ) -> dict:                # kind, seed, and the `SHOWN` figures; None where undefined
     "Run the pipeline once without the effect it is looking for; nothing is entered in a ledger."
     market = bars if kind == LABELS else placebo_market(bars, kind, seed)
     found = backtest(
-        market, replace(run, seed=seed), label_bars=permuted_labels(seed) if kind == LABELS else None
+        market,
+        replace(run, seed=seed),
+        progress,
+        label_bars=permuted_labels(seed) if kind == LABELS else None,
     )
     return {"kind": kind, "seed": seed, **placebo_figures(found)}
 
@@ -213,34 +217,38 @@ def placebo_table(
     return {"n": len(runs), "runs": runs, "kinds": kinds, "sentence": placebo_sentence(kinds)}
 
 # %% ../../nbs/research/07_placebo.ipynb #9ace0006
+@with_progress
 def placebo(
     results: dict,            # from `backtest`: the real run
     n: int,                   # number of placebo runs, with `KINDS` in turn
-    progress: bool = False,   # progress bar on stderr
+    progress: bool | Progress = False,   # estimate and progress on stderr
 ) -> dict:                    # from `placebo_table`
     """Run the pipeline n times without the effect it is looking for, see `placebo_table`.
 
     Takes as long as n backtests. Raises `InputError` unless n is a whole number from 1."""
     if check_placebo(n) == 0: raise InputError("placebo is 0; pass at least 1 run")
     run, runs = results["config"], []
-    for k, seed in enumerate(
-        tqdm(placebo_seeds(run, n), desc="placebo runs", unit="run", disable=not progress)
-    ):
-        runs.append(placebo_run(results["history"], run, KINDS[k % len(KINDS)], seed))
+    progress.runs = n
+    for k, seed in enumerate(placebo_seeds(run, n)):
+        progress.prefix = f"placebo {k + 1} of {n}, "
+        runs.append(placebo_run(results["history"], run, KINDS[k % len(KINDS)], seed, progress))
     return placebo_table(results, runs)
 
 # %% ../../nbs/research/07_placebo.ipynb #552c2e35
+@with_progress
 def backtest_with_placebo(
     run: RunConfig,               # see `run_backtest`
     n: int = 0,                   # number of placebo runs; 0 = none
     home: Path | None = None,     # data folder; None = `CRYPTOLSTM_HOME`
-    progress: bool = False,
+    progress: bool | Progress = False,
     ledger: Ledger | FixedLedger | None = None,  # of the real run; None = ledger in `home`
     certify: bool = True,         # test the real run for leaks
+    fresh: bool = False,          # train again, even if the forecasts are stored
 ) -> Result:                       # with `placebo`
     """Backtest of a run, and its placebo runs.
 
     Raises `InputError` unless n is a whole number from 0, before anything is fetched."""
     n = check_placebo(n)
-    results = run_backtest(run, home, progress, ledger, certify)
+    progress.runs = 1 + n
+    results = run_backtest(run, home, progress, ledger, certify, fresh)
     return results.replaced(placebo=placebo(results, n, progress) if n else None)

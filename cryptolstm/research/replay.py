@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.config import RunConfig
+from ..core.progress import Progress
 from ..execution.simulate import order_settings, simulate
 from ..strategy.decide import decide
 from .walkforward import WalkForward, walk_forward
@@ -55,11 +56,12 @@ class Line(NamedTuple):
 def run_line(
     bars: pd.DataFrame,       # history and tested span
     run: RunConfig,
-    progress: bool = False,   # folds and epochs on stderr
+    progress: bool | Progress = False,     # as for `walk_forward`
     label_bars: Callable | None = None,    # for placebo runs, see `walk_forward`
+    walk: WalkForward | None = None,       # forecasts of these bars; None = trained here
 ) -> Line:
     "Train along the bars, decide and trade. The leak certificate calls this same function."
-    walk = walk_forward(bars, run, progress, label_bars=label_bars)
+    if walk is None: walk = walk_forward(bars, run, progress, label_bars=label_bars)
     index, forecast = walk.predictions.index, walk.predictions["prediction"]
     decisions = decide(forecast, walk.table, run, exceed=walk.predictions["p_exceed"])
     return Line(

@@ -19,6 +19,7 @@ from ..core.text import finite_or_none
 from ..core.bars import BARS_PER_YEAR
 from ..core.config import RunConfig
 from ..core.grid import check_grid
+from ..core.progress import Progress
 from ..stats.overfit import deflated_sharpe, expected_maximum, pbo, sharpe_sample, spa_test
 from ..execution.simulate import order_settings
 from ..execution.sweep import best_point, surface_summary, sweep
@@ -79,14 +80,17 @@ def sweep_run(
     bars: pd.DataFrame,         # history and tested span, as for a backtest
     run: RunConfig,             # the walk-forward, and all settings that are not axes
     grid: Mapping[str, Sequence],
-    progress: bool = False,     # folds and epochs on stderr
+    progress: bool | Progress = False,   # estimate and progress on stderr
     folder: Path | None = None, # data folder, where forecasts are stored; None = `home()`
-) -> dict:                      # table (every point), summary, returns (bars × points), tested, reused
+    fresh: bool = False,        # train again, even if the forecasts are stored
+) -> dict:                      # table (every point), summary, returns (bars × points), tested, reused …
     """Trade the forecasts of a run over a grid; stored forecasts are reused, else it walks forward once.
 
-    `tested` are the tested bars; `reused` tells whether the forecasts are those of an earlier run."""
+    `tested` are the tested bars; `reused` tells whether the forecasts are those of an earlier run, and
+    `stored_at` when they were made."""
     grid = check_grid(grid)
-    predictions, known, reused = forecasts(bars, run, progress, folder)
+    walk = forecasts(bars, run, progress, folder, fresh)
+    predictions, known = walk.predictions, walk.table
     tested = bars.loc[predictions.index]
     table, returns = sweep_forecasts(
         tested, predictions["prediction"], known, run, grid, returns=True, exceed=predictions["p_exceed"]
@@ -97,7 +101,8 @@ def sweep_run(
         "summary": surface_summary(table, held),
         "returns": returns,
         "tested": tested,
-        "reused": reused,
+        "reused": walk.stored_at is not None,
+        "stored_at": walk.stored_at,
     }
 
 # %% ../../nbs/research/08_sweeps.ipynb #0f4a53ad

@@ -15,6 +15,7 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.bars import HOUR, provenance
 from ..core.config import RunConfig, check_threshold, run_config
+from ..core.progress import Progress
 from ..data.client import market_bars
 from ..data.names import chosen_market
 from ..features.indicators import WARMUP, features
@@ -283,11 +284,15 @@ class SignalGenerator:
                 " another ticker or a shorter lookback"
             )
         rows = slice(window_start(bars, ends[0], self.run.lookback), len(bars) - 1)
-        return fit(
-            bars.iloc[rows],
-            table.iloc[rows],
-            self.config,
-            warm_start=None if continued is None else load_bundle(continued),
-            hours=hours,
-            label=f"training {self.run.ticker}" if self.progress else None,
-        )
+        epochs = self.config.epochs if continued is None else self.config.refit_epochs
+        with Progress(self.progress) as line:
+            line.begin(epochs)
+            line.stage(f"training {self.run.ticker}", epochs)
+            return fit(
+                bars.iloc[rows],
+                table.iloc[rows],
+                self.config,
+                warm_start=None if continued is None else load_bundle(continued),
+                hours=hours,
+                on_epoch=lambda error: line.step(1 / epochs),
+            )

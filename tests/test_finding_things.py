@@ -1,8 +1,14 @@
 """The first hour of a new user: the version, what is stored, and hints that lead on."""
 import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
+import nbformat
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -10,6 +16,7 @@ from typer.testing import CliRunner
 import cryptolstm
 from cryptolstm.cli.main import app
 from cryptolstm.core.errors import InputError
+from cryptolstm.core.files import write_atomic
 from cryptolstm.core.machine import git_commit
 from cryptolstm.data.demo import demo_market
 from cryptolstm.data.exchange import connect, not_listed
@@ -18,8 +25,9 @@ from cryptolstm.features.indicators import features
 from cryptolstm.model.registry import save_version
 from cryptolstm.model.settings import ModelConfig
 from cryptolstm.model.training import fit
-from cryptolstm.report.manifest import embed
-from cryptolstm.report.render import Report
+from cryptolstm.report.manifest import CLOSE, OPEN
+from cryptolstm.report.pieces import MIME
+from cryptolstm.report.render import Report, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -175,26 +183,111 @@ def test_models_are_listed_with_market_and_version_in_use(home):
     assert one["line"] == "mine" and one["other_lines"] == ["other"]
 
 
-def test_pages_are_listed_with_the_verdict_of_their_manifest(home, tmp_path):
-    folder = tmp_path / "reports" / "eth_usd"
-    folder.mkdir(parents=True)
-    backtest = {"ticker": "ETH/USD", "made_at": "2025-05-01T00:30:00+00:00", "verdict": {"level": "NO SKILL"}}
-    signal = {"kind": "signal", "made_at": "2025-05-02T00:30:00+00:00", "signal": {"ticker": "ETH/USD"}}
-    for name, page in (
-        ("backtest", embed("<body></body>", backtest)),
-        ("signal", embed("<body></body>", signal)),
-        ("surface", "<body></body>"),
-    ): (folder / f"{name}.html").write_text(page)
+# ---- one folder per run ------------------------------------------------------------------------------------
+
+def a_run(text: str = "shown"):
+    "An executed report notebook in one cell."
+    summary = {"ticker": "ETH/USD", "verdict": {"level": "NO SKILL"}, "config": {"hours": 240}}
+    shown = nbformat.v4.new_output("display_data", {"text/html": f"<p>{text}</p>", MIME: summary})
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[shown])])
+
+
+def manifest_at(made_at: str):
+    "A function that makes the manifest of a page, for `write_report`."
+    return lambda result, page, notebook: {**result, "made_at": made_at, "notebook": notebook}
+
+
+def written(out: Path, text: str = "shown", made_at: str = "2025-05-01T00:30:00+00:00", **config):
+    "Write a report of one cell."
+    return write_report(a_run(text), "ETH/USD", "backtest", config, manifest_at(made_at), out)
+
+
+def test_every_run_has_a_folder_and_the_newest_page_is_a_copy(tmp_path):
+    first, second = written(tmp_path, "first", hours=240), written(tmp_path, "second", hours=240)
+    other = written(tmp_path, "third", "2025-05-02T00:30:00+00:00", hours=480)
+    names = [report.html.parent.name for report in (first, second, other)]
+    assert re.fullmatch(r"20250501T003000Z-[0-9a-f]{8}", names[0]) and names[1] == f"{names[0]}-2"
+    assert names[2].startswith("20250502T003000Z-") and names[2][17:] != names[0][17:]
+    for report, text in ((first, "first"), (second, "second"), (other, "third")):
+        assert f"<p>{text}</p>" in report.html.read_text() and report.newest == tmp_path / "eth_usd/backtest.html"
+        stamp = split_any(report.html.read_text())["notebook"]
+        assert sha256(report.notebook.read_bytes()).hexdigest() == stamp["sha256"]
+    assert other.newest.read_bytes() == other.html.read_bytes() and not other.newest.is_symlink()
+    assert other.newest.with_suffix(".ipynb").read_bytes() == other.notebook.read_bytes()
+    assert len(list(tmp_path.rglob("*"))) == 1 + 2 + 3 * 3   # nothing else is left behind
+
+
+def split_any(page: str) -> dict:
+    "The manifest of a page of any kind."
+    return json.loads(page.partition(OPEN)[2].partition(CLOSE)[0])
+
+
+def test_runs_that_end_at_the_same_time_keep_every_page(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda k: written(tmp_path, f"run {k}"), range(24)))
+    assert len({report.html for report in made}) == 24
+    assert {f"<p>run {k}</p>" in report.html.read_text() for k, report in enumerate(made)} == {True}
+
+
+@pytest.mark.parametrize("stop_at", ["backtest.ipynb", "backtest.html"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_run_that_is_stopped_while_it_writes_leaves_the_newest_page(stop_at, error, tmp_path, monkeypatch):
+    before = written(tmp_path, "before").newest.read_bytes()
+    usual = sorted(tmp_path.rglob("*"))
+
+    def stopped(path, content):
+        if path.name == stop_at: raise error
+        return write_atomic(path, content)
+
+    monkeypatch.setattr("cryptolstm.report.render.write_atomic", stopped)
+    with pytest.raises(error): written(tmp_path, "after")
+    assert sorted(tmp_path.rglob("*")) == usual and usual[1].parent.name == "eth_usd"
+    assert (tmp_path / "eth_usd/backtest.html").read_bytes() == before
+
+
+KILLED = """
+import os, sys
+from cryptolstm.report import render
+sys.path.insert(0, sys.argv[1])
+from test_finding_things import written
+from cryptolstm.core.files import write_atomic
+def killed(path, content):
+    if path.suffix == ".html": os.kill(os.getpid(), 9)
+    return write_atomic(path, content)
+render.write_atomic = killed
+written(render.Path(sys.argv[2]), "after")
+"""
+
+
+def test_a_killed_run_shows_no_page(tmp_path):
+    report = written(tmp_path, "before")
+    before = report.newest.read_bytes()
+    words = [sys.executable, "-c", KILLED, str(ROOT / "tests"), str(tmp_path)]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, timeout=120).returncode == -9
+    listed = json.loads(invoke("reports", "list", "--out", str(tmp_path), "--json").stdout)["reports"]
+    assert [r["page"] for r in listed] == [str(report.html)] and report.newest.read_bytes() == before
+
+
+def test_runs_are_listed_newest_first_with_the_verdict_of_their_manifest(home, tmp_path):
+    out = tmp_path / "reports"
+    old, new = written(out, made_at="2025-05-01T00:30:00+00:00"), written(out, made_at="2025-05-03T00:30:00+00:00")
+    signal = {"ticker": "ETH/USD", "signal": 0}
+    page = write_report(
+        a_run(), "ETH/USD", "signal", {},
+        lambda *_: {"kind": "signal", "made_at": "2025-05-02T00:30:00+00:00", "signal": signal}, out,
+    )
+    (bare := out / "eth_usd" / "notes" / "page.html").parent.mkdir()
+    bare.write_text("<body></body>")
     rows = json.loads(invoke("reports", "list", "--json").stdout)["reports"]
-    assert [r["page"] for r in rows] == [str(folder / f"{n}.html") for n in ("backtest", "signal", "surface")]
-    found = [[r["ticker"], r["made_at"], r["verdict"]] for r in rows]
-    assert found == [
-        ["ETH/USD", "2025-05-01T00:30:00+00:00", "NO SKILL"],
+    assert [r["page"] for r in rows] == [str(p) for p in (new.html, page.html, old.html, bare)]
+    assert [[r["ticker"], r["made_at"], r["verdict"]] for r in rows] == [
+        ["ETH/USD", "2025-05-03T00:30:00+00:00", "NO SKILL"],
         ["ETH/USD", "2025-05-02T00:30:00+00:00", None],
+        ["ETH/USD", "2025-05-01T00:30:00+00:00", "NO SKILL"],
         [None, None, None],
     ]
     shown = invoke("reports", "list").stdout
-    assert str(folder / "backtest.html") in shown and "2025-05-01 00:30" in shown and "NO SKILL" in shown
+    assert str(new.html) in shown and "2025-05-03 00:30" in shown and "NO SKILL" in shown
     assert invoke("reports", "list", "--out", str(tmp_path / "none")).stdout.startswith("there is no page in")
 
 

@@ -460,7 +460,7 @@ def report(
     done = run_report(ticker, params, given, out=out, placebo=placebo)
     warn_simulated(done.summary["data"])
     if as_json:emit({**done.summary, "report": str(done.html)})
-    else: print(done.summary["verdict"]["sentence"]); print(done.html)
+    else: print(done.summary["verdict"]["sentence"], done.html, done.newest, sep="\n")
     if gate: end_by_verdict(done.summary)
 
 # %% ../../nbs/cli/05_research.ipynb #46591a5d
@@ -486,9 +486,10 @@ def list_reports(
     out: Annotated[Path | None, typer.Option(help="folder of the reports (default: reports/)")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    "List the pages in the folder of the reports: ticker, page, time and verdict."
+    "List the pages of all runs, newest first: ticker, page, time and verdict."
     from cryptolstm.report.render import reports_folder
     folder = reports_folder(out)
-    rows = [page_row(path) for path in sorted(folder.glob("*/*.html"))]
+    rows = [page_row(path) for path in sorted(folder.glob("*/[!.]*/*.html"), reverse=True)]
+    rows.sort(key=lambda row: row["made_at"] or "", reverse=True)
     if as_json: return emit({"reports": rows})
     print_rows(rows, f"there is no page in {folder}; cryptolstm report BTC/USD writes one")

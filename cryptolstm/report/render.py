@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['PACKED', 'Report', 'project_folder', 'reports_folder', 'report_parameters', 'read_summary', 'run_report',
-           'execute_report', 'write_report', 'page_again']
+           'execute_report', 'run_folder_name', 'write_run_folder', 'write_report', 'page_again']
 
 # %% ../../nbs/report/04_render.ipynb #6f9c4eb5
-import ast, json, os, sys, tempfile
+import ast, json, os, shutil, sys, tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError, unknown_name
-from ..core.files import slug, write_atomic
+from ..core.files import config_hash, slug, write_atomic
 from ..core.config import check_placebo, check_ticker, merge_settings, read_params, run_config
 from ..data.names import check_market
 from ..model.settings import model_config
@@ -28,6 +29,11 @@ class Report:
     html: Path
     notebook: Path
     summary: dict
+
+    @property
+    def newest(self) -> Path:
+        "The copy of the page that the next run of its ticker replaces."
+        return self.html.parents[1] / self.html.name
 
 # %% ../../nbs/report/04_render.ipynb #c72e1a10
 PACKED = Path(cryptolstm.__file__).resolve().parent / "project"   # what setup.py copies into a wheel
@@ -95,7 +101,7 @@ def run_report(
     check_placebo(placebo)
     values = report_parameters(ticker, params, overrides) | ({"placebo": placebo} if placebo else {})
     executed = execute_report(notebook, values, progress)
-    return write_report(executed, ticker, notebook, make_manifest, out)
+    return write_report(executed, ticker, notebook, read_summary(executed)["config"], make_manifest, out)
 
 # %% ../../nbs/report/04_render.ipynb #61a183e6
 def execute_report(
@@ -137,27 +143,53 @@ def _cause(error) -> CryptolstmError:
 
 def _names(kind: type) -> set[str]: return {kind.__name__}.union(*map(_names, kind.__subclasses__()))
 
+# %% ../../nbs/report/04_render.ipynb #cd0f6f93
+def run_folder_name(
+    made_at: str,      # ISO time, UTC
+    config: Mapping,   # settings of the run
+) -> str:              # UTC time and 8 digits of `config_hash`
+    "Name of the folder of a run."
+    time = made_at[:19].replace("-", "").replace(":", "")
+    return f"{time}Z-{config_hash(config)[:8]}"
+
+# %% ../../nbs/report/04_render.ipynb #f483a9fc
+def write_run_folder(
+    parent: Path,     # folder of the ticker
+    name: str,        # from `run_folder_name`
+    files: Mapping,   # file name → content
+) -> Path:            # the new folder: `parent`/`name`, or with -2, -3 … if that exists
+    "Write the files to a new folder, which appears only when it is complete."
+    parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=parent, prefix="."))
+    try:
+        for file, content in files.items(): write_atomic(draft / file, content)
+        draft.chmod(0o755)
+        for number in count(1):
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            try: return draft.rename(folder)
+            except OSError:
+                if not folder.exists(): raise
+    except BaseException: shutil.rmtree(draft, ignore_errors=True); raise
+
 # %% ../../nbs/report/04_render.ipynb #05cddcb7
 def write_report(
     executed,                  # from `execute_report`
     ticker: str,
     notebook: str,             # name of the notebook and of the page
+    config: Mapping,           # settings of the run; their hash is part of the name of its folder
     manifest: Callable,        # (summary, page, notebook stamp) → manifest
     out: Path | None = None,   # folder of the reports, as for `reports_folder`
 ) -> Report:
-    "Write the executed notebook and its page, each file atomically."
+    "Write the executed notebook and its page to a folder of their own, then replace the newest ones."
     from cryptolstm.report.pieces import notebook_html
     target = reports_folder(out) / slug(ticker)
     text, result = json.dumps(executed, indent=1), read_summary(executed)
     page = notebook_html(executed, f"{ticker} {notebook}")
-    written = write_atomic(target / f"{notebook}.ipynb", text)
-    return Report(
-        write_atomic(
-            target / f"{notebook}.html", embed(page, manifest(result, page, notebook_stamp(notebook, text)))
-        ),
-        written,
-        result,
-    )
+    stamp = manifest(result, page, notebook_stamp(notebook, text))
+    files = {f"{notebook}.ipynb": text, f"{notebook}.html": embed(page, stamp)}
+    folder = write_run_folder(target, run_folder_name(stamp["made_at"], config), files)
+    for name, content in files.items(): write_atomic(target / name, content)
+    return Report(folder / f"{notebook}.html", folder / f"{notebook}.ipynb", result)
 
 # %% ../../nbs/report/04_render.ipynb #3307c070
 def page_again(

@@ -321,10 +321,9 @@ def run_signal_report(
     out: Path | None = None,         # folder of the reports
     progress: bool = True,           # show progress bars on stderr
 ) -> Report:                         # its summary is the signal
-    "Decide at the last closed bar and write reports/<ticker>/signal.html."
+    "Decide at the last closed bar and write its page, see `write_report`."
     model_config(run)
     values: Mapping = {k: "" if (v := asdict(run)[k]) is None else v for k in SIGNAL_FIELDS}
-    executed = execute_report(
-        "signal", {**values, "model": model or "", "retrain_threshold": retrain_threshold}, progress
-    )
-    return write_report(executed, run.ticker, "signal", make_signal_manifest, out)
+    values = {**values, "model": model or "", "retrain_threshold": retrain_threshold}
+    executed = execute_report("signal", values, progress)
+    return write_report(executed, run.ticker, "signal", values, make_signal_manifest, out)

@@ -209,7 +209,8 @@ def test_every_run_has_a_folder_and_the_newest_page_is_a_copy(tmp_path):
     assert re.fullmatch(r"20250501T003000Z-[0-9a-f]{8}", names[0]) and names[1] == f"{names[0]}-2"
     assert names[2].startswith("20250502T003000Z-") and names[2][17:] != names[0][17:]
     for report, text in ((first, "first"), (second, "second"), (other, "third")):
-        assert f"<p>{text}</p>" in report.html.read_text() and report.newest == tmp_path / "eth_usd/backtest.html"
+        assert f"<p>{text}</p>" in report.html.read_text()
+        assert report.newest == tmp_path / "eth_usd/backtest.html"
         stamp = split_any(report.html.read_text())["notebook"]
         assert sha256(report.notebook.read_bytes()).hexdigest() == stamp["sha256"]
     assert other.newest.read_bytes() == other.html.read_bytes() and not other.newest.is_symlink()
@@ -270,7 +271,7 @@ def test_a_killed_run_shows_no_page(tmp_path):
 
 def test_runs_are_listed_newest_first_with_the_verdict_of_their_manifest(home, tmp_path):
     out = tmp_path / "reports"
-    old, new = written(out, made_at="2025-05-01T00:30:00+00:00"), written(out, made_at="2025-05-03T00:30:00+00:00")
+    old, new = (written(out, made_at=f"2025-05-0{day}T00:30:00+00:00") for day in (1, 3))
     signal = {"ticker": "ETH/USD", "signal": 0}
     page = write_report(
         a_run(), "ETH/USD", "signal", {},

@@ -5,29 +5,36 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import nbformat
 import pytest
 import typer
+from loopback import Loopback, a_market
+from tqdm import tqdm
 from typer.testing import CliRunner
 
 import cryptolstm
 from cryptolstm.cli.main import app
-from cryptolstm.core.errors import InputError
-from cryptolstm.core.files import write_atomic
+from cryptolstm.cli.terminal import build_run
+from cryptolstm.core.config import RunConfig, run_from_namespace
+from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.core.files import config_hash, write_atomic
+from cryptolstm.core.text import display_zone
+from cryptolstm.data.client import fetch_many, market_bars
 from cryptolstm.core.machine import git_commit
 from cryptolstm.data.demo import demo_market
 from cryptolstm.data.exchange import connect, not_listed
-from cryptolstm.data.store import BarStore, bar_path, write_store
+from cryptolstm.data.store import BarStore, bar_path, hour_number, write_store
 from cryptolstm.features.indicators import features
 from cryptolstm.model.registry import save_version
 from cryptolstm.model.settings import ModelConfig
 from cryptolstm.model.training import fit
 from cryptolstm.report.manifest import CLOSE, OPEN
 from cryptolstm.report.pieces import MIME
-from cryptolstm.report.render import Report, write_report
+from cryptolstm.report.render import Report, report_parameters, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,7 +153,8 @@ def test_stored_bars_are_listed_with_their_span_and_gaps(home):
         {"ticker": "ETH/USD", "market": "kraken", **span, "bars": 197, "gaps": 3},
     ]
     lines = invoke("data", "list").stdout.splitlines()
-    assert lines[2].split() == "ETH/USD kraken 2025-01-23 16:00 2025-01-31 23:00 197 3".split()
+    assert lines[0].split()[:4] == "ticker market first (America/Denver)".split()
+    assert lines[2].split() == "ETH/USD kraken 2025-01-23 09:00 2025-01-31 16:00 197 3".split()
 
 
 def test_a_damaged_file_of_bars_is_listed_and_left_alone(home):
@@ -288,8 +296,142 @@ def test_runs_are_listed_newest_first_with_the_verdict_of_their_manifest(home, t
         [None, None, None],
     ]
     shown = invoke("reports", "list").stdout
-    assert str(new.html) in shown and "2025-05-03 00:30" in shown and "NO SKILL" in shown
+    assert str(new.html) in shown and "2025-05-02 18:30" in shown and "NO SKILL" in shown
     assert invoke("reports", "list", "--out", str(tmp_path / "none")).stdout.startswith("there is no page in")
+
+
+# ---- the zone of displayed times ---------------------------------------------------------------------------
+
+@pytest.fixture
+def zone(monkeypatch):
+    "No zone in the environment, and none afterwards."
+    monkeypatch.setenv("CRYPTOLSTM_DISPLAY_ZONE", "")
+    return monkeypatch
+
+
+SHOWN = {"America/Denver": "2025-04-30 18:30", "Europe/Berlin": "2025-05-01 02:30", "UTC": "2025-05-01 00:30"}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_table_shows_times_in_one_zone_named_in_its_heading(name, zone, home, tmp_path):
+    written(tmp_path / "reports", made_at="2025-05-01T00:30:00+00:00")
+    by_option = invoke("reports", "list", "--display-zone", name).stdout
+    zone.setenv("CRYPTOLSTM_DISPLAY_ZONE", name)
+    assert invoke("reports", "list").stdout == by_option
+    head, row = by_option.splitlines()
+    assert f"made at ({name})" in head and SHOWN[name] in row and by_option.count(name) == 1
+
+
+WITH_A_ZONE = [("backtest",), ("signal",), ("report", "ETH/USD"), ("reports", "list"), ("data", "list"),
+               ("data", "price", "ETH/USD"), ("models", "list")]
+
+
+@pytest.mark.parametrize("words", WITH_A_ZONE, ids=" ".join)
+def test_an_unknown_zone_is_refused_before_any_work(words, zone, home):
+    for wrong, hint in (("Europe/Berln", "did you mean Europe/Berlin?"), ("?", "pass an IANA name such as")):
+        told = f"unknown time zone {wrong}; {hint}"
+        assert str(invoke(*words, "--display-zone", wrong).exception).startswith(told)
+        zone.setenv("CRYPTOLSTM_DISPLAY_ZONE", wrong)
+        assert str(invoke(*words).exception).startswith(told)
+        zone.setenv("CRYPTOLSTM_DISPLAY_ZONE", "")
+    assert not home.exists()
+
+
+def test_the_zone_of_a_file_gives_way_to_an_option_and_changes_no_run(zone, tmp_path):
+    (file := tmp_path / "run.yaml").write_text("hours: 480\ndisplay_zone: Europe/Berlin\n")
+    usual = build_run(None, None, {"hours": 480})
+    for assignments, options, expected in (
+        (None, {}, "Europe/Berlin"),
+        (["display_zone=Asia/Tokyo"], {}, "Asia/Tokyo"),
+        (["display_zone=Asia/Tokyo"], {"display_zone": "UTC"}, "UTC"),
+    ):
+        zone.setenv("CRYPTOLSTM_DISPLAY_ZONE", "")
+        assert build_run(file, assignments, options) == usual and display_zone() == expected
+    assert report_parameters("ETH/USD", file, {"display_zone": "UTC"}) == {"ticker": "ETH/USD", "hours": 480}
+    assert display_zone() == "UTC"
+    assert run_from_namespace({"hours": 480, "display_zone": "Asia/Tokyo"}) == usual
+    assert display_zone() == "Asia/Tokyo" and config_hash(RunConfig()) == "fb7aa0460811c610"
+    file.write_text("display_zone: Europe/Berln\n")
+    with pytest.raises(InputError, match="did you mean Europe/Berlin"): build_run(file, None, {})
+
+
+# ---- names of parameter files ------------------------------------------------------------------------------
+
+def test_a_parameter_file_is_named_as_in_a_report_by_every_command_that_takes_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert build_run(Path("smoke"), None, {}) == build_run(ROOT / "params" / "smoke.yaml", None, {})
+    assert build_run(Path("smoke"), ["train_hours=500"], {"hours": 300}).train_hours == 500
+    assert report_parameters("ETH/USD", Path("smoke"))["train_hours"] == 400
+    (tmp_path / "smoke").mkdir()   # a folder of that name is no parameter file
+    assert build_run(Path("smoke"), None, {}).train_hours == 400
+    takes = [c for c in all_commands() if "--params" in invoke(*c, "--help").stdout]
+    assert takes == [("signal",), ("backtest",), ("report",), ("check-leaks",), ("models", "compare")]
+    for words in (["signal"], ["backtest"], ["report", "ETH/USD"], ["check-leaks"]):
+        error = invoke(*words, "--params", "smok").exception
+        assert str(error) == "unknown parameter file smok; did you mean smoke?" and error.exit_code == 2
+        missing = invoke(*words, "--params", "smok.yaml").exception
+        assert str(missing).startswith("there is no parameter file smok.yaml")
+
+
+# ---- too few bars ------------------------------------------------------------------------------------------
+
+def test_too_few_bars_name_the_settings_that_need_them(exchange, home, monkeypatch):
+    monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", exchange.url)
+    error = invoke("backtest", "--ticker", "ETH/USD").exception
+    assert str(error) == (
+        "1,000 bars are too few for hours 720 + lookback 60 + warm-up 60 + training 200 = 1,040 bars;"
+        " pass fewer hours, a shorter lookback or more bars"
+    )
+    exchange.stop()
+    error = invoke("backtest", "--ticker", "ETH/USD", "--hours", "240").exception
+    needed = "hours 240 + train_hours 4,320 + lookback 60 + horizon 1 + warm-up 744 = 5,365 bars"
+    assert f"the 1,000 stored bars of ETH/USD do not answer for {needed}, pass fewer or" in str(error)
+
+
+@pytest.mark.parametrize("more", [[], ["--grid", "fee=0,0.001"]], ids=["one run", "grid"])
+def test_too_few_imported_bars_name_the_settings_that_need_them(more, home):
+    bars = demo_market(1000, end="2025-02-01", ticker="ETH/USD")[["open", "high", "low", "close", "volume"]]
+    first = hour_number(bars.index[0])
+    write_store(bar_path(home, "my_file", "ETH/USD"), BarStore().add(bars, [(first, first + 1000)]))
+    error = invoke("backtest", "--ticker", "ETH/USD", "--exchange", "my_file", *more).exception
+    assert "my_file has 1,000 imported bars of ETH/USD" in str(error) and error.exit_code == 2
+    needed = "hours 720 + train_hours 4,320 + lookback 60 + horizon 1 + warm-up 744 = 5,845 bars"
+    assert f"too few for {needed}; pass fewer" in str(error)
+
+
+# ---- progress ----------------------------------------------------------------------------------------------
+
+def bars_shown(work, monkeypatch, capsys) -> str:
+    "What the progress bars of some work show, every step of them."
+    for module in ("client", "fetch"):
+        monkeypatch.setattr(f"cryptolstm.data.{module}.tqdm", partial(tqdm, mininterval=0, miniters=1))
+    capsys.readouterr()
+    work()
+    return capsys.readouterr().err
+
+
+def test_a_bar_of_a_fetch_that_fails_never_shows_100_percent(client_home, monkeypatch, capsys):
+    monkeypatch.setattr("cryptolstm.data.exchange.PAUSE", 0.01)
+    with Loopback({"ETH/USD": a_market(), "BTC/USD": a_market()}, now="2025-02-10") as silent:
+        monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", silent.url)
+
+        def fetch():
+            with pytest.raises(OperationError, match="gives no bars of ETH/USD"):
+                market_bars("ETH/USD", 900, exchange="coinbaseexchange", progress=True)
+            assert not fetch_many(["BTC/USD"], 900, progress=True)["BTC/USD"]["ok"]
+
+        shown = bars_shown(fetch, monkeypatch, capsys)
+    assert "99%" in shown and "100%" not in shown
+
+
+def test_a_bar_of_a_fetch_that_succeeds_reaches_100_percent(exchange, client_home, monkeypatch, capsys):
+    monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", exchange.url)
+    one = bars_shown(lambda: market_bars("ETH/USD", 900, exchange="coinbaseexchange", progress=True),
+                     monkeypatch, capsys)
+    assert "100%" in one
+    assert "100%" in bars_shown(lambda: fetch_many(["ETH/USD"], 950, progress=True), monkeypatch, capsys)
+    with_error = partial(fetch_many, ["ETH/USD", "XYZ/USD"], 950, progress=True)
+    assert "100%" not in bars_shown(with_error, monkeypatch, capsys)
 
 
 # ---- hints -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from ..core.errors import InputError
 from ..core.machine import git_commit, versions
+from ..core.text import display_zone
 
 # %% ../../nbs/report/03_manifest.ipynb #17420a4b
 METRICS = (
@@ -69,6 +70,7 @@ def make_manifest(
         "versions": versions(),
         "git_commit": git_commit(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "display_zone": display_zone(),
         "determinism": result["determinism"],
         "verdict": result["verdict"],
         "metrics": {k: result[k] for k in METRICS},

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from ..core.text import percent
-from ..core.bars import HOUR, display_time
+from ..core.text import display_zone, percent
+from ..core.bars import HOUR, display_time, local_time
 from ..core.config import RunConfig
 from ..model.settings import model_config
 from ..proof.provenance import data_notes, data_stamp, market_text
@@ -209,7 +209,7 @@ def record_table(
     text = paragraph(record_text(past, now.model.trained_until))
     if not len(past): return text
     head = [
-        "decided (UTC)",
+        f"decided ({display_zone()})",
         "forecast",
         "threshold",
         "P(beyond threshold)",
@@ -223,7 +223,7 @@ def record_table(
 def _record_row(r) -> tuple[str, ...]:
     "One decision as text."
     return (
-        time_text(r.Index + HOUR),
+        local_time(r.Index + HOUR),
         price_text(r.difference, "+", 4),
         "±" + price_text(r.threshold, digits=4),
         cell_text(r.p_exceed, ".1%"),

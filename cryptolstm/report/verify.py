@@ -23,6 +23,7 @@ from ..core.files import home as data_home
 from ..core.machine import OTHER_KIND, cpu_kind, git_commit, versions
 from ..core.bars import PROVENANCE_NOTES, bars_hash, provenance, regular_grid, stamp
 from ..core.config import run_config
+from ..core.text import displayed_in
 from ..data.store import DamagedStore, bar_path, hour_number, load_store, span_bars
 from ..data.demo import demo_market
 from ..proof.trials import FixedLedger, Ledger, Standing
@@ -285,7 +286,9 @@ def check_again(
     found = compare_results(manifest, summary(results))
     results = results.replaced(data={**results["data"], **manifest["data"]})
     name = (manifest.get("notebook") or {}).get("name", "backtest")
-    try: found.append(compare_pages(page, page_again(results, name), tolerance(manifest)))
+    try:
+        with displayed_in(manifest.get("display_zone")): again = page_again(results, name)
+        found.append(compare_pages(page, again, tolerance(manifest)))
     except InputError as e: found.append(finding("text", False, f"not written again ({e})"))
     trial = trial_of(results, results["skill"], results["config"], results["data"], results["bars"].index)
     pictures = len(re.findall("data:image/", page))

@@ -382,10 +382,15 @@ def test_too_few_bars_name_the_settings_that_need_them(exchange, home, monkeypat
         "1,000 bars are too few for hours 720 + lookback 60 + warm-up 60 + training 200 = 1,040 bars;"
         " pass fewer hours, a shorter lookback or more bars"
     )
+
+
+def test_too_few_stored_bars_name_the_settings_that_need_them(exchange, home, monkeypatch):
+    monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", exchange.url)
+    assert invoke("data", "fetch", "ETH/USD", "--hours", "300").exit_code == 0
     exchange.stop()
-    error = invoke("backtest", "--ticker", "ETH/USD", "--hours", "240").exception
-    needed = "hours 240 + train_hours 4,320 + lookback 60 + horizon 1 + warm-up 744 = 5,365 bars"
-    assert f"the 1,000 stored bars of ETH/USD do not answer for {needed}, pass fewer or" in str(error)
+    needed = "hours 720 + train_hours 4,320 + lookback 60 + horizon 1 + warm-up 744 = 5,845 bars"
+    error = invoke("backtest", "--ticker", "ETH/USD").exception
+    assert f"the 300 stored bars of ETH/USD do not answer for {needed}, pass fewer or" in str(error)
 
 
 @pytest.mark.parametrize("more", [[], ["--grid", "fee=0,0.001"]], ids=["one run", "grid"])

@@ -171,13 +171,11 @@ def finished(tmp_path_factory):
 def test_report_of_real_candles_is_one_page_that_opens_offline(finished, real_bars):
     real_bars("ETH/USD")
     home, url, done, page = finished
-    verdict, path = done.stdout.strip().splitlines()[-2:]
-    path = Path(path)
-    assert (
-        "Clark-West" in verdict
-        and path == home / "out" / "eth_usd" / "backtest.html"
-        and path.with_suffix(".ipynb").is_file()
-    )
+    verdict, *paths = done.stdout.strip().splitlines()[-3:]
+    kept, newest = map(Path, paths)
+    assert "Clark-West" in verdict and newest == home / "out" / "eth_usd" / "backtest.html"
+    assert kept.parent.parent == newest.parent and kept.read_bytes() == newest.read_bytes()
+    assert kept.with_suffix(".ipynb").read_bytes() == newest.with_suffix(".ipynb").read_bytes()
     # the address is shown, but not linked
     assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {url} and f'="{url}' not in page
     outside = re.sub(r"<iframe.*?</iframe>", "", page, flags=re.S)
@@ -558,7 +556,7 @@ def test_a_report_of_an_unlisted_ticker_is_a_mistake_of_the_user(loopback, typed
         and "does not list XYZ/USD" in sentence(done)
         and "notebook failed" not in done.stderr
     )
-    assert not list(tmp_path.glob("*/*.html"))
+    assert not list(tmp_path.rglob("*.html"))
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path):

@@ -182,12 +182,12 @@ def test_the_page_of_a_signal(loopback, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(value))
     done = CliRunner().invoke(app, [*ask, "--report"])
     assert done.exit_code == 0, done.stderr
-    signal, path = json.loads(done.stdout), tmp_path / "out" / "eth_usd" / "signal.html"
+    signal = json.loads(done.stdout)
+    path, newest = Path(signal["report"]), tmp_path / "out" / "eth_usd" / "signal.html"
     jsonschema.Draft202012Validator(SCHEMA).validate(signal)
     page = path.read_text(encoding="utf-8")
-    assert (
-        signal["report"] == str(path) and path.with_suffix(".ipynb").is_file() and page.count("<figure>") == 1
-    )
+    assert path.parent.parent == newest.parent and newest.read_text(encoding="utf-8") == page
+    assert path.with_suffix(".ipynb").is_file() and page.count("<figure>") == 1
     assert (
         {1: "LONG", -1: "SHORT", 0: "HOLD"}[signal["signal"]] in page
         and "There are none yet" in page

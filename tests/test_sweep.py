@@ -473,14 +473,19 @@ def test_a_file_that_cannot_be_written_costs_no_download_and_no_result(client_ho
     assert "total return" in done.stdout and isinstance(done.exception, OSError)
 
 
-def test_the_trades_of_a_run_are_told_and_kept_whole(client_home, tmp_path):
+def test_the_trades_of_a_run_are_listed_and_kept_whole(client_home, tmp_path):
     told = cli("--verbose", "--trades", tmp_path / "trades.csv").stdout
     kept = pd.read_csv(tmp_path / "trades.csv")
-    assert (
-        told.count("decided: at the close of the bar of") == len(kept) > 0
-        and kept["simulated"].all()
-        and str(tmp_path / "trades.csv") in told
-    )
+    table = told[told.index(f"\n{len(kept)} trades; times in America/Denver") :].strip().splitlines()
+    assert table.pop(0).endswith("prices and net P&L in USD") and "decided: at the close" not in told
+    head, *rows, total, costs = table
+    assert head.split()[:3] == ["#", "side", "entry"] and len(rows) == len(kept) > 0
+    assert max(map(len, table)) <= 100 and told.isascii()
+    assert float(total.split()[1].replace(",", "")) == pytest.approx(kept["pnl"].sum(), abs=0.01)
+    assert f"fees {kept['fees'].sum():,.2f}" in costs
+    side, first = "long" if kept["side"][0] > 0 else "short", pd.Timestamp(kept["entry_time"][0])
+    assert rows[0].split()[:4] == ["0", side, *f"{first.tz_convert('America/Denver'):%Y-%m-%d %H:%M}".split()]
+    assert kept["simulated"].all() and str(tmp_path / "trades.csv") in told
     cli("--trades", tmp_path / "trades.json")
     rows = json.loads((tmp_path / "trades.json").read_text())
     assert rows["source"]["simulated"] and [r["pnl"] for r in rows["trades"]] == pytest.approx(

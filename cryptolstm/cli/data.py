@@ -20,9 +20,10 @@ from rich.text import Text
 
 import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError
-from ..core.config import check_ticker
+from ..core.config import check_ticker, use_display
 from .terminal import (ExchangeOption, JsonOption, TickerArgument, TickerOption,
-                                     UrlOption, emit, one_ticker, print_rows, say, setting_option)
+                                     UrlOption, ZoneOption, emit, one_ticker, print_rows, say,
+                                     setting_option)
 
 # %% ../../nbs/cli/01_data.ipynb #4fae241f
 data_app = typer.Typer(
@@ -146,6 +147,7 @@ def price(
     ticker: TickerOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
+    display_zone: ZoneOption = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="go on until stopped with Ctrl-C; with --json one object a line")
     ] = False,
@@ -156,6 +158,7 @@ def price(
     "Print the current price: last, bid, ask, 24-hour change and volume; --watch repeats it."
     from cryptolstm.data.names import check_market, chosen_market
     ticker = check_ticker(one_ticker(pair, ticker) or "BTC/USD")
+    use_display({"display_zone": display_zone})
     if count is not None and not watch:
         raise InputError("--count counts the prices of --watch; add --watch or leave it out")
     check_market(exchange)
@@ -178,11 +181,13 @@ def price_line(
     p: dict,   # from `realtime_price`
 ) -> str:
     "A price as one line of text; a dash for what the exchange does not report."
+    from cryptolstm.core.bars import display_time
     def number(x, form=",.6g"):
         return "-" if x is None else format(x, form)
     return (
         f"{p['ticker']}  {number(p['last'])}  bid {number(p['bid'])}  ask {number(p['ask'])}  24 h"
-        f" {number(p['change_24h'], '+.2%')}  volume {number(p['volume_24h'])}  {p['mountain_time']}"
+        f" {number(p['change_24h'], '+.2%')}  volume {number(p['volume_24h'])}"
+        f"  {display_time(p['exchange_time'])}"
     )
 
 # %% ../../nbs/cli/01_data.ipynb #cf110fe9
@@ -208,8 +213,9 @@ def stored_row(
     }
 
 @data_app.command("list")
-def list_(as_json: JsonOption = False) -> None:
+def list_(display_zone: ZoneOption = None, as_json: JsonOption = False) -> None:
     "List the stored bars: ticker, market, first and last bar, number of bars and gaps."
+    use_display({"display_zone": display_zone})
     from cryptolstm.core.files import home
     rows = [stored_row(path) for path in sorted((home() / "bars").glob("*/*_1h.parquet"))]
     if as_json: return emit({"bars": rows})

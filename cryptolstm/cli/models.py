@@ -18,10 +18,12 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.files import home, plain
-from ..core.config import RunConfig
+from ..core.bars import local_time
+from ..core.config import RunConfig, use_display
+from ..core.text import display_zone
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
-                                     TickerOption, UrlOption, build_run, emit, one_ticker, print_rows,
-                                     warn_simulated)
+                                     TickerOption, UrlOption, ZoneOption, build_run, emit, one_ticker,
+                                     print_rows, warn_simulated)
 
 # %% ../../nbs/cli/02_models.ipynb #64a2447a
 models_app = typer.Typer(
@@ -58,13 +60,14 @@ def version_table(
 ) -> Table:
     "The versions of a line as a table for the terminal."
     def number(x, form): return "-" if plain(x) is None else format(x, form)
-    heads = ("", "version", "trained until", "hours", "windows", "loss", "no move", "hit", "IC")
+    until = f"trained until ({display_zone()})"
+    heads = ("", "version", until, "hours", "windows", "loss", "no move", "hit", "IC")
     table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     for _, r in versions.iterrows():
         table.add_row(
             Text(f"  {r['state']}", "green" if r["current"] else "dim"),
             r["version"],
-            (r["trained_until"] or "-")[:16].replace("T", " "),
+            local_time(r["trained_until"]) if r["trained_until"] else "-",
             number(r["hours"], ".0f"),
             number(r["windows"], ",.0f"),
             number(r["val_loss"], ".4f"),
@@ -88,11 +91,13 @@ def list_(
     model: ModelOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
+    display_zone: ZoneOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List all model lines.
 
     With a ticker or --model: the versions of that line, oldest first, and which one is in use."""
+    use_display({"display_zone": display_zone})
     ticker = one_ticker(pair, ticker)
     if not (ticker or model): return list_lines(exchange, exchange_url, as_json)
     line = model_line(ticker or "BTC/USD", model, exchange, exchange_url)

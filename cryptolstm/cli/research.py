@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['research_app', 'GateOption', 'QuickOption', 'FreshOption', 'PlaceboOption', 'EXCLUSIONS', 'TONES', 'reports_app',
-           'backtest', 'check_place', 'check_map', 'check_outputs', 'trade_stories', 'trade_outputs', 'best_point',
+           'backtest', 'check_place', 'check_map', 'check_outputs', 'trade_entries', 'trade_outputs', 'best_point',
            'search_facts', 'surface_facts', 'grid_result', 'print_surface', 'draw_heatmap', 'backtest_grid',
            'end_by_verdict', 'figure_table', 'reused_text', 'run_facts', 'verbose_facts', 'print_backtest', 'report',
            'page_row', 'list_reports']
@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.errors import InputError
+from ..core import text
 from ..core.text import figure_text
-from ..core.config import QUICK, RunConfig, merge_settings, quick_note
+from ..core.config import QUICK, RunConfig, merge_settings, needed_text, quick_note, use_display
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
-                                     UrlOption, build_run, emit, facts, one_ticker, print_rows,
-                                     setting_option, settings, warn_simulated)
+                                     UrlOption, ZoneOption, build_run, emit, facts, one_ticker,
+                                     print_rows, setting_option, settings, warn_simulated)
 
 # %% ../../nbs/cli/05_research.ipynb #629e9ca8
 research_app = typer.Typer(no_args_is_help=True)
@@ -75,6 +76,7 @@ def backtest(
     exchange_url: UrlOption = None,
     params: ParamsOption = None,
     set_: SetOption = None,
+    display_zone: ZoneOption = None,
     report: Annotated[
         bool, typer.Option("--report", help="also write reports/<ticker>/backtest.html")
     ] = False,
@@ -83,15 +85,17 @@ def backtest(
         bool,
         typer.Option(
             "--verbose",
-            help=(
-                "all figures, where the bars drop out, and every trade: why it was made, how it ended, what"
-                " it cost"
-            ),
+            help="all figures, where the bars drop out, and a table of the trades",
         ),
     ] = False,
     explain: Annotated[
         list[int] | None,
-        typer.Option(help="explain one trade (0 is the first, -1 the last); may be given again"),
+        typer.Option(
+            help=(
+                "explain one trade: why it was made, how it ended, what it cost (0 is the first, -1 the"
+                " last); may be given again"
+            )
+        ),
     ] = None,
     trades: Annotated[Path | None, typer.Option(help="write every trade to FILE.csv or FILE.json")] = None,
     grid: Annotated[
@@ -121,13 +125,15 @@ def backtest(
         "end": end,
         "exchange": exchange,
         "exchange_url": exchange_url,
+        "display_zone": display_zone,
     }
     run = build_run(params, set_, given, quick)
     check_outputs(report, verbose or bool(explain), trades, grid, heatmap, placebo, gate)
     if grid: return backtest_grid(run, grid, as_json, heatmap, fresh)
     if report:
         from cryptolstm.report.render import run_report
-        done = run_report(run.ticker, params, asdict(run), placebo=placebo, fresh=fresh)
+        zone = {"display_zone": text.display_zone()}   # stronger than that of the file
+        done = run_report(run.ticker, params, asdict(run) | zone, placebo=placebo, fresh=fresh)
         result = {**done.summary, "report": str(done.html)}
     else:
         from cryptolstm.research.backtest import summary
@@ -135,12 +141,12 @@ def backtest(
         results = backtest_with_placebo(run, placebo, progress=True, fresh=fresh)
         result = {
             **summary(results),
-            **trade_stories(results, verbose, explain or []),
+            **trade_entries(results, verbose, explain or []),
             **({"trades_file": str(trades)} if trades else {}),
         }
     warn_simulated(result["data"])
     emit(result) if as_json else print_backtest(result, verbose)
-    if not report: trade_outputs(results, explain or [], trades)
+    if not report: trade_outputs(results, verbose and not as_json, explain or [], trades)
     if gate: end_by_verdict(result)
 
 # %% ../../nbs/cli/05_research.ipynb #ee756b54
@@ -210,21 +216,25 @@ def check_outputs(
     for option, path in (("--trades", trades), ("--heatmap", heatmap)): check_place(option, path)
 
 # %% ../../nbs/cli/05_research.ipynb #3e61d04a
-def trade_stories(
+def trade_entries(
     results: dict,          # from `run_backtest`
-    verbose: bool,          # explain all trades
-    explain: list[int],     # or the trades with these numbers; unknown numbers are ignored
+    verbose: bool,          # all trades
+    explain: list[int],     # numbers of trades to explain; unknown numbers are ignored
 ) -> dict:                  # entries to add to the summary
-    "Explanations of the requested trades."
-    from cryptolstm.execution.trade_log import explain_trade
+    "The trades and the requested explanations, for JSON."
+    from cryptolstm.execution.trade_log import explain_trade, trade_records
     n = len(results["trades"])
-    wanted = range(n) if verbose else [k for k in explain if -n <= k < n]
-    return {"trade_log": [explain_trade(results, k) for k in wanted]} if verbose or explain else {}
+    stories = [explain_trade(results, k) for k in explain if -n <= k < n]
+    entries = {"trades": trade_records(results)} if verbose else {}
+    return entries | ({"trade_log": stories} if explain else {})
 
 # %% ../../nbs/cli/05_research.ipynb #62b44ff3
-def trade_outputs(results: dict, explain: list[int], trades: Path | None) -> None:
-    "Write the file of trades, after the result is printed. Raises `InputError` for an unknown trade."
-    from cryptolstm.execution.trade_log import explain_trade, save_trades
+def trade_outputs(results: dict, listed: bool, explain: list[int], trades: Path | None) -> None:
+    """Print the table of trades and write their file, after the result is printed.
+
+    Raises `InputError` for an unknown trade."""
+    from cryptolstm.execution.trade_log import explain_trade, save_trades, trade_table
+    if listed: print(f"\n{trade_table(results)}")
     if trades: save_trades(results, trades)
     for k in explain: explain_trade(results, k)       # raises for a number without a trade
 
@@ -304,11 +314,12 @@ def grid_result(
     from cryptolstm.proof.provenance import data_stamp
     from cryptolstm.proof.trials import Ledger
     from cryptolstm.research.sweeps import judge_surface, point_runs, surface_trials, sweep_run
-    from cryptolstm.research.walkforward import bars_needed
+    from cryptolstm.research.walkforward import bar_parts, bars_needed
     runs = point_runs(run, grid)
     model_config(run)             # find an invalid setting before the download
     bars = market_bars(
-        run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True
+        run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True,
+        needed_text(bar_parts(run)),
     )
     found = sweep_run(bars, run, grid, progress=True, fresh=fresh)
     notes = {"quick": quick_note(run), "forecasts_from": found["stored_at"]}
@@ -467,6 +478,7 @@ def report(
     set_: SetOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
+    display_zone: ZoneOption = None,
     out: Annotated[Path | None, typer.Option(help="folder of the reports (default: reports/)")] = None,
     placebo: PlaceboOption = 0,
     quick: QuickOption = False,
@@ -477,7 +489,8 @@ def report(
     "Run nbs/backtest.ipynb for a ticker and write its HTML page."
     ticker = one_ticker(pair, ticker)
     if not ticker: raise InputError("report needs a ticker; pass for instance cryptolstm report ETH/USD")
-    named = {k: v for k, v in {"exchange": exchange, "exchange_url": exchange_url}.items() if v is not None}
+    named = {"exchange": exchange, "exchange_url": exchange_url, "display_zone": display_zone}
+    named = {k: v for k, v in named.items() if v is not None}
     given = merge_settings(QUICK if quick else {}, settings(set_), named)
     from cryptolstm.report.render import run_report
     check_outputs(True, False, None, None, placebo=placebo)
@@ -488,7 +501,7 @@ def report(
         data = done.summary["data"]
         if "quick" in data: print(f"{data['quick']}.")
         if "forecasts_from" in data: print(f"Forecasts {reused_text(data)}.")
-        print(done.summary["verdict"]["sentence"]); print(done.html)
+        print(done.summary["verdict"]["sentence"]); print(done.html, done.newest, sep="\n")
     if gate: end_by_verdict(done.summary)
 
 # %% ../../nbs/cli/05_research.ipynb #46591a5d
@@ -512,11 +525,14 @@ def page_row(
 @reports_app.command("list")
 def list_reports(
     out: Annotated[Path | None, typer.Option(help="folder of the reports (default: reports/)")] = None,
+    display_zone: ZoneOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    "List the pages in the folder of the reports: ticker, page, time and verdict."
+    "List the pages of all runs, newest first: ticker, page, time and verdict."
+    use_display({"display_zone": display_zone})
     from cryptolstm.report.render import reports_folder
     folder = reports_folder(out)
-    rows = [page_row(path) for path in sorted(folder.glob("*/*.html"))]
+    rows = [page_row(path) for path in sorted(folder.glob("*/[!.]*/*.html"), reverse=True)]
+    rows.sort(key=lambda row: row["made_at"] or "", reverse=True)
     if as_json: return emit({"reports": rows})
     print_rows(rows, f"there is no page in {folder}; cryptolstm report BTC/USD writes one")

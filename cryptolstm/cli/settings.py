@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..core.errors import unknown_name
-from ..core.config import Entry, Learning, Market, Orders
+from ..core.config import Display, Entry, Learning, Market, Orders
 from ..core.settings import Setting, declared, settings_table, yaml_text
 from ..model.settings import OF_THE_RUN, ModelConfig
 from .terminal import JsonOption, emit
@@ -25,6 +25,7 @@ PARTS = {
     Learning: "What the forecasts are learned from.",
     Entry: "When a position is entered.",
     Orders: "How orders are sized, executed and closed, and what they cost.",
+    Display: "How results are shown; no result depends on it. Also `CRYPTOLSTM_DISPLAY_ZONE`.",
 }
 
 def all_settings() -> dict[str, Setting]:   # name as for `--set` → declaration

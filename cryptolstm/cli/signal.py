@@ -16,8 +16,8 @@ from rich.text import Text
 from ..core.errors import InputError
 from ..core.config import check_threshold
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
-                                     UrlOption, build_run, emit, facts, one_ticker, setting_option, settings,
-                                     warn_simulated)
+                                     UrlOption, ZoneOption, build_run, emit, facts, one_ticker,
+                                     setting_option, settings, warn_simulated)
 
 # %% ../../nbs/cli/04_signal.ipynb #2ef445fb
 signal_app = typer.Typer(no_args_is_help=True)
@@ -45,6 +45,7 @@ def signal(
     exchange_url: UrlOption = None,
     params: ParamsOption = None,
     set_: SetOption = None,
+    display_zone: ZoneOption = None,
     report: Annotated[bool, typer.Option("--report", help="also write reports/<ticker>/signal.html")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,6 +64,7 @@ def signal(
             "exchange": exchange,
             "exchange_url": exchange_url,
             "hours": hours,
+            "display_zone": display_zone,
         },
     )
     check_threshold(retrain_threshold)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TickerOption', 'TickerArgument', 'ExchangeOption', 'UrlOption', 'JsonOption', 'SetOption', 'ParamsOption',
-           'setting_option', 'one_ticker', 'say', 'emit', 'print_rows', 'assignment', 'settings', 'build_run', 'facts',
-           'warn_simulated']
+           'ZoneOption', 'TIME', 'setting_option', 'one_ticker', 'say', 'emit', 'print_rows', 'assignment', 'settings',
+           'build_run', 'facts', 'warn_simulated']
 
 # %% ../../nbs/cli/00_terminal.ipynb #8e74863c
 import json, re
@@ -21,18 +21,19 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.settings import declared, help_text
-from ..core.config import (NESTED, QUICK, RunConfig, check_ticker, merge_settings, read_params,
-                                    run_config)
+from ..core.config import (NESTED, QUICK, Display, RunConfig, check_ticker, merge_settings,
+                                    read_params, run_config, use_display)
+from ..core.text import display_zone
 from ..data.names import check_market
 from ..model.settings import model_config
 from ..strategy.rules import check_decidable
 
 # %% ../../nbs/cli/00_terminal.ipynb #69db6026
 def setting_option(
-    name: str,   # of a setting of `RunConfig`
+    name: str,   # of a setting of `RunConfig` or `Display`
 ):
     "Option of a command for one setting, with the declared meaning and default; None = not given."
-    return typer.Option(help=help_text(declared(RunConfig)[name]))
+    return typer.Option(help=help_text({**declared(RunConfig), **declared(Display)}[name]))
 
 TickerOption = Annotated[str | None, typer.Option(help="BASE/QUOTE, for instance BTC/USD")]
 TickerArgument = Annotated[
@@ -51,8 +52,12 @@ SetOption = Annotated[
     ),
 ]
 ParamsOption = Annotated[
-    Path | None, typer.Option(help="YAML with settings; options given here are stronger")
+    Path | None,
+    typer.Option(
+        help="YAML with settings, or the name of one in params/ such as eth_usd; options are stronger"
+    ),
 ]
+ZoneOption = Annotated[str | None, setting_option("display_zone")]
 
 # %% ../../nbs/cli/00_terminal.ipynb #6a356d7d
 def one_ticker(
@@ -74,16 +79,22 @@ def emit(result: dict) -> None:
     print(json.dumps(result, indent=2, allow_nan=False, default=str, ensure_ascii=False))
 
 # %% ../../nbs/cli/00_terminal.ipynb #0c39608e
+TIME = re.compile(r"\d{4}-\d\d-\d\dT")   # beginning of an ISO time
+
 def print_rows(
     rows: list[dict],   # with the same keys, which become the headings
     empty: str,         # printed if there is no row
 ) -> None:
     "Print a list as a table. Its lines are not wrapped in a pipe."
+    from cryptolstm.core.bars import local_time   # loads pandas
     def shown(value) -> str:
-        if re.match(r"\d{4}-\d\d-\d\dT", str(value)): return value[:16].replace("T", " ")
+        if TIME.match(str(value)): return local_time(value)
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else value
     if not rows: return print(empty)
-    table = Table(*(key.replace("_", " ") for key in rows[0]), box=None, padding=(0, 2, 0, 0))
+    times = [key for key in rows[0] if any(TIME.match(str(row[key])) for row in rows)]
+    zone = {key: f" ({display_zone()})" for key in times[:1]}
+    heads = (key.replace("_", " ") + zone.get(key, "") for key in rows[0])
+    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     for row in rows: table.add_row(*(Text(shown(value)) for value in row.values()))
     for column in table.columns: column.overflow = "fold"
     Console(highlight=False, width=None if Console().is_terminal else 400).print(table)
@@ -123,17 +134,20 @@ def settings(
 
 # %% ../../nbs/cli/00_terminal.ipynb #c3714167
 def build_run(
-    params: Path | None,             # YAML
+    params: Path | None,             # YAML, or the name of one in params/
     assignments: list[str] | None,   # from `--set`
     options: dict,                   # named options; None = not given
     quick: bool = False,             # a quick look
 ) -> RunConfig:
     """The run of a command line: defaults, the file, a quick look, `--set`, named options; the last one wins.
 
-    Settings of the network and of rules are merged with those of the file, and checked here."""
+    Settings of the network and of rules are merged with those of the file, and checked here. The display zone
+    is applied."""
+    from cryptolstm.report.render import params_file
     given = {name: value for name, value in options.items() if value is not None}
-    known = read_params(params) if params else {}
-    run = run_config(merge_settings(known, QUICK if quick else {}, settings(assignments), given))
+    file = read_params(params_file(params)) if params else {}
+    known = merge_settings(file, QUICK if quick else {}, settings(assignments), given)
+    run = run_config(use_display(known))
     model_config(run), check_decidable(run), check_market(run.exchange)
     return run
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'HOUR', 'BAR_FAULTS', 'LONGEST_SPANNED', 'PROVENANCE_NOTES', 'BARS_PER_YEAR', 'DAYS_PER_YEAR', 'as_utc',
-           'display_time', 'check_index', 'invalid_bars', 'check_bars', 'regular_grid', 'segment_ids', 'bars_hash',
-           'Provenance', 'stamp', 'provenance']
+           'local_time', 'display_time', 'check_index', 'invalid_bars', 'check_bars', 'regular_grid', 'segment_ids',
+           'bars_hash', 'Provenance', 'stamp', 'provenance']
 
 # %% ../../nbs/core/04_bars.ipynb #e95347ec
 import hashlib
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import InputError
+from .text import display_zone
 
 # %% ../../nbs/core/04_bars.ipynb #fe3733d6
 def as_utc(
@@ -29,12 +30,19 @@ def as_utc(
     return t.tz_localize("UTC") if t.tzinfo is None else t.tz_convert("UTC")
 
 # %% ../../nbs/core/04_bars.ipynb #73d0b5e0
+def local_time(
+    when,                      # a time, as for `as_utc`
+    zone: str | None = None,   # IANA name; None = `display_zone()`
+) -> str:                      # e.g. "2025-03-09 03:00"
+    "A time as text in another time zone, for a table whose heading names the zone."
+    return as_utc(when).tz_convert(zone or display_zone()).strftime("%Y-%m-%d %H:%M")
+
 def display_time(
-    when,                            # a time, as for `as_utc`
-    zone: str = "America/Denver",    # Mountain Time, as in the original specification
-) -> str:                            # e.g. "2025-03-09 03:00 MDT"
-    "A time as text in another time zone, for display."
-    return as_utc(when).tz_convert(zone).strftime("%Y-%m-%d %H:%M %Z")
+    when,                      # a time, as for `as_utc`
+    zone: str | None = None,   # IANA name; None = `display_zone()`
+) -> str:                      # e.g. "2025-03-09 03:00 MDT"
+    "A time as text in another time zone, with its abbreviation."
+    return f"{local_time(when, zone)} {as_utc(when).tz_convert(zone or display_zone()):%Z}"
 
 # %% ../../nbs/core/04_bars.ipynb #5346bb52
 COLUMNS = ["open", "high", "low", "close", "volume"]  # prices in quote currency, volume in base currency

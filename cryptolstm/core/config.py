@@ -6,10 +6,10 @@
 __all__ = ['ENTRY_MODES', 'SHORT_VOLUMES', 'EXIT_MODES', 'SIZINGS', 'NESTED', 'QUICK', 'DEFAULT_EXCHANGE', 'check_ticker',
            'check_end', 'check_exchange', 'check_address', 'check_rules', 'check_network', 'check_placebo',
            'check_threshold', 'Market', 'Learning', 'Entry', 'Orders', 'check_orders', 'RunConfig', 'run_config',
-           'merge_settings', 'quick_note', 'read_params', 'run_from_namespace']
+           'Display', 'use_display', 'needed_text', 'merge_settings', 'quick_note', 'read_params', 'run_from_namespace']
 
 # %% ../../nbs/core/06_config.ipynb #c62b5d77
-import re
+import os, re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -19,6 +19,7 @@ import yaml
 
 from .errors import InputError, unknown_name
 from .settings import check_settings, declared, setting
+from .text import MOUNTAIN, ZONE_VARIABLE, check_zone, display_zone
 
 # %% ../../nbs/core/06_config.ipynb #5fe07b31
 def check_ticker(
@@ -250,6 +251,34 @@ def run_config(
         if k not in known: raise unknown_name("parameter", k, known)
     return replace(base or RunConfig(), **values)
 
+# %% ../../nbs/core/06_config.ipynb #f8f98622
+@dataclass(frozen=True)
+class Display:
+    "How results are shown."
+    display_zone: str = setting(
+        MOUNTAIN,
+        "time zone of the times in tables, e.g. Europe/Berlin",
+        check=lambda zone: check_zone(str(zone)),
+    )
+
+    def __post_init__(self): check_settings(self)
+
+def use_display(
+    values: Mapping,   # setting → value
+) -> dict:             # the other settings
+    "Apply the settings of `Display` to this process. Raises `InputError` for an unknown time zone."
+    given = {k: v for k, v in values.items() if k in declared(Display) and v}
+    if given: os.environ[ZONE_VARIABLE] = Display(**given).display_zone
+    display_zone()   # that of the environment is checked before any work
+    return {k: v for k, v in values.items() if k not in declared(Display)}
+
+# %% ../../nbs/core/06_config.ipynb #1aa74ce0
+def needed_text(
+    parts: Mapping[str, int],   # setting or other need → bars
+) -> str:
+    "What bars are needed for, and how many in all."
+    return f"{' + '.join(f'{name} {n:,}' for name, n in parts.items())} = {sum(parts.values()):,} bars"
+
 # %% ../../nbs/core/06_config.ipynb #2c8adab7
 # settings that are tables, with an example of each
 NESTED = {"network": "network.epochs=5", "rules": "rules.macd=false"}
@@ -285,7 +314,7 @@ def quick_note(
 
 # %% ../../nbs/core/06_config.ipynb #d7d512c1
 def read_params(
-    path: Path | str,   # YAML file with fields of `RunConfig`
+    path: Path | str,   # YAML file with fields of `RunConfig` and `Display`
 ) -> dict:              # field → value
     "Values of a parameter file. Raises `InputError` for a missing file, invalid YAML or an invalid field."
     path = Path(path)
@@ -300,7 +329,8 @@ def read_params(
         ) from e
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}; write a table such as ticker: ETH/USD")
-    run_config(values)
+    Display(**{k: v for k, v in values.items() if k in declared(Display)})
+    run_config({k: v for k, v in values.items() if k not in declared(Display)})
     return values
 
 # %% ../../nbs/core/06_config.ipynb #ee18ab8d
@@ -312,7 +342,7 @@ def run_from_namespace(
     reserved = {"In", "Out", *besides}   # In and Out of IPython are a list and a dictionary
     plain = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in reserved
              and (v is None or isinstance(v, (str, int, float, bool, list, dict)))}
-    return run_config({k: None if v == "" else v for k, v in plain.items()})
+    return run_config(use_display({k: None if v == "" else v for k, v in plain.items()}))
 
 # %% ../../nbs/core/06_config.ipynb #47c3f854
 # lists all tickers of `tickers.txt` in USD and serves years of hourly bars without a key

@@ -28,7 +28,7 @@ from .exchange import (FIRST_HOUR, ExchangeUnreachable, NotListed, connect, exch
                                       market_name)
 from .prices import realtime_price
 from .demo import demo_market
-from .fetch import fill_store
+from .fetch import add_hours, fill_store
 
 # %% ../../nbs/data/09_client.ipynb #33074c36
 def check_request(
@@ -254,22 +254,22 @@ def fetch_many(
     )
     def done(n: int) -> None:
         if stopped.is_set(): raise OperationError("the fetch was stopped")
-        shown.update(n)
+        add_hours(shown, n)
     def one(client: CryptoMarketDataClient, request: tuple) -> dict:
         client.exchange.leader, client.exchange.enableRateLimit = leader, leader[1].enableRateLimit
         before, add = [0], lambda n: (done(n), before.__setitem__(0, before[0] + n))
         try: bars = bars_or_alias(client, *request, clock=clock, progress=add, again=again)
         except CryptolstmError as e: return {"ok": False, "error": str(e), "exit_code": e.exit_code}
-        finally:
-            # hours that were already stored count as done
-            shown.update(0 if stopped.is_set() else request[1] - before[0])
+        add_hours(shown, request[1] - before[0])   # those that were already stored
         return {"ok": True, **outcome(bars)}
     with shown, ThreadPoolExecutor(int(workers)) as pool:
-        try: return dict(zip([t for t, *_ in asked], pool.map(one, clients, asked), strict=True))
+        try: found = dict(zip([t for t, *_ in asked], pool.map(one, clients, asked), strict=True))
         except BaseException:
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+        if all(outcome["ok"] for outcome in found.values()): shown.update(shown.total - shown.n)
+        return found
 
 # %% ../../nbs/data/09_client.ipynb #bcfd324f
 def outcome(
@@ -304,6 +304,7 @@ def imported_bars(
     end=None,                       # close time of the last bar; None = the newest stored bar
     home: Path | None = None,       # the data folder
     fewest: int | None = None,      # bars that are enough if there are no more; None = `hours`
+    needed: str = "",               # what the bars are needed for, as for `market_bars`
 ) -> pd.DataFrame:                  # stamped, as from `market_bars`
     """Stored bars of a market that exists only as imported files, including gaps.
 
@@ -319,9 +320,9 @@ def imported_bars(
     if fewest is not None: hours = max(min(hours, stop - a), fewest)
     if stop - hours < a or stop > b:
         raise InputError(
-            f"{market} exists only as imported bars of {ticker} from {hour_time(a):%Y-%m-%d %H:%M} to"
-            f" {hour_time(b):%Y-%m-%d %H:%M}, too few for these {hours} hours; pass fewer, or an end inside"
-            " that span"
+            f"{market} has {b - a:,} imported bars of {ticker}, from {hour_time(a):%Y-%m-%d %H:%M} to"
+            f" {hour_time(b):%Y-%m-%d %H:%M}, too few for {needed or f'these {hours} hours'}; pass fewer, or"
+            " an end inside that span"
         )
     return span_bars(store, (stop - hours, stop), ticker, market, "import", **more)
 
@@ -337,21 +338,28 @@ def market_bars(
     progress: bool = False,             # show a progress bar on stderr
     # bars that are enough if there are no more, for markets that exist only as imported files; None = `hours`
     fewest: int | None = None,
+    needed: str = "",                   # what the bars are needed for, from `needed_text`, for errors
 ) -> pd.DataFrame:                      # bars on the regular grid, column `is_gap`, stamped
     "Bars for a run. Raises `ExchangeUnreachable` if neither the exchange nor the store has them."
     ticker, hours, _ = check_request(ticker, hours, end)
     auto, name = str(exchange or "auto").strip().lower() == "auto", chosen_market(exchange)[0]
     if name == "simulated": return regular_grid(demo_market(hours, seed=seed, end=end, ticker=ticker))
-    if name not in exchange_ids(): return imported_bars(name, ticker, hours, end, home, fewest)
+    if name not in exchange_ids(): return imported_bars(name, ticker, hours, end, home, fewest, needed)
     client = CryptoMarketDataClient(name, exchange_url, home, progress)
     try: return client.get_historical_bars(ticker, hours, end)
     except (ExchangeUnreachable, NotListed) as e:
         if not auto: raise
-        return _without_exchange(client, ticker, hours, end, seed, e)
+        return _without_exchange(client, ticker, hours, end, seed, e, needed)
 
 # %% ../../nbs/data/09_client.ipynb #be1613cf
 def _without_exchange(
-    client: CryptoMarketDataClient, ticker: str, hours: int, end, seed: int, error: CryptolstmError
+    client: CryptoMarketDataClient,
+    ticker: str,
+    hours: int,
+    end,
+    seed: int,
+    error: CryptolstmError,
+    needed: str,
 ) -> pd.DataFrame:
     "Stored bars if they cover the span, or the demo market if none are stored. Otherwise raises the error."
     stored, gone = client.stored_bars(ticker, hours, end), isinstance(error, NotListed)
@@ -362,8 +370,8 @@ def _without_exchange(
     if gone: raise error
     if held := len(read_store(client.path(client.stored_name(ticker)[0])).bars):
         raise ExchangeUnreachable(
-            f"{error}; the {held} stored bars of {ticker} do not answer for these {hours} hours, pass fewer"
-            " or another end"
+            f"{error}; the {held:,} stored bars of {ticker} do not answer for"
+            f" {needed or f'these {hours} hours'}, pass fewer or another end"
         ) from error
     reason = (
         f"{client.id} could not be reached and no bars of {ticker} are stored, so this is the simulated demo"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'WATCH', 'LINES', 'CHECKPOINT', 'clean_candles', 'bars_of', 'page_limit', 'fetch_page', 'watched', 'cover',
-           'Job', 'page_jobs', 'probe', 'newest_bar', 'settle_empty', 'fill_store']
+           'Job', 'page_jobs', 'probe', 'newest_bar', 'settle_empty', 'add_hours', 'fill_store']
 
 # %% ../../nbs/data/04_fetch.ipynb #72e55579
 import sys, threading, time
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -390,6 +391,15 @@ def _fill(
         got.save()
     return got.store if got.floor < 0 or listed else _fill(exchange, ticker, path, wanted, now, done, origin)
 
+# %% ../../nbs/data/04_fetch.ipynb #54890863
+def add_hours(
+    bar: tqdm,    # its total is the number of hours
+    hours: int,   # done
+) -> None:
+    "Advance a bar, up to 99%: after the last request an error is still possible."
+    if bar.disable: return
+    bar.update(max(min(hours, int(0.99 * bar.total) - bar.n), 0))
+
 # %% ../../nbs/data/04_fetch.ipynb #3e6111ea
 CHECKPOINT = 1.0   # seconds between saves
 
@@ -418,7 +428,10 @@ def fill_store(
                     if progress
                     else None
                 )
-                return _fill(exchange, ticker, path, wanted, now, shown.update, origin, again)
+                add = partial(add_hours, shown)
+                store = _fill(exchange, ticker, path, wanted, now, add, origin, again)
+                if progress: shown.update(shown.total - shown.n)
+                return store
     except Refused as e:
         if not is_closed(exchange, ticker): raise
         raise not_listed(exchange, ticker) from e

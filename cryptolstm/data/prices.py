@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..core.errors import InputError, OperationError
 from ..core.bars import display_time
+from ..core.text import MOUNTAIN
 from ..core.config import check_ticker
 from . import exchange as exchanges
 from .exchange import TIMEOUT, ask, exchange_clock, listed_name, rebase
@@ -57,7 +58,7 @@ def price_of(
         "change_24h": None if percent is None else percent / 100,
         "volume_24h": volume,
         "exchange_time": when.isoformat(),
-        "mountain_time": display_time(when),
+        "mountain_time": display_time(when, MOUNTAIN),
         "exchange": exchange,
     }
 

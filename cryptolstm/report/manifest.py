@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from ..core.errors import InputError
 from ..core.machine import git_commit, versions
+from ..core.text import display_zone
 
 # %% ../../nbs/report/03_manifest.ipynb #17420a4b
 METRICS = (
@@ -70,6 +71,7 @@ def make_manifest(
         "versions": versions(),
         "git_commit": git_commit(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "display_zone": display_zone(),
         "determinism": result["determinism"],
         "verdict": result["verdict"],
         "metrics": {k: result[k] for k in METRICS},
@@ -145,6 +147,7 @@ SCHEMA = _entries(
         "determinism": _entries(dict.fromkeys(("class", "statement", "cpu"), _TEXT)),
         "verdict": _entries({"level": _TEXT}),
         "metrics": _TABLE,
+        "display_zone": _TEXT,
         **dict.fromkeys(TABLES, _RESULT),
         "search": _entries(_SEARCH),
         "placebo": _entries({"n": _COUNT, "runs": {"type": "array", "items": _RUN}}),

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from ..core.text import figure_text, p_text, percent
+from ..core.bars import local_time
+from ..core.text import display_zone, figure_text, p_text, percent
 from ..proof.verdict import DEFLATED
 from ..research.baselines import HOLD, REVERSAL
 from ..research.placebo import SHOWN
@@ -239,8 +240,8 @@ def trades_table(
         )
     head = [
         "side",
-        "entry (UTC)",
-        "exit (UTC)",
+        f"entry ({display_zone()})",
+        "exit",
         "entry price",
         "exit price",
         "bars",
@@ -259,8 +260,8 @@ def _trade_row(trade) -> tuple[str, ...]:
     "One round trip as text."
     return (
         "long" if trade.side > 0 else "short",
-        f"{trade.entry_time:%Y-%m-%d %H:%M}",
-        "open" if pd.isna(trade.exit_time) else f"{trade.exit_time:%Y-%m-%d %H:%M}",
+        local_time(trade.entry_time),
+        "open" if pd.isna(trade.exit_time) else local_time(trade.exit_time),
         f"{trade.entry_price:,.6g}",
         f"{trade.exit_price:,.6g}",
         f"{trade.bars_held}",

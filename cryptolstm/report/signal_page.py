@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from ..core.text import percent
-from ..core.bars import HOUR, display_time
+from ..core.text import display_zone, percent
+from ..core.bars import HOUR, display_time, local_time
 from ..core.config import RunConfig
 from ..model.settings import model_config
 from ..proof.provenance import data_notes, data_stamp, market_text
@@ -217,7 +217,7 @@ def record_table(
     text = paragraph(record_text(past, now.model.trained_until))
     if not len(past): return text
     head = [
-        "decided (UTC)",
+        f"decided ({display_zone()})",
         "forecast",
         "threshold",
         "P(beyond threshold)",
@@ -231,7 +231,7 @@ def record_table(
 def _record_row(r) -> tuple[str, ...]:
     "One decision as text."
     return (
-        time_text(r.Index + HOUR),
+        local_time(r.Index + HOUR),
         price_text(r.difference, "+", 4),
         "±" + price_text(r.threshold, digits=4),
         cell_text(r.p_exceed, ".1%"),
@@ -325,12 +325,9 @@ def run_signal_report(
     out: Path | None = None,         # folder of the reports
     progress: bool = True,           # show progress bars on stderr
 ) -> Report:                         # its summary is the signal
-    "Decide at the last closed bar and write reports/<ticker>/signal.html."
+    "Decide at the last closed bar and write its page, see `write_report`."
     model_config(run)
     values: Mapping = {k: "" if (v := asdict(run)[k]) is None else v for k in SIGNAL_FIELDS}
-    executed = execute_report(
-        "signal",
-        {**values, "model": model or "", "retrain_threshold": retrain_threshold},
-        sys.stderr if progress else None,
-    )
-    return write_report(executed, run.ticker, "signal", make_signal_manifest, out)
+    values = {**values, "model": model or "", "retrain_threshold": retrain_threshold}
+    executed = execute_report("signal", values, sys.stderr if progress else None)
+    return write_report(executed, run.ticker, "signal", values, make_signal_manifest, out)

@@ -23,6 +23,7 @@ from ..core.files import home as data_home
 from ..core.machine import OTHER_KIND, cpu_kind, git_commit, versions
 from ..core.bars import PROVENANCE_NOTES, bars_hash, provenance, regular_grid, stamp
 from ..core.config import run_config
+from ..core.text import displayed_in
 from ..data.store import DamagedStore, bar_path, hour_number, load_store, span_bars
 from ..data.demo import demo_market
 from ..proof.trials import FixedLedger, Ledger, Standing
@@ -217,6 +218,7 @@ TRUSTED = (
     "alias",
     "set_aside",
     "not_asked",
+    "forecasts_from",
 )
 
 def compare_results(
@@ -331,7 +333,7 @@ def check_again(
     found = compare_results(manifest, summary(results))
     trusted = {k: manifest["data"][k] for k in TRUSTED if k in manifest["data"]}
     results = results.replaced(data={**results["data"], **trusted})
-    found.append(_text_again(manifest, page, results))
+    with displayed_in(manifest["display_zone"]): found.append(_text_again(manifest, page, results))
     trial = trial_of(results, results["skill"], results["config"], results["data"], results["bars"].index)
     ledger, notes = check_standing(manifest["search"], Ledger(home).standing_of(trial))
     stated = ["made_at", "git_commit", "machine", "versions", *trusted]

@@ -18,8 +18,9 @@ from threadpoolctl import threadpool_limits
 
 from ..core.errors import InputError
 from ..core.files import plain
+from ..core.text import display_zone
 from ..core.bars import BARS_PER_YEAR, as_utc
-from ..core.config import RunConfig, quick_note, run_config
+from ..core.config import RunConfig, needed_text, quick_note, run_config
 from ..core.progress import Progress, with_progress
 from ..data.quality import quality_report
 from ..data.client import market_bars
@@ -32,6 +33,7 @@ from ..stats.overfit import (deflated_sharpe, expected_maximum, luck_variance, m
                                       probabilistic_sharpe, sharpe_sample)
 from ..stats.bootstrap import bootstrap, seed_fan, skill_cells
 from ..stats.calibration import calibration_figures, reliability
+from ..execution.trade_log import trade_table
 from ..model.settings import input_columns, model_config
 from ..model.drift import drift, reference
 from ..proof.leaks import Certificate
@@ -42,7 +44,7 @@ from ..strategy.threshold import entry_threshold
 from ..strategy.rules import check_decidable
 from ..strategy.decide import signal_funnel
 from ..strategy.signal import SignalGenerator
-from .walkforward import WalkForward, bars_needed
+from .walkforward import WalkForward, bar_parts, bars_needed
 from .forecasts import forecasts
 from .result import Baselines, Evidence, Forecasts, Origin, Performance, Result, Skill
 from .replay import log_return, run_line
@@ -374,7 +376,8 @@ def run_backtest(
     check_decidable(run)          # fail before the download
     model_config(run)
     bars = market_bars(
-        run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress.shown
+        run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress.shown,
+        needed_text(bar_parts(run)),
     )
     progress.rest = BASELINES + STATISTICS + CERTIFICATE * certify
     walk = forecasts(bars, run, progress, home, fresh)
@@ -404,10 +407,13 @@ class Backtester:
         self.sg, self.config = sg, run_config({**given, **settings}, sg.run)
 
     def run(self,
-        verbose: bool = False,     # progress on stderr
+        verbose: bool = False,     # progress on stderr, then a table of the trades on stdout
         hours: int | None = None,  # bars tested, if not as configured
         fresh: bool = False,       # train again, even if the forecasts are stored
     ) -> Result:
         "Fetch the bars and run the backtest, see `run_backtest`."
         run = self.config if hours is None else replace(self.config, hours=hours)
-        return run_backtest(run, self.sg.home, verbose, fresh=fresh)
+        display_zone()   # an unknown zone is found before the run
+        results = run_backtest(run, self.sg.home, verbose, fresh=fresh)
+        if verbose: print(trade_table(results))
+        return results

@@ -198,7 +198,7 @@ def test_looking_where_a_trial_stands_writes_nothing(tmp_path):
     assert book.standing_of(trial()) is None and not book.path.exists()
     book.enter(trial()); book.enter(trial(fee=.002))
     assert (
-        book.standing_of(trial()) == Standing(1, 2, pytest.approx(5e-7), 0, 2)
+        book.standing_of(trial()) == Standing(1, 2, pytest.approx(5e-7), 0, 2, different=2)
         and book.standing_of(trial(fee=0.003)) is None
     )
     assert book.trials_of("ETH/USD")["reruns"].tolist() == [0, 0]

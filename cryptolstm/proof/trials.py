@@ -56,6 +56,8 @@ class Standing:
     reruns: int = 0      # earlier runs of the same trial
     traded: int | None = None   # trials that traded and so have a Sharpe ratio; None = all
     entered: bool = True # False: entered in no ledger, so trials were not counted
+    different: int | None = None   # clusters of similar trials, see `stats.overfit.clusters`; None = all differ
+    within: float = 0.0  # variance of the ratios inside the clusters
 
     def sentence(self) -> str:
         "Sentence for page and terminal."
@@ -63,7 +65,8 @@ class Standing:
             return "This run was entered in no trial ledger and counts as the first on these bars"
         again = "" if not self.reruns else f", run {self.reruns + 1} times"
         many = "" if self.trials == self.number else f" of {self.trials:,}"
-        return f"This is trial {self.number:,}{many} on these bars{again}"
+        few = "" if self.different in (None, self.trials) else f", which count as {self.different:,}"
+        return f"This is trial {self.number:,}{many} on these bars{few}{again}"
 
 # %% ../../nbs/proof/01_trials.ipynb #4f7baa11
 SCHEMA = 2   # 1 had no returns
@@ -165,7 +168,28 @@ def _standing(db: sqlite3.Connection, t: Trial) -> Standing:
         float(ratios.var(ddof=1)) if len(ratios) > 1 else 0.0,
         reruns,
         len(ratios),
+        **_likeness(db, t, found),
     )
+
+def _likeness(db: sqlite3.Connection, t: Trial, found: pd.DataFrame) -> dict:
+    "Clusters of the trials, and the variance inside them; a trial without stored returns is a cluster."
+    if len(found) < 2: return {}
+    from cryptolstm.stats.overfit import clusters, within_variance
+    marks = ", ".join("?" * len(found))
+    stored = dict(db.execute(
+        f"select id, returns from trials where returns is not null and id in ({marks})", found["id"].tolist()
+    ).fetchall())
+    rows = [_unpacked(stored[i]) if i in stored else np.zeros(0) for i in found["id"]]
+    start = ((found["first"] - found["first"].min()) // HOUR).tolist()
+    grid = np.full((max(a + len(r) for a, r in zip(start, rows, strict=True)), len(rows)), np.nan)
+    for k, (a, r) in enumerate(zip(start, rows, strict=True)): grid[a : a + len(r), k] = r
+    known = [k for k, r in enumerate(rows) if len(r)]
+    labels = np.arange(len(rows)) + len(rows)
+    labels[known] = clusters(grid[:, known])
+    ratios = found["sharpe"].astype(float).to_numpy()
+    return {"different": len(set(labels.tolist())), "within": within_variance(ratios, labels)}
+
+def _unpacked(blob: bytes) -> np.ndarray: return np.frombuffer(zlib.decompress(blob), "<f4").astype(float)
 
 def _enter(db: sqlite3.Connection, t: Trial) -> Standing:
     "Insert a trial or count a re-run, and return its standing."
@@ -197,7 +221,7 @@ def _returns(db: sqlite3.Connection, t: Trial) -> np.ndarray:   # (bars × trial
         (t.ticker, t.market, hour_of(t.first), hour_of(t.until), int(t.n)),
     ).fetchall()
     return (
-        np.array([np.frombuffer(zlib.decompress(r), "<f4") for (r,) in rows], float).T
+        np.array([_unpacked(r) for (r,) in rows]).T
         if rows
         else np.empty((0, 0))
     )

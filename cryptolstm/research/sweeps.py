@@ -16,10 +16,10 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.text import finite_or_none
-from ..core.bars import BARS_PER_YEAR
+from ..core.files import plain
 from ..core.config import RunConfig
 from ..core.grid import check_grid
-from ..stats.overfit import deflated_sharpe, expected_maximum, pbo, sharpe_sample, spa_test
+from ..stats.overfit import deflation, pbo, sharpe_sample, spa_test
 from ..execution.simulate import order_settings
 from ..execution.sweep import best_point, surface_summary, sweep
 from ..proof.trials import Standing, Trial, market_of, trial_span
@@ -156,12 +156,19 @@ def judge_surface(
     values = returns.to_numpy()
     # points with identical returns count once
     different = np.unique(values, axis=1, return_index=True)[1]
-    best = sharpe_sample(values[:, best_point(table)])
+    best = best_point(table)
+    deflated = deflation(
+        sharpe_sample(values[:, best]),
+        int(table["closed_trades"].iloc[best]),
+        standing.trials,
+        standing.variance,
+        standing.different,
+        standing.within,
+    )
     out = {
         "trials": standing.trials,
         "reruns": standing.reruns,
-        "deflated_sharpe": finite_or_none(deflated_sharpe(*best, standing.trials, standing.variance)),
-        "expected_best": expected_maximum(standing.trials, standing.variance) * math.sqrt(BARS_PER_YEAR),
+        **plain(deflated),
         "different": len(different),
     }
     blocks = cscv_blocks(*values.shape)

@@ -34,7 +34,9 @@ def test_the_interval_of_the_drawdown_is_archs_on_the_runs_own_returns():
     table = bootstrap(result, reps=100, seed=3)
     lives = StationaryBootstrap(block_length(r), r, seed=3).apply(three_figures, 100)
     np.testing.assert_allclose(
-        table.loc["max_drawdown", ["low", "high"]].astype(float), np.quantile(lives[:, 2], [0.025, 0.975]), rtol=1e-12
+        table.loc["max_drawdown", ["low", "high"]].astype(float),
+        np.quantile(lives[:, 2], [0.025, 0.975]),
+        rtol=1e-12,
     )
     assert table.attrs["block"] == block_length(r)
 

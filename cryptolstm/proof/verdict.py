@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from ..core.errors import InputError
 from ..core.text import p_text, percent
-from ..stats.skill import LEAST, SIGNIFICANCE, min_detectable_hit
+from ..stats.skill import LEAST, RULE_POWER, SIGNIFICANCE, min_detectable_hit
 from ..stats.overfit import ENOUGH_TRADES
 
 # %% ../../nbs/proof/02_verdict.ipynb #9bf3a3a4
@@ -253,7 +253,7 @@ def verdict(
     reasons = luck_reasons(closed, deflated, luck_p, trials) + _worse_errors(skill)
     level = verdict_level(skill, n, beats, leak is not None, bool(reasons))
     skilled = level in (Level.NOT_PROFITABLE, Level.NOT_SIGNIFICANT, Level.CANDIDATE)
-    detectable, few = min_detectable_hit(n), closed is not None and 0 < closed < ENOUGH_TRADES
+    detectable, few = min_detectable_hit(n, RULE_POWER), closed is not None and 0 < closed < ENOUGH_TRADES
     compared = _rivals(others or {}, rivals or {})
     money = _money(net_return, buy_and_hold_return, reversal_return, trades, skilled, compared)
     failed = "" if leak is None else f"the leak certificate failed at {leak}; "

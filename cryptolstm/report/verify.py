@@ -238,7 +238,8 @@ def compare_pages(
     return finding("text", False, f"the page says {x} where the results say {y}")
 
 # %% ../../nbs/report/11_verify.ipynb #be1f8c19
-STANDING = ("trials", "variance", "reruns", "traded", "entered", "different", "within")   # in a manifest
+# names in a manifest
+STANDING = ("trials", "variance", "reruns", "traded", "entered", "different", "within", "other_tickers")
 
 def rerun(
     manifest: Mapping,        # of the page

@@ -6,7 +6,7 @@
 __all__ = ['sweep_forecasts', 'sweep_run', 'point_runs', 'surface_trials', 'cscv_blocks', 'judge_surface']
 
 # %% ../../nbs/research/08_sweeps.ipynb #8d541d52
-import itertools, math
+import inspect, itertools, math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.text import finite_or_none
-from ..core.files import plain
+from ..core.files import code_hash, plain
 from ..core.config import RunConfig
 from ..core.grid import check_grid
 from ..stats.overfit import deflation, pbo, sharpe_sample, spa_test
@@ -117,6 +117,7 @@ def surface_trials(
 ) -> list[Trial]:
     "Every point as a trial; returns are included for sweeps of up to 500 points."
     samples, span = [sharpe_sample(r) for r in returns.to_numpy().T], trial_span(returns.index)
+    code = code_hash(Path(inspect.getfile(Trial)).parents[1])
     return [
         Trial(
             r.ticker,
@@ -129,6 +130,7 @@ def surface_trials(
             skew=finite_or_none(s.skew),
             kurtosis=finite_or_none(s.kurtosis),
             hit=None,
+            code=code,
             returns=returns[k].to_numpy() if len(runs) <= 500 else None
         )
         for r, s, k in zip(runs, samples, returns, strict=True)

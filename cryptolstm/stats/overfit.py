@@ -220,7 +220,7 @@ def adjust(
 def across_tickers(
     results: list[dict],   # summaries, one per ticker, as `cryptolstm backtest --json` prints them
     # a row per ticker: verdict, n, hit, ic, p, p_holm, p_bh, sharpe, total_return, hold;
-    # attrs: tickers, hours, best, best_sharpe, zero_skill
+    # attrs: tickers, hours, best, best_sharpe, tried (tickers in the ledger included), zero_skill
 ) -> pd.DataFrame:
     """Results of all tested tickers, with p-values corrected for their number.
 
@@ -239,24 +239,29 @@ def across_tickers(
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("ticker")
     if table.pop("simulated").nunique() > 1:
         raise InputError("some results are of the demo market and others are not; pass one kind")
-    table = table.assign(p_holm=adjust(table["p"]), p_bh=adjust(table["p"], "bh"))
+    # tickers that were tested on these hours but are not passed count as undefined
+    tried = max(len(table), *(1 + r.get("search", {}).get("other_tickers", 0) for r in results))
+    p = pd.concat([table["p"], pd.Series([math.nan] * (tried - len(table)), dtype=float)])
+    table = table.assign(p_holm=adjust(p)[: len(table)], p_bh=adjust(p, "bh")[: len(table)])
     hours, sharpe = int(table["hours"].median()), table["sharpe"].dropna()
     table.attrs = {
         "tickers": len(table),
         "hours": hours,
         "best": None if sharpe.empty else sharpe.idxmax(),
         "best_sharpe": None if sharpe.empty else float(sharpe.max()),
-        "zero_skill": best_of(len(table), hours),
+        "tried": tried,
+        "zero_skill": best_of(tried, hours),
     }
     return table
 
 def _ticker_row(r: dict) -> dict:
     "The row of one result."
     skill = r["skill"]["LSTM"]
+    tests = [skill[name] for name in ("cw_p", "cw_mean_p", "pt_p")]
     figures = {
         "hit": skill["hit"],
         "ic": skill["ic"],
-        "p": None if None in (skill["cw_p"], skill["pt_p"]) else np.maximum(skill["cw_p"], skill["pt_p"]),
+        "p": None if None in tests else max(tests),
         "sharpe": r["sharpe_ratio"],
         "total_return": r["total_return"],
         "hold": r["baseline_returns"]["buy & hold"],
@@ -277,7 +282,7 @@ def tickers_sentence(
         "none of them traded"
         if a["best"] is None
         else (
-            f"the best Sharpe ratio is {a['best_sharpe']:.2f} ({a['best']}), and the best of {a['tickers']}"
+            f"the best Sharpe ratio is {a['best_sharpe']:.2f} ({a['best']}), and the best of {a['tried']}"
             f" zero-skill tickers would show {a['zero_skill']:.2f}"
         )
     )

@@ -19,8 +19,8 @@ from cryptolstm.core.text import percent
 from cryptolstm.core.bars import regular_grid
 from cryptolstm.data.demo import demo_market, planted_market, planted_state
 from cryptolstm.stats.skill import (SIGNIFICANCE, break_even_hit, clark_west, diebold_mariano, hac_lags,
-                                    hac_variance, hit_rate, information_coefficient, mase, min_detectable_hit, pairs,
-                                    pesaran_timmermann, r2_oos, skill_table)
+                                    hac_variance, hit_rate, information_coefficient, mase, min_detectable_hit,
+                                    pairs, pesaran_timmermann, r2_oos, skill_table)
 from cryptolstm.proof.verdict import Level, Verdict, verdict
 from cryptolstm.research.baselines import last_bar_reversal, momentum
 

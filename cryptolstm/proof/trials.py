@@ -39,9 +39,9 @@ class Trial:
     skew: float | None
     kurtosis: float | None   # not excess
     hit: float | None        # share of correct directions
-    code: str | None = None  # hash of the code
     # (n,) net returns per bar, to compare trials with each other
     returns: np.ndarray | None = field(default=None, repr=False, compare=False)
+    code: str | None = None  # hash of the code
 
     @property
     def config_hash(self) -> str:
@@ -57,7 +57,7 @@ class Standing:
     reruns: int = 0      # earlier runs of the same trial
     traded: int | None = None   # trials that traded and so have a Sharpe ratio; None = all
     entered: bool = True # False: entered in no ledger, so trials were not counted
-    different: int | None = None   # clusters of similar trials, see `stats.overfit.clusters`; None = all differ
+    different: int | None = None   # clusters of similar trials; None = all differ
     within: float = 0.0  # variance of the ratios inside the clusters
     other_tickers: int = 0   # other tickers with trials on these hours
 
@@ -138,7 +138,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     if known() in (1, 2):   # a unique key cannot be altered
         held = ", ".join([*COLUMNS[:-2], "returns"])
         db.execute("alter table trials rename to earlier"); db.execute(TABLE)
-        db.execute(f"insert into trials ({held}) select {held} from earlier"); db.execute("drop table earlier")
+        db.execute(f"insert into trials ({held}) select {held} from earlier")
+        db.execute("drop table earlier")
     db.execute(TABLE); db.execute(f"pragma user_version = {SCHEMA}"); db.execute("commit")
 
 # %% ../../nbs/proof/01_trials.ipynb #dd38cd83
@@ -163,7 +164,8 @@ def _write(db: sqlite3.Connection, t: Trial) -> None:
     packed = None if t.returns is None else zlib.compress(np.asarray(t.returns, "<f4").tobytes())
     if (row := _row_of(rows, t)) is not None:
         db.execute(
-            "update trials set reruns = reruns + 1, last_run = ?, returns = coalesce(returns, ?) where id = ?",
+            "update trials set reruns = reruns + 1, last_run = ?, returns = coalesce(returns, ?)"
+            " where id = ?",
             (now, packed, row),
         )
         return
@@ -192,7 +194,8 @@ def _standing(db: sqlite3.Connection, t: Trial) -> Standing:
     (reruns,) = db.execute("select reruns from trials where id = ?", (row,)).fetchone()
     found = _trials(db, t.ticker, (t.first, t.until), t.market, t.data_hash)
     # a window that moves along is one trial
-    first = found.groupby(["ticker", "market", "config_hash", "code", "variant"], dropna=False)["id"].transform("min")
+    same = ["ticker", "market", "config_hash", "code", "variant"]
+    first = found.groupby(same, dropna=False)["id"].transform("min")
     led = first[found["id"] == row].iloc[0]
     found = found[found["id"].eq(row) | (found["id"].eq(first) & first.ne(led))]
     ratios = found["sharpe"].astype(float).dropna()
@@ -249,7 +252,8 @@ def _trials(
     "Trials on overlapping hours of a ticker, or of bars with this hash under another name."
     first, until = (0, 2**62) if span is None else map(hour_of, span)
     rows = db.execute(
-        f"select {', '.join(COLUMNS)} from trials where (ticker = ? and {_same_market(market)} or data_hash = ?)"
+        f"select {', '.join(COLUMNS)} from trials"
+        f" where (ticker = ? and {_same_market(market)} or data_hash = ?)"
         " and first < ? and until > ? order by id",
         (ticker, market, data_hash, until, first),
     ).fetchall()
@@ -320,14 +324,16 @@ class Ledger:
     ) -> None:
         "Add the verdict to a trial (it depends on the standing)."
         with self._open(write=True) as db:
-            db.execute("update trials set verdict = ? where id = ?", (verdict, _row_of(_rows(db, trial), trial)))
+            row = _row_of(_rows(db, trial), trial)
+            db.execute("update trials set verdict = ? where id = ?", (verdict, row))
 
     def standing_of(self,
         trial: Trial,
     ) -> Standing | None:   # None if it is not in the ledger
         "Current standing of a trial; nothing is written."
         if not self.path.exists(): return None
-        with self._open() as db: return None if _row_of(_rows(db, trial), trial) is None else _standing(db, trial)
+        with self._open() as db:
+            return None if _row_of(_rows(db, trial), trial) is None else _standing(db, trial)
 
     def overfitting(self,
         trial: Trial,    # entered before

@@ -109,8 +109,8 @@ def luck_reasons(
 ) -> list[str]:                # empty if the profit is no luck
     "Why a profit may be luck, as parts of a sentence."
     if closed is not None and closed < ENOUGH_TRADES:
-        many = f"{closed} closed trade{'' if closed == 1 else 's'}"
-        return [f"{many} say nothing about money: at least {ENOUGH_TRADES} are required"]
+        many = f"{closed} closed trade says" if closed == 1 else f"{closed} closed trades say"
+        return [f"{many} nothing about money: at least {ENOUGH_TRADES} are required"]
     count = "this one trial" if trials == 1 else f"{trials:,} trials on these bars"
     behind = "" if closed is None else f" ({closed:,} closed trades)"
     reasons = []
@@ -161,7 +161,8 @@ def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
 def _rivals(others: Mapping, rivals: Mapping) -> str:
     "Part of the sentence: the other baselines."
     best = max(others, key=others.get, default=None)
-    money = "" if best is None else f", {percent(others[best], True)} for {best}, the best of the other baselines"
+    money = ""
+    if best: money = f", {percent(others[best], True)} for {best}, the best of the other baselines"
     tests = ", ".join(f"{name} {_p(p)}" for name, p in rivals.items())
     return money + (f"; Diebold-Mariano p of smaller errors than {tests}" if tests else "")
 
@@ -192,8 +193,8 @@ def _reading(
         return " ".join(f"{reason[0].upper()}{reason[1:]}." for reason in reasons)
     if level == Level.UNDERPOWERED:
         return (
-            f"Below {ENOUGH_BARS} separate forecasts {'even that' if significant else 'there'} is no evidence:"
-            " test a longer span."
+            f"Below {ENOUGH_BARS} separate forecasts {'even that' if significant else 'there'} is no"
+            " evidence: test a longer span."
         )
     if level == Level.SUSPICIOUS:
         usual = "Hourly forecasts are right 51% to 55% of the time at best" if horizon == 1 else (
@@ -216,7 +217,8 @@ CONFIDENCE_SET = .1   # p-value below which a forecaster is outside the model co
 def _worse_errors(skill: Mapping) -> list[str]:
     "Whether another forecaster has smaller errors, as part of a sentence."
     p = skill.get("mcs_p", math.nan)
-    return [f"other forecasters have smaller errors (model confidence set p {_p(p)})"] if p < CONFIDENCE_SET else []
+    if not p < CONFIDENCE_SET: return []
+    return [f"other forecasters have smaller errors (model confidence set p {_p(p)})"]
 
 
 def verdict(

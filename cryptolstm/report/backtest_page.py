@@ -67,6 +67,7 @@ def _verdict_facts(v: Verdict, returns: Mapping) -> dict[str, tuple]:
         return "undefined" if value is None else percent(value, signed)
     chance = f"by chance {share(x['hit_expected'])}; {100 * ALARM_EXCESS:.0f} points more are an alarm"
     closed = "" if x["closed_trades"] is None else f"{x['closed_trades']:,} closed trades; "
+    deflated = f"{closed}{percent(DEFLATED, digits=0)} is required"
     required = f"below {SIGNIFICANCE:g} is required"
     return {
         "hit": (share(x["hit"]), "hit rate", chance),
@@ -76,7 +77,7 @@ def _verdict_facts(v: Verdict, returns: Mapping) -> dict[str, tuple]:
         "min_detectable_hit": (share(x["min_detectable_hit"]), "smallest detectable hit rate", "80% power"),
         "net_return": (share(returns[STRATEGY], True), "net return", f"{x['trades']} trades"),
         "to_beat": (share(x["to_beat"], True), "return to beat", "best of cash and the baselines"),
-        "deflated_sharpe": (share(x["deflated_sharpe"]), "deflated Sharpe ratio", f"{closed}{percent(DEFLATED, digits=0)} is required"),
+        "deflated_sharpe": (share(x["deflated_sharpe"]), "deflated Sharpe ratio", deflated),
         "trials": (f"{x['trials']:,}", "trials on these bars", "each could have been profitable by chance"),
         HOLD: (share(returns[HOLD], True), HOLD, "same costs"),
         REVERSAL: (share(returns[REVERSAL], True), REVERSAL, "same costs"),

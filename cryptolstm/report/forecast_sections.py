@@ -72,9 +72,9 @@ def comparison_table(
     ]
     return paragraph(
         "The network compared with each of the others by the size of the errors (Diebold–Mariano); a positive"
-        " statistic favours the network. Ridge regression and gradient boosting are trained on the same spans, but"
-        f" they see the inputs of one bar, the network those of {results['config'].lookback}, and they use no"
-        " validation bars. A confidence set p below 0.1 means that another forecaster is better.",
+        " statistic favours the network. Ridge regression and gradient boosting are trained on the same"
+        f" spans, but they see the inputs of one bar, the network those of {results['config'].lookback}, and"
+        " they use no validation bars. A confidence set p below 0.1 means that another forecaster is better.",
         "quiet",
     ) + as_table(rows, ["LSTM compared with", "bars", "DM", "DM p"])
 

@@ -78,10 +78,10 @@ def uncertainty_table(
             interval = f"{figure_text(row['low'], short)} … {figure_text(row['high'], short)}"
         rows.append((label, figure_text(row["seen"], form), interval))
     return as_table(rows, ["", "estimate", f"{percent(how['level'], digits=0)} interval"]) + paragraph(
-        f"Sharpe ratio and total return: studentised bootstrap of the {how['trades']:,} closed trades, none below"
-        f" {FEWEST_TRADES}; drawdown: stationary bootstrap of the hourly returns in blocks of {how['block']} hours"
-        f" on average. {how['reps']:,} resamples, which contain only what happened in these bars; digits below"
-        " the Monte-Carlo error are not shown.",
+        f"Sharpe ratio and total return: studentised bootstrap of the {how['trades']:,} closed trades, none"
+        f" below {FEWEST_TRADES}; drawdown: stationary bootstrap of the hourly returns in blocks of"
+        f" {how['block']} hours on average. {how['reps']:,} resamples, which contain only what happened in"
+        " these bars; digits below the Monte-Carlo error are not shown.",
         "quiet",
     )
 

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from ..core.errors import InputError
 from ..core.files import code_hash, plain
-from ..core.bars import BARS_PER_YEAR, as_utc
+from ..core.bars import as_utc
 from ..core.config import RunConfig, run_config
 from ..data.quality import quality_report
 from ..data.client import market_bars
@@ -46,7 +46,8 @@ from .walkforward import WalkForward, bars_needed
 from .forecasts import store_forecasts
 from .result import Baselines, Evidence, Forecasts, Origin, Performance, Result, Skill
 from .replay import log_return, run_line
-from .baselines import (HOLD, LSTM_ALONE, REVERSAL, STRATEGY, learner_exceedance, learner_forecasts,
+from .baselines import (HOLD, LSTM_ALONE, REVERSAL, STRATEGY, learner_exceedance,
+                                           learner_forecasts,
                                            past_return, performance, simple_forecasts, trade_baselines)
 from .certificate import LEAST_TRIED, certificate
 
@@ -64,8 +65,8 @@ def search_of(
 ) -> dict:                 # JSON-able; None where undefined
     """Sharpe ratio of a run, deflated for all trials on these bars, and tests of its trades.
 
-    The keys are trial, trials, traded, variance, different, within, other_tickers, reruns, entered, sentence, bars, among,
-    the ratios per bar, closed_trades, trade_p and random_entry_p."""
+    The keys are trial, trials, traded, variance, different, within, other_tickers, reruns, entered, sentence,
+    bars, among, the ratios per bar, closed_trades, trade_p and random_entry_p."""
     s = sharpe_sample(hourly_returns(result["equity"], result["initial_balance"]))
     mean, place = mean_trade(trade_returns(result)), (standing.different, standing.within)
     numbers = {
@@ -102,8 +103,9 @@ def power_of(
 ) -> dict:                 # JSON-able
     """Smallest effects the test could have detected, and the hit rate that would pay the costs.
 
-    The keys are n, min_detectable_hit, bars, sharpe_noise, sharpe_se_hac, min_detectable_sharpe (annual), held
-    (bars), sigma (of the return over them), round_trip and break_even_hit (None if no hit rate would pay the costs)."""
+    The keys are n, min_detectable_hit, bars, sharpe_noise, sharpe_se_hac, min_detectable_sharpe (annual),
+    held (bars), sigma (of the return over them), round_trip and break_even_hit (None if no hit rate would pay
+    the costs)."""
     trades = result["trades"]
     held = float(trades["bars_held"].mean()) if len(trades) else float(run.horizon)
     sigma = float(np.log(tested["close"]).diff().std() * math.sqrt(max(held, 1)))
@@ -178,10 +180,11 @@ def forecast_skill(
 ) -> pd.DataFrame:            # from `skill_table`, with `mcs_p` and the row `NEXT_OPEN`
     """Skill of all forecasters, their model confidence set, and the network's skill where money starts.
 
-    An order decided at a close is filled at the next open, so the move up to there cannot be earned. `mcs_p` is
-    the p-value of `confidence_set`."""
+    An order decided at a close is filled at the next open, so the move up to there cannot be earned. `mcs_p`
+    is the p-value of `confidence_set`."""
     mean = past_return(bars, horizon).expanding(LEAST).mean()
-    skill = skill_table(realised, forecasters, horizon, mean, past_return(bars, 1).shift(-1).loc[realised.index])
+    steps = past_return(bars, 1).shift(-1).loc[realised.index]
+    skill = skill_table(realised, forecasters, horizon, mean, steps)
     skill["mcs_p"] = confidence_set(realised, forecasters, horizon)
     jump = np.log(bars["open"]).shift(-1) - np.log(bars["close"])
     later = skill_table(realised - jump.loc[realised.index], {NEXT_OPEN: forecasters["LSTM"]}, horizon)

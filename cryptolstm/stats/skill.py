@@ -327,8 +327,9 @@ def confidence_set(
     reps: int = 500,                      # bootstrap samples
     seed: int = 0,
 ) -> pd.Series:                           # p per forecaster; NaN below 30 pairs
-    "Model confidence set of the forecasters and persistence, by absolute errors on their common bars (`arch`)."
-    table = pd.concat({"y": y, "persistence": 0 * y, **forecasts}, axis=1, join="inner").dropna().iloc[::horizon]
+    "Model confidence set of the forecasters and persistence, by absolute errors (`arch`)."
+    table = pd.concat({"y": y, "persistence": 0 * y, **forecasts}, axis=1, join="inner")
+    table = table.dropna().iloc[::horizon]
     losses = table.drop(columns="y").sub(table["y"], axis=0).abs()
     p = pd.Series(math.nan, losses.columns, name="mcs_p")
     different = losses.T.drop_duplicates().index

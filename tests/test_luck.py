@@ -250,7 +250,7 @@ def test_baselines_and_better_forecasters_stop_a_candidate():
     )
     for name in ("momentum", "rules without the LSTM", "ridge with the rules"):
         stopped = verdict(SKILLED, 0.1, 0.02, -0.3, {name: 0.2}, {"ridge": 0.2}, **passed)
-        assert stopped.level == "SKILL, NOT PROFITABLE" and f"+20.0% for {name}" in stopped.sentence
+        assert stopped.level == "SKILL, NOT PROFITABLE" and f"{name}, returned +20.0%" in stopped.sentence
         assert stopped.numbers["to_beat"] == 0.2 and "than ridge = 0.200" in stopped.sentence
     worse = verdict({**SKILLED, "mcs_p": 0.03}, 0.1, 0.02, -0.3, **passed)
     assert (

@@ -423,7 +423,7 @@ def test_the_sentence_for_a_normal_result():
         v.level == "NO SKILL"
         and v.sentence
         == "No evidence of skill: on 720 hours the direction was right 50.4% of the time (95% interval 46.8"
-        " to 54.0; by chance it would be 50.1), Clark-West p = 0.410, against the mean return = 0.410,"
+        " to 54.0; by chance it would be 50.1), Clark-West p = 0.410 (against the mean return 0.410),"
         " Pesaran-Timmermann p = 0.450 (skill needs all below 0.01); after costs the"
         " strategy returned -3.2% against +1.1% for buy & hold. A"
         " test this long detects a hit rate of 56.1% in 80% of cases."

@@ -145,7 +145,7 @@ def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
     )
     text = (
         f"on {_spans(n, horizon)} the direction was right {percent(skill['hit'])} of the time ({interval}),"
-        f" Clark-West p {_p(skill['cw_p'])}, against the mean return {_p(skill['cw_mean_p'])}"
+        f" Clark-West p {_p(skill['cw_p'])} (against the mean return {p_text(skill['cw_mean_p'])})"
     )
     reason = (
         f"fewer than {LEAST} forecasts with a direction"
@@ -162,7 +162,7 @@ def _rivals(others: Mapping, rivals: Mapping) -> str:
     "Part of the sentence: the other baselines."
     best = max(others, key=others.get, default=None)
     money = ""
-    if best: money = f", {percent(others[best], True)} for {best}, the best of the other baselines"
+    if best: money = f"; the best of the other baselines, {best}, returned {percent(others[best], True)}"
     tests = ", ".join(f"{name} {_p(p)}" for name, p in rivals.items())
     return money + (f"; Diebold-Mariano p of smaller errors than {tests}" if tests else "")
 
@@ -177,7 +177,7 @@ def _money(
             f" {percent(hold, True)})"
         )
     many = "" if trades is None else f" in {trades:,} trade{'' if trades == 1 else 's'}"
-    other = f", {percent(reversal, True)} for betting against the last bar{compared}" if skilled else ""
+    other = f" and {percent(reversal, True)} for betting against the last bar{compared}" if skilled else ""
     return (
         f"after costs the strategy returned {percent(net, True)}{many} against {percent(hold, True)} for buy"
         f" & hold{other}"

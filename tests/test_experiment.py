@@ -293,7 +293,23 @@ def earned(sharpe: float, n: int = 720) -> dict:
     "A simulation result with this Sharpe ratio per bar."
     r = np.random.default_rng(1).normal(size=n)
     r = .001 * ((r - r.mean()) / r.std(ddof=1) + sharpe)
-    return {"equity": demo_market(n)["close"] * 0 + 100 * np.cumprod(1 + r), "initial_balance": 100.0}
+    bars = demo_market(n)
+    equity = bars["close"] * 0 + 100 * np.cumprod(1 + r)
+    trades = pd.DataFrame(
+        {
+            "side": 1,
+            "entry_time": bars.index[:-1],
+            "exit_time": bars.index[1:],
+            "entry_price": 1.0,
+            "quantity": 1.0,
+            "borrow": 0.0,
+            "pnl": np.diff(equity),
+            "return": r[1:],
+            "exit_reason": "signal",
+        }
+    )
+    settings = {"fee": 0.0, "slippage": 0.0}
+    return {"equity": equity, "initial_balance": 100.0, "trades": trades, "settings": settings}
 
 
 def attempt(k: int, sharpe: float | None) -> Trial:
@@ -317,13 +333,13 @@ def test_forty_trials_of_which_one_traded_are_not_taken_for_one(tmp_path):
     book = Ledger(tmp_path)
     for k in range(39): book.enter(attempt(k, None))
     standing = book.enter(attempt(39, .065))
-    found = search_of(earned(.065), standing)
+    found = search_of(earned(.065), demo_market(720), standing)
     assert (standing.trials, standing.traded, standing.variance) == (40, 1, 0.0)
     assert found["probabilistic_sharpe"] > .95 > .5 > found["deflated_sharpe"] and found["expected_best"] > 5
 
 
 def test_a_run_that_nobody_counted_says_so():
-    found = search_of(earned(.065), ALONE.enter(attempt(0, .065)))
+    found = search_of(earned(.065), demo_market(720), ALONE.enter(attempt(0, .065)))
     assert (
         found["entered"] is False
         and found["sentence"]

@@ -101,16 +101,50 @@ def test_a_writer_waits_for_another_and_then_says_what_is_wrong(tmp_path, monkey
                       min_size=1, max_size=8, unique=True))
 def test_trials_count_together_exactly_when_they_share_an_hour(tmp_path_factory, spans):
     book = Ledger(tmp_path_factory.mktemp("book"))
+    def own(first, hours): return trial(first, hours, fee=first + hours / 1000)
     for k, (first, hours) in enumerate(spans):
-        seen = book.enter(trial(first, hours))
+        seen = book.enter(own(first, hours))
         shared = sum(a < first + hours and first < a + h for a, h in spans[:k + 1])
         assert (seen.number, seen.trials, seen.reruns) == (shared, shared, 0)
     for first, hours in spans:
-        again = book.enter(trial(first, hours))
+        again = book.enter(own(first, hours))
         assert (
             again.reruns == 1
             and again.trials == sum(a < first + hours and first < a + h for a, h in spans) >= again.number
         )
+
+
+def test_a_rerun_needs_equal_returns(tmp_path):
+    "A changed code, or a training that does not repeat itself, is another trial; the first result is kept."
+    book, rng = Ledger(tmp_path), np.random.default_rng(0)
+    one, two = rng.normal(0, .01, (2, DAY))
+    assert book.enter(trial(returns=one, code="a")).trials == 1
+    assert book.enter(trial(returns=one + 1e-9, code="b")).reruns == 1
+    other = book.enter(trial(returns=two, code="b", sharpe=.5))
+    assert (other.number, other.trials, other.reruns) == (2, 2, 0)
+    assert book.enter(trial(returns=two, code="b")).reruns == 1 and book.enter(trial(returns=one)).number == 1
+    assert book.trials_of("ETH/USD")["sharpe"].tolist() == [.001, .5]
+    for code, reruns in (("a", 0), ("a", 1), ("b", 0)):   # without returns, the code decides
+        assert book.enter(trial(fee=.002, code=code)).reruns == reruns
+    book.conclude(trial(returns=two), "NO SKILL")
+    assert book.trials_of("ETH/USD")["verdict"].eq("NO SKILL").tolist() == [False, True, False, False]
+
+
+def test_a_window_that_moves_along_is_one_trial(tmp_path):
+    book = Ledger(tmp_path)
+    for day in range(20):
+        returns = np.random.default_rng(day).normal(size=240)
+        seen = book.enter(trial(first=day, hours=10 * DAY, returns=returns))
+        assert (seen.number, seen.trials) == (1, 1)
+    assert book.enter(trial(first=3, hours=10 * DAY, fee=.002)).number == 2
+
+
+def test_bars_under_another_name_are_recognised(tmp_path):
+    book = Ledger(tmp_path)
+    book.enter(trial())
+    names = {"ticker": "ETH/USDT"}, {"market": "mine"}, {"ticker": "X/Y", "market": "file"}
+    for k, name in enumerate(names):
+        assert book.enter(trial(**name)).number == k + 2
 
 
 def test_what_was_not_traded_counts_as_a_trial_without_a_ratio(tmp_path):
@@ -130,7 +164,10 @@ def test_another_ticker_and_another_invented_market_are_apart(tmp_path):
         {"market": "simulated:2"},
         {"market": "other"},
     )
-    assert [book.enter(trial(**m)).number for m in others] == [1, 1, 1, 1, 2]
+    entered = [book.enter(trial(data_hash=f"bars of {k}", **m)) for k, m in enumerate(others)]
+    assert [s.number for s in entered] == [1, 1, 1, 1, 2]
+    assert [s.other_tickers for s in entered] == [0, 1, 0, 0, 1]
+    assert entered[1].sentence() == "This is trial 1 on these bars; 1 other ticker on these hours"
     assert (
         market_of(
             {"exchange": "simulated", "simulated": True, "seed": 1, "planted_r2": 0.1, "planted_sign": -1}
@@ -159,7 +196,7 @@ def test_an_old_ledger_keeps_its_trials_and_gains_a_place_for_returns(tmp_path):
     again = book.enter(trial(returns=np.zeros(DAY)))
     assert (again.number, again.reruns) == (1, 1) and book.enter(trial(fee=.002)).number == 2
     db = sqlite3.connect(book.path)
-    assert db.execute("pragma user_version").fetchone() == (2,) and db.execute(
+    assert db.execute("pragma user_version").fetchone() == (3,) and db.execute(
         "select returns is not null from trials order by id"
     ).fetchall() == [(1,), (0,)]
 
@@ -198,7 +235,7 @@ def test_looking_where_a_trial_stands_writes_nothing(tmp_path):
     assert book.standing_of(trial()) is None and not book.path.exists()
     book.enter(trial()); book.enter(trial(fee=.002))
     assert (
-        book.standing_of(trial()) == Standing(1, 2, pytest.approx(5e-7), 0, 2)
+        book.standing_of(trial()) == Standing(1, 2, pytest.approx(5e-7), 0, 2, different=2)
         and book.standing_of(trial(fee=0.003)) is None
     )
     assert book.trials_of("ETH/USD")["reruns"].tolist() == [0, 0]

@@ -189,7 +189,7 @@ def test_blocks_are_a_day_at_least_and_follow_volatility():
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(p=st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=1, max_size=12))
-def test_corrections_are_statsmodels_on_what_is_defined(monkeypatch, p):
+def test_corrections_are_statsmodels_with_one_for_what_is_undefined(monkeypatch, p):
     # statsmodels runs the garbage collector in every call: a fifth of a second in a process this large
     monkeypatch.setattr(gc, "collect", int)
     s = pd.Series(p, index=[f"cell {k}" for k in range(len(p))])
@@ -197,4 +197,7 @@ def test_corrections_are_statsmodels_on_what_is_defined(monkeypatch, p):
         out = adjust(s, ours)
         assert out.isna().equals(s.isna()) and (out.dropna() >= s.dropna() - 1e-12).all()
         if s.notna().any():
-            np.testing.assert_allclose(out.dropna(), multipletests(s.dropna(), method=theirs)[1], rtol=1e-12)
+            # an undefined p counts as 1
+            np.testing.assert_allclose(
+                out.dropna(), multipletests(s.fillna(1), method=theirs)[1][s.notna()], rtol=1e-12
+            )

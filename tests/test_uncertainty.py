@@ -20,19 +20,23 @@ from cryptolstm.execution.simulate import simulate
 
 
 def run_of(returns: np.ndarray) -> dict:
-    "A result with exactly these returns."
+    "A result with exactly these returns, each of an hour's trade."
     index = pd.date_range("2025-01-01", periods=len(returns), freq="h", tz="UTC")
-    return {"equity": pd.Series(100 * np.cumprod(1 + returns), index), "initial_balance": 100.0}
+    equity = pd.Series(100 * np.cumprod(1 + returns), index)
+    trades = pd.DataFrame({"pnl": np.diff(equity, prepend=100.0), "exit_reason": "signal"})[returns != 0]
+    return {"equity": equity, "initial_balance": 100.0, "trades": trades}
 
 
-def test_the_bootstrap_is_archs_on_the_runs_own_returns():
+def test_the_interval_of_the_drawdown_is_archs_on_the_runs_own_returns():
     returns = .005 * np.random.default_rng(0).standard_t(4, 500)
     result = run_of(returns)
     r = hourly_returns(result["equity"], 100.0).to_numpy()
     table = bootstrap(result, reps=100, seed=3)
     lives = StationaryBootstrap(block_length(r), r, seed=3).apply(three_figures, 100)
     np.testing.assert_allclose(
-        table[["low", "high"]].to_numpy().T, np.quantile(lives, [0.025, 0.975], axis=0), rtol=1e-12
+        table.loc["max_drawdown", ["low", "high"]].astype(float),
+        np.quantile(lives[:, 2], [0.025, 0.975]),
+        rtol=1e-12,
     )
     assert table.attrs["block"] == block_length(r)
 
@@ -57,7 +61,17 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
             run_of(0.005 * (np.random.default_rng(seed).standard_normal(500) + 0.02)), reps=200, level=0.9
         ).loc["sharpe_ratio", ["low", "high"]]
         inside += low <= truth <= high
-    assert 46 <= inside <= 60   # 54 expected; the block bootstrap is a little too narrow
+    assert 46 <= inside <= 60   # 54 expected
+
+
+def test_a_cell_of_one_hour_of_day_uses_every_day():
+    "At a horizon of a day its rows do not overlap, however few rows of other hours lie between."
+    index = pd.date_range("2025-01-01", periods=24 * 60, freq="h", tz="UTC")
+    y = pd.Series(np.random.default_rng(0).standard_normal(len(index)), index)
+    hours = skill_by(y, -y, pd.Series(index.hour, index), horizon=24)
+    assert (hours["n"] == 60).all() and hours["p"].notna().all()
+    months = skill_by(y, -y, pd.Series(index.month, index), horizon=24)
+    assert months["n"].tolist() == [31, 28, 1]
 
 
 def test_nothing_traded_has_no_interval():

@@ -258,13 +258,17 @@ def search_facts(
     search: dict,   # from `judge_surface`
 ) -> list[tuple[str, str]]:
     "Facts about the number of points tried: deflated Sharpe ratio, PBO and SPA, as far as defined."
+    from cryptolstm.stats.overfit import ENOUGH_TRADES
     rows = []
+    traded = f"{search['closed_trades']:,} closed trade{'' if search['closed_trades'] == 1 else 's'}"
     if search["deflated_sharpe"] is not None:
         rows.append((
             "deflated",
-            f"{search['deflated_sharpe']:.0%} likely that the best is better than the best of"
+            f"{search['deflated_sharpe']:.0%} likely that the best ({traded}) is better than the best of"
             f" {search['trials']:,} zero-skill trials on these bars (Sharpe {search['expected_best']:.1f})",
         ))
+    elif search["closed_trades"]:
+        rows.append(("deflated", f"undefined: {traded}, at least {ENOUGH_TRADES} are required"))
     if search["pbo"] is not None:
         rows.append((
             "overfit",

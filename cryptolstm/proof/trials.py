@@ -41,6 +41,7 @@ class Trial:
     hit: float | None        # share of correct directions
     # (n,) net returns per bar, to compare trials with each other
     returns: np.ndarray | None = field(default=None, repr=False, compare=False)
+    code: str | None = None  # hash of the code
 
     @property
     def config_hash(self) -> str:
@@ -56,6 +57,9 @@ class Standing:
     reruns: int = 0      # earlier runs of the same trial
     traded: int | None = None   # trials that traded and so have a Sharpe ratio; None = all
     entered: bool = True # False: entered in no ledger, so trials were not counted
+    different: int | None = None   # clusters of similar trials; None = all differ
+    within: float = 0.0  # variance of the ratios inside the clusters
+    other_tickers: int = 0   # other tickers with trials on these hours
 
     def sentence(self) -> str:
         "Sentence for page and terminal."
@@ -63,10 +67,13 @@ class Standing:
             return "This run was entered in no trial ledger and counts as the first on these bars"
         again = "" if not self.reruns else f", run {self.reruns + 1} times"
         many = "" if self.trials == self.number else f" of {self.trials:,}"
-        return f"This is trial {self.number:,}{many} on these bars{again}"
+        few = "" if self.different in (None, self.trials) else f", which count as {self.different:,}"
+        others = f"{self.other_tickers:,} other ticker{'' if self.other_tickers == 1 else 's'}"
+        elsewhere = f"; {others} on these hours" if self.other_tickers else ""
+        return f"This is trial {self.number:,}{many} on these bars{few}{again}{elsewhere}"
 
 # %% ../../nbs/proof/01_trials.ipynb #4f7baa11
-SCHEMA = 2   # 1 had no returns
+SCHEMA = 3   # 1 had no returns, 2 no hash of the code and one result per configuration and bars
 BUSY_SECONDS = 30
 TABLE = (
     "\ncreate table if not exists trials (\n"
@@ -74,8 +81,9 @@ TABLE = (
     " first integer not null, until integer not null,\n"
     "  data_hash text not null, config_hash text not null, config text not null, sharpe real,"
     " n integer not null, skew real, kurtosis real, hit real,\n"
-    "  verdict text, reruns integer not null default 0, last_run text not null, returns blob,"
-    " unique (ticker, market, first, until, data_hash, config_hash))"
+    "  verdict text, reruns integer not null default 0, last_run text not null, returns blob, code text,"
+    " variant integer not null default 0,\n"
+    "  unique (ticker, market, first, until, data_hash, config_hash, variant))"
 )
 
 # %% ../../nbs/proof/01_trials.ipynb #7a1a0001
@@ -104,6 +112,8 @@ COLUMNS = (
     "verdict",
     "reruns",
     "last_run",
+    "code",
+    "variant",
 )
 KEY = "ticker = ? and market = ? and first = ? and until = ? and data_hash = ? and config_hash = ?"
 
@@ -125,18 +135,44 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("begin immediate")
     # read again: another process may have upgraded the file meanwhile
     if known() == 1: db.execute("alter table trials add column returns blob")
+    if known() in (1, 2):   # a unique key cannot be altered
+        held = ", ".join([*COLUMNS[:-2], "returns"])
+        db.execute("alter table trials rename to earlier"); db.execute(TABLE)
+        db.execute(f"insert into trials ({held}) select {held} from earlier")
+        db.execute("drop table earlier")
     db.execute(TABLE); db.execute(f"pragma user_version = {SCHEMA}"); db.execute("commit")
 
 # %% ../../nbs/proof/01_trials.ipynb #dd38cd83
+def _rows(db: sqlite3.Connection, t: Trial) -> list[tuple]:
+    "Trials of this configuration on these bars: id, returns, code."
+    return db.execute(f"select id, returns, code from trials where {KEY} order by id", _key(t)).fetchall()
+
+
+def _row_of(rows: list[tuple], t: Trial) -> int | None:
+    "Id of the row with the result of a trial: equal returns, or the same code where returns are not stored."
+    for row, stored, code in rows:
+        if stored is None or t.returns is None:
+            if code in (None, t.code) or t.code is None: return row
+        elif len(seen := _unpacked(stored)) == len(t.returns) and np.allclose(seen, t.returns, 1e-3, 1e-6):
+            return row
+    return None
+
+
 def _write(db: sqlite3.Connection, t: Trial) -> None:
-    "Insert a trial or count a re-run."
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    "Insert a trial or count a re-run, of which the first result is kept."
+    now, rows = datetime.now(UTC).isoformat(timespec="seconds"), _rows(db, t)
     packed = None if t.returns is None else zlib.compress(np.asarray(t.returns, "<f4").tobytes())
+    if (row := _row_of(rows, t)) is not None:
+        db.execute(
+            "update trials set reruns = reruns + 1, last_run = ?, returns = coalesce(returns, ?)"
+            " where id = ?",
+            (now, packed, row),
+        )
+        return
     db.execute(
         "insert into trials (ticker, market, first, until, data_hash, config_hash, at, config, sharpe, n,"
-        " skew, kurtosis, hit, last_run, returns) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on"
-        " conflict do update set reruns = reruns + 1, last_run = excluded.last_run, returns ="
-        " coalesce(excluded.returns, returns)",
+        " skew, kurtosis, hit, last_run, returns, code, variant)"
+        f" values ({', '.join('?' * 17)})",
         (
             *_key(t),
             now,
@@ -146,26 +182,60 @@ def _write(db: sqlite3.Connection, t: Trial) -> None:
             *map(finite_or_none, (t.skew, t.kurtosis, t.hit)),
             now,
             packed,
+            t.code,
+            len(rows),
         ),
     )
 
 
-def _is_in(db: sqlite3.Connection, t: Trial) -> bool:
-    return db.execute(f"select 1 from trials where {KEY}", _key(t)).fetchone() is not None
-
-
 def _standing(db: sqlite3.Connection, t: Trial) -> Standing:
     "Standing of a trial that is in the ledger."
-    row, reruns = db.execute(f"select id, reruns from trials where {KEY}", _key(t)).fetchone()
-    found = _trials(db, t.ticker, (t.first, t.until), t.market)
+    row = _row_of(_rows(db, t), t)
+    (reruns,) = db.execute("select reruns from trials where id = ?", (row,)).fetchone()
+    found = _trials(db, t.ticker, (t.first, t.until), t.market, t.data_hash)
+    # a window that moves along is one trial
+    same = ["ticker", "market", "config_hash", "code", "variant"]
+    first = found.groupby(same, dropna=False)["id"].transform("min")
+    led = first[found["id"] == row].iloc[0]
+    found = found[found["id"].eq(row) | (found["id"].eq(first) & first.ne(led))]
     ratios = found["sharpe"].astype(float).dropna()
     return Standing(
-        int((found["id"] <= row).sum()),
+        int((first.unique() <= led).sum()),
         len(found),
         float(ratios.var(ddof=1)) if len(ratios) > 1 else 0.0,
         reruns,
         len(ratios),
+        **_likeness(db, found),
+        other_tickers=_other_tickers(db, t),
     )
+
+def _other_tickers(db: sqlite3.Connection, t: Trial) -> int:
+    "Number of other tickers with trials on overlapping hours."
+    return db.execute(
+        f"select count(distinct ticker) from trials where ticker != ? and {_same_market(t.market)}"
+        " and data_hash != ? and first < ? and until > ?",
+        (t.ticker, t.market, t.data_hash, hour_of(t.until), hour_of(t.first)),
+    ).fetchone()[0]
+
+def _likeness(db: sqlite3.Connection, found: pd.DataFrame) -> dict:
+    "Clusters of the trials, and the variance inside them; a trial without stored returns is a cluster."
+    if len(found) < 2: return {}
+    from cryptolstm.stats.overfit import clusters, within_variance
+    marks = ", ".join("?" * len(found))
+    stored = dict(db.execute(
+        f"select id, returns from trials where returns is not null and id in ({marks})", found["id"].tolist()
+    ).fetchall())
+    rows = [_unpacked(stored[i]) if i in stored else np.zeros(0) for i in found["id"]]
+    start = ((found["first"] - found["first"].min()) // HOUR).tolist()
+    grid = np.full((max(a + len(r) for a, r in zip(start, rows, strict=True)), len(rows)), np.nan)
+    for k, (a, r) in enumerate(zip(start, rows, strict=True)): grid[a : a + len(r), k] = r
+    known = [k for k, r in enumerate(rows) if len(r)]
+    labels = np.arange(len(rows)) + len(rows)
+    labels[known] = clusters(grid[:, known])
+    ratios = found["sharpe"].astype(float).to_numpy()
+    return {"different": len(set(labels.tolist())), "within": within_variance(ratios, labels)}
+
+def _unpacked(blob: bytes) -> np.ndarray: return np.frombuffer(zlib.decompress(blob), "<f4").astype(float)
 
 def _enter(db: sqlite3.Connection, t: Trial) -> Standing:
     "Insert a trial or count a re-run, and return its standing."
@@ -176,13 +246,16 @@ def _same_market(market: str) -> str:
     "SQL condition: each seed of a simulated market is separate, all real markets are one."
     return "market = ?" if market.startswith("simulated") else "(market not like 'simulated%' or market = ?)"
 
-def _trials(db: sqlite3.Connection, ticker: str, span: tuple | None, market: str) -> pd.DataFrame:
-    "Trials on overlapping hours."
+def _trials(
+    db: sqlite3.Connection, ticker: str, span: tuple | None, market: str, data_hash: str = ""
+) -> pd.DataFrame:
+    "Trials on overlapping hours of a ticker, or of bars with this hash under another name."
     first, until = (0, 2**62) if span is None else map(hour_of, span)
     rows = db.execute(
-        f"select {', '.join(COLUMNS)} from trials where ticker = ? and {_same_market(market)} and first < ?"
-        " and until > ? order by id",
-        (ticker, market, until, first),
+        f"select {', '.join(COLUMNS)} from trials"
+        f" where (ticker = ? and {_same_market(market)} or data_hash = ?)"
+        " and first < ? and until > ? order by id",
+        (ticker, market, data_hash, until, first),
     ).fetchall()
     out = pd.DataFrame(rows, columns=list(COLUMNS))
     for c in ("first", "until"): out[c] = pd.to_datetime(out[c].astype("int64"), unit="h", utc=True)
@@ -197,7 +270,7 @@ def _returns(db: sqlite3.Connection, t: Trial) -> np.ndarray:   # (bars × trial
         (t.ticker, t.market, hour_of(t.first), hour_of(t.until), int(t.n)),
     ).fetchall()
     return (
-        np.array([np.frombuffer(zlib.decompress(r), "<f4") for (r,) in rows], float).T
+        np.array([_unpacked(r) for (r,) in rows]).T
         if rows
         else np.empty((0, 0))
     )
@@ -232,7 +305,7 @@ class Ledger:
     def enter(self,
         trial: Trial,
     ) -> Standing:
-        "Enter a trial; the same configuration on the same bars again only counts as a re-run."
+        "Enter a trial; the same configuration with the same returns on the same bars is a re-run."
         with self._open(write=True) as db: return _enter(db, trial)
 
     def enter_all(self,
@@ -251,14 +324,16 @@ class Ledger:
     ) -> None:
         "Add the verdict to a trial (it depends on the standing)."
         with self._open(write=True) as db:
-            db.execute(f"update trials set verdict = ? where {KEY}", (verdict, *_key(trial)))
+            row = _row_of(_rows(db, trial), trial)
+            db.execute("update trials set verdict = ? where id = ?", (verdict, row))
 
     def standing_of(self,
         trial: Trial,
     ) -> Standing | None:   # None if it is not in the ledger
         "Current standing of a trial; nothing is written."
         if not self.path.exists(): return None
-        with self._open() as db: return _standing(db, trial) if _is_in(db, trial) else None
+        with self._open() as db:
+            return None if _row_of(_rows(db, trial), trial) is None else _standing(db, trial)
 
     def overfitting(self,
         trial: Trial,    # entered before

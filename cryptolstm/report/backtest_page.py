@@ -16,7 +16,7 @@ from ..core.bars import display_time
 from ..core.config import RunConfig
 from ..stats.skill import SIGNIFICANCE
 from ..model.settings import model_config
-from ..proof.verdict import ALARM_HIT, DEFLATED, ENOUGH_BARS, Level, Verdict
+from ..proof.verdict import ALARM_EXCESS, DEFLATED, ENOUGH_BARS, Level, Verdict
 from ..proof.provenance import data_notes, market_text
 from ..research.baselines import HOLD, REVERSAL, STRATEGY
 from ..research.backtest import summary
@@ -66,8 +66,9 @@ def _verdict_facts(v: Verdict, returns: Mapping) -> dict[str, tuple]:
     x = v.numbers
     def share(value, signed=False):
         return "undefined" if value is None else percent(value, signed)
-    alarm, deflated = (percent(limit, digits=0) for limit in (ALARM_HIT, DEFLATED))
-    chance = f"by chance {share(x['hit_expected'])}; above {alarm} is an alarm"
+    chance = f"by chance {share(x['hit_expected'])}; {100 * ALARM_EXCESS:.0f} points more are an alarm"
+    closed = "" if x["closed_trades"] is None else f"{x['closed_trades']:,} closed trades; "
+    deflated = f"{closed}{percent(DEFLATED, digits=0)} is required"
     required = f"below {SIGNIFICANCE:g} is required"
     return {
         "hit": (share(x["hit"]), "hit rate", chance),
@@ -76,8 +77,8 @@ def _verdict_facts(v: Verdict, returns: Mapping) -> dict[str, tuple]:
         "n": (f"{x['n']:,}", "non-overlapping forecasts", f"{ENOUGH_BARS:,} are required"),
         "min_detectable_hit": (share(x["min_detectable_hit"]), "smallest detectable hit rate", "80% power"),
         "net_return": (share(returns[STRATEGY], True), "net return", f"{x['trades']} trades"),
-        "to_beat": (share(x["to_beat"], True), "return to beat", f"best of cash, {HOLD} and {REVERSAL}"),
-        "deflated_sharpe": (share(x["deflated_sharpe"]), "deflated Sharpe ratio", f"{deflated} is required"),
+        "to_beat": (share(x["to_beat"], True), "return to beat", "best of cash and the baselines"),
+        "deflated_sharpe": (share(x["deflated_sharpe"]), "deflated Sharpe ratio", deflated),
         "trials": (f"{x['trials']:,}", "trials on these bars", "each could have been profitable by chance"),
         HOLD: (share(returns[HOLD], True), HOLD, "same costs"),
         REVERSAL: (share(returns[REVERSAL], True), REVERSAL, "same costs"),

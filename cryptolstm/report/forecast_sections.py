@@ -32,7 +32,9 @@ SKILL_HEAD = [
     "hit rate [95%]",
     "PT p",
     "Clark–West p",
+    "against the mean, p",
     "DM p",
+    "confidence set p",
     "IC",
     "IC by month",
     "R²",
@@ -51,7 +53,7 @@ def skill_table(
                 name,
                 f"{int(r['n']):,}",
                 interval_text(r["hit"], r["hit_low"], r["hit_high"]),
-                *(cell_text(r[p], "p") for p in ("pt_p", "cw_p", "dm_p")),
+                *(cell_text(r[p], "p") for p in ("pt_p", "cw_p", "cw_mean_p", "dm_p", "mcs_p")),
                 cell_text(r["ic"]),
                 monthly,
                 cell_text(r["r2"], ".4f"),
@@ -71,7 +73,9 @@ def comparison_table(
     ]
     return paragraph(
         "The network compared with each of the others by the size of the errors (Diebold–Mariano); a positive"
-        " statistic favours the network.",
+        " statistic favours the network. Ridge regression and gradient boosting are trained on the same"
+        f" spans, but they see the inputs of one bar, the network those of {results['config'].lookback}, and"
+        " they use no validation bars. A confidence set p below 0.1 means that another forecaster is better.",
         "quiet",
     ) + as_table(rows, ["LSTM compared with", "bars", "DM", "DM p"])
 

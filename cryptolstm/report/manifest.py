@@ -129,6 +129,9 @@ _SEARCH = {
     "variance": {"type": "number"},
     "traded": {"type": ["integer", "null"], "minimum": 0},
     "entered": {"type": "boolean"},
+    "different": {"type": ["integer", "null"], "minimum": 0},
+    "within": {"type": "number", "minimum": 0},
+    "other_tickers": {"type": "integer", "minimum": 0},
     "among": {"type": ["object", "null"], "additionalProperties": _NUMBER},
 }
 _FIGURES = ("hit", "ic", "sharpe_ratio", "total_return")
@@ -149,7 +152,7 @@ SCHEMA = _entries(
         "metrics": _TABLE,
         "display_zone": _TEXT,
         **dict.fromkeys(TABLES, _RESULT),
-        "search": _entries(_SEARCH),
+        "search": _entries(_SEARCH, ("different", "within", "other_tickers")),
         "placebo": _entries({"n": _COUNT, "runs": {"type": "array", "items": _RUN}}),
         "notebook": {
             "anyOf": [{"type": "null"}, _entries({"name": _TEXT, "source": _HASH, "sha256": _HASH})]

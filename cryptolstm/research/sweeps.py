@@ -6,7 +6,7 @@
 __all__ = ['sweep_forecasts', 'sweep_run', 'point_runs', 'surface_trials', 'cscv_blocks', 'judge_surface']
 
 # %% ../../nbs/research/08_sweeps.ipynb #8d541d52
-import itertools, math
+import inspect, itertools, math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,11 +16,11 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.text import finite_or_none
-from ..core.bars import BARS_PER_YEAR
+from ..core.files import code_hash, plain
 from ..core.config import RunConfig
 from ..core.grid import check_grid
 from ..core.progress import Progress
-from ..stats.overfit import deflated_sharpe, expected_maximum, pbo, sharpe_sample, spa_test
+from ..stats.overfit import deflation, pbo, sharpe_sample, spa_test
 from ..execution.simulate import order_settings
 from ..execution.sweep import best_point, surface_summary, sweep
 from ..proof.trials import Standing, Trial, market_of, trial_span
@@ -122,6 +122,7 @@ def surface_trials(
 ) -> list[Trial]:
     "Every point as a trial; returns are included for sweeps of up to 500 points."
     samples, span = [sharpe_sample(r) for r in returns.to_numpy().T], trial_span(returns.index)
+    code = code_hash(Path(inspect.getfile(Trial)).parents[1])
     return [
         Trial(
             r.ticker,
@@ -134,6 +135,7 @@ def surface_trials(
             skew=finite_or_none(s.skew),
             kurtosis=finite_or_none(s.kurtosis),
             hit=None,
+            code=code,
             returns=returns[k].to_numpy() if len(runs) <= 500 else None
         )
         for r, s, k in zip(runs, samples, returns, strict=True)
@@ -161,12 +163,19 @@ def judge_surface(
     values = returns.to_numpy()
     # points with identical returns count once
     different = np.unique(values, axis=1, return_index=True)[1]
-    best = sharpe_sample(values[:, best_point(table)])
+    best = best_point(table)
+    deflated = deflation(
+        sharpe_sample(values[:, best]),
+        int(table["closed_trades"].iloc[best]),
+        standing.trials,
+        standing.variance,
+        standing.different,
+        standing.within,
+    )
     out = {
         "trials": standing.trials,
         "reruns": standing.reruns,
-        "deflated_sharpe": finite_or_none(deflated_sharpe(*best, standing.trials, standing.variance)),
-        "expected_best": expected_maximum(standing.trials, standing.variance) * math.sqrt(BARS_PER_YEAR),
+        **plain(deflated),
         "different": len(different),
     }
     blocks = cscv_blocks(*values.shape)

@@ -79,12 +79,11 @@ def stored_forecasts(
     if not path.exists(): return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            index = pd.DatetimeIndex(file["index"].astype("datetime64[ns]"), tz="UTC").as_unit(
-                bars.index.unit
-            )
-            if not index.equals(bars.index[-run.hours:]): raise ValueError("other bars than the tested ones")
+            tested = bars.index[-run.hours:]
+            if not np.array_equal(file["index"], tested.as_unit("ns").asi8):
+                raise ValueError("other bars than the tested ones")
             predictions = pd.DataFrame(
-                {str(c): file[f"c{k}"] for k, c in enumerate(file["columns"])}, index.rename(bars.index.name)
+                {str(c): file[f"c{k}"] for k, c in enumerate(file["columns"])}, tested
             )
             stored = json.loads(str(file["folds"]))
         folds = pd.DataFrame(stored["folds"]).set_index("fold")

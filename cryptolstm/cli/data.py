@@ -157,7 +157,8 @@ def price(
 ) -> None:
     "Print the current price: last, bid, ask, 24-hour change and volume; --watch repeats it."
     from cryptolstm.data.names import check_market, chosen_market
-    use_display({"display_zone": display_zone}), check_ticker(ticker)
+    use_display({"display_zone": display_zone})
+    ticker = check_ticker(one_ticker(pair, ticker) or "BTC/USD")
     if count is not None and not watch:
         raise InputError("--count counts the prices of --watch; add --watch or leave it out")
     check_market(exchange)

@@ -77,7 +77,8 @@ def page(stored_home, tmp_path_factory):
 def wrong(result: dict) -> list[str]: return [f["what"] for f in result["findings"] if not f["ok"]]
 
 
-def test_a_fresh_page_is_verified_in_full(page, stored_home):
+def test_a_fresh_page_is_verified_in_full_in_any_display_zone(page, stored_home, monkeypatch):
+    monkeypatch.setenv("CRYPTOLSTM_DISPLAY_ZONE", "Asia/Tokyo")
     result = verify(page, home=stored_home)
     asked = ["page", "manifest", "notebook", "bars", "data", "verdict", "metrics", *TABLES, "text"]
     assert result["ok"] and [f["what"] for f in result["findings"]] == asked

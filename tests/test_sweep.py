@@ -480,7 +480,7 @@ def test_the_trades_of_a_run_are_listed_and_kept_whole(client_home, tmp_path):
     assert table.pop(0).endswith("prices and net P&L in USD") and "decided: at the close" not in told
     head, *rows, total, costs = table
     assert head.split()[:3] == ["#", "side", "entry"] and len(rows) == len(kept) > 0
-    assert max(map(len, table)) <= 100 and told.isascii()
+    assert max(map(len, table)) <= 100 and "".join(table).isascii()
     assert float(total.split()[1].replace(",", "")) == pytest.approx(kept["pnl"].sum(), abs=0.01)
     assert f"fees {kept['fees'].sum():,.2f}" in costs
     side, first = "long" if kept["side"][0] > 0 else "short", pd.Timestamp(kept["entry_time"][0])

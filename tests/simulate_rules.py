@@ -249,12 +249,14 @@ def page() -> str:
 
     money = pd.DataFrame({n: map(share, false_passes(n, 200, reps=200)) for n in TRADES}).T
     money.columns = ["Sharpe ratio of hourly returns alone, 95%", "rule of the verdict"]
-    covered = pd.DataFrame({k: [share(coverage(n, k, 800, reps=200)) for n in COVERED] for k in ("normal", "fat", "skewed")})
+    kinds = ("normal", "fat", "skewed")
+    covered = pd.DataFrame({k: [share(coverage(n, k, 800, reps=200)) for n in COVERED] for k in kinds})
     best = pd.DataFrame({kind: map(share, best_passes(kind, 40)) for kind in TRIALS}).T
     best.columns = ["variance of the trials alone", "clusters, and at least 1/n"]
     found = pd.DataFrame({n: [share(h), share(power(h, n, 200))] for n, h in DETECTED.items()}).T
     found.columns = ["true hit rate", "found"]
-    size = "\n\n".join(f"Horizon {h} h:\n\n{table_text(sizes(h, 300, level=.05).round(1), 'forecaster')}" for h in HORIZONS)
+    parts = (table_text(sizes(h, 300, level=.05).round(1), 'forecaster') for h in HORIZONS)
+    size = "\n\n".join(f"Horizon {h} h:\n\n{part}" for h, part in zip(HORIZONS, parts, strict=True))
     return TEXT.format(
         money=table_text(money, "trades"),
         covered=table_text(covered.set_axis(COVERED), "trades"),

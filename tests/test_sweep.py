@@ -349,7 +349,8 @@ def test_a_thousand_points_enter_the_ledger_in_one_step_and_quickly(tmp_path):
     began = time.perf_counter()
     standings = [Ledger(tmp_path).enter_all(trials, int(table["total_return"].idxmax())) for _ in range(2)]
     assert time.perf_counter() - began < 10 and [s.trials for s in standings] == [1000, 1000]
-    broken = [*trials[:3], replace(trials[3], config={"new": 1}), replace(trials[4], config={"new": 2}, n="no number")]
+    wrong = replace(trials[4], config={"new": 2}, n="no number")
+    broken = [*trials[:3], replace(trials[3], config={"new": 1}), wrong]
     with pytest.raises(ValueError): Ledger(tmp_path).enter_all(broken)
     # all or none
     assert len(Ledger(tmp_path).trials_of(trials[0].ticker, market="simulated:0")) == 1000

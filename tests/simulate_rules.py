@@ -247,14 +247,16 @@ def page() -> str:
     def share(x):
         return f"{100 * x:.1f}%"
 
-    money = pd.DataFrame({n: map(share, false_passes(n)) for n in TRADES}).T
+    money = pd.DataFrame({n: map(share, false_passes(n, 200, reps=200)) for n in TRADES}).T
     money.columns = ["Sharpe ratio of hourly returns alone, 95%", "rule of the verdict"]
-    covered = pd.DataFrame({k: [share(coverage(n, k)) for n in COVERED] for k in ("normal", "fat", "skewed")})
-    best = pd.DataFrame({kind: map(share, best_passes(kind)) for kind in TRIALS}).T
+    kinds = ("normal", "fat", "skewed")
+    covered = pd.DataFrame({k: [share(coverage(n, k, 800, reps=200)) for n in COVERED] for k in kinds})
+    best = pd.DataFrame({kind: map(share, best_passes(kind, 40)) for kind in TRIALS}).T
     best.columns = ["variance of the trials alone", "clusters, and at least 1/n"]
-    found = pd.DataFrame({n: [share(h), share(power(h, n))] for n, h in DETECTED.items()}).T
+    found = pd.DataFrame({n: [share(h), share(power(h, n, 200))] for n, h in DETECTED.items()}).T
     found.columns = ["true hit rate", "found"]
-    size = "\n\n".join(f"Horizon {h} h:\n\n{table_text(sizes(h).round(1), 'forecaster')}" for h in HORIZONS)
+    parts = (table_text(sizes(h, 300, level=.05).round(1), 'forecaster') for h in HORIZONS)
+    size = "\n\n".join(f"Horizon {h} h:\n\n{part}" for h, part in zip(HORIZONS, parts, strict=True))
     return TEXT.format(
         money=table_text(money, "trades"),
         covered=table_text(covered.set_axis(COVERED), "trades"),
@@ -267,12 +269,12 @@ def page() -> str:
 HORIZONS, DETECTED = (1, 6, 24), {720: 0.560, 2160: 0.537, 8760: 0.517}
 TEXT = """# Size and power of the rules
 
-Every table is printed by `python tests/simulate_rules.py` (some minutes, fixed seeds), and the nightly
-tests in `tests/test_luck.py` assert on it.
+Every table is printed by `python tests/simulate_rules.py` (fixed seeds). The nightly tests in
+`tests/test_luck.py` assert on the same functions with more runs.
 
 ## Worthless trades that pass
 
-One-hour bets at random hours of 720, without costs, in a market of independent fat-tailed returns: 400
+One-hour bets at random hours of 720, without costs, in a market of independent fat-tailed returns; 200
 runs each. The rule of the verdict requires 30 closed trades, a deflated Sharpe ratio of 95% (here of a
 single trial), a mean trade above zero (p < 0.05) and entries that are better than random ones (p < 0.05).
 
@@ -280,28 +282,29 @@ single trial), a mean trade above zero (p < 0.05) and entries that are better th
 
 ## Coverage of the 95% interval of the Sharpe ratio
 
-Symmetric studentised bootstrap of the trades, true mean 0, 2,000 runs each; none is given below 10
-trades. "fat" is a t-distribution with 4 degrees of freedom, "skewed" an exponential one (skew 2).
+Symmetric studentised bootstrap of the trades, true mean 0, 800 runs each (sampling error 0.8%); none is
+given below 10 trades. "fat" is a t-distribution with 4 degrees of freedom, "skewed" an exponential one
+(skew 2).
 
 {covered}
 
 ## The best of many worthless trials
 
-Share of searches whose best trial has a deflated Sharpe ratio of at least 95%: 200 searches of 720 hours
+Share of searches whose best trial has a deflated Sharpe ratio of at least 95%; 40 searches of 720 hours
 each.
 
 {best}
 
 ## Power
 
-Share of 400 runs in which the rule (p < 0.01 in all three tests) finds a true hit rate, with clustered
+Share of 200 runs in which the rule (p < 0.01 in all three tests) finds a true hit rate, with clustered
 volatility.
 
 {power}
 
 ## Size of the Clark–West test
 
-Rejections at a level of 1% divided by 1% (1,000 runs of 2,160 hours; the sampling error is 0.3), for
+Rejections at a level of 5%, divided by 5% (300 runs of 2,160 hours; the sampling error is 0.25), for
 forecasters without skill. Against persistence; in the market with a drift of 0.05 σ an hour, against the
 expanding mean. At horizons above one hour the variance is Hodrick's (1992, 1B). Momentum is rejected less
 often, because it leans on the mean that it is tested against.

@@ -263,6 +263,6 @@ def test_what_the_readme_found_is_found_again(end, hit, tmp_path, real_bars):
     assert abs(100 * numbers["hit"] - float(hit)) < 5
     if end != ENDS[0]: return
     held = float(re.search(r"buy & hold returned (-?[\d.]+)%", FOUND)[1])
-    seen = float(re.search(r"hit rates above ([\d.]+)%", FOUND)[1])
+    seen = float(re.search(r"detects a hit rate of ([\d.]+)%", FOUND)[1])
     assert abs(100 * numbers["buy_and_hold_return"] - held) < 0.06
     assert abs(100 * numbers["min_detectable_hit"] - seen) < 0.06

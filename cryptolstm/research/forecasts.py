@@ -84,7 +84,7 @@ def stored_forecasts(
             )
             if not index.equals(bars.index[-run.hours:]): raise ValueError("other bars than the tested ones")
             predictions = pd.DataFrame(
-                {str(c): file[f"c{k}"] for k, c in enumerate(file["columns"])}, index.rename(bars.index.name)
+                {str(c): file[f"c{k}"] for k, c in enumerate(file["columns"])}, bars.index[-run.hours:]
             )
             stored = json.loads(str(file["folds"]))
         folds = pd.DataFrame(stored["folds"]).set_index("fold")

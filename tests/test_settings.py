@@ -10,7 +10,7 @@ import pytest
 
 from cryptolstm.cli.settings import all_settings, settings_page
 from cryptolstm.cli.terminal import build_run
-from cryptolstm.core.config import (Entry, Learning, Market, Orders, RunConfig, run_config,
+from cryptolstm.core.config import (Display, Entry, Learning, Market, Orders, RunConfig, run_config,
                                     run_from_namespace)
 from cryptolstm.core.settings import check_value, declared, parameter_line
 from cryptolstm.execution.simulate import simulate
@@ -93,7 +93,8 @@ def test_what_can_be_varied_in_a_sweep_leaves_the_forecasts_unchanged():
 def test_the_parts_of_a_run_have_all_its_settings_and_each_only_once():
     names = [f.name for part in (Market, Learning, Entry, Orders) for f in fields(part)]
     assert names == list(RUN) and len(set(names)) == len(names)
-    assert set(all_settings()) == {*names, *(f"network.{n}" for n in NETWORK if n not in RUN)}
+    nested = {f"network.{n}" for n in NETWORK if n not in RUN}
+    assert set(all_settings()) == {*names, *(f.name for f in fields(Display)), *nested}
 
 
 def test_no_default_or_range_of_a_setting_stands_in_another_module():

@@ -13,7 +13,8 @@ from cryptolstm.core.errors import InputError
 from cryptolstm.core.bars import check_bars, regular_grid
 from cryptolstm.data.demo import demo_market
 from cryptolstm.proof.leaks import (MUTANTS, altered_futures, check_future, check_repeat, check_start,
-                                    check_truncation, default_cuts, leak_certificate, same_bits)
+                                    check_truncation, default_cuts, leak_certificate, same_bits,
+                                    stratified_cuts)
 from cryptolstm.research.certificate import certificate, check_labels
 
 REAL = Path(__file__).parents[2] / "shared/data/binance/BTC_USDT_1h.parquet"
@@ -272,3 +273,70 @@ def test_skill_that_does_not_fade_is_a_leak():
     assert check_labels(table, y, 720)["passed"]
     seen = check_labels(table.assign(peek=y.shift(-1)), y, 720)
     assert not seen["passed"] and seen["ic_shifted"] > .9 > abs(seen["ic"])
+
+
+# ---------------------------------------------------------------- rare leaks of one bar
+def planted(kind: str, rows: pd.Series):
+    "A pipeline that uses the next bar on the marked rows only."
+    def f(bars):
+        c, marked = bars["close"], rows.reindex(bars.index)
+        mean, later = c.rolling(20).mean(), c.shift(-1)
+        sigma = np.log(c).diff().rolling(24).std()
+        return {
+            "number": lambda: c.mask(marked, later),
+            "mean": lambda: mean.mask(marked, mean.shift(-1)),
+            "sigma": lambda: sigma.mask(marked, sigma.shift(-1)),
+            "rule": lambda: (c > mean) ^ (marked & (later > c)),
+            "volume": lambda: bars["volume"].mask(marked, bars["volume"].shift(-1)),
+        }[kind]().rename("value")
+    return f
+
+
+KINDS = ["number", "mean", "sigma", "rule", "volume"]
+
+
+def detected(share: float, seeds: range, thorough: bool = False) -> float:
+    "Share of pipelines with a leak on `share` of all rows that fail the certificate."
+    found = []
+    for seed in seeds:
+        bars, rng = demo_market(1500, seed=seed), np.random.default_rng(seed)
+        # marked rows whose value changes when the next bar is removed: all but the rows of a rule that is off
+        rows = np.flatnonzero(bars["close"].diff().shift(-1) > 0)
+        rows = rng.choice(rows[rows > 30], max(round(share * len(bars)), 1), replace=False)
+        marked = pd.Series(np.isin(np.arange(len(bars)), rows), bars.index)
+        f = planted(KINDS[seed % len(KINDS)], marked)
+        found.append(not leak_certificate(f, bars, warmup=None, thorough=thorough).passed)
+    return float(np.mean(found))
+
+
+def test_rare_leaks_of_one_bar_are_found():
+    assert detected(.005, range(20)) >= .95
+    assert detected(.001, range(20)) >= .6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thorough", [False, True])
+def test_rare_leaks_of_one_bar_are_found_in_many_markets(thorough):
+    assert detected(.005, range(200), thorough) >= .95
+    assert detected(.001, range(200), thorough) >= .6
+
+
+@pytest.mark.parametrize("rows", ["jumps of the first third", "month starts"])
+def test_rare_leaks_in_old_bars_are_found(rows):
+    for seed in range(3):
+        bars = demo_market(1500, seed=seed)
+        move = bars["close"].pct_change(fill_method=None).abs().iloc[30:500]
+        old = move.nlargest(4).index if "jumps" in rows else bars.index[bars.index.is_month_start][:1]
+        f = planted("mean", pd.Series(bars.index.isin(old), bars.index))
+        assert leak_certificate(f, bars, warmup=None, thorough=False).offending == "value", seed
+
+
+def test_cuts_lie_at_extremes_in_the_whole_span_and_in_the_last_week():
+    bars = demo_market(1500, seed=2)
+    cuts = stratified_cuts(bars, 60)
+    assert len(cuts) == len(set(cuts)) == 60 and sum(c >= 1332 for c in cuts) >= 20
+    jumps = np.argsort(-bars["close"].pct_change(fill_method=None).abs().fillna(0).to_numpy())[:15]
+    assert {*jumps, *(jumps - 1)} & set(cuts)
+    assert any((bars.index[cuts].day == 1) & (bars.index[cuts].hour == 0))
+    assert stratified_cuts(bars, 60) == cuts != stratified_cuts(bars, 60, seed=1)
+    assert stratified_cuts(demo_market(1500, seed=3), 60) != cuts   # the bars are part of the seed

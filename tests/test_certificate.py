@@ -103,6 +103,20 @@ def filled_at_the_open_before(m):
         )
     wrap(m, replay, "simulate", early)
 
+def sign_chosen_by_the_whole_test(m):
+    "All forecasts are turned if they are worse than chance on the whole tested span."
+    def turned(real, *a, **k):
+        walk = real(*a, **k)
+        f, y = walk.predictions["prediction"], walk.predictions["realised"]
+        return replace(walk, predictions=walk.predictions.assign(prediction=f * np.sign(f.corr(y))))
+    wrap(m, replay, "walk_forward", turned)
+def filled_at_the_best_price(m):
+    "Bought at the low of the bar and sold at its high."
+    def best(real, bars, signal, **k):
+        buys = pd.Series(signal, bars.index).shift(1, fill_value=0) > 0
+        return real(bars.assign(open=bars["low"].where(buys, bars["high"])), signal, **k)
+    wrap(m, replay, "simulate", best)
+
 
 PLANTS = {
     early_feature: "rsi",
@@ -117,6 +131,8 @@ PLANTS = {
     threshold_from_the_whole_sample: "decision: signal",
     filled_before_it_was_decided: "order: position",
     filled_at_the_open_before: "order: fills",
+    sign_chosen_by_the_whole_test: "forecast: prediction",
+    filled_at_the_best_price: "order: fills",
 }
 
 

@@ -201,7 +201,7 @@ def test_every_run_is_entered_and_a_rerun_is_no_new_trial(tmp_path):
         book["data_hash"].eq(first["data"]["sha256"]).all()
         and book["until"].iloc[0].isoformat() == first["data"]["tested_until"]
     )
-    assert summary(dear)["search"]["sentence"] == "This is trial 2 on these bars"
+    assert summary(dear)["search"]["sentence"] == "This is trial 2 on these bars, which count as 1"
 
 
 def test_a_backtest_of_given_bars_writes_nothing_unless_asked(tmp_path, monkeypatch):

@@ -290,11 +290,8 @@ def test_a_damaged_version_is_set_aside_the_previous_one_decides_and_the_signal_
     (folder / second / "model.onnx").write_bytes(b"damaged")
     said = sg.generate_signals(hours=120, retrain_threshold=48)
     assert said["model_info"]["version"] == first and (folder / f"{second}.damaged").is_dir()
-    assert (
-        said["warnings"][0]
-        == f"version {second} of the model is damaged and was set aside as {second}.damaged; version {first}"
-        " is used instead"
-    )
+    aside = f"version {second} of the model is damaged and was set aside as {second}.damaged; version {first}"
+    assert f"{aside} is used instead" in said["warnings"]
     assert not any("damaged" in w for w in sg.generate_signals(hours=120, retrain_threshold=48)["warnings"])
 
 
@@ -434,10 +431,8 @@ def test_a_rollback_during_a_retraining_holds(loopback, tmp_path, monkeypatch):
     said = sg.generate_signals()
     assert said["model_info"]["version"] == first == current_version(sg.line, root).name
     assert said["model_info"]["decision"].endswith("is kept beside it")
-    assert (
-        said["warnings"][0]
-        == "another version was put in use while this call trained one, which is kept beside it"
-    )
+    kept = "another version was put in use while this call trained one, which is kept beside it"
+    assert kept in said["warnings"]
     state = versions(sg.line, root)["state"].tolist()
     # 'challenger' if it also lost against the version it was compared with
     assert state[:2] == ["in use", "kept"] and state[2] in ("aside", "challenger")

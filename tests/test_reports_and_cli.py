@@ -321,7 +321,7 @@ def test_without_a_network_the_report_says_in_red_that_its_market_is_simulated(t
      "pass one of its settings"),
     (["cryptolstm", "report", "ETH/USD", "--set", "network=5"], 2, "pass one of its settings"),
     (["cryptolstm", "signal", "--set", "hours=500"], 2, "pass --hours"),
-    (["cryptolstm", "backtest", "--params", "params/"], 2, "there is no parameter file"),
+    (["cryptolstm", "backtest", "--params", "params/"], 2, "unknown parameter file params; choose one of"),
     (["cryptolstm", "data", "price", "--ticker", "BTC/USD"], 1, "cannot be reached"),
     (["cryptolstm", "data", "fetch", "BTC"], 2, "pass BASE/QUOTE")])
 def test_a_mistake_is_one_sentence_and_an_exit_code(command, code, says, typed):

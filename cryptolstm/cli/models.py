@@ -18,7 +18,6 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.files import home, plain
-from ..core.bars import local_time
 from ..core.config import RunConfig, use_display
 from ..core.text import display_zone
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
@@ -59,6 +58,7 @@ def version_table(
     versions,   # table from `registry.versions`
 ) -> Table:
     "The versions of a line as a table for the terminal."
+    from cryptolstm.core.bars import local_time
     def number(x, form): return "-" if plain(x) is None else format(x, form)
     until = f"trained until ({display_zone()})"
     heads = ("", "version", until, "hours", "windows", "loss", "no move", "hit", "IC")

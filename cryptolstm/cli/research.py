@@ -323,7 +323,7 @@ def grid_result(
     model_config(run)             # find an invalid setting before the download
     bars = market_bars(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True,
-        needed_text(bar_parts(run)),
+        needed=needed_text(bar_parts(run)),
     )
     found = sweep_run(bars, run, grid, progress=True, fresh=fresh)
     notes = {"quick": quick_note(run), "forecasts_from": found["stored_at"]}

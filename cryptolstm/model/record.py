@@ -122,6 +122,7 @@ class ModelRecord:
 
         Raises `TrainingSpanError` if the model has seen the bar."""
         self.check_out_of_sample(table.index[-1:])
+        if len(bars) - 1 not in real_rows(bars)[-1:]: return float("nan")   # a gap ends no window
         first = window_start(bars, len(bars) - 1, self.config.lookback)
         ends, values = self._window_predictions(table, bars, near=slice(first, None))
         return float(values.mean()) if len(ends) else float("nan")

@@ -164,6 +164,7 @@ SCHEMA = _entries(
     additionalProperties=False,
 )
 
+# %% ../../nbs/report/03_manifest.ipynb #be6025f2
 def check_manifest(
     manifest,   # read from a page
 ) -> None:

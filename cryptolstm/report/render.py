@@ -227,6 +227,7 @@ def shipped_notebook(
         f"this package has no report notebook {slug(name)}; verify with the one that made the page"
     )
 
+# %% ../../nbs/report/04_render.ipynb #5b4eddfb
 def page_again(
     results: dict,               # from `backtest`
     notebook: str = "backtest",  # name of a report notebook of this package

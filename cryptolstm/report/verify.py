@@ -230,7 +230,7 @@ def compare_results(
     stamps = ({k: v for k, v in m["data"].items() if k not in TRUSTED} for m in (manifest, now))
     tables = ("verdict", "metrics", *TABLES, *(["placebo"] if "placebo" in manifest else []))
     found = [compare_tables(name, manifest[name], now[name], tolerance(manifest)) for name in tables]
-    old, new = ((m.get("determinism") or {}).get("parts") for m in (manifest, now))
+    old, new = (m["determinism"].get("parts") for m in (manifest, now))
     if old not in (None, new): found.append(compare_tables("parts of a batch", old, new))
     return [compare_tables("data", *stamps), *found]
 
@@ -396,7 +396,7 @@ def _elsewhere(manifest: Mapping) -> list[str]:
     here = {**versions(), "commit": git_commit()}
     there = {**manifest["versions"], "commit": manifest.get("git_commit")}
     notes = [f"{k} was {old} and is {here.get(k)} here" for k, old in there.items() if here.get(k) != old]
-    how = manifest.get("determinism") or {}
+    how = manifest["determinism"]
     if tolerance(manifest) != SAME:
         notes.append(
             f"the page was made on another kind of CPU ({how['cpu']}) than this one ({cpu_kind()}): figures"

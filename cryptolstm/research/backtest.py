@@ -418,7 +418,7 @@ def run_backtest(
     model_config(run)
     bars = market_bars(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress.shown,
-        needed_text(bar_parts(run)),
+        needed=needed_text(bar_parts(run)),
     )
     progress.rest = BASELINES + STATISTICS + CERTIFICATE * certify
     walk = forecasts(bars, run, progress, home, fresh)

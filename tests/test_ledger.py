@@ -1,6 +1,11 @@
 "Every evaluation is stored once: with several processes, damaged files and overlapping spans."
 import multiprocessing
+import os
+import random
+import shutil
+import signal
 import sqlite3
+import time
 
 import numpy as np
 import pytest
@@ -196,7 +201,7 @@ def test_an_old_ledger_keeps_its_trials_and_gains_a_place_for_returns(tmp_path):
     again = book.enter(trial(returns=np.zeros(DAY)))
     assert (again.number, again.reruns) == (1, 1) and book.enter(trial(fee=.002)).number == 2
     db = sqlite3.connect(book.path)
-    assert db.execute("pragma user_version").fetchone() == (3,) and db.execute(
+    assert db.execute("pragma user_version").fetchone() == (4,) and db.execute(
         "select returns is not null from trials order by id"
     ).fetchall() == [(1,), (0,)]
 
@@ -239,3 +244,136 @@ def test_looking_where_a_trial_stands_writes_nothing(tmp_path):
         and book.standing_of(trial(fee=0.003)) is None
     )
     assert book.trials_of("ETH/USD")["reruns"].tolist() == [0, 0]
+
+
+# -- damaged files
+
+def filled(folder) -> Ledger:
+    "A ledger of twelve trials: most with returns, some with a verdict, one run again."
+    book = Ledger(folder)
+    for k in range(12):
+        returns = None if k % 4 == 3 else np.random.default_rng(k).normal(0, .01, DAY)
+        book.enter(trial(fee=k / 1000, returns=returns))
+        if k % 2: book.conclude(trial(fee=k / 1000, returns=returns), "NO SKILL")
+    book.enter(trial(fee=.003, returns=np.zeros(DAY)))
+    return book
+
+
+def flip(rng, path) -> None:
+    "Change one to forty bytes, anywhere or in the header."
+    content = bytearray(path.read_bytes())
+    size = len(content) if rng.random() < .8 else 100
+    for _ in range(rng.choice([1, 1, 4, 40])): content[rng.randrange(size)] ^= rng.randrange(1, 256)
+    path.write_bytes(content)
+
+
+def truncate(rng, path) -> None: os.truncate(path, rng.choice([0, rng.randrange(path.stat().st_size)]))
+
+
+STATEMENTS = (
+    "delete from trials where id = {k}",
+    "delete from trials",
+    "delete from trials where id > {k}",
+    "delete from entries where id = {k}",
+    "delete from entries where id > {k}",
+    "drop table trials",
+    "drop table entries",
+    "update trials set data_hash = 'other' where id = {k}",
+    "update trials set ticker = 'BTC/USD' where id = {k}",
+    "update trials set market = 'simulated:1' where id = {k}",
+    "update trials set first = first + 1000, until = until + 1000 where id = {k}",
+    "update trials set sharpe = 9 where id = {k}",
+    "update trials set verdict = 'CANDIDATE' where id = {k}",
+    "update trials set returns = x'00' where id = {k}",
+    "update trials set id = 99 where id = {k}",
+    "update trials set reruns = 7 where id = {k}",
+    "update entries set digest = 'x' where id = {k}",
+    "pragma user_version = 0",
+    "pragma user_version = 2",
+    "pragma user_version = 3",
+)
+
+
+def edit(rng, path) -> None:
+    "What a person could do with the sqlite3 program."
+    db = sqlite3.connect(path)
+    db.execute(rng.choice(STATEMENTS).format(k=rng.randrange(1, 12)))
+    db.commit(); db.close()
+
+
+def lose_the_journal(rng, path) -> None: path.with_name("trials.sqlite-wal").unlink()
+
+
+def flip_the_journal(rng, path) -> None: flip(rng, path.with_name("trials.sqlite-wal"))
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    "Folders of a ledger: one closed, one as a killed process leaves it, its last writes in the journal."
+    closed, killed = (tmp_path_factory.mktemp(name) for name in ("closed", "killed"))
+    filled(closed / "home")
+    book = Ledger(killed / "work")
+    book.enter(trial(fee=0))
+    reader = sqlite3.connect(book.path)   # holds the journal open
+    reader.execute("select count(*) from trials").fetchone()
+    for k in range(1, 12): book.enter(trial(fee=k / 1000))
+    shutil.copytree(killed / "work", killed / "home")
+    reader.close()
+    return {"closed": closed / "home", "killed": killed / "home"}
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_damaged_ledger_counts_right_or_is_refused_in_one_sentence(seed, pristine, tmp_path):
+    rng = random.Random(seed)
+    damage = rng.choice([flip, flip, truncate, edit, edit, lose_the_journal, flip_the_journal])
+    state = "killed" if damage in (lose_the_journal, flip_the_journal) else "closed"
+    book = Ledger(shutil.copytree(pristine[state], tmp_path / "home"))
+    damage(rng, book.path)
+    ways = (
+        lambda: len(book.trials_of("ETH/USD")),
+        lambda: book.standing_of(trial(fee=.005)).trials,
+        lambda: book.enter(trial(fee=.077)).trials - 1,
+    )
+    for way in ways:
+        try: count = way()
+        except OperationError as e:
+            assert str(book.path) in str(e) and "\n" not in str(e) and ". " not in str(e)
+        else: assert count == 12
+
+
+def test_a_removed_ledger_is_missed(tmp_path):
+    book = filled(tmp_path)
+    book.path.unlink()
+    for way in (lambda: book.trials_of("ETH/USD"), lambda: book.enter(trial())):
+        with pytest.raises(OperationError, match="19 entries were written"): way()
+    book.head.unlink()   # a new beginning, on purpose
+    assert book.enter(trial()).number == 1
+
+
+def test_the_content_of_a_damaged_ledger_is_not_upgraded(tmp_path):
+    book = old_ledger(tmp_path)
+    content = bytearray(book.path.read_bytes())
+    content[-300:] = bytes(300)
+    book.path.write_bytes(content)
+    with pytest.raises(OperationError, match="trials.sqlite"): book.trials_of("ETH/USD")
+
+
+def endless(folder: str, who: int) -> None:
+    "Enter trials until killed, and print the number of each one that was entered."
+    for k in range(10_000):
+        Ledger(folder).enter(trial(fee=who + k / 10_000))
+        with open(f"{folder}/entered.{who}", "a") as f: f.write(f"{k}\n")
+
+
+def test_killed_writers_lose_nothing_that_was_entered(tmp_path):
+    "130 processes killed at random; each entered trial is counted, and the ledger is never refused."
+    rng, context, known, kills = random.Random(0), multiprocessing.get_context("fork"), 0, 130
+    for who in range(kills):
+        writer = context.Process(target=endless, args=(str(tmp_path), who))
+        writer.start()
+        time.sleep(rng.uniform(.01, .12))
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        if (done := tmp_path / f"entered.{who}").exists(): known += len(done.read_text().splitlines())
+    found = len(Ledger(tmp_path).trials_of("ETH/USD"))
+    assert 0 < known <= found <= known + kills

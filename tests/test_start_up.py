@@ -33,7 +33,7 @@ def run(arguments, code=LISTING, **environment):
     return done.returncode, done.stdout, messages, set(json.loads(modules))
 
 
-COMMANDS = ["", "backtest", "signal", "report", "data", "data price", "models", "verify"]
+COMMANDS = ["", "backtest", "signal", "report", "data", "data price", "models", "verify", "prereg"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -64,6 +64,10 @@ ERRORS = {
     "report BTCUSD": "is not a ticker",
     "data price --ticker BTCUSD": "is not a ticker",
     "data price --exchange coinbas": "unknown exchange coinbas",
+    "prereg smoke": "--hypothesis",
+    "prereg smoke --hypothesis x": "end is not set",
+    "prereg smok --hypothesis x": "did you mean smoke?",
+    "prereg smoke --hypothesis x --set fees=1": "did you mean fee?",
 }
 
 

@@ -132,6 +132,7 @@ _SEARCH = {
     "different": {"type": ["integer", "null"], "minimum": 0},
     "within": {"type": "number", "minimum": 0},
     "other_tickers": {"type": "integer", "minimum": 0},
+    "preregistration": _TEXT,
     "among": {"type": ["object", "null"], "additionalProperties": _NUMBER},
 }
 _FIGURES = ("hit", "ic", "sharpe_ratio", "total_return")
@@ -152,7 +153,7 @@ SCHEMA = _entries(
         "metrics": _TABLE,
         "display_zone": _TEXT,
         **dict.fromkeys(TABLES, _RESULT),
-        "search": _entries(_SEARCH, ("different", "within", "other_tickers")),
+        "search": _entries(_SEARCH, ("different", "within", "other_tickers", "preregistration")),
         "placebo": _entries({"n": _COUNT, "runs": {"type": "array", "items": _RUN}}),
         "notebook": {
             "anyOf": [{"type": "null"}, _entries({"name": _TEXT, "source": _HASH, "sha256": _HASH})]

@@ -286,7 +286,17 @@ def compare_pages(
 
 # %% ../../nbs/report/11_verify.ipynb #be1f8c19
 # names in a manifest
-STANDING = ("trials", "variance", "reruns", "traded", "entered", "different", "within", "other_tickers")
+STANDING = (
+    "trials",
+    "variance",
+    "reruns",
+    "traded",
+    "entered",
+    "different",
+    "within",
+    "other_tickers",
+    "preregistration",
+)
 
 def rerun(
     manifest: Mapping,        # of the page

@@ -217,7 +217,7 @@ def moves(bars: pd.DataFrame, horizon: int) -> pd.Series:
 def test_real_skill_is_not_called_a_leak_and_one_that_lasts_is_remarked(horizon):
     hints = 0
     for seed in range(5):
-        bars = regular_grid(planted_market(1500, r2=.1, seed=seed))
+        bars = regular_grid(planted_market(1500, r2=.03, seed=seed))
         found = check_labels(features(bars), moves(bars, horizon), 720, horizon=horizon)
         assert found["passed"], (seed, found)
         bars = drifting(seed)

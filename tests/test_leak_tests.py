@@ -1,6 +1,7 @@
 """The leak checks pass honest pipelines and catch every planted mistake, on the demo market and on real
 candles."""
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from cryptolstm.core.errors import InputError
 from cryptolstm.core.bars import check_bars, regular_grid
 from cryptolstm.data.demo import demo_market
 from cryptolstm.proof.leaks import (MUTANTS, altered_futures, check_future, check_repeat, check_start,
-                                    check_truncation, default_cuts, leak_certificate, same_bits,
-                                    stratified_cuts)
+                                    check_truncation, default_cuts, leak_certificate, same_bits)
+from cryptolstm.proof.cuts import stratified_cuts
+from cryptolstm.proof.pipelines import load_function
 from cryptolstm.research.certificate import certificate, check_labels
 
 REAL = Path(__file__).parents[2] / "shared/data/binance/BTC_USDT_1h.parquet"
@@ -340,3 +342,74 @@ def test_cuts_lie_at_extremes_in_the_whole_span_and_in_the_last_week():
     assert any((bars.index[cuts].day == 1) & (bars.index[cuts].hour == 0))
     assert stratified_cuts(bars, 60) == cuts != stratified_cuts(bars, 60, seed=1)
     assert stratified_cuts(demo_market(1500, seed=3), 60) != cuts   # the bars are part of the seed
+
+
+# ---------------------------------------------------------------- memory of earlier calls
+REMEMBERS = {
+    "a scaler fitted at the first call": """
+SCALER = {}
+def make(bars):
+    x = bars["close"].pct_change()
+    if not SCALER: SCALER.update(mean=x.mean(), std=x.std())
+    return ((x - SCALER["mean"]) / SCALER["std"]).rename("z")
+""",
+    "a cache of rows": """
+ROWS = {}
+def make(bars):
+    later = bars["close"].shift(-1)
+    for t, x in zip(bars.index, later > bars["close"]): ROWS.setdefault(t, x)
+    return bars["close"].index.map(ROWS).to_series(bars.index).rename("up")
+""",
+    "a file": """
+from pathlib import Path
+import json
+def make(bars):
+    x, kept = bars["close"].pct_change(), Path("scaler.json")
+    if not kept.exists(): kept.write_text(json.dumps([x.mean(), x.std()]))
+    mean, std = json.loads(kept.read_text())
+    return ((x - mean) / std).rename("z")
+""",
+}
+
+
+@pytest.mark.parametrize("kind", REMEMBERS)
+def test_what_a_pipeline_remembers_of_earlier_calls_is_found(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = f"remembers_{list(REMEMBERS).index(kind)}"
+    Path(f"{name}.py").write_text(REMEMBERS[kind])
+    make, bars = load_function(f"{name}:make"), demo_market(600)
+    quick = {"warmup": None, "thorough": False}
+    assert leak_certificate(make, bars, **quick).passed or kind == "a cache of rows"
+    Path("scaler.json").unlink(missing_ok=True)
+    for module in [m for m in sys.modules if m == name]: del sys.modules[module]
+    proof = leak_certificate(load_function(f"{name}:make"), bars, **quick, fresh=True)
+    assert [c["name"] for c in proof.failed][-1] == "fresh process", proof.sentence
+    assert "not visible: numbers pasted into the code" in proof.sentence
+    if kind == "a file": assert str(tmp_path / "scaler.json") in proof.failed[-1]["first"]["other"]
+
+
+def test_a_new_process_finds_no_fault_with_honest_code_and_names_what_it_reads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("spans.csv").write_text("20\n")
+    Path("reads_a_file.py").write_text(
+        "from pathlib import Path\n"
+        "def make(bars): return bars['close'].rolling(int(Path('spans.csv').read_text())).mean()\n"
+    )
+    bars, quick = demo_market(600), {"warmup": None, "thorough": False, "fresh": True}
+    proof = leak_certificate(load_function("reads_a_file:make"), bars, **quick)
+    assert proof.passed and f"the content of {tmp_path / 'spans.csv'}" in proof.sentence
+
+    factor = 2.0   # a local function with a value of its surroundings
+    assert leak_certificate(lambda b: b["close"] * factor, bars, **quick).passed
+
+
+def test_a_pipeline_that_needs_this_process_fails_there():
+    bars, calls = demo_market(600), []
+
+    def counts(b):
+        calls.append(1)
+        return b["close"] * len(calls[:2])
+    proof = leak_certificate(counts, bars, warmup=None, thorough=False, fresh=True)
+    assert not proof.passed
+    with pytest.raises(InputError, match="cannot be sent to a new process"):
+        leak_certificate(lambda b, g=(x for x in ()): b, bars, warmup=None, fresh=True)

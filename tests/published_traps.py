@@ -221,6 +221,7 @@ def by_column(proof: Certificate) -> dict[str, list[str]]:
     return found
 
 
+TRUTH = {True: "honest", False: "leak"}
 RESULTS = {   # (honest, anything found)
     (False, True): "caught", (False, False): "missed", (True, True): "false alarm", (True, False): "passed"
 }
@@ -241,7 +242,7 @@ def leak_result(trap: Trap) -> tuple[str, str]:
     if not found and late: found = failures(trap.features, bars, late, more=TRUNCATIONS)
     elif not found: found = by_column(certificate(bars, trap.features))
     result, text = verdict(False, sum(found.values(), []))
-    return result, text + "; raises on nine bars" * late
+    return result, (text or "see above") + "; raises on nine bars" * late
 
 
 def side_by_side(bars: pd.DataFrame, traps: list[Trap]) -> pd.DataFrame:
@@ -251,17 +252,12 @@ def side_by_side(bars: pd.DataFrame, traps: list[Trap]) -> pd.DataFrame:
 
 def honest_results(traps: list[Trap]) -> dict[str, tuple[str, str]]:
     "Results of the honest controls, tried side by side and in new processes, too."
-    groups: dict[tuple, list[Trap]] = {}
-    for t in traps: groups.setdefault((t.package, needs_history(t, bars_for(t.package))), []).append(t)
-    results = {}
-    for (package, late), group in groups.items():
-        names: dict[str, list[str]] = {t.name: [] for t in group}
-        found = failures(partial(side_by_side, traps=group), bars_for(package), late, fresh=True)
-        for column, checks in found.items(): names[column.partition(": ")[0]].extend(checks)
-        for name, checks in names.items():
-            result, text = verdict(True, checks)
-            results[name] = result, text + "; raises on nine bars" * late
-    return results
+    names: dict[str, list[str]] = {t.name: [] for t in traps}
+    for package in {t.package for t in traps}:
+        features = partial(side_by_side, traps=[t for t in traps if t.package == package])
+        for column, checks in failures(features, bars_for(package), fresh=True).items():
+            names[column.partition(": ")[0]].extend(checks)
+    return {name: verdict(True, checks) for name, checks in names.items()}
 
 
 @cache
@@ -296,7 +292,7 @@ def totals(rows: list[tuple[Trap, str, str]]) -> str:
     names = ("caught", "passed", "start only", "missed", "false alarm")
     return lines(
         [
-            (package, group, "honest" if honest else "leak", *(n[name] or "" for name in names))
+            (package, group, TRUTH[honest], *(n[name] or "" for name in names))
             for (package, group, honest), n in counts.items() if set(n) != {"not applicable"}
         ],
         ("package", "collection", "truth", *names),
@@ -309,7 +305,7 @@ def page() -> str:
     versions = ", ".join(f"{name} {number}" for name, number in published()["versions"].items())
     all_rows = lines(
         [
-            (t.package, t.group, t.name, t.what, "honest" if t.honest else "leak", result, text)
+            (t.package, t.group, t.name, t.what, TRUTH[t.honest] if t.features else "", result, text)
             for t, result, text in rows
         ],
         ("package", "collection", "trap", "what it does", "truth", "result", "failed checks, or reason"),

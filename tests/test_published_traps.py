@@ -36,3 +36,11 @@ def test_the_totals_of_the_page_are_those_of_its_rows():
     for package, group, truth, *numbers in totals:
         for name, number in zip(names, numbers, strict=True):
             assert int(number.strip() or 0) == results[package, group, truth, name], (group, truth, name)
+    leaks, controls = (
+        sum((Counter({k[3]: n}) for k, n in results.items() if k[2] == truth), Counter())
+        for truth in ("leak", "honest")
+    )
+    assert (
+        f"**{leaks['caught']} of {leaks.total()} leaks are caught and {leaks['missed']} is missed;"
+        f" {controls['false alarm']} of {controls.total()} controls are accused"
+    ) in " ".join(text.split())

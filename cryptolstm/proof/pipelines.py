@@ -63,7 +63,8 @@ _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr/share")
 _PACKAGE = str(Path(inspect.getfile(InputError)).parents[1])
 # files below these are parts of Python, of a library or of the system
 _INSTALLED = tuple(
-    f"{folder}{os.sep}" for folder in {*sysconfig.get_paths().values(), sys.base_prefix, _PACKAGE, *_SYSTEM}
+    f"{os.path.realpath(folder)}{os.sep}"
+    for folder in {*sysconfig.get_paths().values(), sys.base_prefix, _PACKAGE, *_SYSTEM}
 )
 _CODE = (".py", ".pyc", ".so", ".nbi", ".nbc")
 

@@ -6,14 +6,17 @@ import shutil
 import signal
 import sqlite3
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cryptolstm.core.config import RunConfig
 from cryptolstm.core.errors import OperationError
 from cryptolstm.proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_of
+from cryptolstm.research.backtest import run_backtest
 
 DAY = 24
 CONTEXT = multiprocessing.get_context("spawn")
@@ -377,3 +380,13 @@ def test_killed_writers_lose_nothing_that_was_entered(tmp_path):
         if (done := tmp_path / f"entered.{who}").exists(): known += len(done.read_text().splitlines())
     found = len(Ledger(tmp_path).trials_of("ETH/USD"))
     assert 0 < known <= found <= known + kills
+
+
+def test_a_ledger_of_a_later_version_stops_a_run_before_it_is_trained(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path)
+    ledger.check()
+    assert ledger.empty   # a check makes no file
+    with closing(sqlite3.connect(ledger.path)) as db: db.execute("pragma user_version = 99")
+    monkeypatch.setattr("cryptolstm.research.backtest.forecasts", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(OperationError, match="has schema 99 and this version knows"):
+        run_backtest(RunConfig(exchange="simulated"), home=tmp_path)

@@ -405,6 +405,11 @@ class Ledger:
     @property
     def empty(self) -> bool: return not self.path.exists() and not self.head.exists()
 
+    def check(self) -> None:
+        "Raise `OperationError` if the file is damaged or of a later version, before anything is trained."
+        if not self.empty:
+            with self._open(): pass
+
     @contextmanager
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         "Open and check; with `write`, in a transaction that starts at once and is all or nothing."
@@ -521,6 +526,7 @@ class FixedLedger:
     standing: Standing
     among: dict | None = None   # what `overfitting` returned then
 
+    def check(self) -> None: "Do nothing."
     def enter(self, trial: Trial) -> Standing: return self.standing
     def conclude(self, trial: Trial, verdict: str) -> None: "Do nothing."
     def overfitting(self, trial: Trial) -> dict | None: return self.among

@@ -417,13 +417,15 @@ def run_backtest(
     available."""
     check_decidable(run)          # fail before the download
     model_config(run)
+    ledger = Ledger(home) if ledger is None else ledger
+    ledger.check()
     bars = market_bars(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress.shown,
         needed=needed_text(bar_parts(run)),
     )
     progress.rest = BASELINES + STATISTICS + CERTIFICATE * certify
     walk = forecasts(bars, run, progress, home, fresh)
-    return backtest(bars, run, progress, Ledger(home) if ledger is None else ledger, certify, walk=walk)
+    return backtest(bars, run, progress, ledger, certify, walk=walk)
 
 # %% ../../nbs/research/06_backtest.ipynb #cbd7cb80
 class Backtester:

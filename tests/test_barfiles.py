@@ -157,8 +157,9 @@ def as_file(frame, kind, **how):
 
 def number_text(x, mark=".", group=""):
     "A float in its shortest exact notation, with a decimal mark and a separator of thousands."
-    whole, rest = re.fullmatch(r"(\d+)(.*)", repr(x)).groups()
-    return f"{int(whole):,}".replace(",", group) + rest.replace(".", mark)
+    sign, whole, rest = re.fullmatch(r"(\D*)(\d*)(.*)", repr(x)).groups()
+    if not whole: return repr(x)
+    return f"{sign}{int(whole):,}".replace(",", group) + rest.replace(".", mark)
 
 
 def as_local(bars, mark, group="", separator=";", times="%d.%m.%Y %H:%M",

@@ -1,6 +1,6 @@
-"""Attacks: inputs damaged on purpose. `python -m pytest -m slow tests/attack` prints what was tried and went wrong.
+"""Attacks: inputs damaged on purpose. `python -m pytest -m slow tests/attack` prints a table of them.
 
-An attack takes the fixture `tally` and counts every attempt: `tally("files: a row missing").count(unharmed)`."""
+An attack takes the fixture `tally` and counts each attempt: `tally("files: a row missing").count(unharmed)`."""
 from dataclasses import dataclass
 
 import pytest

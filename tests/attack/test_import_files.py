@@ -1,4 +1,4 @@
-"""Bars are written in many dialects and the files damaged: they are imported with every value right, or refused.
+"""Bars are written in many dialects and the files damaged: they are imported exactly, or refused.
 
 What nobody can detect is listed in docs/data.md, under "Undetectable damage"."""
 import re
@@ -48,8 +48,8 @@ def market(rng) -> pd.DataFrame:
     month = pd.Timestamp(year=rng.integers(2012, 2026), month=rng.integers(1, 13), day=1)
     first = hour_number(month) + 24 * rng.integers(12, 25) + rng.integers(20, 24)
     index = pd.to_datetime(3600 * (first + np.arange(n)), unit="s", utc=True)
-    bars = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)), index=index.rename("timestamp").as_unit("us"))
-    return bars.round(digits + 5)
+    bars = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)), index=index.as_unit("us"))
+    return bars.rename_axis("timestamp").round(digits + 5)
 
 
 # -- damage before the file is written: bars, random numbers → the rows written, and the bars they hold
@@ -166,11 +166,11 @@ def without_separator(lines, k, sep):
 def doubled(word):
     "A second column of volumes, all 1."
     def damage(lines, sep, rng):
-        k = next((i for i, line in enumerate(lines) if re.search(rb"(?i)open|er.*ffnung|ouv|apert", line)), None)
-        if k is None: return lines
-        return [
-            *lines[:k], lines[k].rstrip(b"\r") + sep + word, *(x and x.rstrip(b"\r") + sep + b"1" for x in lines[k + 1 :])
-        ]
+        heads = [i for i, x in enumerate(lines) if re.search(rb"(?i)open|er.*ffnung|ouv|apert", x)]
+        lines = [x.rstrip(b"\r") for x in lines]
+        if not heads: return lines
+        k = heads[0]
+        return [*lines[:k], lines[k] + sep + word, *(x and x + sep + b"1" for x in lines[k + 1 :])]
     return damage
 
 

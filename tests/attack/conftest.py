@@ -1,6 +1,6 @@
 """Attacks: inputs damaged on purpose. `python -m pytest -m slow tests/attack` prints a table of them.
 
-An attack takes the fixture `tally` and counts each attempt: `tally("files: a row missing").count(unharmed)`."""
+An attack takes the fixture `tally` and counts each attempt: `tally("files: no price").count(unharmed)`."""
 from dataclasses import dataclass
 
 import pytest

@@ -1,7 +1,9 @@
 "Bars from users' files: format detection, errors by row, recorded origin, and lossless export."
+import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -56,9 +58,12 @@ def exactly(got: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 @st.composite
 def some_bars(draw) -> pd.DataFrame:
-    "Between 8 and 60 hourly bars with arbitrary floats as prices, some of them with holes."
+    """Between 8 and 60 hourly bars with arbitrary floats as prices, some of them with holes.
+
+    They begin late on a day after the 12th, so that every order of day, month and year can be told apart."""
     n = draw(st.integers(8, 60))
-    first = draw(st.integers(hour_number("2012-01-01"), hour_number("2026-01-01")))
+    month = f"{draw(st.integers(2012, 2025))}-{draw(st.integers(1, 12)):02}-01"
+    first = hour_number(month) + 24 * draw(st.integers(12, 24)) + draw(st.integers(20, 23))
     price = st.floats(1e-9, 1e9, allow_nan=False)
     prices = np.sort(np.array(draw(st.lists(st.tuples(*[price] * 4), min_size=n, max_size=n))), axis=1)
     volume = draw(st.lists(st.floats(0, 1e12), min_size=n, max_size=n))
@@ -75,8 +80,11 @@ def some_bars(draw) -> pd.DataFrame:
         },
         index=index,
     )
-    holes = draw(st.lists(st.integers(1, n - 2), max_size=n // 4, unique=True))
-    return bars.drop(bars.index[holes]) if holes else bars
+    inside = [k for k in range(1, n - 1) if index[k].hour not in (23, 0)]
+    holed = bars.drop(bars.index[draw(st.lists(st.sampled_from(inside), max_size=n // 4, unique=True))])
+    steps = np.diff(holed.index.as_unit("s").asi8)
+    like_longer = (steps[:-2] == steps[1:-1]) & (steps[1:-1] == steps[2:]) & (steps[2:] > 3600)
+    return bars if like_longer.any() else holed
 
 
 def seconds(bars, unit=1):
@@ -106,6 +114,7 @@ def as_cdd(bars):
             "https://www.CryptoDataDownload.com",
             "unix,date,symbol,open,high,low,close,Volume BTC,Volume USD",
             *lines[::-1],
+            "",
         ]
     ).encode()
 
@@ -120,6 +129,7 @@ def as_old_cdd(bars):
             "https://www.CryptoDataDownload.com",
             "Date,Symbol,Open,High,Low,Close,Volume BTC,Volume USD",
             *lines[::-1],
+            "",
         ]
     ).encode()
 
@@ -147,8 +157,9 @@ def as_file(frame, kind, **how):
 
 def number_text(x, mark=".", group=""):
     "A float in its shortest exact notation, with a decimal mark and a separator of thousands."
-    whole, rest = re.fullmatch(r"(\d+)(.*)", repr(x)).groups()
-    return f"{int(whole):,}".replace(",", group) + rest.replace(".", mark)
+    sign, whole, rest = re.fullmatch(r"(\D*)(\d*)(.*)", repr(x)).groups()
+    if not whole: return repr(x)
+    return f"{sign}{int(whole):,}".replace(",", group) + rest.replace(".", mark)
 
 
 def as_local(bars, mark, group="", separator=";", times="%d.%m.%Y %H:%M",
@@ -158,7 +169,7 @@ def as_local(bars, mark, group="", separator=";", times="%d.%m.%Y %H:%M",
     numbers = (
         [when, *(quote + number_text(x, mark, group) + quote for x in row)] for when, row in rows
     )
-    return (head + "\n".join(map(separator.join, numbers))).encode()
+    return (head + "".join(separator.join(row) + "\n" for row in numbers)).encode()
 
 
 def as_kraken(bars, pair="XXBTZUSD", error=()):
@@ -404,6 +415,30 @@ def test_bars_longer_than_an_hour_are_refused(hours, tmp_path):
         read_bars(written(tmp_path, "long.csv", as_csv(minutes(20).set_axis(index))))
 
 
+@pytest.mark.parametrize("hours", [2, 4, 24])
+@pytest.mark.parametrize("longer_first", [True, False])
+def test_longer_bars_beside_hourly_ones_are_refused_by_row(hours, longer_first, tmp_path):
+    bars = a_market(40 * hours + 60)
+    cut = 40 * hours if longer_first else 60
+    parts = [bars.iloc[:cut], bars.iloc[cut:]]
+    long = 0 if longer_first else 1
+    parts[long] = parts[long].iloc[: 6 * hours : hours] if longer_first else parts[long].iloc[::hours][:6]
+    hourly = parts[1 - long]
+    for frame in (pd.concat(parts), pd.concat(parts)[::-1]):
+        with pytest.raises(InputError, match=rf"row \d+ is one of at least four that open {hours} hours"):
+            read_bars(written(tmp_path, "x.csv", as_csv(frame)))
+        got, notes = read_bars(written(tmp_path, "x.csv", as_csv(frame)), skip_bad=True)
+        assert notes["skipped"] >= 6 and got.index.isin(hourly.index).all() and len(hourly) - len(got) <= 1
+        # the hours between them are no gaps
+        assert sum(n for _, n in notes["doubted"]) == sum(n for _, n in notes["gaps"])
+
+
+def test_three_longer_bars_or_holes_of_different_lengths_are_gaps(tmp_path):
+    bars = a_market(60)
+    holed = bars.drop(bars.index[[11, 13, 21, 23, 24, 26, 30, 32]])
+    exactly(read_bars(written(tmp_path, "x.csv", as_csv(holed)))[0], holed)
+
+
 # -- refused rows
 # ------------------------------------------------------------------------------------------
 
@@ -436,6 +471,10 @@ FAULTS = {  # the line that replaces line 4 of the file → the error
     ),
     "2025-01-01 02:00,12,13": "row 4 has 3 fields instead of 6",
     "date,open,high,low,close,volume": "row 4 has 'date' where a time belongs",
+    "2025-01-01 02:00,12,1e308,11,12,7": "row 4 has a price outside 1e-15 to 1e+15, or a volume above 1e+18",
+    "2025-01-01 02:00,1e-320,13,1e-320,12,7": "row 4 has a price outside 1e-15 to 1e+15",
+    "2025-01-01 02:00,12,13,11,12,1e300": "or a volume above 1e+18",
+    "2025-01-01 02:00,true,13,11,12,7": "row 4 has 'true' as open where a number belongs",
 }
 
 
@@ -463,6 +502,38 @@ def test_bad_rows_can_be_left_out_and_are_reported(line, tmp_path):
         and report.bars == 3 - twice
     )
     assert "bad row" in report_text(report) and json.loads(json.dumps(asdict(report)))["bars"] == report.bars
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather", "json"])
+def test_true_is_no_price(kind, tmp_path):
+    bars = dated(a_market(5)).assign(open=True)
+    bars.attrs = {}
+    content = bars.to_json(orient="records").encode() if kind == "json" else as_file(bars, kind)
+    with pytest.raises(InputError, match="row 1 has '[Tt]rue' as open where a number belongs"):
+        read_bars(written(tmp_path, "x", content))
+
+
+def test_no_cut_of_the_last_line_changes_a_value(tmp_path):
+    bars = a_market(20)
+    for end in ("\n", "\r\n"):
+        content = as_csv(bars, end=end)
+        for k in range(len(content) - 119, len(content)):
+            with contextlib.suppress(InputError):
+                got, _ = read_bars(written(tmp_path, "x.csv", content[:k]))
+                exactly(got, bars.iloc[: len(got)])
+    file = written(tmp_path, "x.csv", content[:-9])
+    with pytest.raises(InputError, match="row 21 ends the file without a line end, so its volume may be"):
+        read_bars(file)
+    got, notes = read_bars(file, skip_bad=True)
+    exactly(got, bars.iloc[:-1])
+    assert notes["skipped"] == 1 and "21" in notes["bad"]
+
+
+def test_a_last_line_whose_values_are_complete_needs_no_line_end(tmp_path):
+    bars = a_market(20)
+    for content in (as_klines(bars), as_cdd(bars), as_csv(bars).replace(b"\n", b",9\n").replace(
+        b"volume,9", b"volume,trades")[:-1]):
+        exactly(read_bars(written(tmp_path, "x.csv", content), BTC)[0], bars)
 
 
 def test_rows_are_counted_as_an_editor_shows_them(tmp_path):
@@ -500,7 +571,7 @@ def test_rows_of_parquet_and_json_are_counted_from_the_first_bar(tmp_path):
 
 def test_identical_rows_are_dropped_and_counted(tmp_path):
     got, notes = read_bars(
-        written(tmp_path, "x.csv", HEAD + "\n".join([GOOD[0], GOOD[1], GOOD[1], GOOD[0], GOOD[2], GOOD[1]]))
+        written(tmp_path, "x.csv", HEAD + "".join(GOOD[k] + "\n" for k in (0, 1, 1, 0, 2, 1)))
     )
     assert len(got) == 3 and notes["repeated"] == 3 and notes["skipped"] == 0
 
@@ -542,6 +613,23 @@ NOT_BARS = {
     '["a", "b"]': "row 1 is no bar",
     '[{"a": 1}]': "no column for time and open",
     "1735689600000,1,2,1,2,5,6,7\n": "8 columns without a header",
+    "1735689600000,1,2,1,2,1.5,7\n": "7 columns without a header",
+    "1735689600000,1,2,1,2,5,6,7,8,9,1,2\n": "12 columns without a header",
+    "1735689600000,1,2,1,2,5,1735689600000,7,8,9,1,2\n": "12 columns without a header",
+    "[[1735689600000,1,2,1,2,5,6,7,8,9,1,2]]": "row 1 is no bar",
+    '[{"time":1735689600,"open":1,"high":3,"low":1,"close":2,"close":3,"volume":5}]': (
+        "row 1 is no bar"
+    ),
+    "date,open,high,low,close,volume,Volume\n2025-01-01,1,1,1,1,1,2\n": (
+        "has two columns for volume; remove the wrong one or rename it"
+    ),
+    "date,Open,open,high,low,close,volume\n2025-01-01,1,1,1,1,1,2\n": "has two columns for open",
+    "date,o,open,high,low,close,volume\n2025-01-01,1,1,1,1,1,2\n": "has two columns for open",
+    "date,open,high,low,close,Schluss,volume\n2025-01-01,1,1,1,1,1,2\n": "has two columns for close",
+    "date,open,high,low,close,v,volume\n2025-01-01,1,1,1,1,1,2\n": (
+        "has v and volume, each of which may be the volume in BTC; remove or rename the wrong one"
+    ),
+    "date,open,high,low,close,volume,Volume BTC\n2025-01-01,1,1,1,1,1,2\n": "has volume and volume_btc, each",
     "PAR1 and no more": "damaged Parquet",
     "ARROW1 and no more": "damaged Feather",
     "\x1f\x8bno gzip": "cannot be unpacked",
@@ -604,7 +692,7 @@ UNCLEAR = {  # rows of which every number can be read in two ways → what the e
 @pytest.mark.parametrize("row", UNCLEAR)
 def test_numbers_that_can_be_read_in_two_ways_are_refused(row, tmp_path):
     separator = ";" if ";" in row else ","
-    file = written(tmp_path, "x.csv", HEAD.replace(",", separator) + row)
+    file = written(tmp_path, "x.csv", HEAD.replace(",", separator) + row + "\n")
     for skip in (False, True):
         with pytest.raises(InputError, match="write .* a decimal point") as e:
             import_bars(file, BTC, "somewhere", tmp_path, skip_bad=skip)
@@ -613,7 +701,7 @@ def test_numbers_that_can_be_read_in_two_ways_are_refused(row, tmp_path):
 
 
 def test_one_number_decides_the_decimal_mark_of_the_whole_file(tmp_path):
-    rows = ["2025-01-01 00:00;1,234;1,250;1,200;1,240;500", "2025-01-01 01:00;1,234;1,250;1,200;1,240;{}"]
+    rows = ["2025-01-01 00:00;1,234;1,250;1,200;1,240;500", "2025-01-01 01:00;1,234;1,250;1,200;1,240;{}\n"]
     for volume, price in (("0,5", 1.234), ("0.5", 1234), ("1,000,000", 1234), ("1.000,000", 1.234)):
         text = HEAD.replace(",", ";") + "\n".join(rows).format(volume)
         assert read_bars(written(tmp_path, "x.csv", text))[0]["open"].tolist() == [price, price]
@@ -628,7 +716,7 @@ def test_a_number_with_the_other_decimal_mark_is_a_bad_row(tmp_path):
     text = as_local(a_market(20), ",").decode().splitlines()
     text[7] = "01.02.2025 05:00;1.5;2.5;1.5;2.5;7"
     with pytest.raises(InputError, match="row 8 has '1.5' as open and '2.5' as high and .* number belongs"):
-        read_bars(written(tmp_path, "x.csv", "\n".join(text)))
+        read_bars(written(tmp_path, "x.csv", "\n".join([*text, ""])))
 
 
 # -- vendors
@@ -641,13 +729,13 @@ def test_the_three_header_lines_of_yfinance_are_read(levels, tmp_path):
     bars = a_market(30)
     lines = as_yfinance(bars.assign(volume=bars["volume"] * bars["close"]), "BTC-USD").decode().splitlines()
     lines[:2] = [lines[k] for k in levels]
-    got, notes = read_bars(written(tmp_path, "btc.csv", "\n".join(lines)), BTC)
+    got, notes = read_bars(written(tmp_path, "btc.csv", "\n".join([*lines, ""])), BTC)
     exactly(got[COLUMNS[:4]].assign(volume=bars["volume"]), bars)
     np.testing.assert_allclose(got["volume"], bars["volume"], rtol=1e-12)
     assert notes["format"] == "yfinance CSV, volume divided by close" and notes["rows"] == 30
     lines[7] = lines[7].split(",")[0] + ",x,2,1,1,5"
     with pytest.raises(InputError, match="row 8 has 'x' as close"):
-        read_bars(written(tmp_path, "btc.csv", "\n".join(lines)), BTC)
+        read_bars(written(tmp_path, "btc.csv", "\n".join([*lines, ""])), BTC)
 
 
 def test_a_file_of_yfinance_with_two_tickers_is_refused(tmp_path):
@@ -681,7 +769,7 @@ def test_local_times_of_both_daylight_saving_days_are_read_bar_by_bar(day, tmp_p
 
 
 def test_a_local_time_that_does_not_exist_is_a_bad_row(tmp_path):
-    text = HEAD + "\n".join(f"2025-03-09 0{h}:00,10,12,9,11,5" for h in range(6))
+    text = HEAD + "".join(f"2025-03-09 0{h}:00,10,12,9,11,5\n" for h in range(6))
     with pytest.raises(InputError, match="row 4 has '2025-03-09 02:00' where a time belongs"):
         read_bars(written(tmp_path, "local.csv", text), tz="America/Denver")
 
@@ -689,22 +777,83 @@ def test_a_local_time_that_does_not_exist_is_a_bad_row(tmp_path):
 def test_day_and_month_are_told_apart_by_what_follows_what(tmp_path):
     for end in ("2025-02-04", "2025-01-31"):
         bars = a_market(60, end=end)
-        for spelling in ("%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m-%d-%Y %H:%M", "%d-%m-%Y %H:%M:%S"):
+        for day, (mark, clock) in itertools.product(
+            ("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%y/%m/%d", "%Y/%m/%d"),
+            (("/", "%H:%M"), ("-", "%H:%M:%S"), (".", "%H:%M"), (".", "%I:%M %p")),
+        ):
+            spelling = f"{day.replace('/', mark)} {clock}"
             file = written(tmp_path, "x.csv", as_csv(bars, bars.index.strftime(spelling)))
             exactly(read_bars(file)[0], bars)
 
 
 def test_day_and_month_that_could_be_swapped_are_refused(tmp_path):
     rows = HEAD + "01/02/2025 00:00,1,1,1,1,1\n01/02/2025 01:00,1,1,1,1,1\n"
-    for text in (rows, rows.replace("/", "-")):
+    short = rows.replace("01/02/2025", "14/01/15")   # 14 January 2015 or 15 January 2014
+    for text in (rows, rows.replace("/", "-"), rows.replace("/", "."), short, short.replace("/", ".")):
         with pytest.raises(InputError, match="day and month cannot be told apart"):
             read_bars(written(tmp_path, "x.csv", text))
-    pointed, _ = read_bars(written(tmp_path, "x.csv", rows.replace("/", ".")))   # points: day first
-    assert pointed.index[0] == pd.Timestamp("2025-02-01", tz="UTC")
+
+
+def test_one_damaged_day_does_not_decide_what_is_day_and_what_is_month(tmp_path):
+    rows = [f"05/06/2025 {h:02}:00,1,1,1,1,1" for h in range(20)]
+    for day in ("13/06/2025", "05/07/2025", "06/06/2025"):
+        text = HEAD + "\n".join([*rows[:9], rows[9].replace("05/06/2025", day), *rows[10:], ""])
+        with pytest.raises(InputError, match="day and month cannot be told apart"):
+            read_bars(written(tmp_path, "x.csv", text))
+
+
+@pytest.mark.parametrize("offset", ["-04", "-0400", "-04:00", "+02", " -04", "Z", " UTC"])
+def test_a_time_with_an_offset_is_not_moved_by_the_zone_passed(offset, tmp_path):
+    bars = a_market(30)
+    zone = re.sub(r"^([+-]\d\d)$", r"\1:00", offset.strip()).replace("Z", "UTC")
+    for spelling in ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S.%f"):
+        times = [t + offset for t in bars.index.tz_convert(zone).strftime(spelling)]
+        for mixed in (times, [bars.index[0].tz_convert("America/Denver").strftime(spelling), *times[1:]]):
+            got, _ = read_bars(written(tmp_path, "x.csv", as_csv(bars, mixed)), tz="America/Denver")
+            exactly(got, bars)
+
+
+def two_times(bars, names, *times):
+    return as_csv(bars, [f"{a},{b}" for a, b in zip(*times, strict=True)], HEAD.replace("date", names))
+
+
+@pytest.mark.parametrize("late", [3_600_000, 3_599_999, 3_599_000])
+def test_of_open_and_close_times_the_open_ones_are_taken(late, tmp_path):
+    bars = a_market(30)
+    opens = seconds(bars, 1000)
+    for names, times in {
+        "timestamp,open_time": ([t + late for t in opens], opens),
+        "Open Time,date": (opens, [f"{pd.Timestamp(t + late, unit='ms')}" for t in opens]),
+    }.items():
+        exactly(read_bars(written(tmp_path, "x.csv", two_times(bars, names, *times)))[0], bars)
+
+
+def test_two_time_columns_that_differ_are_refused(tmp_path):
+    bars = a_market(30)
+    opens = seconds(bars)
+    late = [t + 3600 for t in opens]
+    once = [*opens[:4], opens[4] + 7200, *opens[5:]]
+    for names, times, row in (
+        ("timestamp,date", (opens, late), 2),         # neither is called the open time
+        ("open_time,timestamp", (late, opens), 2),    # the open time is the later one
+        ("unix,date", (opens, [t - 18000 for t in opens]), 2),
+        ("unix,date", (once, opens), 6),
+        ("timestamp,close_time", (late, late), 2),
+    ):
+        with pytest.raises(InputError, match=rf"row {row} has 2025.* as \w+ and 2025.* as \w+; remove the"):
+            read_bars(written(tmp_path, "x.csv", two_times(bars, names, *times)))
+
+
+def test_a_second_column_of_times_may_repeat_them_or_be_none(tmp_path):
+    bars = a_market(30)
+    opens = seconds(bars)
+    whole, day = (bars.index.strftime(how) for how in ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d"))
+    for second in (whole, day, ["x"] * 30, range(30)):
+        exactly(read_bars(written(tmp_path, "x.csv", two_times(bars, "unix,date", opens, second)))[0], bars)
 
 
 def test_the_bar_in_progress_when_the_file_was_written_is_left_out(tmp_path):
-    file = written(tmp_path, "x.csv", HEAD + "\n".join(GOOD))
+    file = written(tmp_path, "x.csv", HEAD + "\n".join([*GOOD, ""]))
     os.utime(file, (0, pd.Timestamp("2025-01-01 03:30Z").timestamp()))
     got, notes = read_bars(file)
     assert notes["in_progress"] == "2025-01-01T03:00Z" and len(got) == 3
@@ -820,7 +969,7 @@ def spoilt(folder, bars, *lines):
     "A file of bars in which the given lines replace bars (position → line)."
     rows = as_csv(bars).decode().splitlines()
     for at, line in lines: rows[at + 1] = line
-    return written(folder, "bad.csv", "\n".join(rows))
+    return written(folder, "bad.csv", "\n".join([*rows, ""]))
 
 
 def test_rows_left_out_are_no_gaps_and_are_asked_for(client, exchange, client_home, tmp_path):

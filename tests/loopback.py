@@ -100,6 +100,7 @@ FAULTS: dict[str, Callable[[Answer], Answer]] = {
     "connection reset mid-body": lambda a: Answer(a.body, send=len(a.bytes()) // 2, reset=True),
     "empty body": lambda a: Answer(b"", 404),
     "JSON of another kind": lambda a: Answer({"data": []}),
+    "redirect to another host": lambda a: Answer(a.body, 302, {"Location": "http://127.0.0.1:9/elsewhere"}),
 }
 # well-formed responses that lack bars: indistinguishable from a market without trades
 SILENCES: dict[str, Callable[[list], list]] = {
@@ -184,6 +185,7 @@ class Loopback:
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
         self.requests: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self.authorizations: list[str | None] = []  # of every request
         self.faults: list[Callable[[str, dict, Answer], Answer | None]] = []
         self._lock = threading.Lock()
         self._tables: dict[str, dict] = {}
@@ -450,6 +452,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Upgrade", "").lower() == "websocket":
             self._feed()
             return
+        self.exchange.authorizations.append(self.headers.get("Authorization"))
         answer = self.exchange.answer(url.path, {k: v[0] for k, v in parse_qs(url.query).items()})
         body = answer.bytes()
         if answer.delay:

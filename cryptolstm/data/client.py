@@ -7,7 +7,7 @@ __all__ = ['check_request', 'CryptoMarketDataClient', 'client_bars', 'bars_or_al
            'market_bars']
 
 # %% ../../nbs/data/09_client.ipynb #217ab2bd
-import re, sys, threading
+import sys, threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,7 +100,7 @@ class CryptoMarketDataClient:
 def _address(client: CryptoMarketDataClient) -> dict:
     "The market and address for the stamp of a client's bars."
     if client.market == client.id: return {"market": client.id}
-    return {"market": client.market, "exchange_url": re.sub(r"//[^/]*@", "//", client.url)}
+    return {"market": client.market, "exchange_url": client.url}
 
 # %% ../../nbs/data/09_client.ipynb #2916dfe4
 def client_bars(

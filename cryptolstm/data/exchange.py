@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_HOUR', 'LAST_HOUR', 'TIMEOUT', 'MOST_BYTES', 'BUDGET', 'FIRST_CONTACT', 'PAUSE', 'ExchangeUnreachable',
-           'BadAnswer', 'plausible', 'market_name', 'rest', 'result_of', 'in_thread', 'read_table', 'connect',
+           'BadAnswer', 'plausible', 'rest', 'result_of', 'in_thread', 'market_name', 'read_table', 'connect',
            'new_connection', 'stop_with', 'rebase', 'asked_pause', 'Refused', 'ask', 'NotListed', 'is_closed',
            'not_listed', 'check_listed', 'listed_name', 'exchange_clock']
 
@@ -24,6 +24,7 @@ import requests
 import urllib3
 from tenacity import Retrying, retry_if_exception_type
 
+from ..core.config import check_address
 from ..core.errors import InputError, OperationError
 from .names import check_exchange, exchange_ids
 from .store import HOUR_MS, RENAMED, hour_number, hour_time
@@ -46,27 +47,6 @@ def plausible(
     return ms
 
 FIRST_HOUR, LAST_HOUR = hour_number("2009-01-01"), hour_number("2100-01-01")   # no market is older
-
-# %% ../../nbs/data/01_exchange.ipynb #f5f0865d
-def _hosts(urls) -> set:
-    "The hosts in a table of URLs."
-    if isinstance(urls, dict): return set().union(*map(_hosts, urls.values()))
-    return {urlsplit(urls).netloc.lower()} if isinstance(urls, str) else set()
-
-# %% ../../nbs/data/01_exchange.ipynb #8e3b2f2d
-@cache
-def market_name(
-    exchange: str,                      # ccxt id, or the name of imported bars
-    exchange_url: str | None = None,    # another base address of the same API
-) -> str:                               # the exchange, or exchange@host:port
-    "The name under which bars from an address are stored. The exchange's official address gives its id."
-    if exchange_url is None or exchange not in exchange_ids(): return exchange
-    known = getattr(ccxt, exchange)()
-    where = urlsplit(exchange_url)
-    host = where.netloc.rpartition("@")[2].lower()      # without a password in the address
-    if host in {h.replace("{hostname}", known.hostname or "") for h in _hosts(known.urls["api"])}:
-        return exchange
-    return f"{exchange}@{host}{where.path.rstrip('/')}"
 
 # %% ../../nbs/data/01_exchange.ipynb #187b8182
 def rest(
@@ -97,6 +77,27 @@ def in_thread(
         except BaseException as e: job.set_exception(e)
     threading.Thread(target=run, daemon=True).start()
     return job
+
+# %% ../../nbs/data/01_exchange.ipynb #f5f0865d
+def _hosts(urls) -> set:
+    "The hosts in a table of URLs."
+    if isinstance(urls, dict): return set().union(*map(_hosts, urls.values()))
+    return {urlsplit(urls).netloc.lower()} if isinstance(urls, str) else set()
+
+# %% ../../nbs/data/01_exchange.ipynb #8e3b2f2d
+@cache
+def market_name(
+    exchange: str,                      # ccxt id, or the name of imported bars
+    exchange_url: str | None = None,    # another base address of the same API
+) -> str:                               # the exchange, or exchange@host:port
+    "The name under which bars from an address are stored. The exchange's official address gives its id."
+    if exchange_url is None or exchange not in exchange_ids(): return exchange
+    known = getattr(ccxt, exchange)()
+    where = urlsplit(exchange_url)
+    host = where.netloc.lower()
+    if host in {h.replace("{hostname}", known.hostname or "") for h in _hosts(known.urls["api"])}:
+        return exchange
+    return f"{exchange}@{host}{where.path.rstrip('/')}"
 
 # %% ../../nbs/data/01_exchange.ipynb #19cf4753
 class _Turns:
@@ -223,7 +224,8 @@ class _Session(requests.Session):
         if (target := super().get_redirect_target(resp)) is None: return None
         old, new = urlsplit(resp.url), urlsplit(urljoin(resp.url, target))
         if new.netloc != old.netloc or new.scheme not in (old.scheme, "https"):
-            raise BadAnswer(f"it redirects to another address, {new.netloc.rpartition('@')[2][:100]}")
+            place = re.sub(r".*@|[^\w.:-]", "", new.netloc)[:100]
+            raise BadAnswer(f"it redirects to another address, {place}")
         return target
 
 # %% ../../nbs/data/01_exchange.ipynb #b42e3a6a
@@ -232,7 +234,7 @@ def connect(
     exchange_url: str | None = None,  # another base address of the same API
 ) -> ccxt.Exchange:                 # no request is made yet
     "A ccxt exchange. Raises `InputError` if it is unknown or has no hourly bars, or for an invalid address."
-    check_exchange(exchange)
+    check_exchange(exchange), check_address(exchange_url)
     local = re.match(r"https?://(127\.|localhost|\[::1\])", exchange_url or "")
     ex = type(exchange, (_Careful, getattr(ccxt, exchange)), {})(
         {"timeout": int(TIMEOUT * 1000), "requests_trust_env": not local}
@@ -244,7 +246,7 @@ def connect(
             raise InputError(f"{exchange_url!r} is no address; pass one such as http://127.0.0.1:8765")
         ex.urls["api"] = rebase(ex.urls["api"], exchange_url.rstrip("/"))
         ex.base_url = exchange_url.rstrip("/")
-    ex.session = _session(not local)
+    ex.session = _session(not local, requests.utils.get_netrc_auth(exchange_url or ""))
     ex.turns = _TURNS.setdefault(market_name(exchange, exchange_url), _Turns())
     return ex
 
@@ -351,7 +353,8 @@ def _error_text(error: ccxt.BaseError) -> str:
     if isinstance(error, ccxt.ExchangeNotAvailable):
         return f"it answers with HTTP status {code[1]}" if code else "it is not available"
     if isinstance(error, ccxt.NetworkError): return "the connection broke"
-    return " ".join(re.sub(r"<[^>]*>", " ", str(error)).split())[:160]
+    text = " ".join(re.sub(r"<[^>]*>", " ", str(error)).split())[:160]
+    return "".join(c for c in text if c.isprintable())   # no commands to the terminal
 
 # %% ../../nbs/data/01_exchange.ipynb #758613e9
 class Refused(OperationError):

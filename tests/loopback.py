@@ -462,12 +462,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         for byte in body if answer.drip else b"":
-            self.wfile.write(bytes([byte]))
-            self.wfile.flush()
+            try:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+            except OSError:
+                return
             time.sleep(answer.drip)
             if self.exchange.stopped:
                 return
-        self.wfile.write(b"" if answer.drip else body if answer.send is None else body[:answer.send])
+        with contextlib.suppress(OSError):  # a client that no longer waits
+            self.wfile.write(b"" if answer.drip else body if answer.send is None else body[:answer.send])
         if answer.send is not None:
             self.close_connection = True
             if answer.reset:

@@ -192,10 +192,7 @@ class Loopback:
         self.now = (
             as_utc(now) if now is not None else self.candles(next(iter(self._frames))).index[-1] + HOUR / 2
         )
-        self._server = ThreadingHTTPServer(
-            ("127.0.0.1", port), type("Handler", (_Handler,), {"exchange": self})
-        )
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"exchange": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "Loopback":
@@ -438,6 +435,14 @@ class Loopback:
         )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that no longer waits
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -462,16 +467,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         for byte in body if answer.drip else b"":
-            try:
-                self.wfile.write(bytes([byte]))
-                self.wfile.flush()
-            except OSError:
-                return
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
             time.sleep(answer.drip)
             if self.exchange.stopped:
                 return
-        with contextlib.suppress(OSError):  # a client that no longer waits
-            self.wfile.write(b"" if answer.drip else body if answer.send is None else body[:answer.send])
+        self.wfile.write(b"" if answer.drip else body if answer.send is None else body[:answer.send])
         if answer.send is not None:
             self.close_connection = True
             if answer.reset:

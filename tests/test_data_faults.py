@@ -562,7 +562,8 @@ def test_a_redirect_to_another_address_is_not_followed(exchange, client, monkeyp
     with Loopback({ETH: a_market().assign(volume=1.0)}, now="2025-02-01") as other:
         exchange.faults.append(moved(other.url))
         with pytest.raises(
-            OperationError, match=f"bars of ETH/USD .*: it redirects to another address, 127.0.0.1:{other.port}"
+            OperationError,
+            match=f"bars of ETH/USD .*: it redirects to another address, 127.0.0.1:{other.port}",
         ):
             client.get_historical_bars(ETH, 100)
         assert not other.requests
@@ -579,7 +580,7 @@ def test_an_answer_with_an_odd_status_is_no_answer(exchange, client, monkeypatch
     exchange.faults.append(
         lambda path, query, a: Answer(a.body[::2], status) if path == CANDLES else None
     )
-    with pytest.raises(OperationError, match="the bars of ETH/USD .*: (it answers with HTTP status|it did not)"):
+    with pytest.raises(OperationError, match="the bars of ETH/USD .*: it answers with HTTP status"):
         client.get_historical_bars(ETH, 100)
 
 

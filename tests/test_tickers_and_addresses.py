@@ -18,7 +18,8 @@ ETH = "ETH/USD"
 SECRET = "planted-secret"
 # positional arguments that a command needs before its ticker
 BEFORE = {
-    "data import": ["bars.csv"], "data export": ["bars.csv"], "models compare": ["a", "b"], "models rollback": ["v"],
+    "data import": ["bars.csv"], "data export": ["bars.csv"], "models compare": ["a", "b"],
+    "models rollback": ["v"],
 }
 NEEDED = {"data import": ["--exchange", "x"], "models prune": ["--keep", "3"]}
 
@@ -80,7 +81,8 @@ def test_a_rollback_takes_the_ticker_alone(client_home):
 
 def test_an_import_without_a_ticker_says_where_to_pass_it(client_home, tmp_path):
     done = invoke("data import")
-    assert isinstance(done.exception, InputError) and "pass it after the file or as --ticker" in str(done.exception)
+    assert isinstance(done.exception, InputError)
+    assert "pass it after the file or as --ticker" in str(done.exception)
 
 
 def outputs(*folders: Path) -> list[bytes]:

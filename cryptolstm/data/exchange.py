@@ -328,8 +328,7 @@ def _pause(exchange: ccxt.Exchange) -> Callable:
     return wait
 
 def _hold(exchange: ccxt.Exchange) -> Callable:
-    """What tenacity calls if another try follows: a wait that the exchange asks for applies to all requests to
-    its market."""
+    "What tenacity calls if another try follows: the wait asked for applies to all requests to the market."
     def hold(state) -> None:
         if asked := asked_pause(exchange, state.outcome.exception()): exchange.turns.hold(asked)
     return hold

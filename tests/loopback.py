@@ -100,6 +100,7 @@ FAULTS: dict[str, Callable[[Answer], Answer]] = {
     "connection reset mid-body": lambda a: Answer(a.body, send=len(a.bytes()) // 2, reset=True),
     "empty body": lambda a: Answer(b"", 404),
     "JSON of another kind": lambda a: Answer({"data": []}),
+    "redirect to another host": lambda a: Answer(a.body, 302, {"Location": "http://127.0.0.1:9/elsewhere"}),
 }
 # well-formed responses that lack bars: indistinguishable from a market without trades
 SILENCES: dict[str, Callable[[list], list]] = {
@@ -184,16 +185,14 @@ class Loopback:
         self._frames = {t: None for t in TICKERS} if frames is None else dict(frames)
         self.requests: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self.authorizations: list[str | None] = []  # of every request
         self.faults: list[Callable[[str, dict, Answer], Answer | None]] = []
         self._lock = threading.Lock()
         self._tables: dict[str, dict] = {}
         self.now = (
             as_utc(now) if now is not None else self.candles(next(iter(self._frames))).index[-1] + HOUR / 2
         )
-        self._server = ThreadingHTTPServer(
-            ("127.0.0.1", port), type("Handler", (_Handler,), {"exchange": self})
-        )
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"exchange": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "Loopback":
@@ -436,6 +435,14 @@ class Loopback:
         )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that no longer waits
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -450,6 +457,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Upgrade", "").lower() == "websocket":
             self._feed()
             return
+        self.exchange.authorizations.append(self.headers.get("Authorization"))
         answer = self.exchange.answer(url.path, {k: v[0] for k, v in parse_qs(url.query).items()})
         body = answer.bytes()
         if answer.delay:

@@ -1,4 +1,5 @@
 """Market data: the client's real ccxt code against the loop-back exchange."""
+import base64
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from loopback import DEMO_END, TICKERS, Answer, Loopback, a_market, candles_of, same
 
 from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.core.config import RunConfig
 from cryptolstm.core.bars import COLUMNS, HOUR, display_time, provenance
 from cryptolstm.data import client as client_module, exchange as exchanges, fetch, store
 from cryptolstm.data.store import bar_path, read_store
@@ -471,7 +473,7 @@ def test_realtime_price(exchange, client):
     assert client.get_realtime_price(ETH)["bid"] == price["bid"]
 
 
-@pytest.mark.parametrize("bad", ["0", "-5", "NaN", "Infinity", None])
+@pytest.mark.parametrize("bad", ["0", "-5", "NaN", "Infinity", None, True])
 def test_a_last_price_that_is_none_is_asked_for_again(exchange, client, monkeypatch, bad):
     hit = []
 
@@ -567,16 +569,33 @@ def test_bars_of_another_address_do_not_mix_with_the_exchanges_own(exchange, cli
 def test_the_exchanges_own_address_typed_out_is_the_exchange():
     assert market_name("coinbaseexchange", "https://api.exchange.coinbase.com/") == "coinbaseexchange"
     assert market_name("kraken", "https://api.kraken.com") == "kraken"
-    assert market_name("kraken", "https://me:secret@proxy.example/kraken/") == "kraken@proxy.example/kraken"
+    assert market_name("kraken", "https://proxy.example/kraken/") == "kraken@proxy.example/kraken"
     assert bar_path("x", "kraken@proxy.example/kraken", ETH).parent.name == "kraken@proxy.example_kraken"
 
 
-def test_a_password_in_an_address_is_in_no_stamp(exchange, client_home):
-    bars = CryptoMarketDataClient(
-        exchange_url=exchange.url.replace("//", "//me:secret@")
-    ).get_historical_bars(ETH, 5)
-    assert "secret" not in str(bars.attrs) and provenance(bars).exchange_url == exchange.url
-    assert b"secret" not in bar_path(client_home, provenance(bars).market, ETH).read_bytes()
+@pytest.mark.parametrize("address", [
+    "http://me:secret@{}", "http://me@{}", "http://{}/?apikey=secret", "{}/#secret", "//me:secret@{}",
+])
+def test_an_address_with_credentials_is_refused_and_not_repeated(exchange, client_home, monkeypatch, address):
+    address = address.format(exchange.url.partition("//")[2])
+    with pytest.raises(InputError, match="exchange_url has .* put user name and password into ~/.netrc") as e:
+        CryptoMarketDataClient(exchange_url=address)
+    assert "secret" not in str(e.value)
+    for asked in (lambda: client_module.connect("kraken", address), lambda: RunConfig(exchange_url=address)):
+        with pytest.raises(InputError, match="~/.netrc"): asked()
+    monkeypatch.setenv("CRYPTOLSTM_EXCHANGE_URL", address)
+    with pytest.raises(InputError, match="^CRYPTOLSTM_EXCHANGE_URL has .*~/.netrc"):
+        market_bars(ETH, 5)
+
+
+def test_credentials_in_netrc_are_sent_and_stored_nowhere(exchange, client_home, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password planted-secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    bars = CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars(ETH, 5)
+    word = base64.b64encode(b"me:planted-secret").decode()
+    assert set(exchange.authorizations) == {f"Basic {word}"}
+    for text in (str(bars.attrs).encode(), *(p.read_bytes() for p in client_home.rglob("*") if p.is_file())):
+        assert b"planted-secret" not in text and word.encode() not in text
 
 
 # -- revisions
@@ -679,8 +698,9 @@ def test_candles_read_as_a_table_are_those_of_ccxt(name, texts, rows, late):
     ours, theirs = connected(name)
     unit = 1 if ours.parse_ohlcv([1e9] * 9, None)[0] == 10**12 else 1000
     sent = [[h * 3600 * unit, *(repr(x) if texts else x for x in rest)] for h, *rest in rows]
-    how = (None, "1h", late * store.HOUR_MS, 7)
-    assert ours.parse_ohlcvs(sent, *how) == theirs.parse_ohlcvs(sent, *how)
+    how = (None, "1h", late * store.HOUR_MS)
+    # ours are not cut off at the number asked for
+    assert ours.parse_ohlcvs(sent, *how, 7) == theirs.parse_ohlcvs(sent, *how)
 
 
 @functools.cache

@@ -3,10 +3,13 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
@@ -38,6 +41,7 @@ def stored(client) -> store.BarStore:
 @pytest.mark.parametrize(("reason", "spoil"), [
     ("high below low", lambda r: [r[0], r[2] + 1, r[1], *r[3:]]),
     ("a missing value", lambda r: [*r[:4], None, r[5]]),
+    ("a missing value", lambda r: [r[0], True, *r[2:]]), ("a missing value", lambda r: [*r[:5], True]),
     ("a price that is not positive", lambda r: [r[0], 0.0, *r[2:]]),
     ("a price that is not positive", lambda r: [r[0], -r[1], *r[2:]]),
     ("off the hour", lambda r: [r[0] + 60, *r[1:]]), ("a negative volume", lambda r: [*r[:5], -1.0]),
@@ -118,6 +122,45 @@ def test_duplicated_unordered_and_foreign_candles(exchange, client):
     bars = client.get_historical_bars(ETH, 100)
     same(bars, exchange.candles(ETH).iloc[-100:])
     assert provenance(bars).dropped == {"duplicated": 3}
+
+
+def another_bar(row: list) -> list:
+    "The same hour with another, also plausible bar."
+    return [row[0], row[1] * 0.99, *row[2:5], row[5] + 1]
+
+
+@pytest.mark.parametrize("place", [0, 50, 99], ids=["newest", "middle", "oldest"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("lasting", [True, False])
+def test_of_two_different_bars_of_an_hour_neither_is_used(exchange, client, place, first, lasting):
+    hour = int(exchange.candles(ETH).index[-1 - place].timestamp())
+
+    def twice(path, query, answer):
+        if path == CANDLES and (lasting or exchange.count("candles") == 1):
+            return Answer([
+                x for r in answer.body
+                for x in ([another_bar(r), r][:: 1 if first else -1] if r[0] == hour else [r])
+            ])
+
+    exchange.faults.append(twice)
+    bars, expected = client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:]
+    same(bars[~bars["is_gap"]], expected.drop(expected.index[-1 - place]) if lasting else expected)
+    assert provenance(bars).dropped == ({"contradictory": 1} if lasting else None)
+
+
+@pytest.mark.parametrize("liar", [1, 2, 3])
+def test_of_answers_that_differ_the_majority_is_used(exchange, client, liar):
+    "Hours 20 and 60 are missing in two answers, so that everything between them is given three times."
+    def differs(path, query, answer):
+        if path == CANDLES:
+            rows, n = answer.body, exchange.count("candles")
+            if n == liar: rows = [another_bar(r) if r[0] == hours[40] else r for r in rows]
+            return Answer([r for r in rows if n > 2 or r[0] not in (hours[20], hours[60])])
+
+    expected = exchange.candles(ETH).iloc[-100:]
+    hours = (expected.index.as_unit("s").asi8).tolist()
+    exchange.faults.append(differs)
+    same(client.get_historical_bars(ETH, 100), expected)
 
 
 # -- faults
@@ -438,6 +481,133 @@ def test_an_answer_that_drips_is_not_waited_for(exchange, client, monkeypatch, p
     with pytest.raises(OperationError, match="did not answer in time"):
         client.get_historical_bars(ETH, 100)
     assert time.monotonic() - began < 4
+
+
+def test_a_pause_beyond_the_budget_holds_nobody_up(exchange, client):
+    came = limited(exchange, 1, lambda e: "3600")
+    with pytest.raises(OperationError, match="asks to wait 3600 s"):
+        client.get_historical_bars(ETH, 100)
+    same(client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:])
+    assert len(came) == 2 and came[1] - came[0] < 5
+
+
+HANGS = {
+    "429": lambda a: Answer({}, 429, {"Content-Type": "application/json", "Retry-After": "9"}),
+    "a byte now and then": lambda a: Answer(a.body, drip=2.0),
+    "nothing": lambda a: Answer(a.body, delay=15.0),
+}
+
+
+@pytest.mark.parametrize("kind", HANGS)
+@pytest.mark.parametrize("several", [True, False])
+def test_one_ctrl_c_ends_every_wait(exchange, client, kind, several):
+    "The interrupt reaches the main thread, while others wait for the exchange."
+    began = []
+
+    def hang(path, query, answer):
+        if path == CANDLES:
+            began.append(now := time.monotonic())
+            if began[0] is now: threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+            return HANGS[kind](answer)
+
+    exchange.faults.append(hang)
+    with pytest.raises(KeyboardInterrupt):
+        if several: client_module.fetch_many([ETH, "BTC/USD"], 900, exchange_url=exchange.url)
+        else: client.get_historical_bars(ETH, 900)
+    assert time.monotonic() - began[0] < 1.0 + 3.0
+    assert not [t for t in threading.enumerate() if "ThreadPoolExecutor" in t.name]
+    exchange.faults.clear()
+    client.exchange.turns.held = 0.0
+    same(client.get_historical_bars(ETH, 900), exchange.candles(ETH).iloc[-900:])
+
+
+def test_a_header_that_drips_is_not_waited_for(client_home, monkeypatch):
+    monkeypatch.setattr(exchanges, "BUDGET", 0.5)
+    monkeypatch.setattr(exchanges, "FIRST_CONTACT", 0.5)
+
+    def drip(connection):
+        with contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.1)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True: threading.Thread(target=drip, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        client = CryptoMarketDataClient(exchange_url=f"http://127.0.0.1:{server.getsockname()[1]}")
+        client.exchange.timeout, began = 300, time.monotonic()
+        with pytest.raises(OperationError, match="did not answer in time"):
+            client.get_historical_bars(ETH, 100)
+        assert time.monotonic() - began < 4
+
+
+# -- redirects and empty lists
+# ------------------------------------------------------------------------------------------------
+
+
+def moved(place: str):
+    return lambda path, query, a: (
+        Answer(b"", 302, {"Location": f"{place}{path}?{urlencode(query | {'moved': 1})}"})
+        if path == CANDLES and "moved" not in query
+        else None
+    )
+
+
+def test_a_redirect_to_another_address_is_not_followed(exchange, client, monkeypatch):
+    monkeypatch.setattr(exchanges, "BUDGET", 0.3)
+    with Loopback({ETH: a_market().assign(volume=1.0)}, now="2025-02-01") as other:
+        exchange.faults.append(moved(other.url))
+        with pytest.raises(
+            OperationError,
+            match=f"bars of ETH/USD .*: it redirects to another address, 127.0.0.1:{other.port}",
+        ):
+            client.get_historical_bars(ETH, 100)
+        assert not other.requests
+    exchange.faults[:] = [moved("")]
+    same(client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:])
+    exchange.faults[:] = [lambda path, query, a: Answer(b"", 302, {"Location": path})]
+    with pytest.raises(OperationError, match="redirects in a circle"):
+        client.get_historical_bars(ETH, 200)
+
+
+@pytest.mark.parametrize("status", [203, 206, 304])
+def test_an_answer_with_an_odd_status_is_no_answer(exchange, client, monkeypatch, status):
+    monkeypatch.setattr(exchanges, "BUDGET", 0.1)
+    exchange.faults.append(
+        lambda path, query, a: Answer(a.body[::2], status) if path == CANDLES else None
+    )
+    with pytest.raises(OperationError, match="the bars of ETH/USD .*: it answers with HTTP status"):
+        client.get_historical_bars(ETH, 100)
+
+
+def test_an_empty_list_of_products_is_a_failed_request(exchange, client, kraken, monkeypatch):
+    once = []
+
+    def empty(path, query, answer):
+        if path == "/products" and not once:
+            once.append(path)
+            return Answer([])
+
+    exchange.faults.append(empty)
+    same(client.get_historical_bars(ETH, 100), exchange.candles(ETH).iloc[-100:])
+    assert once
+    monkeypatch.setattr(exchanges, "BUDGET", 0.1)
+    exchange.faults[:] = [
+        lambda path, query, a: Answer({"error": [], "result": {}}) if "AssetPairs" in path else None
+    ]
+    with pytest.raises(OperationError, match="did not give its list of markets.*ETH/USD: it is empty"):
+        kraken.get_historical_bars(ETH, 100)
+
+
+def test_a_ticker_with_another_quote_is_offered(client_home):
+    frames = {t: a_market(50, ticker=t) for t in ("BTC/USDT", "BTC/EUR", "ETH/USD", "BTCB/USD")}
+    with Loopback(frames, now="2025-02-01") as exchange:
+        with pytest.raises(InputError, match="does not list BTC/USD; did you mean BTC/USDT"):
+            CryptoMarketDataClient(exchange_url=exchange.url).get_historical_bars("BTC/USD", 10)
 
 
 @pytest.mark.parametrize("path", ["/time", "/products", CANDLES])

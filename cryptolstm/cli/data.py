@@ -22,8 +22,8 @@ import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.config import check_ticker, use_display
 from .terminal import (ExchangeOption, JsonOption, TickerArgument, TickerOption,
-                                     UrlOption, ZoneOption, emit, one_ticker, print_rows, say,
-                                     setting_option)
+                                     TickersOption, UrlOption, ZoneOption, all_tickers, checked_url, emit,
+                                     one_ticker, print_rows, say, setting_option)
 
 # %% ../../nbs/cli/01_data.ipynb #4fae241f
 data_app = typer.Typer(
@@ -56,12 +56,12 @@ def read_tickers(
 
 # %% ../../nbs/cli/01_data.ipynb #195466b0
 def asked_for(
-    tickers: list[str] | None,   # as typed
+    tickers: list[str],          # from `all_tickers`
     every: bool = False,         # `--all`
 ) -> list[str]:
-    "The tickers of a command line, checked before any request; those of tickers.txt if none is given."
+    "The tickers of a command line; those of tickers.txt if none is given."
     if every and tickers: raise InputError("--all and single tickers exclude each other; pass one of the two")
-    return list(dict.fromkeys(map(check_ticker, tickers))) if tickers else read_tickers()
+    return tickers or read_tickers()
 
 # %% ../../nbs/cli/01_data.ipynb #99e1b51c
 def each(
@@ -98,6 +98,7 @@ EndOption = Annotated[str | None, setting_option("end")]
 @data_app.command()
 def fetch(
     tickers: TickersArgument = None,
+    ticker: TickersOption = None,
     every: Annotated[bool, typer.Option("--all", help="the tickers of tickers.txt")] = False,
     hours: Annotated[int, typer.Option(help="bars to have")] = 8760,
     end: EndOption = None,
@@ -110,7 +111,7 @@ def fetch(
     as_json: JsonOption = False,
 ) -> None:
     "Fetch missing bars into the bar store."
-    asked = asked_for(tickers, every)
+    asked = asked_for(all_tickers(tickers, ticker), every)
     from cryptolstm.data.client import fetch_many
     done = fetch_many(asked, hours, end, exchange, exchange_url, workers=workers, progress=True, again=again)
     failed = {
@@ -283,7 +284,7 @@ def stored_stretch(
 @data_app.command()
 def check(
     tickers: TickersArgument = None,
-    ticker: TickerOption = None,
+    ticker: TickersOption = None,
     hours: Annotated[
         int | None,
         typer.Option(
@@ -297,7 +298,7 @@ def check(
         str | None, typer.Option(help="ccxt id of a second exchange to compare with, or `simulated`")
     ] = None,
     against_url: Annotated[
-        str | None, typer.Option(help="another base address of that exchange's API")
+        str | None, typer.Option(help="another base address of that exchange's API", callback=checked_url)
     ] = None,
     against_quote: Annotated[
         str | None, typer.Option(help="quote currency there, e.g. USDT (default: the same)")
@@ -310,8 +311,7 @@ def check(
     """Check bars for gaps, stale prices, bad prints and more.
 
     Missing bars of the span are fetched first, unless --stored is given."""
-    if ticker: tickers = [one_ticker(t, ticker) for t in tickers or [None]]
-    asked, failed = asked_for(tickers), {}
+    asked, failed = asked_for(all_tickers(tickers, ticker)), {}
     from cryptolstm.data.quality import quality_report
     market = {"exchange": exchange, "url": exchange_url, "stored": stored}
     if against: check_against(market, against, against_url, against_quote)
@@ -412,8 +412,9 @@ def print_quality(
 @data_app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="CSV, Parquet, Feather or JSON; also zipped")],
-    ticker: Annotated[str, typer.Option(help="BASE/QUOTE of the bars")],
     exchange: Annotated[str, typer.Option(help="whose bars they are: a ccxt id, or a name of your own")],
+    pair: TickerArgument = None,
+    ticker: TickerOption = None,
     tz: Annotated[str, typer.Option(help="time zone of times without a UTC offset")] = "UTC",
     replace: Annotated[
         bool, typer.Option("--replace", help="where a stored bar differs, the file is right")
@@ -432,6 +433,8 @@ def import_(
 ) -> None:
     "Import the bars of a file into the store, all or none."
     from dataclasses import asdict
+    if not (ticker := one_ticker(pair, ticker)):
+        raise InputError("the ticker of the bars is missing; pass it after the file or as --ticker")
     from cryptolstm.data.transfer import import_bars, report_text
     try: report = import_bars(file, ticker, exchange, tz=tz, replace=replace, skip_bad=skip_bad, gaps=gaps)
     except InputError as e:
@@ -444,7 +447,8 @@ def import_(
 @data_app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="ends in .csv or .parquet")],
-    ticker: TickerOption = "BTC/USD",
+    pair: TickerArgument = None,
+    ticker: TickerOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     start: Annotated[
@@ -456,6 +460,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     "Export stored bars to a file; nothing is fetched, and gaps are not filled."
+    ticker = one_ticker(pair, ticker) or "BTC/USD"
     from cryptolstm.data.transfer import export_bars
     name, market = market_asked(exchange, exchange_url)
     if name == "simulated":

@@ -140,13 +140,16 @@ def rollback_(
             show_default=False,
         ),
     ] = None,
-    ticker: TickerOption = "BTC/USD",
+    pair: TickerArgument = None,
+    ticker: TickerOption = None,
     model: ModelOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     "Put another version in use. Running the command again undoes it."
+    if version and "/" in version: version, pair = pair, version   # the ticker alone
+    ticker = one_ticker(pair, ticker) or "BTC/USD"
     from cryptolstm.model.registry import rollback
     done = rollback(model_line(ticker, model, exchange, exchange_url), version)
     if as_json: return emit(done)
@@ -156,13 +159,15 @@ def rollback_(
 @models_app.command("prune")
 def prune_(
     keep: Annotated[int, typer.Option(help="newest versions that stay; the one in use always does")],
-    ticker: TickerOption = "BTC/USD",
+    pair: TickerArgument = None,
+    ticker: TickerOption = None,
     model: ModelOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     "Remove old versions, and versions set aside as damaged."
+    ticker = one_ticker(pair, ticker) or "BTC/USD"
     from cryptolstm.model.registry import prune
     line = model_line(ticker, model, exchange, exchange_url)
     removed = prune(line, keep)
@@ -222,6 +227,7 @@ def models_run(
 def compare(
     a: Annotated[str, typer.Argument(help="version, or name of a model line")],
     b: Annotated[str, typer.Argument(help="the other one")],
+    pair: TickerArgument = None,
     ticker: Annotated[
         str | None,
         typer.Option(
@@ -240,6 +246,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     "Compare the forecasts and returns of two models on bars that neither has seen."
+    ticker = one_ticker(pair, ticker)
     line = model_line(ticker or "BTC/USD", model, exchange, exchange_url)
     from cryptolstm.core.bars import HOUR, as_utc, provenance
     from cryptolstm.data.client import market_bars

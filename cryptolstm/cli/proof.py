@@ -21,8 +21,9 @@ from rich.text import Text
 from ..core.errors import CryptolstmError, InputError
 from ..core.files import config_hash
 from ..core.config import RunConfig
-from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, UrlOption,
-                                     build_run, emit, facts, setting_option)
+from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
+                                     TickerOption, UrlOption, build_run, emit, facts, one_ticker,
+                                     setting_option)
 
 # %% ../../nbs/cli/03_proof.ipynb #ddd32de4
 proof_app = typer.Typer(no_args_is_help=True)
@@ -103,7 +104,8 @@ def check_leaks(
     decide: Annotated[
         str | None, typer.Option(help="module:function from the feature table to signals")
     ] = None,
-    ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE (default: BTC/USD)")] = None,
+    pair: TickerArgument = None,
+    ticker: TickerOption = None,
     hours: Annotated[int, typer.Option(help="bars it is tried on")] = 1500,
     warmup: Annotated[
         int | None, typer.Option(help="bars of history that must suffice for the last one (default: 744)")
@@ -119,7 +121,14 @@ def check_leaks(
 
     The exit code is 1 if one does, and the message names its column."""
     run = build_run(
-        params, set_, {"ticker": ticker, "exchange": exchange, "exchange_url": exchange_url, "end": end}
+        params,
+        set_,
+        {
+            "ticker": one_ticker(pair, ticker),
+            "exchange": exchange,
+            "exchange_url": exchange_url,
+            "end": end,
+        },
     )
     from cryptolstm.core.bars import provenance
     from cryptolstm.data.client import market_bars

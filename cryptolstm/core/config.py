@@ -43,10 +43,19 @@ def check_exchange(exchange) -> str:
     if isinstance(exchange, str) and exchange: return exchange
     raise InputError(f"exchange is {exchange!r}; pass a ccxt id, simulated or auto")
 
-def check_address(url) -> str | None:
-    "The address of an API."
+def check_address(
+    url,                        # as passed by the user
+    name: str = "exchange_url",   # of the setting or variable, for the error message
+) -> str | None:
+    "The address of an API. One that may hold credentials is refused, and not repeated."
+    if re.search("[@?#]", str(url)):
+        raise InputError(
+            f"{name} has a user name, a password or a query, which would be written to pages and files; pass"
+            " scheme, host and path alone, and put user name and password into ~/.netrc or the file that the"
+            " environment variable NETRC names"
+        )
     if url is None or (isinstance(url, str) and url): return url
-    raise InputError(f"exchange_url is {url!r}; pass an address such as http://127.0.0.1:8765")
+    raise InputError(f"{name} is {url!r}; pass an address such as http://127.0.0.1:8765")
 
 # %% ../../nbs/core/06_config.ipynb #1ddc3c9b
 def check_rules(rules) -> Mapping:

@@ -7,7 +7,7 @@ __all__ = ['check_request', 'CryptoMarketDataClient', 'client_bars', 'bars_or_al
            'market_bars']
 
 # %% ../../nbs/data/09_client.ipynb #217ab2bd
-import re, sys, threading
+import sys, threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +25,7 @@ from .store import (HOUR_MS, BarStore, bar_path, hour_number, hour_time, missing
                                    read_store, span_bars, stored_name)
 from .names import check_exchange, chosen_market, exchange_ids
 from .exchange import (FIRST_HOUR, ExchangeUnreachable, NotListed, connect, exchange_clock,
-                                      market_name)
+                                      market_name, stop_with)
 from .prices import realtime_price
 from .demo import demo_market
 from .fetch import add_hours, fill_store
@@ -100,7 +100,7 @@ class CryptoMarketDataClient:
 def _address(client: CryptoMarketDataClient) -> dict:
     "The market and address for the stamp of a client's bars."
     if client.market == client.id: return {"market": client.id}
-    return {"market": client.market, "exchange_url": re.sub(r"//[^/]*@", "//", client.url)}
+    return {"market": client.market, "exchange_url": client.url}
 
 # %% ../../nbs/data/09_client.ipynb #2916dfe4
 def client_bars(
@@ -244,6 +244,7 @@ def fetch_many(
     leader = (threading.Lock(), connect(clients[0].id, clients[0].url))
     clock = _OneClock()
     stopped = threading.Event()
+    for connection in (leader[1], *(client.exchange for client in clients)): stop_with(connection, stopped)
     shown = tqdm(
         desc=f"bars of {len(asked)} ticker{'s' * (len(asked) != 1)}",
         unit="bar",

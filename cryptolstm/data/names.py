@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from ..core.files import home
-from ..core.config import DEFAULT_EXCHANGE
+from ..core.config import DEFAULT_EXCHANGE, check_address
 
 # %% ../../nbs/data/10_names.ipynb #643647ee
 @cache
@@ -36,7 +36,9 @@ def chosen_market(
     "The exchange to use and its address."
     names = (str(x or "auto").strip().lower() for x in (exchange, os.environ.get("CRYPTOLSTM_EXCHANGE")))
     name = next((x for x in names if x not in ("", "auto")), DEFAULT_EXCHANGE)
-    return name, exchange_url or os.environ.get("CRYPTOLSTM_EXCHANGE_URL") or None
+    variable = "CRYPTOLSTM_EXCHANGE_URL"
+    usual = None if exchange_url else os.environ.get(variable) or None
+    return name, check_address(exchange_url or None) or check_address(usual, variable)
 
 # %% ../../nbs/data/10_names.ipynb #3daca4a2
 def check_market(

@@ -126,6 +126,7 @@ class _Line:
         )
         if exchange.base_url: line.urls["api"] = rebase(line.urls["api"], exchange.base_url)
         line.set_markets_from_exchange(exchange)
+        line.turns, line.stopped = exchange.turns, exchange.stopped
         line.streaming = {
             **line.streaming,
             "keepAlive": min(line.streaming["keepAlive"], 1000 * PING),

@@ -307,7 +307,8 @@ volatility.
 Rejections at a level of 5%, divided by 5% (300 runs of 2,160 hours; the sampling error is 0.25), for
 forecasters without skill. Against persistence; in the market with a drift of 0.05 σ an hour, against the
 expanding mean. At horizons above one hour the variance is Hodrick's (1992, 1B). Momentum is rejected less
-often, because it leans on the mean that it is tested against.
+often, because it leans on the mean that it is tested against; the mean of an hour of the day, 24 hours
+ahead in a market with drift, is rejected more often (1.7 in 2,000 runs).
 
 {size}
 """

@@ -194,10 +194,10 @@ def test_what_could_not_be_tried_is_said():
 
 
 def drifting(seed: int, n: int = 1500) -> pd.DataFrame:
-    "A market with persistent drift: AR(0.97), with a correlation of 0.35 with the next move."
+    "A market with persistent drift: AR(0.97), with a correlation of 0.28 with the next move."
     rng, bars, d = np.random.default_rng(seed), demo_market(n, seed=seed), np.zeros(n)
     for t in range(1, n): d[t] = .97 * d[t - 1] + np.sqrt(1 - .97**2) * rng.standard_normal()
-    close = 100 * np.exp(np.cumsum(.005 * (.35 * d + np.sqrt(1 - .35**2) * rng.standard_normal(n))))
+    close = 100 * np.exp(np.cumsum(.005 * (.28 * d + np.sqrt(1 - .28**2) * rng.standard_normal(n))))
     before = np.r_[100, close[:-1]]
     return regular_grid(
         bars.assign(
@@ -266,7 +266,9 @@ RARE = {"oversold and rising": lambda b: (rsi(b) < 30) & (b["close"].shift(-1) >
 def test_a_leak_on_rare_rows_is_found_on_every_market(name):
     for seed in range(2):
         proof = certificate(
-            demo_market(1500, seed=seed), features=lambda b: RARE[name](b).rename("entry").to_frame()
+            demo_market(1500, seed=seed),
+            features=lambda b: RARE[name](b).rename("entry").to_frame(),
+            fresh=False,
         )
         assert proof.offending == "entry", (seed, proof.sentence)
 
@@ -289,11 +291,13 @@ def test_a_backward_fill_over_an_outage_is_certified_nowhere(fill):
     ):
         bars = regular_grid(whole.drop(whole.index[list(hole)]))
         assert (
-            certificate(bars, features=lambda b: fill(b["close"]).rename("close").to_frame()).offending
+            certificate(
+                bars, features=lambda b: fill(b["close"]).rename("close").to_frame(), fresh=False
+            ).offending
             == "close"
         )
     bars = regular_grid(whole.drop(whole.index[1000:1010]))
-    assert certificate(bars, features=lambda b: b[["close"]].ffill()).passed
+    assert certificate(bars, features=lambda b: b[["close"]].ffill(), fresh=False).passed
 
 
 def test_all_bars_given_are_tried():

@@ -260,6 +260,6 @@ def test_a_report_shows_where_its_result_stands(tmp_path, monkeypatch):
     assert (
         "Placebo runs: direction right" in page
         and page.count("<figure>") == 7
-        and "they do not agree about the" in page
+        and "they disagree on the" in page
     )
     assert manifest["placebo"]["n"] == 3 and done.summary["fan"]["disagree"] > 0

@@ -67,7 +67,7 @@ def market(tmp_path_factory):
         for command in ("signal", "research"):
             patch.setattr(
                 f"cryptolstm.cli.{command}.build_run",
-                lambda params, given, options: build_run(params, [*opened, *(given or [])], options),
+                lambda params, given, *more: build_run(params, [*opened, *(given or [])], *more),
             )
         yield exchange
 

@@ -124,11 +124,11 @@ def check_leaks(
     from cryptolstm.core.bars import provenance
     from cryptolstm.data.client import market_bars
     from cryptolstm.features.indicators import WARMUP, features as our_features
-    from cryptolstm.proof import leaks
+    from cryptolstm.proof.pipelines import load_function
     from cryptolstm.research import certificate
     if hours < 100: raise InputError(f"hours is {hours}; pass at least 100, or no cut lies inside")
-    made = yours(features, lambda: leaks.load_function(features)) if features else our_features
-    decides = yours(decide, lambda: leaks.load_function(decide)) if decide else None
+    made = yours(features, lambda: load_function(features)) if features else our_features
+    decides = yours(decide, lambda: load_function(decide)) if decide else None
     bars = market_bars(
         run.ticker, hours, run.end, run.exchange, run.exchange_url, seed=run.seed, progress=True
     )

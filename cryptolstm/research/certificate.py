@@ -438,6 +438,7 @@ def certificate(
     seed: int = 0,                       # of cuts and alterations
     newest: int | None = None,           # number of newest bars tested; None = all
     thorough: bool = True,               # False: fewer alterations and cuts, as in every backtest
+    fresh: bool = True,                  # run pipelines of your own in new processes, too
 ) -> Certificate:                        # its columns are those of the features
     "Test a whole run for leaks: features, decisions, training, labels, orders, outcome."
     bars = check_bars(bars if "is_gap" in bars else regular_grid(check_bars(bars)))
@@ -448,7 +449,7 @@ def certificate(
     if whole: from cryptolstm.research import replay   # imports Keras, which other pipelines do not need
     def our_decisions(table): return open_decisions(replay.decide, table, run)
     pipeline = full_pipeline(features, our_decisions if whole else decide)
-    proof = leak_certificate(pipeline, bars, None, None, seed, thorough=thorough, fresh=not whole)
+    proof = leak_certificate(pipeline, bars, None, None, seed, thorough=thorough, fresh=fresh and not whole)
     table = run_pipeline(features, bars)
     checks = [*proof.checks, *_start_entry(pipeline, bars, warmup)]
     if whole:

@@ -16,8 +16,12 @@ MAKEFLAGS += --no-print-directory
 help:                ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t12
 
+# as they were typed, neither expanded by make nor read by the shell
+unexport TICKER PARAMS QUICK
+report: export REPORT_TICKER := $(value TICKER)
+report: export REPORT_PARAMS := $(value PARAMS)
 report: .venv/.runtime  ## an honest HTML report (TICKER=ETH/USD, PARAMS=params/<ticker>.yaml; QUICK=1 for a quick look)
-	@$(BIN)/cryptolstm report '$(TICKER)' $(if $(PARAMS),--params '$(PARAMS)') $(if $(QUICK),--quick)
+	@$(BIN)/cryptolstm report $(if $(value QUICK),--quick) $${REPORT_PARAMS:+--params "$$REPORT_PARAMS"} -- "$$REPORT_TICKER"
 
 # On two cores, threads within the processes would only wait for one another (half the CPU time without), while a third process works
 # where the others wait for kernels, clocks and sockets. Results do not depend on these numbers (tests/test_threads.py).

@@ -1,15 +1,19 @@
 """Saved models: other processes, damaged files, no code in the data, atomic replacement of versions."""
+import hashlib
 import json
 import random
 import re
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
 from cryptolstm.core.errors import OperationError, TrainingSpanError
+from cryptolstm.core.files import config_hash
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import features
@@ -140,13 +144,22 @@ def test_flipped_bytes_in_the_middle_of_the_network_are_one_sentence(trained, tm
     assert load_bundle(tmp_path / "m") == trained[0]
 
 
-def test_without_hashes_flipped_bytes_are_one_sentence_or_harmless(trained, tmp_path):
-    "Format 1 had no hashes: the archive's own checks must find the damage, and each failure is one sentence."
+def sealed(folder, table=None):
+    "Make all hashes of a stored model again, as somebody who changed its files on purpose would."
+    table = table or json.loads((folder / "bundle.json").read_text())
+    table.pop("hashes", None)
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("model*")}
+    hashes = files | {"bundle.json": config_hash(table)}
+    (folder / "bundle.json").write_text(json.dumps(table | {"hashes": hashes}))
+
+
+def test_with_hashes_made_again_flipped_bytes_are_one_sentence_or_harmless(trained, tmp_path):
+    "The archive's own checks must find the damage, and each failure is one sentence."
     folder = save_bundle(trained[0], tmp_path / "m")
-    as_format_1(folder)
     whole, refused = (folder / "model.keras").read_bytes(), 0
     for damaged in flips(whole):
         (folder / "model.keras").write_bytes(damaged)
+        sealed(folder)
         try:
             same = all(
                 (a == b).all() for a, b in zip(load_bundle(folder).weights, trained[0].weights, strict=True)
@@ -158,6 +171,67 @@ def test_without_hashes_flipped_bytes_are_one_sentence_or_harmless(trained, tmp_
     assert refused >= 11
 
 
+HOSTILE = {
+    "no hashes": lambda table: {**table, "hashes": {}},
+    "a format without hashes": lambda table: {**table, "format": 1},
+    "a billion networks": lambda table: {**table, "training": {**table["training"], "members": 10**9}},
+    "no network": lambda table: {**table, "training": {**table["training"], "members": 0}},
+    "a layer of 20,000 units": lambda table: {**table, "config": {**table["config"], "units": [20_000]}},
+    "three layers of 4,096 units": lambda table: {
+        **table,
+        "config": {
+            **table["config"],
+            "units": [4096] * 3,
+            **dict.fromkeys(("dropout", "recurrent_dropout"), [.1] * 3),
+        },
+    },
+    "another network": lambda table: {**table, "config": {**table["config"], "units": [16]}},
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+@pytest.mark.parametrize("load", [load_bundle, LiveModel.load])
+def test_a_record_that_asks_for_too_much_is_one_sentence(trained, tmp_path, how, load):
+    folder = save_bundle(trained[0], tmp_path / "m")
+    table = HOSTILE[how](json.loads((folder / "bundle.json").read_text()))
+    if how == "no hashes": (folder / "bundle.json").write_text(json.dumps(table))
+    else: sealed(folder, table)
+    if (how, load) == ("another network", LiveModel.load): return   # the file alone says what it computes
+    with pytest.raises(OperationError, match=SENTENCE): load(folder)
+
+
+def test_a_record_nested_a_hundred_thousand_levels_deep_is_one_sentence(trained, tmp_path):
+    folder = save_bundle(trained[0], tmp_path / "m")
+    (folder / "bundle.json").write_text("[" * 100_000)
+    for load in (load_bundle, LiveModel.load):
+        with pytest.raises(OperationError, match=SENTENCE): load(folder)
+
+
+def test_of_a_hostile_keras_file_only_the_weights_are_read(trained, tmp_path):
+    "A layer of any class can stand in the file: it is not built."
+    folder = save_bundle(trained[0], tmp_path / "m")
+    path, parts = folder / "model.keras", {}
+    with zipfile.ZipFile(path) as whole:
+        for name in whole.namelist(): parts[name] = whole.read(name)
+    layer = {"module": "keras.utils", "class_name": "TorchModuleWrapper", "config": {"module": "x"}}
+    parts["config.json"] = json.dumps(layer).encode()
+    with zipfile.ZipFile(path, "w") as whole:
+        for name, content in parts.items(): whole.writestr(name, content)
+    sealed(folder)
+    assert load_bundle(folder) == trained[0]
+
+
+def test_a_file_that_unpacks_to_more_than_its_network_is_refused_before_it_is_read(trained, tmp_path):
+    folder = save_bundle(trained[0], tmp_path / "m")
+    (weights := folder / "weights.h5").touch()
+    with h5py.File(weights, "w") as tables:
+        tables.create_dataset("zeros", (20_000, 20_000), "f4", compression="gzip", fillvalue=0)
+    with zipfile.ZipFile(folder / "model.keras", "w") as whole: whole.write(weights, "model.weights.h5")
+    weights.unlink()
+    sealed(folder)
+    with pytest.raises(OperationError, match="larger than its network"): load_bundle(folder)
+
+
 def test_another_number_in_the_record_is_noticed(trained, tmp_path):
     path = save_bundle(trained[0], tmp_path / "m") / "bundle.json"
     table = json.loads(path.read_text())
@@ -167,21 +241,21 @@ def test_another_number_in_the_record_is_noticed(trained, tmp_path):
         load_bundle(tmp_path / "m")
 
 
-def as_format_1(folder):
-    "Rewrite the record in the format from before hashes, training length and end of the training rows."
+def as_format_2(folder):
+    "Rewrite the record in the format from before ONNX files, training length and end of the training rows."
     table = json.loads((folder / "bundle.json").read_text())
-    for name in ("hashes", "hours", "fitted_until", "price_scale", "onnx"): del table[name]
+    for name in ("hours", "fitted_until", "price_scale", "onnx"): del table[name]
     for name in ("seeds", "target", "activation", "loss", "plateau_factor", "max_train_seconds"):
         del table["config"][name]
     for name in ("members", "by_member", "stopped"): del table["training"][name]
     (folder / "model.onnx").unlink()
-    (folder / "bundle.json").write_text(json.dumps(table | {"format": 1}))
+    sealed(folder, table | {"format": 2})
 
 
 def test_a_model_of_an_earlier_version_predicts_but_is_not_continued(trained, tmp_path):
     bundle, bars, table = trained
     folder = save_bundle(bundle, tmp_path / "m")
-    as_format_1(folder)
+    as_format_2(folder)
     old = load_bundle(folder)
     pd.testing.assert_series_equal(
         old.predict(table, bars, start=1300), bundle.predict(table, bars, start=1300)
@@ -202,7 +276,7 @@ def test_a_model_of_an_earlier_version_predicts_but_is_not_continued(trained, tm
 def test_a_later_format_is_one_sentence(trained, tmp_path):
     path = save_bundle(trained[0], tmp_path / "m") / "bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 4}))
-    with pytest.raises(OperationError, match="format 4, this version reads 1 to 3"):
+    with pytest.raises(OperationError, match="format 4, this version reads 2 to 3"):
         load_bundle(tmp_path / "m")
 
 

@@ -5,6 +5,7 @@ import os
 import signal as signals_of_the_system
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +17,14 @@ from cryptolstm.core.errors import InputError, OperationError, TrainingSpanError
 from cryptolstm.core.bars import HOUR
 from cryptolstm.core.config import RunConfig
 from cryptolstm.data.demo import demo_market
+from cryptolstm.data.store import bar_path
 from cryptolstm.features.indicators import features
 from cryptolstm.model.settings import model_config
 from cryptolstm.model.bundle import load_bundle
 from cryptolstm.model.training import fit
 from cryptolstm.model.live_model import LiveModel
-from cryptolstm.model.registry import (current_version, line_lock, prune, read_note, rollback, save_version,
-                                       usable_version, use_version, version_folders, versions, was_used)
+from cryptolstm.model.registry import (current_version, line_lock, line_name, prune, read_note, rollback,
+                                       save_version, usable_version, use_version, version_folders, versions, was_used)
 from cryptolstm.model.challenge import challenge, paired_test
 from cryptolstm.research.compare import compare_models
 from cryptolstm.cli.main import app
@@ -326,7 +328,7 @@ def test_a_lost_link_is_said_and_the_newest_used_version_answers(line, trained, 
     version, said = usable_version("line", load_bundle, root)
     assert version.folder == found[2] == current_version("line", root)
     assert said == [
-        "the link line.keras, which names the version in use, was missing or is a file; version"
+        "the link line.keras, of the version in use, was missing or led elsewhere; version"
         f" {found[2].name} is used instead"
     ]
     assert usable_version("line", load_bundle, root)[1] == []
@@ -345,6 +347,41 @@ def test_a_later_format_and_a_removed_folder_are_no_damage(line):
     assert version.folder == found[1] and said == [
         f"version {found[2].name} of the model is missing; version {found[1].name} is used instead"
     ]
+
+
+@pytest.mark.parametrize("where", ["itself", "another line", "an absolute path", "a name that is no version"])
+def test_a_link_that_leads_elsewhere_names_no_version_and_nothing_is_renamed(line, trained, where):
+    root, found = line
+    other = save_version(trained[0], "other", root)
+    link = root / "line.keras"
+    link.unlink()
+    link.symlink_to({"itself": "line.keras", "another line": f"other/{other.name}/model.keras",
+                     "an absolute path": found[0] / "model.keras",
+                     "a name that is no version": "line/../model.keras"}[where])
+    assert current_version("line", root) is None
+    version, messages = usable_version("line", load_bundle, root)
+    assert version.folder == found[2] and "led elsewhere" in messages[0]
+    assert sorted(p.name for p in root.iterdir()) == ["line", "line.keras", "other", "other.keras"]
+
+
+def test_links_that_killed_processes_left_are_pruned_after_a_day(line):
+    root, found = line
+    days = 2 * 86_400
+    for name, age in ((".line.keras.1.2", days), (".line.keras.3.4", 60), (".other.keras.1.2", days)):
+        (left := root / name).symlink_to(f"line/{found[0].name}/model.keras")
+        os.utime(left, (time.time() - age,) * 2, follow_symlinks=False)
+    prune("line", 3, root)
+    assert sorted(p.name for p in root.glob(".*.keras.*")) == [".line.keras.3.4", ".other.keras.1.2"]
+
+
+def test_addresses_of_one_exchange_share_neither_a_line_nor_a_folder(tmp_path):
+    host = "127.0.0.1"
+    where = [f"{host}:8765/api", f"{host}/8765/api", f"{host}:8765_api", f"{host}:8765/api/", "h.x", "h-x", "h_x"]
+    markets = ["binance", *(f"binance@{x}" for x in where)]
+    assert len({line_name("BTC/USD", market=m) for m in markets}) == len(markets)
+    assert len({bar_path(tmp_path, m, "BTC/USD") for m in markets}) == len(markets)
+    assert line_name("BTC/USD", market="binance@127.0.0.1:8765") == "btc_usd_binance_127_0_0_1_8765_lstm_v2"
+    assert bar_path(tmp_path, "binance@127.0.0.1:8765", "BTC/USD").parent.name == "binance@127.0.0.1_8765"
 
 
 # -- champion and challenger

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core.errors import InputError
-from ..core.files import home, plain
+from ..core.errors import InputError, shown
+from ..core.files import home, plain, read_json
 from ..core.config import RunConfig, use_display
 from ..core.text import display_zone
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
@@ -43,7 +43,7 @@ def line_row(line: str) -> dict:
     from cryptolstm.model.registry import current_version, version_folders
     current = current_version(line)
     folder = current or version_folders(line)[-1]
-    try: record = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    try: record = read_json(folder / "bundle.json")
     except (OSError, ValueError): record = {}
     return {
         "line": line,
@@ -188,7 +188,7 @@ def find_version(
     if len(fits) == 1: return fits[0]
     if not fits and (other := current_version(name.removesuffix(".keras"), root)) is not None: return other
     raise InputError(
-        f"{name!r} is {'more than one' if fits else 'no'} version of"
+        f"{shown(name)} is {'more than one' if fits else 'no'} version of"
         f" {line}{'' if fits else ' and no model line'}; see cryptolstm models list"
     )
 

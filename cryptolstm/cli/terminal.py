@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core.errors import InputError
+from ..core.errors import InputError, shortened, shown
 from ..core.settings import declared, help_text
+from ..core.strict_yaml import read_yaml
 from ..core.config import (NESTED, QUICK, Display, RunConfig, check_ticker, merge_settings,
                                     read_params, run_config, use_display)
 from ..core.text import display_zone
@@ -132,21 +132,19 @@ def assignment(
     "Parse one `--set` option. Raises `InputError` if it is not an assignment."
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not name:
-        raise InputError(f"--set {text!r} is not an assignment; pass for instance --set train_hours=8760")
+        raise InputError(
+            f"--set {shown(text)} is not an assignment; pass for instance --set train_hours=8760"
+        )
     outer, dot, inner = name.partition(".")
     if dot and (outer not in NESTED or not inner or "." in inner):
         raise InputError(
             f"--set {name}: only settings of the network and rules are nested, one level deep; pass for"
             " instance --set network.epochs=5 or --set rules.macd=false"
         )
-    try: parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as e:
-        raise InputError(
-            f"--set {name}: {value!r} is not a value; pass for instance 3, 0.5, text or [32, 16]"
-        ) from e
+    parsed = read_yaml(value, f"--set {shortened(name)}")
     if outer in NESTED and not dot and not isinstance(parsed, dict):
         raise InputError(
-            f"--set {outer} is {parsed!r}; pass one of its settings, for instance --set {NESTED[outer]}"
+            f"--set {outer} is {shown(parsed)}; pass one of its settings, for instance --set {NESTED[outer]}"
         )
     return outer, {inner: parsed} if dot else parsed
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import pandas as pd
 
-from .errors import InputError
+from .errors import InputError, shown
 from .text import display_zone
 
 # %% ../../nbs/core/04_bars.ipynb #fe3733d6
@@ -25,8 +25,8 @@ def as_utc(
     # a bare number could mean a year or a nanosecond
     try: t = pd.NaT if isinstance(when, (int, float, np.number)) else pd.Timestamp(when)
     except (ValueError, TypeError) as e:
-        raise InputError(f"{when!r} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z") from e
-    if t is pd.NaT: raise InputError(f"{when!r} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z")
+        raise InputError(f"{shown(when)} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z") from e
+    if t is pd.NaT: raise InputError(f"{shown(when)} is not a time; pass ISO 8601 such as 2025-03-01T00:00Z")
     return t.tz_localize("UTC") if t.tzinfo is None else t.tz_convert("UTC")
 
 # %% ../../nbs/core/04_bars.ipynb #73d0b5e0

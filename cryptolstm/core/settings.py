@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from numbers import Integral, Real
 
-from .errors import InputError, unknown_name
+from .errors import InputError, shown, unknown_name
 
 # %% ../../nbs/core/05_settings.ipynb #f60166d4
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ def check_value(
     several = isinstance(value, (list, tuple))
     numbers = [as_number(v) for v in value] if several else [as_number(value)]
     if several != s.many or not all(_fits(s, v) for v in numbers):
-        shown = list(value) if several else value
-        raise InputError(f"{name} is {shown!r}; pass a {s.values()}")
+        raise InputError(f"{name} is {shown(list(value) if several else value)}; pass a {s.values()}")
     numbers = [int(v) if s.whole else float(v) for v in numbers]
     return tuple(numbers) if s.many else numbers[0]
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -224,12 +225,11 @@ def bar_path(
     ticker: str,      # BASE/QUOTE
 ) -> Path:
     "Path of the file with the bars of a ticker."
-    return (
-        Path(folder)
-        / "bars"
-        / re.sub(r"[^\w.@-]+", "_", market)
-        / f"{re.sub('[/:]', '_', ticker)}_1h.parquet"
-    )
+    name, at, address = market.partition("@")
+    # one folder per address: the colon of a port becomes "_", and every other such character "%" and its code
+    address = quote(address, safe=":").replace("_", "%5F").replace(":", "_")
+    market = re.sub(r"[^\w.-]+", "_", name) + at + address
+    return Path(folder) / "bars" / market / f"{re.sub('[/:]', '_', ticker)}_1h.parquet"
 
 # %% ../../nbs/data/00_store.ipynb #5f94e4c8
 # old name: new name, exchanged one to one

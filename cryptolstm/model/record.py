@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import OperationError
-from ..core.files import config_hash, write_atomic
+from ..core.errors import OperationError, shown
+from ..core.files import config_hash, read_json, write_atomic
 from ..core.bars import HOUR, as_utc
 from ..features.targets import implied_return
 from ..features.windows import InputScaler, real_rows, window_ends, window_start
 from ..stats.calibration import confidence
 from ..stats.learners import TrainingSpan
-from .settings import ModelConfig, member_seeds
+from .settings import ModelConfig, check_network, member_seeds
 
 # %% ../../nbs/model/01_record.ipynb #4171f48c
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class ModelRecord:
         )
 
 # %% ../../nbs/model/01_record.ipynb #d559cfd6
-FORMAT, READABLE = 3, (1, 2, 3)   # 1 had no hashes, 2 no ONNX file
+FORMAT, READABLE = 3, (2, 3)   # 2 had no ONNX file
 
 def write_record(
     record: ModelRecord,   # only the fields of `ModelRecord` are written, not those of a subclass
@@ -185,20 +185,29 @@ def read_record(
     """Read `bundle.json` and check all files against its hashes.
 
     Raises `ValueError`, or another error of reading, if a file is damaged."""
-    table = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    table = read_json(folder / "bundle.json")
     hashes = table.pop("hashes", None)
-    if (hashes is None and table["format"] != 1) or table["format"] not in READABLE:
+    if table["format"] not in READABLE:
         raise ValueError(f"format {table['format']}, this version reads {READABLE[0]} to {READABLE[-1]}")
-    for name, was in (hashes or {}).items():
-        if was != (
-            config_hash(table)
-            if name == "bundle.json"
-            else hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest()
-        ):
-            raise ValueError(f"{name} is not as it was written")
-    table.pop("format")
+    if not isinstance(hashes, dict) or hashes.pop("bundle.json", None) != config_hash(table):
+        raise ValueError("bundle.json is not as it was written")
     table["config"] = ModelConfig(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in table["config"].items()}
     )
+    check_network(table["config"])
+    _check_files(folder, hashes, table)
+    table.pop("format")
     table["scaler"] = InputScaler(**table["scaler"])
     return table
+
+def _check_files(folder: Path, hashes: dict, table: dict) -> None:
+    "Raise `ValueError` unless every network of a record has a file that is as it was written."
+    members, seeds = table["training"].get("members", 1), member_seeds(table["config"])
+    if members not in range(1, len(seeds) + 1):
+        raise ValueError(f"{shown(members)} networks of {len(seeds)} seeds")
+    kinds = ("keras", "onnx") if "difference" in (table.get("onnx") or {}) else ("keras",)
+    for name in (member_file(k, kind) for k in range(members) for kind in kinds):
+        if name not in hashes: raise ValueError(f"{name} has no hash")
+    for name, was in hashes.items():
+        if was != hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest():
+            raise ValueError(f"{name} is not as it was written")

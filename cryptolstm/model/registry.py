@@ -9,7 +9,7 @@ __all__ = ['USUAL', 'LIBRARIES', 'NOTE', 'USED', 'VERSION', 'DAMAGED', 'LEFTOVER
            'usable_version']
 
 # %% ../../nbs/model/11_registry.ipynb #59d3b635
-import json, os, re, shutil, tempfile, time
+import glob, json, os, re, shutil, tempfile, time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,8 +20,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..core.machine import installed_versions
-from ..core.errors import InputError, OperationError
-from ..core.files import config_hash, home, slug, write_atomic
+from ..core.errors import InputError, OperationError, shown
+from ..core.files import config_hash, home, read_json, slug, write_atomic
 from ..core.config import DEFAULT_EXCHANGE
 from .settings import ModelConfig
 from .record import ModelRecord, read_record, unreadable
@@ -42,12 +42,18 @@ def line_name(
     "The line of a model. Raises `InputError` for a name without a letter or digit."
     if model is not None:
         if name := slug(str(model).removesuffix(".keras")): return name
-        raise InputError(f"model name {model!r} has no letter or digit; pass for instance my_model")
+        raise InputError(f"model name {shown(model)} has no letter or digit; pass for instance my_model")
     other = {k: v for k, v in vars(config).items() if v != getattr(ModelConfig(), k)}
-    shown = [f"{k}{other.pop(k)}" for k in ("lookback", "horizon") if k in other]
-    parts = [*([] if hours == USUAL else [f"{hours}h"]), *shown, *([config_hash(other)[:6]] if other else [])]
-    if market != DEFAULT_EXCHANGE: parts.insert(0, slug(market))
+    named = [f"{k}{other.pop(k)}" for k in ("lookback", "horizon") if k in other]
+    parts = [*([] if hours == USUAL else [f"{hours}h"]), *named, *([config_hash(other)[:6]] if other else [])]
+    if market != DEFAULT_EXCHANGE: parts.insert(0, slug(market) + _of_address(market))
     return "_".join([slug(ticker), *parts, "lstm_v2"])
+
+def _of_address(market: str) -> str:
+    """Digits that tell apart addresses whose letters and digits are the same; empty for exchange and
+    exchange@host:port."""
+    address = market.partition("@")[2]
+    return f"_{config_hash({'address': address})[:6]}" if re.search(r"[^a-z0-9.:]", address) else ""
 
 # %% ../../nbs/model/11_registry.ipynb #482d3323
 LIBRARIES = ("cryptolstm", "keras", "tensorflow", "onnxruntime", "numpy", "pandas", "scikit-learn")
@@ -94,7 +100,7 @@ def read_note(
 ) -> dict:          # the note passed to `save_version`, with saved_at and libraries
     "The contents of `version.json`. Raises `OperationError` if it is missing or damaged."
     try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        note = read_json(folder / NOTE)
         if note.pop("hash") != config_hash(note): raise ValueError(f"{NOTE} is not as it was written")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise unreadable(folder, e) from e
@@ -102,15 +108,22 @@ def read_note(
 
 # %% ../../nbs/model/11_registry.ipynb #62fe3376
 USED = "used.json"
+VERSION, DAMAGED = re.compile(r"\d{8}T\d{6}\.\d{6}Z"), ".damaged"
 
 def current_version(
     line: str,                 # from `line_name`
     root: Path | None = None,  # models folder
 ) -> Path | None:              # None if no version is in use
     "The folder of the version in use."
-    link = (root or home() / "models") / f"{line}.keras"
-    # not resolved: home itself may be a link
-    return link.parent / Path(os.readlink(link)).parent if link.is_symlink() and link.exists() else None
+    base = root or home() / "models"
+    name = _named(base, line)
+    return base / line / name if name and (base / line / name / "model.keras").exists() else None
+
+def _named(base: Path, line: str) -> str | None:
+    "The version that the link of a line names; None if there is no link, or if it leads elsewhere."
+    link = base / f"{line}.keras"
+    parts = Path(os.readlink(link)).parts if link.is_symlink() else ()
+    return parts[1] if parts[::2] == (line, "model.keras") and VERSION.fullmatch(parts[1]) else None
 
 # %% ../../nbs/model/11_registry.ipynb #0280de06
 def use_version(
@@ -149,8 +162,6 @@ def use_version(
 def was_used(folder: Path) -> bool: return (folder / USED).is_file()
 
 # %% ../../nbs/model/11_registry.ipynb #340c59a8
-VERSION, DAMAGED = re.compile(r"\d{8}T\d{6}\.\d{6}Z"), ".damaged"
-
 def version_folders(
     line: str,                 # from `line_name`
     root: Path | None = None,  # models folder
@@ -190,7 +201,7 @@ def _known(line: str, root: Path | None) -> list[Path]:
 # %% ../../nbs/model/11_registry.ipynb #93207346
 def _row(folder: Path, current: Path | None) -> dict:
     "One row of the table."
-    try: record, note = json.loads((folder / "bundle.json").read_text(encoding="utf-8")), read_note(folder)
+    try: record, note = read_json(folder / "bundle.json"), read_note(folder)
     except (OSError, ValueError, OperationError): record = note = {}
     config, t, seen = record.get("config", {}), record.get("training", {}), note.get("validation", {})
     state = (
@@ -261,8 +272,8 @@ def rollback(
         )
     if len(fits) != 1:
         raise InputError(
-            f"{version!r} names {len(fits) or 'no'} version{'s' if len(fits) > 1 else ''} of {line}; pass one"
-            f" of {names}"
+            f"{shown(version)} names {len(fits) or 'no'} version{'s' if len(fits) > 1 else ''} of {line};"
+            f" pass one of {names}"
         )
     try:
         read_record(fits[0]), read_note(fits[0])
@@ -273,7 +284,7 @@ def rollback(
 
 def _before(found: list[Path], current: Path | None) -> list[Path]:
     "The version that the current one replaced, as a list of at most one."
-    try: name = json.loads((current / USED).read_text(encoding="utf-8"))["instead_of"] if current else None
+    try: name = read_json(current / USED)["instead_of"] if current else None
     except (OSError, ValueError, LookupError, TypeError): name = None
     return [p for p in found if p.name == name]
 
@@ -285,24 +296,22 @@ def prune(
     keep: int,                 # newest versions to keep; the one in use is always kept
     root: Path | None = None,  # models folder
 ) -> list[str]:                # names of the removed versions
-    """Remove old and damaged versions, and folders that killed processes left more than a day ago.
+    """Remove old and damaged versions, and what killed processes left more than a day ago.
 
     Raises `InputError` unless keep is a whole number from 1, `OperationError` while the line is trained."""
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-        raise InputError(f"keep is {keep!r}; pass a whole number from 1")
+        raise InputError(f"keep is {shown(keep)}; pass a whole number from 1")
     _known(line, root)
     with line_lock(line, root, wait=0):
         found, current = _known(line, root), current_version(line, root)
         old = [*(p for p in found[:-keep] if p != current), *damaged_folders(line, root)]
-        hidden = [
-            p
-            for p in found[0].parent.glob(".[ng]*-*")
-            if p.is_dir() and time.time() - p.stat().st_mtime > LEFTOVER
-        ]
+        folder = found[0].parent
+        left = [*folder.glob(".[ng]*-*"), *folder.parent.glob(f".{glob.escape(line)}.keras.*")]
+        left = [p for p in left if time.time() - p.lstat().st_mtime > LEFTOVER]
         try:
             # hidden first, in case the removal is interrupted
             for p in old: p.rename(gone := p.with_name(f".gone-{p.name}")); shutil.rmtree(gone)
-            for p in hidden: shutil.rmtree(p)
+            for p in left: shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
         except OSError as e:
             raise OperationError(
                 f"a version of {line} cannot be removed ({e.strerror or e}); check the rights there"
@@ -372,7 +381,7 @@ def usable_version(
     base, messages = root or home() / "models", []
     link = base / f"{line}.keras"
     while True:
-        name = Path(os.readlink(link)).parent.name if link.is_symlink() else None
+        name = _named(base, line)
         folder = None if name is None else base / line / name
         if folder is not None and folder.is_dir():
             try: return read_version(folder, read), messages
@@ -386,7 +395,7 @@ def usable_version(
         other = _nearest([p for p in version_folders(line, base) if was_used(p)], name)
         if other is None: return None, messages
         if folder is None:
-            messages.append(f"the link {link.name}, which names the version in use, was missing or is a file")
+            messages.append(f"the link {link.name}, of the version in use, was missing or led elsewhere")
         use_version(line, other, base)
         messages[-1] += f"; version {other.name} is used instead"
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'PRECISIONS', 'LOSSES', 'ACTIVATIONS', 'SEED', 'EPOCHS', 'BATCH', 'SHARE', 'LITERAL', 'OF_THE_RUN',
-           'ModelConfig', 'check_network', 'model_config', 'input_columns', 'member_seeds']
+           'MOST_MEMORY', 'ModelConfig', 'training_memory', 'check_network', 'model_config', 'input_columns',
+           'member_seeds']
 
 # %% ../../nbs/model/00_settings.ipynb #0d153ff4
 from dataclasses import dataclass
 
-from ..core.errors import InputError, unknown_name
+from ..core.errors import InputError, shown, unknown_name
 from ..core.settings import check_value, declared, setting
 from ..core.config import RunConfig
 
@@ -87,6 +88,20 @@ LITERAL = {"bn_momentum": 0.99, "target": "price"}
 # settings of the network that are settings of the run
 OF_THE_RUN = ("lookback", "horizon", "seed")
 
+# %% ../../nbs/model/00_settings.ipynb #d70f56fb
+MOST_MEMORY = 4    # GB of a training step
+
+def training_memory(
+    config: ModelConfig,   # its units, dense, lookback and batch_size
+) -> float:                # GB, roughly
+    "Memory of a training step: weights with gradients and moments, and ten values per unit, bar and window."
+    from itertools import pairwise
+    layers = [*pairwise((24, *config.units))]
+    weights = sum(4 * u * (n + u) for n, u in layers) + sum(
+        n * u for n, u in pairwise((config.units[-1], *config.dense))
+    )
+    return (16 * weights + 40 * config.batch_size * config.lookback * sum(config.units)) / 1e9
+
 # %% ../../nbs/model/00_settings.ipynb #b0d3ba3f
 def check_network(
     config: ModelConfig,   # settings to check
@@ -99,7 +114,12 @@ def check_network(
             " layer"
         )
     if len(set(config.seeds)) < len(config.seeds):
-        raise InputError(f"network seeds are {list(config.seeds)}; pass each seed once")
+        raise InputError(f"network seeds are {shown(list(config.seeds))}; pass each seed once")
+    if (gigabytes := training_memory(config)) > MOST_MEMORY:
+        raise InputError(
+            f"a training step of this network takes about {gigabytes:,.0f} GB; pass smaller units, lookback"
+            f" or batch_size, so that {MOST_MEMORY} suffice"
+        )
 
 # %% ../../nbs/model/00_settings.ipynb #642df329
 def model_config(

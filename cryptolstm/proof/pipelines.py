@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.errors import InputError
+from ..core.errors import InputError, shown
 
 # %% ../../nbs/proof/00_pipelines.ipynb #a4162302
 Pipeline = Callable[[pd.DataFrame], pd.DataFrame | pd.Series]  # bars -> values on the same rows
@@ -44,7 +44,7 @@ def load_function(
     "Import a function by name. Raises `InputError` if there is none; errors of the module pass through."
     module, colon, attribute = str(name).partition(":")
     if not module or not attribute:
-        raise InputError(f"{name!r} is not a function; pass module:function, for instance my_features:make")
+        raise InputError(f"{shown(name)} is not a function; pass module:function, e.g. my_features:make")
     here = str(Path.cwd())
     if here not in sys.path: sys.path.insert(0, here)
     try: found = importlib.import_module(module)

@@ -24,7 +24,8 @@ from cryptolstm.model.bundle import load_bundle
 from cryptolstm.model.training import fit
 from cryptolstm.model.live_model import LiveModel
 from cryptolstm.model.registry import (current_version, line_lock, line_name, prune, read_note, rollback,
-                                       save_version, usable_version, use_version, version_folders, versions, was_used)
+                                       save_version, usable_version, use_version, version_folders,
+                                       versions, was_used)
 from cryptolstm.model.challenge import challenge, paired_test
 from cryptolstm.research.compare import compare_models
 from cryptolstm.cli.main import app
@@ -376,7 +377,8 @@ def test_links_that_killed_processes_left_are_pruned_after_a_day(line):
 
 def test_addresses_of_one_exchange_share_neither_a_line_nor_a_folder(tmp_path):
     host = "127.0.0.1"
-    where = [f"{host}:8765/api", f"{host}/8765/api", f"{host}:8765_api", f"{host}:8765/api/", "h.x", "h-x", "h_x"]
+    where = [f"{host}{rest}" for rest in (":8765/api", "/8765/api", ":8765_api", ":8765/api/")]
+    where += ["h.x", "h-x", "h_x"]
     markets = ["binance", *(f"binance@{x}" for x in where)]
     assert len({line_name("BTC/USD", market=m) for m in markets}) == len(markets)
     assert len({bar_path(tmp_path, m, "BTC/USD") for m in markets}) == len(markets)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import OperationError, shown
+from ..core.errors import OperationError, shortened, shown
 from ..core.files import config_hash, read_json, write_atomic
 from ..core.bars import HOUR, as_utc
 from ..features.targets import implied_return
@@ -175,7 +175,7 @@ def unreadable(
     "The error for a stored model that is incomplete or damaged."
     return OperationError(
         f"the model in {folder} cannot be read ({type(error).__name__}:"
-        f" {str(error).splitlines()[0] if str(error) else ''}); remove the folder to train anew"
+        f" {shortened(next(iter(str(error).splitlines()), ''))}); remove the folder to train anew"
     )
 
 # %% ../../nbs/model/01_record.ipynb #a2ec3abe

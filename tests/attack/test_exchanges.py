@@ -50,7 +50,8 @@ PAGES = {
     "the page twice": lambda rows, rng: rows + rows,
     "true and false": cell(True, False),
     "text and tables": cell("true", "", "1,5", "0x10", [], {}, [1.0], "NaN", "Infinity"),
-    "numbers that are none": cell(None, float("nan"), float("inf"), -1.0, 0, 10**400, 1e18, -1e18),
+    # a volume of 0 or a high of 1e18 in the only answer is a bar that nobody can tell from a true one
+    "numbers that are none": cell(None, float("nan"), float("inf"), -1.0, 10**400, -1e18),
     "short rows": at_random(lambda r, rng: [r[: rng.randrange(6)]]),
     "a missing bar": at_random(lambda r, rng: []),
     "half a page": lambda rows, rng: rows[: len(rows) // 2],

@@ -79,7 +79,7 @@ def test_shell_completion_can_be_installed_and_completes_commands(monkeypatch):
     assert done.stdout.split() == ["check"]
 
 
-BOTH = [("backtest",), ("signal",), ("report",), ("data", "check"), ("data", "price"), ("models", "list")]
+BOTH = [("backtest",), ("signal",), ("report",), ("data", "price"), ("models", "list")]
 
 
 @pytest.mark.parametrize("words", BOTH, ids=" ".join)
@@ -87,6 +87,11 @@ def test_two_different_tickers_are_a_mistake(words):
     done = invoke(*words, "ETH/USD", "--ticker", "SOL/USD")
     assert isinstance(done.exception, InputError) and done.exception.exit_code == 2
     assert str(done.exception) == "the argument is ETH/USD and --ticker is SOL/USD; pass one ticker"
+
+
+def test_several_tickers_that_differ_from_the_option_are_a_mistake():
+    done = invoke("data", "check", "ETH/USD", "--ticker", "SOL/USD")
+    assert str(done.exception) == "the arguments are ETH/USD and --ticker is SOL/USD; pass one of the two"
 
 
 @pytest.mark.parametrize("ticker", [["bitcoin"], ["--ticker", "bitcoin"], ["bitcoin", "--ticker", "bitcoin"]])

@@ -260,7 +260,7 @@ def test_a_quick_look_has_the_network_of_the_spec_and_the_settings_of_its_file()
     run = build_run(None, ["fee=0.002"], {"hours": 96}, quick=True)
     assert run == replace(run_config(QUICK), fee=0.002, hours=96)
     plan = subprocess.run(["make", "-n", "report", "QUICK=1"], cwd=ROOT, capture_output=True, text=True)
-    assert "report 'ETH/USD'  --quick" in plan.stdout
+    assert "cryptolstm report --quick " in plan.stdout
 
 
 def test_every_output_of_a_quick_look_says_so(typed, tmp_path, capsys):

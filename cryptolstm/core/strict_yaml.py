@@ -65,6 +65,7 @@ for tag, construct in (("int", _number), ("float", _number), ("map", _table)):
 def read_yaml(
     text: str,       # YAML
     source: str,     # file or option, named in the message
+    instead: str = "write lines such as ticker: ETH/USD",   # what to do about invalid YAML
 ):                   # dictionary, list, text, number, time, true/false or None
     "The value of a YAML text. Raises `InputError` with the line if it is invalid or ambiguous."
     try: return yaml.load(text, _Loader)   # a SafeLoader
@@ -72,6 +73,7 @@ def read_yaml(
         mark = e.problem_mark or e.context_mark
         line = f" line {mark.line + 1}:" if mark and "\n" in text else ""
         problem = shortened(" ".join(str(e.problem or e).split()))
-        raise InputError(f"{source}:{line} {problem}") from e
+        advice = "" if e.context is None and "; " in problem else f"; {instead}"
+        raise InputError(f"{source}:{line} {problem}{advice}") from e
     except (yaml.YAMLError, ValueError, OverflowError) as e:   # for example a 13th month
-        raise InputError(f"{source}: {shortened(' '.join(str(e).split()))}") from e
+        raise InputError(f"{source}: {shortened(' '.join(str(e).split()))}; {instead}") from e

@@ -138,8 +138,8 @@ def assignment(
     outer, dot, inner = name.partition(".")
     if dot and (outer not in NESTED or not inner or "." in inner):
         raise InputError(
-            f"--set {shortened(name)}: only settings of the network and rules are nested, one level deep; pass"
-            " for instance --set network.epochs=5 or --set rules.macd=false"
+            f"--set {shortened(name)}: only settings of the network and rules are nested, one level deep;"
+            " pass for instance --set network.epochs=5 or --set rules.macd=false"
         )
     parsed = read_yaml(value, f"--set {shortened(name)}", "pass for instance 3, 0.5, text or [32, 16]")
     if outer in NESTED and not dot and not isinstance(parsed, dict):

@@ -153,14 +153,15 @@ CHECKED = {   # check → what it does
         "shuffles the bars after a cut, removes prices or volume, adds jumps, or multiplies by up to a"
         " million"
     ),
+    "fresh process": "runs pipelines of your own in new processes, which remember no earlier call",
     "start": "starts the history later",
     "retraining": (
         "trains and trades a small run again, without the later bars and with altered ones: scaler, labels,"
         " network, decisions and orders must be the same"
     ),
     "orders": (
-        "trades random signals again with other later signals and bars; every fill must be at a price of its"
-        " bar"
+        "trades random signals again with other later signals and bars; every fill must be at a price that"
+        " its order can have"
     ),
     "labels": "regresses the next move, and the one after it, on the features",
     "plausible": "compares the hit rates of forecasts and signals with the highest plausible one",

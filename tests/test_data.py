@@ -570,7 +570,7 @@ def test_the_exchanges_own_address_typed_out_is_the_exchange():
     assert market_name("coinbaseexchange", "https://api.exchange.coinbase.com/") == "coinbaseexchange"
     assert market_name("kraken", "https://api.kraken.com") == "kraken"
     assert market_name("kraken", "https://proxy.example/kraken/") == "kraken@proxy.example/kraken"
-    assert bar_path("x", "kraken@proxy.example/kraken", ETH).parent.name == "kraken@proxy.example_kraken"
+    assert bar_path("x", "kraken@proxy.example/kraken", ETH).parent.name == "kraken@proxy.example%2Fkraken"
 
 
 @pytest.mark.parametrize("address", [

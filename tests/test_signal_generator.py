@@ -14,6 +14,7 @@ from cryptolstm import SignalGenerator
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.bars import HOUR, LONGEST_SPANNED, bars_hash, stamp
 from cryptolstm.core.config import RunConfig
+from cryptolstm.core.files import config_hash
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import WARMUP, features
 from cryptolstm.model.settings import model_config
@@ -294,9 +295,9 @@ def test_a_model_that_must_not_be_continued_is_started_afresh_and_the_signal_say
     record = tmp_path / "models" / sg.line_of(120) / version / "bundle.json"
     table = json.loads(record.read_text())
     # as an earlier version wrote it
-    record.write_text(
-        json.dumps({k: v for k, v in table.items() if k not in ("hashes", "fitted_until")} | {"format": 1})
-    )
+    hashes = table.pop("hashes")
+    table = {k: v for k, v in table.items() if k != "fitted_until"} | {"format": 2}
+    record.write_text(json.dumps(table | {"hashes": hashes | {"bundle.json": config_hash(table)}}))
     loopback.now += 30 * HOUR
     info = sg.generate_signals(hours=120)["model_info"]
     assert (

@@ -255,12 +255,12 @@ def test_a_planted_signal_is_found_and_its_mirror_flips_the_forecasts():
         retrain_every=750,
         network={**TINY, "epochs": 8, "learning_rate": 2e-3},
     )
-    found = backtest(planted_market(bars_needed(run), r2=0.04, seed=3), run)
+    found = backtest(planted_market(bars_needed(run), r2=0.10, seed=3), run)
     row = found["skill"].loc["LSTM"]
-    assert row["ic"] > 0.1 and row["cw_p"] < 0.001 and row["pt_p"] < 0.01
+    assert row["ic"] > 0.15 and row["cw_p"] < 0.001 and row["pt_p"] < 0.01
     assert found["verdict"].level in ("SKILL, NOT PROFITABLE", "CANDIDATE")
-    flipped = backtest(planted_market(bars_needed(run), r2=0.04, seed=3, sign=-1), run)
-    assert flipped["skill"].loc["LSTM", "ic"] > 0.1
+    flipped = backtest(planted_market(bars_needed(run), r2=0.10, seed=3, sign=-1), run)
+    assert flipped["skill"].loc["LSTM", "ic"] > 0.15
     aligned = pd.concat(
         [
             found["features"]["volume_ratio"],

@@ -9,6 +9,7 @@ __all__ = ['TARGETS', 'PRECISIONS', 'LOSSES', 'ACTIVATIONS', 'SEED', 'EPOCHS', '
 
 # %% ../../nbs/model/00_settings.ipynb #0d153ff4
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..core.errors import InputError, shown, unknown_name
 from ..core.settings import check_value, declared, setting
@@ -95,11 +96,9 @@ def training_memory(
     config: ModelConfig,   # its units, dense, lookback and batch_size
 ) -> float:                # GB, roughly
     "Memory of a training step: weights with gradients and moments, and ten values per unit, bar and window."
-    from itertools import pairwise
-    layers = [*pairwise((24, *config.units))]
-    weights = sum(4 * u * (n + u) for n, u in layers) + sum(
-        n * u for n, u in pairwise((config.units[-1], *config.dense))
-    )
+    # about 24 input columns
+    lstm = sum(4 * u * (n + u) for n, u in pairwise((24, *config.units)))
+    weights = lstm + sum(n * u for n, u in pairwise((config.units[-1], *config.dense)))
     return (16 * weights + 40 * config.batch_size * config.lookback * sum(config.units)) / 1e9
 
 # %% ../../nbs/model/00_settings.ipynb #b0d3ba3f

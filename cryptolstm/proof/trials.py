@@ -106,40 +106,12 @@ def hour_of(
     return int(as_utc(when).timestamp() // 3600)
 
 # %% ../../nbs/proof/03_trials.ipynb #18925e51
+_HEAD = ("id", "at", "ticker", "market", "first", "until")   # of trials and of registrations
 COLUMNS = (
-    "id",
-    "at",
-    "ticker",
-    "market",
-    "first",
-    "until",
-    "data_hash",
-    "config_hash",
-    "config",
-    "sharpe",
-    "n",
-    "skew",
-    "kurtosis",
-    "hit",
-    "verdict",
-    "reruns",
-    "last_run",
-    "code",
-    "variant",
+    *(*_HEAD, "data_hash", "config_hash", "config", "sharpe", "n", "skew", "kurtosis", "hit", "verdict"),
+    *("reruns", "last_run", "code", "variant"),
 )
-REGISTERED = (
-    "id",
-    "at",
-    "ticker",
-    "market",
-    "first",
-    "until",
-    "config",
-    "code",
-    "hypothesis",
-    "closed",
-    "stored",
-)
+REGISTERED = (*_HEAD, "config", "code", "hypothesis", "closed", "stored")
 KEY = "ticker = ? and market = ? and first = ? and until = ? and data_hash = ? and config_hash = ?"
 
 

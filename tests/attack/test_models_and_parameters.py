@@ -1,15 +1,14 @@
 """Stored models and parameter files damaged at random, with hashes made again: they are read as they were, or
 refused in one sentence."""
-import hashlib
 import json
 import random
 
 import pytest
+from test_bundle import sealed
 
 from cryptolstm.cli.terminal import build_run
 from cryptolstm.core.config import RunConfig
 from cryptolstm.core.errors import InputError, OperationError
-from cryptolstm.core.files import config_hash
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.indicators import features
 from cryptolstm.model.bundle import load_bundle, save_bundle
@@ -47,14 +46,6 @@ def odd_value(table: dict, rng: random.Random) -> None:
         key = rng.choice(sorted(at))
     if rng.random() < .2: del at[key]
     else: at[key] = rng.choice(ODD)
-
-
-def sealed(folder, table: dict) -> None:
-    "Write a record with the hashes of the files as they are, as somebody would who damaged them on purpose."
-    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("model*")}
-    table.pop("hashes", None)
-    hashes = files | {"bundle.json": config_hash(table)}
-    (folder / "bundle.json").write_text(json.dumps(table | {"hashes": hashes}))
 
 
 def one_sentence(e: Exception) -> bool: return len(str(e)) < 2000 and "\n" not in str(e)

@@ -22,6 +22,7 @@ from .proof import proof_app
 from .signal import signal_app
 from .research import reports_app, research_app
 from .settings import settings_app
+from .trade import all_app, trade_app
 
 # %% ../../nbs/cli/07_main.ipynb #0d6a954b
 app = typer.Typer(
@@ -37,6 +38,8 @@ app.add_typer(proof_app)
 app.add_typer(models_app, name="models")
 app.add_typer(reports_app, name="reports")
 app.add_typer(settings_app)
+app.add_typer(trade_app, name="trade")
+app.add_typer(all_app)
 
 # %% ../../nbs/cli/07_main.ipynb #af198487
 def version_text() -> str:

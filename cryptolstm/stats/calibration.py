@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..core.errors import InputError
 from ..core.text import finite_or_none
@@ -80,7 +79,7 @@ def spiegelhalter(
     variance = float(np.sum((1 - 2 * p) ** 2 * p * (1 - p)))
     if variance == 0: return math.nan
     z = np.sum((y - p) * (1 - 2 * p)) / math.sqrt(variance)
-    return float(2 * stats.norm.sf(abs(z)))
+    return math.erfc(abs(z) / math.sqrt(2))   # two-sided p of a normal z
 
 # %% ../../nbs/stats/05_calibration.ipynb #a878248b
 def calibration_figures(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MIGRATIONS', 'FINAL', 'DAY_MS', 'UNCERTAIN', 'LEASE_SECONDS', 'journal_path', 'open_database', 'OrderState', 'now_ms',
-           'Journal', 'lease', 'heartbeat', 'add_bars', 'stored_bars', 'Decided', 'add_decision', 'decisions',
-           'add_order', 'add_request', 'add_answer', 'order_states', 'add_fills', 'stored_fills', 'add_act', 'acts',
-           'moved', 'adopted', 'position', 'add_mark', 'marks']
+           'Journal', 'account_names', 'lease', 'lease_holder', 'heartbeat', 'add_bars', 'stored_bars', 'Decided',
+           'add_decision', 'decisions', 'add_order', 'add_request', 'add_answer', 'order_states', 'add_fills',
+           'stored_fills', 'add_act', 'acts', 'moved', 'adopted', 'position', 'add_mark', 'marks']
 
 # %% ../../nbs/trading/01_journal.ipynb #5584318a
 import json, os, socket, sqlite3, time
@@ -53,7 +53,7 @@ _EVENTS = {   # table → its columns
              " detail text not null, at integer not null, primary key (account, ticker, bar)",
 }
 _LEASES = (
-    "create table leases (account text primary key references accounts, host text not null,"
+    "create table leases (account text primary key, host text not null,"
     " pid integer not null, since integer not null, heartbeat integer not null)"
 )
 
@@ -251,6 +251,14 @@ class Journal:
                 version=cryptolstm.__version__,
             )
 
+def account_names(
+    path: Path | None = None,   # of the database; None = `journal_path`
+) -> list[str]:
+    "Accounts of a journal, oldest first."
+    db = open_database(path or journal_path())
+    try: return [row["account"] for row in db.execute("select account from accounts order by at")]
+    finally: db.close()
+
 def _difference(known: Mapping, given: Mapping, before: str = "") -> str:
     "The first setting that differs, in words; empty if none does."
     for name in sorted({*known, *given}):
@@ -273,7 +281,7 @@ def _held_by(lease: sqlite3.Row) -> str:
 
 @contextmanager
 def lease(
-    journal: Journal,   # of an account that exists
+    journal: Journal,
 ) -> Iterator[None]:
     "Hold an account. Raises `OperationError` with the holder if another process trades it."
     lock, me = FileLock(journal.path.with_name(f".{journal.account}.lock"), timeout=0), socket.gethostname()
@@ -299,6 +307,23 @@ def _taken(journal: Journal) -> OperationError:
         f"the account {journal.account} is traded by {who}; wait until it ends, or end it with"
         " `cryptolstm trade stop`"
     )
+
+def lease_holder(
+    journal: Journal,
+) -> str | None:   # None: nobody
+    "The process that trades the account, in words."
+    held = journal.rows("select * from leases where account = ?", journal.account)
+    if not held: return None
+    here = held[0]["host"] == socket.gethostname()
+    alive = _lives(held[0]["pid"]) if here else now_ms() - held[0]["heartbeat"] < 1000 * LEASE_SECONDS
+    return _held_by(held[0]) if alive else None
+
+def _lives(pid: int) -> bool:
+    "Whether a process of this machine exists."
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except PermissionError: return True
+    return True
 
 def heartbeat(journal: Journal) -> None:
     "Note that the holder of the lease is alive."

@@ -14,33 +14,11 @@ from decimal import Decimal
 from ..core.config import Orders
 from ..core.errors import OperationError
 from ..execution.kernel import nearer, terms
-from cryptolstm.trading.broker import (
-    Answer,
-    Broker,
-    Fill,
-    MarketRules,
-    Order,
-    Outcome,
-    VenueOrder,
-    check_order,
-    order_id,
-    rounded_down,
-    worst_price,
-)
+from .broker import (Answer, Broker, Fill, MarketRules, Order, Outcome, VenueOrder,
+                                       check_order, order_id, rounded_down, worst_price)
 from .guards import Guards
-from cryptolstm.trading.journal import (
-    Decided,
-    Journal,
-    OrderState,
-    add_answer,
-    add_order,
-    add_request,
-    decisions,
-    moved,
-    order_states,
-    position,
-    stored_fills,
-)
+from .journal import (Decided, Journal, OrderState, add_answer, add_order, add_request,
+                                        decisions, moved, order_states, position, stored_fills)
 from .reconcile import Patience, settle_orders
 
 # %% ../../nbs/trading/07_live_orders.ipynb #48c632be

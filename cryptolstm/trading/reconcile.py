@@ -13,19 +13,8 @@ from decimal import Decimal
 
 from ..core.errors import InputError
 from .broker import Broker, Fill, MarketRules, VenueOrder
-from cryptolstm.trading.journal import (
-    DAY_MS,
-    Journal,
-    OrderState,
-    acts,
-    add_act,
-    add_answer,
-    add_fills,
-    adopted,
-    moved,
-    order_states,
-    stored_fills,
-)
+from .journal import (DAY_MS, Journal, OrderState, acts, add_act, add_answer, add_fills,
+                                        adopted, moved, order_states, stored_fills)
 
 # %% ../../nbs/trading/04_reconcile.ipynb #44aa3c4c
 @dataclass(frozen=True)

@@ -15,36 +15,15 @@ from decimal import Decimal
 from ..core.errors import CryptolstmError, OperationError
 from .broker import Broker, Order, order_id
 from .decision import KnownVerdict, known_verdict
-from .guards import (Alarm, account_equity, followed, halted, loss_alarms, market_alarms,
-                                       order_alarms)
-from cryptolstm.trading.journal import (
-    Decided,
-    Journal,
-    acts,
-    add_answer,
-    add_bars,
-    add_decision,
-    add_fills,
-    add_mark,
-    add_order,
-    decisions,
-    heartbeat,
-    marks,
-    now_ms,
-    order_states,
-    stored_bars,
-    stored_fills,
-)
-from cryptolstm.trading.live_orders import (
-    LiveTicker,
-    cancel_orders,
-    close_position,
-    open_position,
-    protect,
-    stop_price,
-)
-from .paper import PaperAccount, journal_bars, new_fills, paper_account, paper_fills
-from .parity import PARITY_HALT, position_parity
+from .guards import (PARITY_HALT, Alarm, position_parity, account_equity, followed, halted,
+                                       loss_alarms, market_alarms, order_alarms)
+from .journal import (Decided, Journal, acts, add_answer, add_bars, add_decision, add_fills,
+                                        add_mark, add_order, decisions, heartbeat, marks, now_ms,
+                                        order_states, stored_bars, stored_fills)
+from .live_orders import (LiveTicker, cancel_orders, close_position, open_position, protect,
+                                            stop_price)
+from .paper import PaperAccount, new_fills, paper_fills
+from .parity import account_paper
 from .reconcile import Patience, Reconciliation, reconcile, start_account
 from .tasks import Account, Task, in_this_process, log_event
 
@@ -90,15 +69,6 @@ class Runner:
             self.account.guards,
             self.wait,
             self.patience,
-        )
-
-    def paper(self, ticker: str) -> PaperAccount | None:   # None: nothing was decided yet
-        "The paper account of a ticker at its newest bar."
-        decided = decisions(self.journal, ticker)
-        if not decided: return None
-        rows = [row for row in stored_bars(self.journal, ticker, first=True) if row[0] >= decided[0].bar]
-        return paper_account(
-            journal_bars(rows), decided, self.account.orders(ticker), self.account.guards.max_position
         )
 
 # %% ../../nbs/trading/10_runner.ipynb #943104c5
@@ -153,7 +123,7 @@ def _follow(runner: Runner, ticker: str, answer: dict, check) -> dict:
     decided = before.get(answer["bar"])
     if repeated := decided is not None: alarms = [Alarm("", x) for x in decided.detail.get("alarms", [])]
     else: decided, alarms = _note_decision(runner, ticker, answer, check, verdict)
-    paper = runner.paper(ticker)
+    paper = account_paper(runner.journal, runner.account, ticker)
     if runner.broker is None: _note_paper(runner, ticker, paper)
     done = "" if runner.broker is None else _trade(runner, ticker, decided, paper, check)
     return _row(runner, ticker, decided, paper, verdict, [str(a) for a in alarms], done, repeated)
@@ -179,7 +149,7 @@ def _note_decision(
     runner: Runner, ticker: str, answer: dict, check, verdict: KnownVerdict
 ) -> tuple[Decided, list[Alarm]]:
     "Write down a decision and what the account makes of it."
-    paper, orders = runner.paper(ticker), runner.account.orders(ticker)
+    paper, orders = account_paper(runner.journal, runner.account, ticker), runner.account.orders(ticker)
     side = 0 if paper is None else paper.side
     alarms = _alarms(runner, ticker, answer, check)
     wanted = max(answer["signal"], 0) if runner.account.long_only else answer["signal"]

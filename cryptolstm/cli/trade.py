@@ -387,8 +387,8 @@ def accounts(as_json: JsonOption = False) -> None:
     rows = []
     for name in account_names() if journal_path().exists() else []:
         with Journal(name) as journal: s = account_status(journal)
-        rows.append({k: s[k] for k in ("account", "venue", "equity", "return", "tickers", "running")} |
-                    {"tickers": ", ".join(t["ticker"] for t in s["tickers"])})
+        rows.append({k: s[k] for k in ("account", "venue", "equity", "return", "running")}
+                    | {"tickers": [t["ticker"] for t in s["tickers"]]})
     emit({"accounts": rows}) if as_json else print_rows(rows, "no account was begun yet")
 
 @trade_app.command()

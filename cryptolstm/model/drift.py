@@ -9,6 +9,7 @@ __all__ = ['CLASSES', 'WINDOW', 'MIN_REFERENCE', 'DEGRADED', 'VALIDATION', 'clas
 # %% ../../nbs/model/13_drift.ipynb #b2f39ab7
 import math
 from collections.abc import Mapping
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -139,7 +140,6 @@ def live_skill(
 
     `versions` counts those that forecast the bars; `promised` and `live` are the skill in validation and on
     these bars (share of the loss of "no move" saved). There is no test with fewer than 30 bars."""
-    from scipy.stats import norm
     from cryptolstm.stats.skill import LEAST, hac_lags, hac_variance
     rows, first = pairs_with_validation(history, table, bars, last), history[0].note.get("validation") or {}
     def share(loss, zero):
@@ -159,7 +159,7 @@ def live_skill(
         hac_variance(worse.to_numpy(), hac_lags(len(rows), history[0].model.config.horizon))
         + np.sqrt(rows["variance"].fillna(0)).mean() ** 2
     )
-    if len(rows) >= LEAST and v > 0: p = float(norm.sf(worse.mean() / math.sqrt(v)))
+    if len(rows) >= LEAST and v > 0: p = NormalDist().cdf(-worse.mean() / math.sqrt(v))
     return {
         "bars": len(rows),
         "versions": int(rows["version"].nunique()),

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..core.errors import InputError, unknown_name
 from ..core.bars import BARS_PER_YEAR
@@ -34,6 +33,7 @@ def sharpe_sample(
     returns,             # net returns per bar, flat bars included
 ) -> SharpeSample:       # NaN where the returns do not vary
     "Sharpe ratio, number of bars, skewness and kurtosis. Raises `InputError` unless all returns are finite."
+    from scipy import stats
     r = np.asarray(returns, dtype=float)
     if not np.isfinite(r).all():
         raise InputError("returns hold a value that is not finite; drop or repair it first")
@@ -62,6 +62,7 @@ def probabilistic_sharpe(
     benchmark: float = 0.0, # per bar
 ) -> float:                 # probability; NaN for an undefined ratio or fewer than two bars
     "P(true Sharpe ratio > benchmark)."
+    from scipy import stats
     if math.isnan(sharpe) or n < 2: return math.nan
     return float(
         stats.norm.cdf((sharpe - benchmark) * math.sqrt(n - 1) / sharpe_spread(sharpe, skew, kurtosis))
@@ -76,6 +77,7 @@ def minimum_track_record(
     confidence: float = 0.95,
 ) -> float:                   # bars; infinite if the ratio is not above the benchmark, NaN if undefined
     "Number of bars needed to conclude that a ratio is above the benchmark."
+    from scipy import stats
     if math.isnan(sharpe): return math.nan
     if sharpe <= benchmark: return math.inf
     with np.errstate(over="ignore"):
@@ -92,6 +94,7 @@ def expected_maximum(
     """Expected largest Sharpe ratio of trials whose true ratio is zero.
 
     √V·((1 − γ)·Z⁻¹(1 − 1/N) + γ·Z⁻¹(1 − 1/(N·e)))."""
+    from scipy import stats
     if trials < 1 or not variance >= 0:
         raise InputError(
             f"{trials} trials with a variance of {variance}; pass at least 1 and a variance from 0"
@@ -325,6 +328,7 @@ def pbo(
     """Probability of backtest overfitting (PBO) by CSCV.
 
     Raises `InputError` for fewer than two settings, an odd number of blocks or too few bars for them."""
+    from scipy import stats
     m = np.asarray(matrix, dtype=float)
     if m.ndim != 2 or m.shape[1] < 2:
         raise InputError(

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..core.errors import InputError, unknown_name
 from ..core.bars import BARS_PER_YEAR
@@ -90,6 +89,7 @@ def clark_west(
     """Clark–West test (2007) that a forecast adds to persistence or to the mean return.
 
     NaN below 30 pairs or where the forecast is always 0."""
+    from scipy import stats
     if mean is not None: f = f + 0 * mean          # rows on which both are known
     if horizon > 1 and steps is not None: gain, lags = _single_bar_gains(y, f, horizon, mean, steps), 0
     else:
@@ -140,6 +140,7 @@ def pesaran_timmermann(
     """Pesaran–Timmermann test (1992) of directional accuracy.
 
     Statistic and p are NaN below 30 directions or where outcomes or forecasts all have one sign."""
+    from scipy import stats
     rose, predicted = directions(y, f, horizon)
     n = len(rose)
     if not n: return Timing(*[math.nan] * 4)
@@ -177,6 +178,7 @@ def diebold_mariano(
     """Diebold–Mariano test (1995) with Harvey's correction (statsmodels), on every horizon-th pair.
 
     NaN below 30 such pairs or where both forecasts are identical."""
+    from scipy import stats
     if loss not in _CRITERIA: raise unknown_name("loss", loss, _CRITERIA)
     real, f_known = pairs(y, f if against is None else f + 0 * against)   # rows on which both have a forecast
     other = np.zeros_like(f_known) if against is None else pairs(y, against + 0 * f)[1]
@@ -193,6 +195,7 @@ def information_coefficient(
     method: str = "spearman",   # or "pearson"
 ) -> float:                     # −1 … 1; NaN below 30 pairs or where one side is constant
     "Correlation of forecast and outcome; of ranks by default, so that no single hour dominates it."
+    from scipy import stats
     if method not in ("spearman", "pearson"): raise unknown_name("method", method, ("spearman", "pearson"))
     y, f = pairs(y, f)
     if len(y) < LEAST or np.ptp(y) == 0 or np.ptp(f) == 0: return math.nan
@@ -352,6 +355,7 @@ def min_detectable_hit(
     """Smallest true hit rate that a test of this length detects with this power.
 
     Solves √n·(p − ½) = z_α/2 + z_power·√(p(1 − p)) for p: normal approximation, one-sided binomial test."""
+    from scipy import stats
     if n < 1: return 1.0
     a, b = stats.norm.isf(alpha), stats.norm.ppf(power)
     edge = (a * math.sqrt(n) + math.sqrt(max(a * a * n - (n + b * b) * (a * a - b * b), 0))) / (
@@ -372,6 +376,7 @@ def min_detectable_sharpe(
     alpha: float = 0.05,  # one-sided level of the test
 ) -> float:               # annual
     "Smallest true ratio that a test of this length detects with this power: (z_α + z_power)·√(8760/n)."
+    from scipy import stats
     return (stats.norm.isf(alpha) + stats.norm.ppf(power)) * sharpe_noise(bars)
 
 # %% ../../nbs/stats/00_skill.ipynb #b684de08

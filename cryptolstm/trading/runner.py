@@ -79,13 +79,22 @@ def step(runner: Runner,
     "Decide the newest closed bar of each ticker and follow the decisions."
     tickers = runner.account.tickers if tickers is None else tickers
     heartbeat(runner.journal)
-    check = _check(runner)
-    rows = []
-    for task, answer in runner.decide([_task(runner, t) for t in tickers]):
-        rows.append(_decided(runner, task.ticker, answer, check, bar))
-        log_event("step", **rows[-1])
+    check, newest = _check(runner), int(runner.clock() // 3_600_000) - 1
+    known = {t: d for t in tickers for d in decisions(runner.journal, t, 1) if d.bar == newest}
+    rows = [
+        _one(runner, t, lambda d=d: _follow(runner, t, d, check, repeated=True)) for t, d in known.items()
+    ]
+    for task, answer in runner.decide([_task(runner, t) for t in tickers if t not in known]):
+        rows.append(_one(runner, task.ticker, lambda: _decided(runner, task.ticker, answer, check, bar)))
+    for row in rows: log_event("step", **row)
+    rows.sort(key=lambda row: tickers.index(row["ticker"]))
     runner.on_step(rows)
     return rows
+
+def _one(runner: Runner, ticker: str, work: Callable[[], dict]) -> dict:
+    "The row of a ticker; its error becomes the row."
+    try: return work()
+    except CryptolstmError as e: return {"ticker": ticker, "bar": None, "error": str(e)}
 
 def _check(runner: Runner) -> Reconciliation | str | None:
     "Comparison with the venue, or why it failed; None on paper."
@@ -105,28 +114,22 @@ def _task(runner: Runner, ticker: str) -> Task:
 
 # %% ../../nbs/trading/10_runner.ipynb #5b270944
 def _decided(runner: Runner, ticker: str, answer: dict | Exception, check, bar: int | None) -> dict:
-    "Note an answer and follow it; errors of one ticker become its row."
-    try:
-        if isinstance(answer, Exception): raise answer
-        if bar is not None and answer["bar"] < bar:
-            raise OperationError("the exchange has not published the bar yet")
-        return _follow(runner, ticker, answer, check)
-    except CryptolstmError as e:
-        log_event("error", ticker=ticker, text=str(e))
-        return {"ticker": ticker, "bar": None, "error": str(e)}
-
-def _follow(runner: Runner, ticker: str, answer: dict, check) -> dict:
-    "Note bars and decision of a ticker, follow the decision, value the account."
+    "Note bars and decision of a ticker, and follow the decision."
+    if isinstance(answer, Exception): raise answer
+    if bar is not None and answer["bar"] < bar:
+        raise OperationError("the exchange has not published the bar yet")
     with runner.journal.transaction(): add_bars(runner.journal, ticker, answer["rows"])
-    verdict = runner.verdict(ticker, answer["market"])
     before = {d.bar: d for d in decisions(runner.journal, ticker, 2)}
-    decided = before.get(answer["bar"])
-    if repeated := decided is not None: alarms = [Alarm("", x) for x in decided.detail.get("alarms", [])]
-    else: decided, alarms = _note_decision(runner, ticker, answer, check, verdict)
+    repeated = answer["bar"] in before
+    decided = before[answer["bar"]] if repeated else _note_decision(runner, ticker, answer, check)
+    return _follow(runner, ticker, decided, check, repeated)
+
+def _follow(runner: Runner, ticker: str, decided: Decided, check, repeated: bool = False) -> dict:
+    "Follow a decision and value the account. Doing it again changes nothing."
     paper = account_paper(runner.journal, runner.account, ticker)
     if runner.broker is None: _note_paper(runner, ticker, paper)
     done = "" if runner.broker is None else _trade(runner, ticker, decided, paper, check)
-    return _row(runner, ticker, decided, paper, verdict, [str(a) for a in alarms], done, repeated)
+    return _row(runner, ticker, decided, paper, done, repeated)
 
 # %% ../../nbs/trading/10_runner.ipynb #7cd54cff
 def _alarms(runner: Runner, ticker: str, answer: dict, check) -> list[Alarm]:
@@ -145,13 +148,11 @@ def _alarms(runner: Runner, ticker: str, answer: dict, check) -> list[Alarm]:
     if n >= 24 and share < PARITY_HALT: out.append(Alarm("parity", f"parity is {share:.0%} over {n} bars"))
     return out
 
-def _note_decision(
-    runner: Runner, ticker: str, answer: dict, check, verdict: KnownVerdict
-) -> tuple[Decided, list[Alarm]]:
+def _note_decision(runner: Runner, ticker: str, answer: dict, check) -> Decided:
     "Write down a decision and what the account makes of it."
     paper, orders = account_paper(runner.journal, runner.account, ticker), runner.account.orders(ticker)
     side = 0 if paper is None else paper.side
-    alarms = _alarms(runner, ticker, answer, check)
+    alarms, verdict = _alarms(runner, ticker, answer, check), runner.verdict(ticker, answer["market"])
     wanted = max(answer["signal"], 0) if runner.account.long_only else answer["signal"]
     minutes = (runner.clock() - 3_600_000 * (answer["bar"] + 1)) / 60_000
     late = (
@@ -167,8 +168,7 @@ def _note_decision(
         runner, ticker
     )
     with runner.journal.transaction():
-        decided = add_decision(runner.journal, ticker, answer["bar"], answer["signal"], acted, detail)
-    return decided, alarms
+        return add_decision(runner.journal, ticker, answer["bar"], answer["signal"], acted, detail)
 
 def _quote(runner: Runner, ticker: str) -> dict:
     "Bid and ask at the decision, where a venue can be asked."
@@ -224,14 +224,7 @@ def _trade(runner: Runner, ticker: str, decided: Decided, paper: PaperAccount, c
 
 # %% ../../nbs/trading/10_runner.ipynb #16c609b4
 def _row(
-    runner: Runner,
-    ticker: str,
-    decided: Decided,
-    paper: PaperAccount,
-    verdict: KnownVerdict,
-    alarms: list,
-    done: str,
-    repeated: bool,
+    runner: Runner, ticker: str, decided: Decided, paper: PaperAccount, done: str, repeated: bool
 ) -> dict:
     "What a step shows of a ticker."
     detail, mark = decided.detail, (marks(runner.journal, ticker, 1) or [{}])[-1]
@@ -248,8 +241,8 @@ def _row(
         "position": mark.get("side", paper.side),
         "target": paper.target,
         "equity": mark.get("equity", paper.equity),
-        "verdict": str(verdict),
-        "alarms": alarms,
+        "verdict": detail.get("verdict"),
+        "alarms": detail.get("alarms", []),
         "late": detail.get("late", ""),
         "done": done,
         "repeated": repeated,

@@ -164,6 +164,7 @@ class Loopback:
     ticker with missing rows has gaps. With `memory` the server returns that many of the newest candles for
     any span, as Kraken does. Tickers in `delisted` stay in the list of products, as on Coinbase, but have no
     price and, where `refuses` is set, no candles."""
+    handler: type | None = None  # of requests; a subclass of `_Handler`
 
     def __init__(
         self,
@@ -192,7 +193,8 @@ class Loopback:
         self.now = (
             as_utc(now) if now is not None else self.candles(next(iter(self._frames))).index[-1] + HOUR / 2
         )
-        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"exchange": self}))
+        handler = type("Handler", (self.handler or _Handler,), {"exchange": self})
+        self._server = _Server(("127.0.0.1", port), handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "Loopback":
@@ -459,6 +461,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.exchange.authorizations.append(self.headers.get("Authorization"))
         answer = self.exchange.answer(url.path, {k: v[0] for k, v in parse_qs(url.query).items()})
+        self._send(answer)
+
+    def _send(self, answer: Answer) -> None:
         body = answer.bytes()
         if answer.delay:
             time.sleep(answer.delay)

@@ -389,7 +389,11 @@ def accounts(as_json: JsonOption = False) -> None:
         with Journal(name) as journal: s = account_status(journal)
         rows.append({k: s[k] for k in ("account", "venue", "equity", "return", "running")}
                     | {"tickers": [t["ticker"] for t in s["tickers"]]})
-    emit({"accounts": rows}) if as_json else print_rows(rows, "no account was begun yet")
+    if as_json: return emit({"accounts": rows})
+    for row in rows:
+        row["equity"], row["return"] = f"{row['equity']:,.2f}", f"{row['return']:+.2%}"
+        row["tickers"] = ", ".join(row["tickers"])
+    print_rows(rows, "no account was begun yet")
 
 @trade_app.command()
 def status(

@@ -72,7 +72,8 @@ class Runner:
         )
 
 # %% ../../nbs/trading/10_runner.ipynb #943104c5
-def step(runner: Runner,
+def step(
+    runner: Runner,
     bar: int | None = None,               # hour since 1970 of the bar to be decided; None = the newest
     tickers: Sequence[str] | None = None, # None = all
 ) -> list[dict]:                          # one row per ticker, see `_row`
@@ -81,19 +82,17 @@ def step(runner: Runner,
     heartbeat(runner.journal)
     check, newest = _check(runner), int(runner.clock() // 3_600_000) - 1
     known = {t: d for t in tickers for d in decisions(runner.journal, t, 1) if d.bar == newest}
-    rows = [
-        _one(runner, t, lambda d=d: _follow(runner, t, d, check, repeated=True)) for t, d in known.items()
-    ]
+    rows = [_row_of(runner, t, _follow, d, check, True) for t, d in known.items()]
     for task, answer in runner.decide([_task(runner, t) for t in tickers if t not in known]):
-        rows.append(_one(runner, task.ticker, lambda: _decided(runner, task.ticker, answer, check, bar)))
+        rows.append(_row_of(runner, task.ticker, _decided, answer, check, bar))
     for row in rows: log_event("step", **row)
     rows.sort(key=lambda row: tickers.index(row["ticker"]))
     runner.on_step(rows)
     return rows
 
-def _one(runner: Runner, ticker: str, work: Callable[[], dict]) -> dict:
-    "The row of a ticker; its error becomes the row."
-    try: return work()
+def _row_of(runner: Runner, ticker: str, work: Callable, *arguments) -> dict:
+    "The row of a ticker; an error becomes the row."
+    try: return work(runner, ticker, *arguments)
     except CryptolstmError as e: return {"ticker": ticker, "bar": None, "error": str(e)}
 
 def _check(runner: Runner) -> Reconciliation | str | None:

@@ -123,8 +123,9 @@ def log_file(account: str):
 
 def _live_broker(wish: Wish):
     "The broker of a live account, and the account's name, which contains a hash of the key."
-    from cryptolstm.trading.exchange_broker import ExchangeBroker, Keys
-    keys = Keys.of(wish.venue)
+    from cryptolstm.trading.exchange_broker import ExchangeBroker
+    from cryptolstm.trading.venues import read_keys
+    keys = read_keys(wish.venue)
     return ExchangeBroker(wish.venue, wish.venue_url, keys), f"{wish.venue}-{keys.fingerprint}"
 
 def _check_live(wish: Wish) -> None:
@@ -514,7 +515,8 @@ def resume(account: WhichOption = None) -> None:
 
 def _explain(kind: str, account: str | None, pair: str | None, venue_url: str | None) -> None:
     "Have the differences of a ticker explained as belonging to the strategy, or not."
-    from cryptolstm.trading.exchange_broker import ExchangeBroker, Keys
+    from cryptolstm.trading.exchange_broker import ExchangeBroker
+    from cryptolstm.trading.venues import read_keys
     from cryptolstm.trading.journal import lease
     from cryptolstm.trading.reconcile import explain
     from cryptolstm.trading.tasks import account_of
@@ -523,7 +525,7 @@ def _explain(kind: str, account: str | None, pair: str | None, venue_url: str | 
         if known.venue is None:
             raise InputError(f"{journal.account} is a paper account and has no differences")
         tickers = known.tickers if pair is None else [check_ticker(pair)]
-        broker = ExchangeBroker(known.venue, venue_url, Keys.of(known.venue))
+        broker = ExchangeBroker(known.venue, venue_url, read_keys(known.venue))
         with lease(journal): found = explain(journal, broker, tickers, kind)
         print(*(f"{kind}: {d}" for d in found) if found else ("there is no difference",), sep="\n")
 

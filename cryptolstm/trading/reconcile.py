@@ -67,7 +67,9 @@ def _note_missing(journal: Journal, state: OrderState, patience: Patience) -> No
     "Write down that the venue does not list an order."
     now, name = journal.clock(), state.order.id
     if state.state == "absent": return
-    if state.state not in ("missing",):
+    if state.cancel == "accepted":   # some venues forget a cancelled order without fills
+        return add_answer(journal, name, "closed", "cancelled, and no longer listed")
+    if state.state != "missing":
         return add_answer(journal, name, "missing", "the venue does not list it")
     waited, since = (now - state.changed) / 1000, (now - state.requested) / 1000
     if waited >= patience.confirm and since >= patience.absent:
@@ -165,18 +167,23 @@ def reconcile(
     broker: Broker,
     tickers: Sequence[str],
     rules: dict[str, MarketRules] | None = None,       # as for `differences`
-    wait: Callable[[float], object] | None = None,     # waits seconds; None = differences count at once
+    # waits seconds, for orders to become certain and differences to vanish; None = what is seen now counts
+    wait: Callable[[float], object] | None = None,
     patience: Patience = Patience(),
 ) -> Reconciliation:
     "Settle all orders and compare all balances with the venue. Raises `OperationError` if it is silent."
     def settle(): return [f for ticker in tickers for f in settle_orders(journal, broker, ticker, patience)]
-    fills = settle()
+    def uncertain(): return [s for s in order_states(journal, pending=True) if s.uncertain]
+    fills, until = settle(), journal.clock() + int(1000 * (patience.absent + 4 * patience.confirm))
+    while wait is not None and uncertain() and journal.clock() < until:
+        wait(patience.confirm)
+        fills += settle()
     found = differences(journal, broker, tickers, rules)
     if found and wait is not None:
         wait(patience.confirm)
         fills += settle()
         found = differences(journal, broker, tickers, rules)
-    return Reconciliation(fills, found, [s for s in order_states(journal) if s.uncertain])
+    return Reconciliation(fills, found, uncertain())
 
 # %% ../../nbs/trading/04_reconcile.ipynb #ec8c6925
 def explain(

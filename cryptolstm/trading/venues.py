@@ -8,6 +8,7 @@ __all__ = ['COINBASE_EXCHANGE', 'KRAKEN', 'COINBASE', 'VENUES', 'Keys', 'read_ke
            'advanced_words', 'page_after_cursor', 'cancel_in_batch', 'outcome_of', 'matches', 'said_by']
 
 # %% ../../nbs/trading/03_venues.ipynb #f5d68f42
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,11 @@ class Keys:
 
     def __init__(self, key: str, secret: str, passphrase: str = ""):
         self.key, self.secret, self.passphrase = key, secret, passphrase
+
+    @property
+    def fingerprint(self) -> str:
+        "Six digits that tell accounts apart and say nothing about the key."
+        return hashlib.sha256(f"cryptolstm {self.key}".encode()).hexdigest()[:6]
 
     def __repr__(self) -> str: return "Keys(hidden)"
     def __reduce__(self): raise TypeError("keys are not pickled")

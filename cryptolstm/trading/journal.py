@@ -27,7 +27,7 @@ from .broker import Fill, Order, Outcome
 _EVENTS = {   # table → its columns
     "accounts": "account text primary key, at integer not null, settings text not null",
     "runs": "id integer primary key, account text not null references accounts, at integer not null,"
-            " host text not null, pid integer not null, version text not null",
+            " host text not null, pid integer not null, version text not null, settings text not null",
     "bars": "id integer primary key, account text not null references accounts, ticker text not null,"
             " bar integer not null, open real, high real, low real, close real, volume real,"
             " is_gap integer not null, at integer not null",
@@ -232,8 +232,14 @@ class Journal:
         found = self.rows("select settings from accounts where account = ?", self.account)
         return json.loads(found[0]["settings"]) if found else None
 
+    def run_settings(self) -> dict:
+        "Settings of the newest run."
+        found = self.rows("select settings from runs where account = ? order by id desc limit 1", self.account)
+        return json.loads(found[0]["settings"]) if found else {}
+
     def begin(self,
         settings: Mapping,   # of the account, JSON-able
+        changeable: Mapping = {},   # settings that each run may change, JSON-able
     ) -> None:
         "Begin a run. Raises `InputError` if the account was begun with other settings."
         settings = json.loads(json.dumps(settings, sort_keys=True))
@@ -248,7 +254,7 @@ class Journal:
                 )
             self.run = self.add(
                 "runs", account=self.account, at=self.clock(), host=socket.gethostname(), pid=os.getpid(),
-                version=cryptolstm.__version__,
+                version=cryptolstm.__version__, settings=json.dumps(dict(changeable), sort_keys=True),
             )
 
 def account_names(

@@ -8,10 +8,10 @@ __all__ = ['CENT', 'Patience', 'start_account', 'expected_balances', 'settle_ord
 
 # %% ../../nbs/trading/04_reconcile.ipynb #b4799fa3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ..core.errors import InputError
+from ..core.errors import CryptolstmError, InputError
 from .broker import Broker, Fill, MarketRules, VenueOrder
 from .journal import (DAY_MS, Journal, OrderState, acts, add_act, add_answer, add_fills,
                                         adopted, moved, order_states, stored_fills)
@@ -132,7 +132,7 @@ def differences(
     least: dict[str, Decimal] = {}
     for ticker in tickers:
         base, quote = ticker.partition(":")[0].split("/")
-        least[base] = rules[ticker].step if rules else zero
+        least[base] = rules[ticker].step if rules and ticker in rules else zero
         least[quote] = CENT if rules else zero
     return [
         Difference(name, expected.get(name, zero), actual.get(name, zero))
@@ -147,9 +147,11 @@ class Reconciliation:
     fills: list[Fill]                # new ones
     unexplained: list[Difference]
     uncertain: list[OrderState]      # orders whose fate is not known
+    failed: dict[str, str] = field(default_factory=dict)   # ticker → why the venue could not be asked
 
     def blocks(self, ticker: str) -> str:
         "Why a ticker may not be traded; empty if it may."
+        if ticker in self.failed: return self.failed[ticker]
         waiting = [s for s in self.uncertain if s.order.ticker == ticker]
         if waiting: return f"the fate of order {waiting[0].order.id} is not known"
         return self._difference(ticker.partition("/")[0])
@@ -172,7 +174,14 @@ def reconcile(
     patience: Patience = Patience(),
 ) -> Reconciliation:
     "Settle all orders and compare all balances with the venue. Raises `OperationError` if it is silent."
-    def settle(): return [f for ticker in tickers for f in settle_orders(journal, broker, ticker, patience)]
+    failed: dict[str, str] = {}
+    def settle():
+        found = []
+        for ticker in tickers:
+            failed.pop(ticker, None)
+            try: found += settle_orders(journal, broker, ticker, patience)
+            except CryptolstmError as e: failed[ticker] = str(e)   # another ticker may be settled
+        return found
     def uncertain(): return [s for s in order_states(journal, pending=True) if s.uncertain]
     fills, until = settle(), journal.clock() + int(1000 * (patience.absent + 4 * patience.confirm))
     while wait is not None and uncertain() and journal.clock() < until:
@@ -183,7 +192,7 @@ def reconcile(
         wait(patience.confirm)
         fills += settle()
         found = differences(journal, broker, tickers, rules)
-    return Reconciliation(fills, found, uncertain())
+    return Reconciliation(fills, found, uncertain(), failed)
 
 # %% ../../nbs/trading/04_reconcile.ipynb #ec8c6925
 def explain(

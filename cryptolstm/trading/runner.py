@@ -8,12 +8,13 @@ __all__ = ['AFTER_CLOSE', 'AGAIN', 'Runner', 'step', 'live_refusals', 'run_accou
 # %% ../../nbs/trading/10_runner.ipynb #ce3eccd1
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from ..core.errors import CryptolstmError, OperationError
-from .broker import Broker, Order, order_id
+from ..core.errors import CryptolstmError, InputError, OperationError
+from .broker import Broker, MarketRules, Order, order_id
 from .decision import KnownVerdict, known_verdict
 from .guards import (PARITY_HALT, Alarm, position_parity, account_equity, followed, halted,
                                        loss_alarms, market_alarms, order_alarms)
@@ -45,7 +46,7 @@ class Runner:
     def begin(self) -> None:
         "Begin a run of the account; a new live account notes the balances at the venue."
         self.journal.clock = self.clock
-        self.journal.begin(self.account.settings())
+        self.journal.begin(self.account.settings(), asdict(self.account.guards))
         if self.broker is not None: start_account(self.journal, self.broker)
         log_event(
             "begin", account=self.account.name, tickers=self.account.tickers, live=self.broker is not None
@@ -99,11 +100,18 @@ def _check(runner: Runner) -> Reconciliation | str | None:
     "Comparison with the venue, or why it failed; None on paper."
     if runner.broker is None: return None
     try:
-        rules = {t: runner.broker.rules(t) for t in runner.account.tickers}
         return reconcile(
-            runner.journal, runner.broker, runner.account.tickers, rules, runner.wait, runner.patience
+            runner.journal, runner.broker, runner.account.tickers, _rules(runner), runner.wait, runner.patience
         )
     except OperationError as e: return str(e)
+
+def _rules(runner: Runner) -> dict[str, MarketRules]:
+    "The rules of the tickers that are traded at the venue."
+    rules = {}
+    for ticker in runner.account.tickers:
+        # one that is delisted shows as the error of its row
+        with suppress(InputError): rules[ticker] = runner.broker.rules(ticker)
+    return rules
 
 def _task(runner: Runner, ticker: str) -> Task:
     "The task for a ticker, with bars from two days before the last known one on, in case they were revised."

@@ -49,7 +49,7 @@ class Account:
             "tickers": {t: strategy_settings(run) for t, run in self.runs.items()},
             "exchange": next(iter(self.runs.values())).exchange,
             "capital": self.capital,
-            "guards": asdict(self.guards),
+            "max_position": self.guards.max_position,
             "long_only": self.long_only,
             "venue": self.venue or "paper",
         }
@@ -64,7 +64,7 @@ def account_of(
     more = {"exchange": known["exchange"], "exchange_url": exchange_url, "initial_balance": known["capital"]}
     runs = {t: run_config({"ticker": t, **settings, **more}) for t, settings in known["tickers"].items()}
     venue = None if known["venue"] == "paper" else known["venue"]
-    return Account(journal.account, runs, Guards(**known["guards"]), known["long_only"], venue)
+    return Account(journal.account, runs, Guards(**journal.run_settings()), known["long_only"], venue)
 
 # %% ../../nbs/trading/08_tasks.ipynb #29f1ba82
 @dataclass(frozen=True)

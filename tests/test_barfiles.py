@@ -183,7 +183,7 @@ def as_kraken(bars, pair="XXBTZUSD", error=()):
 def as_ohlcvt(bars, sixth=None, trades=None):
     "Kraken's downloadable history: seconds, prices, volume and the number of trades, without a header."
     sixth = bars["volume"] if sixth is None else sixth
-    trades = np.ceil(bars["volume"]).astype(int) if trades is None else trades
+    trades = (bars["volume"] != 0).astype(int) * 17 if trades is None else trades
     rows = zip(seconds(bars), bars[COLUMNS[:4]].to_numpy().tolist(), sixth.tolist(), trades, strict=True)
     return "".join(f"{t},{','.join(map(repr, prices))},{v!r},{n}\n" for t, prices, v, n in rows).encode()
 
@@ -670,6 +670,7 @@ NOT_BARS = {
     '["a", "b"]': "row 1 is no bar",
     '[{"a": 1}]': "no column for time and open",
     "1735689600000,1,2,1,2,5,6,7\n": "8 columns without a header",
+    '1735689600000,1,2,1,2,"5\n1735693200000,1,2,1,2,5\n': "row 1 has a quote that does not close; remove it",
     "1735689600000,1,2,1,2,1.5,7\n": "7 columns without a header",
     "1735689600000,1,2,1,2,5,6,7,8,9,1,2\n": "12 columns without a header",
     "1735689600000,1,2,1,2,5,1735689600000,7,8,9,1,2\n": "12 columns without a header",

@@ -283,7 +283,7 @@ def is_ohlcvt(
         traded.any()
         and (seconds & counts & (traded == (volume != 0))).all()
         and 2 * within[traded].sum() < traded.sum()
-        and (volume % 1 != 0).any()
+        and (volume != np.floor(volume)).any()
     )
 
 # %% ../../nbs/data/06_rawtable.ipynb #f974a4a8
@@ -324,6 +324,8 @@ def find_head(
                 columns = [plain_name(f) or "unnamed:_0" * (k == 0) for k, f in enumerate(fields)]
                 head = Head(columns, sep, min(end + 1, len(raw)), row + 1, "\n".join(above), "")
                 return yfinance_head(raw, head, fields, name) or head
+            if torn := [k + 1 for k, x in enumerate(above) if x.count(sep) >= 5]:
+                raise InputError(f"{name}: row {torn[0]} has a quote that does not close; remove it")
             names, form = columns_without_header(fields, name)
             return Head(names, sep, at, row, "\n".join(above), form)
         if end >= len(raw): break

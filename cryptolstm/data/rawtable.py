@@ -276,7 +276,7 @@ def is_ohlcvt(
         read_numbers(columns[n])[0] for n in ("time", "high", "low", "volume", "trades")
     )
     seconds = (time >= 1e9) & (time < 1e11)
-    counts = (trades >= 0) & (trades % 1 == 0)
+    counts = (trades >= 0) & (trades < 1e12) & (trades == np.floor(trades))
     within = (low <= volume) & (volume <= high)
     traded = trades > 0
     return bool(

@@ -283,8 +283,8 @@ single trial), a mean trade above zero (p < 0.05) and entries that are better th
 ## Coverage of the 95% interval of the Sharpe ratio
 
 Symmetric studentised bootstrap of the trades with 1,000 resamples, true mean 0, 4,000 runs each (sampling
-error 0.4%); none is given below 10 trades. "fat" is a t-distribution with 4 degrees of freedom, "skewed" an exponential one
-(skew 2).
+error 0.4%); none is given below 10 trades. "fat" is a t-distribution with 4 degrees of freedom, "skewed" an
+exponential one (skew 2).
 
 {covered}
 

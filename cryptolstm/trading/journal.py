@@ -584,8 +584,7 @@ def equity_marks(
 ) -> dict[int, float]:   # hour since 1970 → equity; oldest first
     "Equity of a ticker's part of the account after each bar."
     found = journal.rows(
-        "select bar, json_extract(detail, '$.equity') from marks where account = ? and ticker = ? order by bar",
-        journal.account,
-        ticker,
+        "select bar, json_extract(detail, '$.equity') from marks where account = ? and ticker = ?"
+        " order by bar", journal.account, ticker,
     )
     return dict(tuple(row) for row in found)

@@ -180,6 +180,14 @@ def as_kraken(bars, pair="XXBTZUSD", error=()):
     return json.dumps({"error": [*error], "result": {pair: rows, "last": 1688671200}}).encode()
 
 
+def as_ohlcvt(bars, sixth=None, trades=None):
+    "Kraken's downloadable history: seconds, prices, volume and the number of trades, without a header."
+    sixth = bars["volume"] if sixth is None else sixth
+    trades = (bars["volume"] != 0).astype(int) * 17 if trades is None else trades
+    rows = zip(seconds(bars), bars[COLUMNS[:4]].to_numpy().tolist(), sixth.tolist(), trades, strict=True)
+    return "".join(f"{t},{','.join(map(repr, prices))},{v!r},{n}\n" for t, prices, v, n in rows).encode()
+
+
 def as_yfinance(bars, *symbols):
     "One file of yfinance: pandas writes two levels of column names and the name of the index."
     table = pd.concat({s: bars[["close", "high", "low", "open", "volume"]] for s in symbols}, axis=1)
@@ -286,6 +294,55 @@ def test_every_format_gives_the_same_bars_back_in_any_order(name, bars, seed, tm
             bars.index[0]
         ) + 1 - len(bars)
     assert notes["order"] == "unordered" or len(bars) < 12
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_history_that_kraken_offers_for_download_is_read(zero, tmp_path):
+    "Seven columns without a header; Kraken leaves hours without a trade out, other programs fill them."
+    bars = a_market(300)
+    if zero: bars.loc[bars.index[::7], "volume"] = 0.0
+    got, notes = read_bars(written(tmp_path, "XBTUSD_60.csv", as_ohlcvt(bars)), BTC)
+    exactly(got, bars)
+    assert notes["format"] == "Kraken OHLCVT CSV"
+    assert import_bars(tmp_path / "XBTUSD_60.csv", BTC, "kraken", tmp_path).new == 300
+
+
+NOT_KRAKEN = {   # what the two last columns of seven may be instead of volume and number of trades
+    "an average price and a number": lambda b: (b["close"] * 0.4 + b["low"] * 0.6, range(1, len(b) + 1)),
+    "an average price, rounded": lambda b: (b["close"].round(), range(1, len(b) + 1)),
+    "the number of trades and a volume": lambda b: (np.arange(1, len(b) + 1), b["volume"].tolist()),
+    "the number of trades and a whole volume": lambda b: (np.arange(1, len(b) + 1), [*range(2, len(b) + 2)]),
+    "two volumes": lambda b: (b["volume"], (b["volume"] * b["close"]).tolist()),
+    "a volume and a number that is not zero with it": lambda b: (
+        b["volume"].where(np.arange(len(b)) % 9 > 0, 0.0), [5] * len(b)
+    ),
+    "a volume and a number that is once missing": lambda b: (b["volume"], ["", *[5] * (len(b) - 1)]),
+    "a volume and a negative number": lambda b: (b["volume"], [-1, *[5] * (len(b) - 1)]),
+    "a volume without any trade": lambda b: (b["volume"], [0] * len(b)),
+}
+
+
+@pytest.mark.parametrize("last", NOT_KRAKEN)
+def test_seven_columns_whose_last_may_be_something_else_are_refused(last, tmp_path):
+    bars = a_market(300)
+    with pytest.raises(InputError, match="7 columns without a header; write time,open,high,low,close,volume"):
+        read_bars(written(tmp_path, "x.csv", as_ohlcvt(bars, *NOT_KRAKEN[last](bars))), BTC)
+
+
+def test_seven_columns_with_milliseconds_are_not_from_kraken(tmp_path):
+    content = re.sub(rb"(?m)^(\d{10}),", rb"\g<1>000,", as_ohlcvt(a_market(300)))
+    with pytest.raises(InputError, match="7 columns without a header"):
+        read_bars(written(tmp_path, "x.csv", content), BTC)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[
+    HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(bars=some_bars())
+def test_a_history_of_kraken_is_read_exactly_or_refused(bars, tmp_path):
+    file = written(tmp_path, "x.csv", as_ohlcvt(bars))
+    try: got, _ = read_bars(file, BTC)
+    except InputError as e: assert "7 columns without a header" in str(e)
+    else: exactly(got, bars)
 
 
 @settings(max_examples=30, deadline=None,
@@ -613,6 +670,7 @@ NOT_BARS = {
     '["a", "b"]': "row 1 is no bar",
     '[{"a": 1}]': "no column for time and open",
     "1735689600000,1,2,1,2,5,6,7\n": "8 columns without a header",
+    '1735689600000,1,2,1,2,"5\n1735693200000,1,2,1,2,5\n': "row 1 has a quote that does not close; remove it",
     "1735689600000,1,2,1,2,1.5,7\n": "7 columns without a header",
     "1735689600000,1,2,1,2,5,6,7,8,9,1,2\n": "12 columns without a header",
     "1735689600000,1,2,1,2,5,1735689600000,7,8,9,1,2\n": "12 columns without a header",

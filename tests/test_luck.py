@@ -111,11 +111,18 @@ def test_ten_trades_cover_the_true_mean(kind):
     assert 0.92 <= rules.coverage(10, kind, runs=600, reps=200) <= 0.98
 
 
+def test_an_interval_of_few_resamples_is_no_narrower_on_average():
+    "The 95% quantile of 19 absolute values is the largest; a lower one would cover 90% only."
+    x = np.random.default_rng(2).standard_normal((300, 20))
+    few, many = (np.mean([mean_trade(row, reps).half for row in x]) for reps in (19, 1000))
+    assert few > many
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "fat", "skewed"])
 @pytest.mark.parametrize("trades", rules.COVERED)
 def test_intervals_cover_the_truth_as_often_as_they_say(trades, kind):
-    assert (0.91 if kind == "skewed" and trades == 10 else 0.93) <= rules.coverage(trades, kind) <= 0.97
+    assert 0.93 <= rules.coverage(trades, kind) <= 0.97
 
 
 # ---------------------------------------------------------------- near-copies

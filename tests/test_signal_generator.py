@@ -663,3 +663,30 @@ def test_the_usage_examples_of_the_design_run_as_typed(loopback, client_home, mo
         and len(long_backtest["folds"]) == 2
     )
     print(f"Total Return: {long_backtest['total_return']*100:.2f}%")
+
+
+# -- the duration of a training
+# --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
+def test_a_training_is_announced_with_its_duration_on_stderr(tmp_path, capsys, seeds):
+    "The network stops after a few epochs; the estimate is the time limit, which many epochs would reach."
+    network = {**TINY, "epochs": 100_000, "patience": 1, "max_train_seconds": 120, "seeds": seeds}
+    sg = SignalGenerator(
+        exchange="simulated", home=tmp_path, config=replace(RUN, network=network), progress=True
+    )
+    sg.generate_signals(hours=120)
+    trained = capsys.readouterr()
+    assert "about 2 min here: 1 training\n" in trained.err and trained.out == ""
+    assert trained.err.count("100%") == 1 and trained.err.rstrip().endswith("done")
+    sg.generate_signals(hours=120)
+    assert "here:" not in capsys.readouterr().err   # reused
+
+
+def test_an_estimate_changes_no_model(tmp_path):
+    "The steps that are timed leave neither weights nor random state behind."
+    def weights(shown):
+        sg = SignalGenerator(exchange="simulated", home=tmp_path / str(shown), config=RUN, progress=shown)
+        sg.generate_signals(hours=120)
+        return load_bundle(current_version(sg.line_of(120), sg.home / "models")).weights
+    for a, b in zip(weights(False), weights(True), strict=True): np.testing.assert_array_equal(a, b)

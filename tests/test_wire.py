@@ -1,6 +1,9 @@
 """What a venue must prove before it may be traded live: real ccxt against the loop-back venue, in its three
 personalities."""
+import contextlib
+import json
 import logging
+import random
 import subprocess
 import sys
 import traceback
@@ -12,7 +15,7 @@ import pytest
 from loopback import ROOT, Answer, a_market
 from matching import Refusal
 from venue import PrivateFaults, Venue
-from wires import credentials
+from wires import cloud_credentials, credentials
 
 from cryptolstm.core.errors import CryptolstmError, InputError, OperationError
 from cryptolstm.trading.broker import Order, Outcome, order_id, rounded_down, worst_price
@@ -176,6 +179,14 @@ def test_fills_before_the_given_time_are_left_out(venue, broker):
     bought(venue, broker, attempt=1)
     assert [f.at for f in broker.fills(ETH, later)] == [later]
     assert len(broker.fills(ETH, later - 1)) == 1 and len(broker.fills(ETH, 0)) == 2
+
+
+def test_fills_can_come_after_their_order(venue, broker):
+    venue.private_faults = PrivateFaults(fills_late=1)
+    order = bought(venue, broker)
+    assert broker.fills(ETH, 0) == [] and broker.find(order, 0).filled == order.quantity
+    venue.move_to("2025-01-20 00:10:30")
+    assert len(broker.fills(ETH, 0)) == 1
 
 
 def test_fills_can_come_before_their_order(venue, broker):
@@ -346,11 +357,13 @@ def test_a_venue_that_is_down_leaves_the_outcome_unknown(venue, ready):
 
 
 def test_a_redirect_is_not_followed_with_an_order(venue, ready):
-    answer = venue.private
-    venue.private = lambda request: (
-        Answer(b"", 307, {"Location": request.target}) if request.method == "POST" else answer(request)
-    )
-    assert ready.place(an_order(venue)).outcome is Outcome.UNKNOWN and venue.orders == []
+    moved = []
+
+    def redirect(request):
+        moved.append(request.path)
+        return Answer(b"", 307, {"Location": request.target})
+    venue.private = redirect
+    assert ready.place(an_order(venue)).outcome is Outcome.UNKNOWN and len(moved) == 1
 
 
 def test_questions_are_asked_again_until_they_are_answered(venue, ready):
@@ -531,6 +544,28 @@ def test_the_price_runs_through_every_candle_and_the_current_candle_follows_it(v
         assert current[:3] == [bar["open"], bar["high"], bar["low"]] and current[3] == path[50]
 
 
+def test_the_venue_keeps_its_books(venue):
+    rng = random.Random(7)
+    for _ in range(200):
+        venue.move_to(venue.now + pd.Timedelta(minutes=rng.randint(1, 90)))
+        bid, quantity = venue.quote(ETH)[0], rounded_down(Decimal(rng.random()), Decimal("0.000001"))
+        acts = (
+            lambda q=quantity: venue.trade_by_hand(ETH, 1, q),
+            lambda q=quantity: venue.trade_by_hand(ETH, -1, q),
+            lambda q=quantity, p=bid: venue.foreign_order(ETH, -1, q, stop=rounded_down(p, Decimal(10))),
+            lambda q=quantity, p=bid: venue.foreign_order(ETH, 1, q, limit=rounded_down(p, Decimal(10))),
+            lambda: venue.engine.cancel(venue.engine.open()[0] if venue.engine.open() else None),
+        )
+        with contextlib.suppress(Refusal): rng.choice(acts)()
+        trades = venue.trades
+        assert venue.cash("ETH") == sum(t.side * t.quantity for t in trades) >= venue.engine.held("ETH")
+        paid = sum(t.side * t.quantity * t.price + t.fee for t in trades)
+        assert venue.cash("USD") == 10000 - paid >= venue.engine.held("USD")
+    done = [o for o in venue.orders if o.status == "closed"]
+    assert all(o.filled == sum(t.quantity for t in venue.trades if t.order == o.id) for o in venue.orders)
+    assert {o.reason for o in done} == {"filled", "canceled"} and any(o.triggered for o in done)
+
+
 def test_the_clock_of_a_venue_does_not_go_back(venue):
     with pytest.raises(ValueError): venue.now = "2025-01-19"
 
@@ -585,6 +620,24 @@ def test_no_key_is_in_any_exception_repr_or_log(venue, caplog, capfd):
     for secret in filter(None, (keys.key, keys.secret, keys.passphrase)):
         assert secret not in everything and secret[:8] not in everything
     assert "Request" not in caplog.text   # ccxt would log the headers
+
+
+def test_keys_that_coinbase_issues_today_are_accepted_and_hidden(monkeypatch):
+    key, pem = cloud_credentials().values()
+    monkeypatch.setenv("CRYPTOLSTM_COINBASE_KEY", key)
+    monkeypatch.setenv("CRYPTOLSTM_COINBASE_SECRET", pem.replace("\n", "\\n"))
+    with Venue("coinbase", {ETH: MARKET}, START) as venue:
+        broker = ExchangeBroker("coinbase", venue.url)
+        broker.client.enableRateLimit = False
+        assert broker.keys.secret == pem
+        order = bought(venue, broker)
+        assert broker.find(order, 0).client == order.id
+        shown = broker.keys.cleaned(f"bad key {pem} or {json.dumps(pem)}, {pem[:90]}")
+        assert not any(line[:8] in shown for line in pem.splitlines())
+        for wrong in ({"key": key + "0"}, {"secret": cloud_credentials("another")["secret"]}):
+            refused = ExchangeBroker("coinbase", venue.url, Keys(**{"key": key, "secret": pem} | wrong))
+            assert refused.place(an_order(venue, attempt=1)).outcome is Outcome.REFUSED
+        assert len(venue.orders) == 1
 
 
 def test_keys_come_from_the_environment(venue, monkeypatch):

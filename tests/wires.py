@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, utils
 from loopback import Answer
 from matching import PlacedOrder, Refusal, Trade
 
@@ -22,6 +25,7 @@ KEY = "loopback-key-5f1d"
 SECRET = base64.b64encode(b"a secret of the loop-back venue, 32+ bytes").decode()
 ADVANCED_SECRET = "loopback-advanced-secret-71"  # ccxt takes one with "=" for a key of another kind
 PASSPHRASE = "loopback-passphrase-9c"
+CLOUD_KEY = "organizations/loopback/apiKeys/5f1d"  # of the kind that Coinbase issues today
 
 
 @dataclass
@@ -550,6 +554,8 @@ class CoinbaseWire(Wire):
 
     def verify(self, request: Request) -> Answer | None:
         h = request.headers
+        if (token := h.get("Authorization", "")).startswith("Bearer "):
+            return self.token_refused(token[7:], request)
         if h.get("CB-ACCESS-KEY") != KEY: return self.unauthorized("invalid key")
         stamp = h.get("CB-ACCESS-TIMESTAMP", "")
         text = f"{stamp}{request.method}{request.path}".encode() + request.body
@@ -557,6 +563,25 @@ class CoinbaseWire(Wire):
             return self.unauthorized("invalid signature")
         if abs(float(stamp) - time.time()) > 30: return self.unauthorized("request timestamp expired")
         return None
+
+    def token_refused(self, token: str, request: Request) -> Answer | None:
+        "Verify a JSON web token, signed with ES256, for one request."
+        parts = token.split(".")
+        head, claims, signature = (base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)) for x in parts)
+        r, s = (int.from_bytes(signature[k: k + 32]) for k in (0, 32))
+        message = token.rpartition(".")[0].encode()
+        try:
+            public = cloud_key().public_key()
+            public.verify(utils.encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return self.unauthorized("invalid signature")
+        said = json.loads(claims)
+        method, _, address = said["uri"].partition(" ")
+        if said["sub"] != CLOUD_KEY or json.loads(head)["kid"] != CLOUD_KEY:
+            return self.unauthorized("invalid key")
+        if method != request.method or not address.endswith(request.path):
+            return self.unauthorized("the token is for another request")
+        return None if said["exp"] > time.time() else self.unauthorized("the token has expired")
 
     @staticmethod
     def unauthorized(text: str) -> Answer:
@@ -812,3 +837,15 @@ def credentials(personality: str) -> dict[str, str]:
     "Key, secret and passphrase that the venue accepts."
     if personality == "coinbase": return {"key": KEY, "secret": ADVANCED_SECRET}
     return {"key": KEY, "secret": SECRET, **({"passphrase": PASSPHRASE} if "exchange" in personality else {})}
+
+
+def cloud_key(name: str = CLOUD_KEY) -> ec.EllipticCurvePrivateKey:
+    "A private key, the same on every machine."
+    return ec.derive_private_key(int.from_bytes(hashlib.sha256(name.encode()).digest()), ec.SECP256R1())
+
+
+def cloud_credentials(name: str = CLOUD_KEY) -> dict[str, str]:
+    "A key of Coinbase Advanced whose secret is a private key in PEM format."
+    kind = serialization.PrivateFormat.TraditionalOpenSSL
+    pem = cloud_key(name).private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
+    return {"key": name, "secret": pem.decode()}

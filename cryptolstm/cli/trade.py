@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from logging.handlers import RotatingFileHandler
+from operator import itemgetter
 from typing import Annotated
 
 import typer
@@ -160,6 +161,7 @@ def trade_account(
 ) -> list[dict]:                  # rows of the last step
     "Open an account and run it: one step, or until it is stopped."
     from cryptolstm.data.exchange import connect, exchange_clock
+    from cryptolstm.data.prices import realtime_price
     from cryptolstm.trading.clock import VenueClock
     from cryptolstm.trading.journal import Journal, lease
     from cryptolstm.trading.runner import Runner, run_account, step
@@ -171,7 +173,9 @@ def trade_account(
         broker, name = _live_broker(wish)
     first = next(iter(wish.runs.values()))
     market, url = chosen_market(first.exchange, first.exchange_url)
-    asked = broker.clock if broker else lambda: exchange_clock(connect(market, url), wish.tickers[0])[0]
+    connection = connect(market, url)
+    asked = broker.clock if broker else lambda: exchange_clock(connection, wish.tickers[0])[0]
+    def quote(ticker): return itemgetter("bid", "ask")(realtime_price(connection, ticker))
     account = Account(name, wish.runs, wish.guards, wish.long_only, wish.venue if wish.live else None)
     last: list = []
     def on_step(rows):
@@ -180,9 +184,12 @@ def trade_account(
         write_trading_page()
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(name))
-        decide = stack.enter_context(InProcesses(workers)) if workers else with_progress
+        decide = (
+            stack.enter_context(InProcesses(workers, 60 * wish.guards.deadline)) if workers else with_progress
+        )
         stopped = threading.Event()
-        runner = Runner(account, journal, broker, decide, VenueClock(asked), stopped.wait, on_step=on_step)
+        runner = Runner(account, journal, broker, decide, VenueClock(asked), stopped.wait,
+                        quote=None if once else quote, on_step=on_step)
         stack.callback(log_file(name).close)
         stack.enter_context(lease(journal))
         runner.begin()

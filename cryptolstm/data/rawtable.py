@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'BLANKS', 'TEXT_ROWS', 'BAR_ROWS', 'TIMES', 'PRICES', 'CLOSE_TIMES', 'SYMBOLS', 'WORDS', 'ENGLISH',
-           'KLINES', 'KRAKEN', 'YFINANCE', 'number_pattern', 'decimal_mark', 'read_numbers', 'read_values', 'unpack',
-           'RawTable', 'Head', 'wanted_column', 'plain_name', 'split_line', 'is_number', 'is_kline', 'find_head',
-           'header_text', 'yfinance_head', 'csv_form', 'cut_off', 'read_text', 'row_numbers', 'kraken_rows',
-           'read_json', 'file_stamp', 'read_arrow', 'raw_table']
+           'KLINES', 'KRAKEN', 'OHLCVT', 'YFINANCE', 'number_pattern', 'decimal_mark', 'read_numbers', 'read_values',
+           'unpack', 'RawTable', 'Head', 'wanted_column', 'plain_name', 'split_line', 'is_number', 'is_kline',
+           'is_ohlcvt', 'no_header', 'columns_without_header', 'find_head', 'header_text', 'yfinance_head', 'csv_form',
+           'cut_off', 'read_text', 'row_numbers', 'kraken_rows', 'read_json', 'file_stamp', 'read_arrow', 'raw_table']
 
 # %% ../../nbs/data/06_rawtable.ipynb #6c262f89
 import csv, gzip, io, json, re, unicodedata, zipfile, zlib
@@ -230,6 +230,7 @@ KLINES = [
     "ignore",
 ]
 KRAKEN = ["time", "open", "high", "low", "close", "vwap", "volume", "count"]
+OHLCVT = ["time", "open", "high", "low", "close", "volume", "trades"]   # Kraken's downloadable history
 
 def plain_name(
     name: str,     # a column as in the file, e.g. " Open Time", "<OPEN>" or "Eröffnung"
@@ -264,6 +265,44 @@ def is_kline(
     except (TypeError, ValueError, LookupError): return False
     return len(row) == len(KLINES) and closes > opens and (closes + 1 - opens) % 60_000 == 0
 
+# %% ../../nbs/data/06_rawtable.ipynb #5072cb18
+def is_ohlcvt(
+    columns: dict,     # names in `OHLCVT` → pyarrow column, text
+) -> bool:
+    """Whether seven columns are Kraken's history, whose sixth is the volume and seventh the number of trades.
+
+    A sixth that lies mostly within the bar may be an average price, a whole one the number of trades."""
+    time, high, low, volume, trades = (
+        read_numbers(columns[n])[0] for n in ("time", "high", "low", "volume", "trades")
+    )
+    seconds = (time >= 1e9) & (time < 1e11)
+    counts = (trades >= 0) & (trades < 1e12) & (trades == np.floor(trades))
+    within = (low <= volume) & (volume <= high)
+    traded = trades > 0
+    return bool(
+        traded.any()
+        and (seconds & counts & (traded == (volume != 0))).all()
+        and 2 * within[traded].sum() < traded.sum()
+        and (volume != np.floor(volume)).any()
+    )
+
+# %% ../../nbs/data/06_rawtable.ipynb #f974a4a8
+def no_header(columns: int, name: str) -> InputError:
+    return InputError(
+        f"{name}: {columns} columns without a header; write time,open,high,low,close,volume above them in"
+        " their order"
+    )
+
+def columns_without_header(
+    fields: list[str],         # of the first bar
+    name: str,                 # file name in error messages
+) -> tuple[list[str], str]:    # names of the columns, file format in words
+    "The columns of a file without a header. Raises `InputError` if their number may mean anything."
+    if is_kline(fields): return KLINES, "Binance Vision klines"
+    if len(fields) == len(OHLCVT): return OHLCVT, "Kraken OHLCVT CSV"   # all rows are checked in `read_text`
+    if len(fields) == 6: return KLINES[:6], "CSV without header"
+    raise no_header(len(fields), name)
+
 # %% ../../nbs/data/06_rawtable.ipynb #8b884d64
 def find_head(
     raw: bytes,     # text
@@ -285,20 +324,10 @@ def find_head(
                 columns = [plain_name(f) or "unnamed:_0" * (k == 0) for k, f in enumerate(fields)]
                 head = Head(columns, sep, min(end + 1, len(raw)), row + 1, "\n".join(above), "")
                 return yfinance_head(raw, head, fields, name) or head
-            names = KLINES if is_kline(fields) else KLINES[:6] if len(fields) == 6 else None
-            if names is None:
-                raise InputError(
-                    f"{name}: {len(fields)} columns without a header; write time,open,high,low,close,volume"
-                    " above them in their order"
-                )
-            return Head(
-                names,
-                sep,
-                at,
-                row,
-                "\n".join(above),
-                "Binance Vision klines" if names is KLINES else "CSV without header",
-            )
+            if torn := [k + 1 for k, x in enumerate(above) if x.count(sep) >= 5]:
+                raise InputError(f"{name}: row {torn[0]} has a quote that does not close; remove it")
+            names, form = columns_without_header(fields, name)
+            return Head(names, sep, at, row, "\n".join(above), form)
         if end >= len(raw): break
         above, at = [*above, line], end + 1
     kind = "a web page" if raw[:200].lstrip().startswith(b"<") else "no table of bars"
@@ -361,7 +390,8 @@ def read_text(
     "Read a text table. Raises `InputError` if the text is not a table."
     head, torn = find_head(raw, name), {}
     keys = [f"c{i}" for i in range(len(head.names))]
-    wanted = {n: keys[head.names.index(n)] for n in head.names if wanted_column(n)}
+    kraken = head.names is OHLCVT
+    wanted = {n: keys[head.names.index(n)] for n in head.names if kraken or wanted_column(n)}
     convert = pa_csv.ConvertOptions(
         column_types=dict.fromkeys(keys, pa.string()),
         include_columns=[*wanted.values()],
@@ -382,6 +412,7 @@ def read_text(
             raw.decode("utf-8")   # the row handler could not report invalid UTF-8
             got = read(invalid_row_handler=aside)
     except (pa.ArrowInvalid, UnicodeDecodeError) as e: raise _no_text(name, str(e)) from e
+    if kraken and not is_ohlcvt({n: got[k] for n, k in wanted.items()}): raise no_header(len(keys), name)
     cut, last = head.names[-1] if cut_off(raw, head) else "", len(got) + len(torn) - 1
     if cut and last not in torn: got, torn[last] = got.slice(0, len(got) - 1), len(keys)
     rows = row_numbers(raw, head)

@@ -56,7 +56,8 @@ def mean_trade(
     drawn = counts @ u / n
     spread = np.sqrt(np.maximum(counts @ u**2 / n - drawn**2, 1e-12 * (u @ u) / n) / (n - 1))
     t, noise = drawn / spread, math.sqrt(level * (1 - level) / reps)
-    below, half, above = se * np.quantile(np.abs(t), np.clip([level - noise, level, level + noise], 0, 1))
+    ends = np.clip([level - noise, level, level + noise], 0, 1)
+    below, half, above = se * np.quantile(np.abs(t), ends, method="weibull")
     p = (1 + np.count_nonzero(t >= mean / se)) / (1 + reps)
     return MeanTrade(n, mean, float(half), float(above - below) / 2, float(p))
 

@@ -7,8 +7,10 @@ __all__ = ['FINAL', 'SILENT', 'LISTED_SECONDS', 'order_arguments', 'refused_here
            'trading_client', 'without_keys', 'read_pages', 'market_rules', 'read_quote', 'read_balances',
            'ExchangeReader', 'ExchangeBroker']
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #67881579
-import logging, time
+# %% ../../nbs/trading/03_exchange_broker.ipynb #d1d547f3
+import logging
+import threading
+import time
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -20,7 +22,7 @@ from .broker import (Answer, Fill, MarketRules, Order, Outcome, Quote, VenueOrde
                                        check_order)
 from .venues import VENUES, Keys, VenueTraits, matches, outcome_of, read_keys, said_by
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #a8ecb3bc
+# %% ../../nbs/trading/03_exchange_broker.ipynb #fcb7f3da
 def order_arguments(
     venue: VenueTraits,
     order: Order,
@@ -32,7 +34,7 @@ def order_arguments(
     kind, price = ("market", None) if order.limit is None else ("limit", f"{order.limit:f}")
     return order.ticker, kind, "buy" if order.side > 0 else "sell", f"{order.quantity:f}", price, parameters
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #9a1558a2
+# %% ../../nbs/trading/03_exchange_broker.ipynb #a153c735
 def refused_here(
     venue: VenueTraits,
     order: Order,
@@ -43,7 +45,7 @@ def refused_here(
     if order.limit is None and venue.stop_needs_limit: return "a stop-loss needs a limit at this venue"
     return check_order(order, rules)
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #99410871
+# %% ../../nbs/trading/03_exchange_broker.ipynb #3c05262a
 def as_fill(
     row: dict,   # a trade of ccxt
 ) -> Fill:
@@ -58,7 +60,7 @@ def as_fill(
         fee=Decimal(fee["cost"]), fee_currency=fee["currency"], at=row["timestamp"]
     )
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #bb8eb11b
+# %% ../../nbs/trading/03_exchange_broker.ipynb #29c02af0
 def as_venue_order(
     row: dict,   # an order of ccxt
 ) -> VenueOrder:
@@ -75,7 +77,7 @@ def as_venue_order(
 
 FINAL = ("closed", "canceled", "expired", "rejected")
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #92152941
+# %% ../../nbs/trading/03_exchange_broker.ipynb #97d39269
 class SentRequests:
     "Counts the requests that left this process; a context that ccxt's `fetch` enters."
     def __init__(self): self.count = 0
@@ -98,7 +100,7 @@ def trading_client(
 
 SILENT = logging.Logger("cryptolstm.trading", logging.CRITICAL + 1)   # not in the tree of loggers
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #9e93d8b6
+# %% ../../nbs/trading/03_exchange_broker.ipynb #32910efe
 def without_keys(
     keys: Keys,
     call: Callable,   # without arguments
@@ -108,7 +110,7 @@ def without_keys(
     except CryptolstmError as e: error = type(e)(keys.cleaned(str(e)))
     raise error
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #243637eb
+# %% ../../nbs/trading/03_exchange_broker.ipynb #35151d84
 def read_pages(
     client: ccxt.Exchange,
     what: str,                      # the list, for error messages
@@ -128,7 +130,7 @@ def read_pages(
         found |= rows
     return list(found.values())
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #f02000d5
+# %% ../../nbs/trading/03_exchange_broker.ipynb #188b5221
 def market_rules(
     market: dict,     # of ccxt
     fee: str | None,  # share of the notional; None = that of the market
@@ -141,7 +143,7 @@ def market_rules(
         min_notional=Decimal(limits["cost"]["min"] or 0), taker_fee=Decimal(fee or market["taker"])
     )
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #7423df5d
+# %% ../../nbs/trading/03_exchange_broker.ipynb #bfc0f6e5
 def read_quote(
     client: ccxt.Exchange,
     ticker: str,
@@ -161,7 +163,7 @@ def read_balances(
     if None in totals.values(): raise ccxt.BadResponse("a balance without a number")
     return {currency: Decimal(total) for currency, total in totals.items() if Decimal(total)}
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #c3a2f0c5
+# %% ../../nbs/trading/03_exchange_broker.ipynb #4b63e58c
 LISTED_SECONDS = 60.0   # how long a list of markets counts as current
 
 class ExchangeReader:
@@ -177,17 +179,18 @@ class ExchangeReader:
         self.name, self.venue, self.keys = exchange, VENUES[exchange], keys or read_keys(exchange)
         self.client = trading_client(exchange, exchange_url, self.keys)
         self.has_dead_man, self.listed = self.venue.has_dead_man, -LISTED_SECONDS
+        self.lock = threading.RLock()   # the client keeps its last response, by which an order is judged
 
     def __repr__(self) -> str: return f"{type(self).__name__}({self.name})"
 
     def clock(self) -> int:
-        return without_keys(self.keys, lambda: exchange_clock(self.client, "")[0])
+        return self._alone(lambda: exchange_clock(self.client, "")[0])
 
     def rules(self, ticker: str) -> MarketRules:
         if time.monotonic() - self.listed > LISTED_SECONDS:
             self._asked("its list of markets", lambda: self.client.load_markets(True))
             self.listed = time.monotonic()
-        without_keys(self.keys, lambda: check_listed(self.client, ticker))
+        self._alone(lambda: check_listed(self.client, ticker))
         fees = self._asked("its fees", self.client.fetch_trading_fees) if self.venue.asks_fee else {}
         return market_rules(self.client.markets[ticker], fees.get(ticker, {}).get("taker"))
 
@@ -223,16 +226,21 @@ class ExchangeReader:
     def _list(self, method: str, ticker: str, read: Callable, first: dict, following: Callable) -> list:
         "A list of orders or fills of one ticker, from all pages."
         symbol, ask_page = (ticker if self.venue.by_ticker else None), getattr(self.client, method)
-        rows = without_keys(self.keys, lambda: read_pages(
-            self.client, f"its orders of {ticker}",
+        what = "its fills" if read is as_fill else "its orders"
+        rows = self._alone(lambda: read_pages(
+            self.client, f"{what} of {ticker}",
             lambda p: ask_page(symbol, None, None, p) or [], read, first, following
         ))
         return [row for row in rows if row.ticker == ticker]
 
     def _asked(self, what: str, call: Callable):
-        return without_keys(self.keys, lambda: ask(self.client, what, call))
+        return self._alone(lambda: ask(self.client, what, call))
 
-# %% ../../nbs/trading/03_exchange_broker.ipynb #5e0c35a6
+    def _alone(self, call: Callable):
+        "The result of a function during which no other thread uses the client; its errors contain no key."
+        with self.lock: return without_keys(self.keys, call)
+
+# %% ../../nbs/trading/03_exchange_broker.ipynb #7d0c3115
 class ExchangeBroker(ExchangeReader):
     "Trades at an exchange: a `Broker`."
     rests_stops = True
@@ -242,19 +250,18 @@ class ExchangeBroker(ExchangeReader):
         self._asked("its dead man's switch", lambda: self.client.cancel_all_orders_after(seconds * 1000))
 
     def place(self, order: Order) -> Answer:
-        try: without_keys(self.keys, lambda: check_listed(self.client, order.ticker, closed="take"))
+        try: self._alone(lambda: check_listed(self.client, order.ticker, closed="take"))
         except CryptolstmError as e: return Answer(Outcome.REFUSED, None, f"not sent: {e}")
         reason = refused_here(self.venue, order, market_rules(self.client.markets[order.ticker], None))
         if reason: return Answer(Outcome.REFUSED, None, f"not sent: {reason}")
         arguments = order_arguments(self.venue, order)
-        return self._sent_once(lambda: self.client.create_order(*arguments)["id"], None)
+        with self.lock: return self._sent_once(lambda: self.client.create_order(*arguments)["id"], None)
 
     def cancel(self, order: VenueOrder) -> Answer:
-        try: without_keys(self.keys, lambda: check_listed(self.client, order.ticker, closed="take"))
+        try: self._alone(lambda: check_listed(self.client, order.ticker, closed="take"))
         except CryptolstmError as e: return Answer(Outcome.REFUSED, order.venue_order, f"not sent: {e}")
-        return self._sent_once(
-            lambda: self.venue.cancel(self.client, order) or order.venue_order, order.venue_order
-        )
+        name = order.venue_order
+        with self.lock: return self._sent_once(lambda: self.venue.cancel(self.client, order) or name, name)
 
     def _sent_once(self, call: Callable, venue_order: str | None) -> Answer:
         "Send one order or cancellation, never again, and judge what came back."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..core.settings import check_settings, setting
 from ..core.text import percent
-from .journal import DAY_MS, Journal, OrderState, acts, marks
+from .journal import DAY_MS, Journal, OrderState, acts, equity_marks
 
 # %% ../../nbs/trading/05_guards.ipynb #969735a5
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def account_equity(
 ) -> list[tuple[int, float]]:      # hour since 1970 and equity; oldest first
     "Equity of an account after each bar."
     share = initial / len(tickers)
-    values = {t: {m["bar"]: m["equity"] for m in marks(journal, t)} for t in tickers}
+    values = {t: equity_marks(journal, t) for t in tickers}
     last, out = dict.fromkeys(tickers, share), []
     for bar in sorted({bar for table in values.values() for bar in table}):
         for t in tickers: last[t] = values[t].get(bar, last[t])

@@ -6,7 +6,7 @@
 __all__ = ['MIGRATIONS', 'FINAL', 'DAY_MS', 'UNCERTAIN', 'LEASE_SECONDS', 'journal_path', 'open_database', 'OrderState', 'now_ms',
            'Journal', 'account_names', 'lease', 'lease_holder', 'heartbeat', 'add_bars', 'stored_bars', 'Decided',
            'add_decision', 'decisions', 'add_order', 'add_request', 'add_answer', 'order_states', 'add_fills',
-           'stored_fills', 'add_act', 'acts', 'moved', 'adopted', 'position', 'add_mark', 'marks']
+           'stored_fills', 'add_act', 'acts', 'moved', 'adopted', 'position', 'add_mark', 'marks', 'equity_marks']
 
 # %% ../../nbs/trading/01_journal.ipynb #5584318a
 import json, os, socket, sqlite3, time
@@ -577,3 +577,14 @@ def marks(
         journal.account, ticker,
     )
     return [{"bar": row["bar"], **json.loads(row["detail"])} for row in reversed(found)]
+
+def equity_marks(
+    journal: Journal,
+    ticker: str,
+) -> dict[int, float]:   # hour since 1970 → equity; oldest first
+    "Equity of a ticker's part of the account after each bar."
+    found = journal.rows(
+        "select bar, json_extract(detail, '$.equity') from marks where account = ? and ticker = ?"
+        " order by bar", journal.account, ticker,
+    )
+    return dict(tuple(row) for row in found)

@@ -133,14 +133,15 @@ def close_position(
     "Sell all coins of a ticker that belong to the strategy."
     if not cancel_orders(live): return "the resting stop could not be cancelled; nothing was sold"
     rules = live.broker.rules(live.ticker)
-    limit = worst_price(price, -1, live.guards.price_guard, rules.tick)
     while live.side(rules, price):
+        limit = worst_price(price, -1, live.guards.price_guard, rules.tick)
         if (name := next_id(live, bar, leg)) is None: return f"not all could be sold in {ATTEMPTS} orders"
         order = Order(name, live.ticker, -1, live.sellable(rules), limit)
         if refused := check_order(order, rules): return f"no order is possible: {refused}"
         send(live, order, leg, reason, decision)
         state = settled(live, name)
         if not state.final: return f"the fate of order {name} is not known"
+        price = float(live.broker.quote(live.ticker).bid)
     return "closed"
 
 # %% ../../nbs/trading/07_live_orders.ipynb #05516716

@@ -40,6 +40,7 @@ class Runner:
     wait: Callable[[float], object] = field(default_factory=lambda: threading.Event().wait)   # seconds
     patience: Patience = Patience()
     ledger: object = None                 # trial ledger; None = that of this machine
+    quote: Callable | None = None         # ticker → bid and ask; None = not asked
     on_step: Callable = lambda rows: None    # called with the rows of every step
     verdicts: dict = field(default_factory=dict)
 
@@ -47,7 +48,9 @@ class Runner:
         "Begin a run of the account; a new live account notes the balances at the venue."
         self.journal.clock = self.clock
         self.journal.begin(self.account.settings(), asdict(self.account.guards))
-        if self.broker is not None: start_account(self.journal, self.broker)
+        if self.broker is not None:
+            start_account(self.journal, self.broker)
+            self.quote = lambda ticker: ((q := self.broker.quote(ticker)).bid, q.ask)
         log_event(
             "begin", account=self.account.name, tickers=self.account.tickers, live=self.broker is not None
         )
@@ -183,11 +186,11 @@ def _note_decision(runner: Runner, ticker: str, answer: dict, check) -> Decided:
         return add_decision(runner.journal, ticker, answer["bar"], answer["signal"], acted, detail)
 
 def _quote(runner: Runner, ticker: str) -> dict:
-    "Bid and ask at the decision, where a venue can be asked."
-    if runner.broker is None: return {}
-    try: quote = runner.broker.quote(ticker)
-    except OperationError: return {"bid": None, "ask": None}
-    return {"bid": str(quote.bid), "ask": str(quote.ask)}
+    "Bid and ask at the decision, where they can be asked: what the assumed slippage is compared with."
+    if runner.quote is None: return {}
+    try: bid, ask = runner.quote(ticker)
+    except CryptolstmError: return {"bid": None, "ask": None}
+    return {"bid": str(bid), "ask": str(ask)}
 
 def _flatten_asked(journal: Journal) -> bool:
     "Whether the last stop by a person asked to close all positions."

@@ -85,7 +85,7 @@ def order_history(
             "filled": str(filled),
             "price": f"{float(sum(f.quantity * f.price for f in mine) / filled):.8g}" if filled else None,
             "fee": " ".join(f"{f.fee} {f.fee_currency}" for f in mine) or None,
-            "state": s.state,
+            "state": "cancelled" if s.cancel == "accepted" and s.final and not filled else s.state,
             "text": s.text or s.reason,
             "id": s.order.id,
         })

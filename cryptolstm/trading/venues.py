@@ -7,7 +7,7 @@ __all__ = ['COINBASE_EXCHANGE', 'KRAKEN', 'COINBASE', 'VENUES', 'Keys', 'read_ke
            'message_words', 'page_after_header', 'cancel_by_id', 'error_words', 'page_after_offset', 'from_second',
            'advanced_words', 'page_after_cursor', 'cancel_in_batch', 'outcome_of', 'matches', 'said_by']
 
-# %% ../../nbs/trading/03_venues.ipynb #f5d68f42
+# %% ../../nbs/trading/03_venues.ipynb #ca8f7d29
 import hashlib
 import json
 import os
@@ -20,7 +20,7 @@ import ccxt
 from ..core.errors import InputError, shortened
 from .broker import Outcome, VenueOrder
 
-# %% ../../nbs/trading/03_venues.ipynb #9d803e6c
+# %% ../../nbs/trading/03_venues.ipynb #4b21b1fe
 class Keys:
     "Key, secret and passphrase of an account; neither shown nor pickled."
     __slots__ = ("key", "secret", "passphrase")
@@ -47,7 +47,7 @@ class Keys:
         text = " ".join(re.sub(r"<[^>]*>", " ", text).split())
         return shortened("".join(c for c in text if c.isprintable()))
 
-# %% ../../nbs/trading/03_venues.ipynb #b0b3e9b1
+# %% ../../nbs/trading/03_venues.ipynb #8f6b65cb
 def read_keys(
     exchange: str,   # ccxt id
 ) -> Keys:
@@ -73,7 +73,7 @@ def from_keyring(
     try: return keyring.get_password("cryptolstm", f"{exchange} {name}")
     except keyring.errors.KeyringError: return None
 
-# %% ../../nbs/trading/03_venues.ipynb #19c394fd
+# %% ../../nbs/trading/03_venues.ipynb #46409dcf
 @dataclass(frozen=True)
 class VenueTraits:
     "How a venue is addressed, where ccxt does not unify it."
@@ -97,7 +97,7 @@ class VenueTraits:
     stop_needs_limit: bool = True    # a stop-loss without a limit is not possible
     has_dead_man: bool = False
 
-# %% ../../nbs/trading/03_venues.ipynb #52d1bc31
+# %% ../../nbs/trading/03_venues.ipynb #d027d344
 def message_words(
     body: dict,   # response
 ) -> list[str]:
@@ -147,7 +147,7 @@ COINBASE_EXCHANGE = VenueTraits(
     asks_fee=True,
 )
 
-# %% ../../nbs/trading/03_venues.ipynb #d27bbec7
+# %% ../../nbs/trading/03_venues.ipynb #844de68c
 def error_words(
     body: dict,   # response
 ) -> list[str]:   # empty if the response also names an order
@@ -197,7 +197,7 @@ KRAKEN = VenueTraits(
     has_dead_man=True,
 )
 
-# %% ../../nbs/trading/03_venues.ipynb #350a67a8
+# %% ../../nbs/trading/03_venues.ipynb #4f606594
 def advanced_words(
     body: dict,   # response
 ) -> list[str]:   # empty if the response is a success
@@ -257,7 +257,7 @@ VENUES: dict[str, VenueTraits] = {
     "kraken": KRAKEN,
 }
 
-# %% ../../nbs/trading/03_venues.ipynb #07b948ca
+# %% ../../nbs/trading/03_venues.ipynb #3f813f68
 def outcome_of(
     venue: VenueTraits,
     sent: bool,           # the request left this process

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from test_barfiles import BTC, FORMATS, as_csv, as_file, as_klines, as_local, as_zip, dated, written
+from test_barfiles import (BTC, FORMATS, as_csv, as_file, as_klines, as_local, as_ohlcvt, as_zip, dated,
+                           written)
 
 from cryptolstm.core.bars import COLUMNS, HOUR
 from cryptolstm.core.errors import InputError
@@ -35,6 +36,7 @@ DIALECTS = {
     ),
     "Feather: open time": lambda b: as_file(dated(b).rename(columns={"date": "open_time"}), "feather"),
     "Binance Vision klines in zip: µs": lambda b: as_zip(as_klines(b, 10**6)),
+    "Kraken OHLCVT CSV": as_ohlcvt,
     "CSV: decimal comma, no spaces": lambda b: as_local(b, ",", times="%Y-%m-%d %H:%M"),
 }
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['trade_app', 'SIDES', 'DemoOption', 'LiveOption', 'VenueOption', 'VenueUrlOption', 'AccountOption', 'LongOption',
            'OverrideOption', 'FlattenOption', 'GuardOption', 'MetricsOption', 'QuickOption', 'all_app', 'WhichOption',
-           'guards_of', 'confirm_live', 'Wish', 'check_live', 'wished', 'log_file', 'trade_account', 'print_step',
-           'trade', 'Mode', 'trade_all', 'opened', 'accounts', 'status', 'status_table', 'history', 'parity_command',
-           'stop', 'resume', 'adopt', 'ignore', 'Fate', 'resolve_command']
+           'guards_of', 'confirm_live', 'Wish', 'check_live', 'wished', 'log_file', 'trade_account', 'zoned',
+           'print_step', 'trade', 'Mode', 'trade_all', 'opened', 'accounts', 'status', 'status_table', 'history',
+           'parity_command', 'stop', 'resume', 'adopt', 'ignore', 'Fate', 'resolve_command']
 
 # %% ../../nbs/cli/08_trade.ipynb #5e473732
 import logging, os, signal, sys, threading
@@ -29,6 +29,7 @@ from ..core.config import RunConfig, check_ticker
 from ..core.errors import InputError, shown, unknown_name
 from ..core.files import home, slug
 from ..core.settings import declared
+from ..core.text import display_zone
 from ..data.names import check_exchange, chosen_market
 from ..trading.broker import LIVE_VENUES
 from ..trading.guards import Guards
@@ -231,12 +232,19 @@ def trade_account(
 # %% ../../nbs/cli/08_trade.ipynb #5699f9b8
 SIDES = {1: "long", 0: "flat", -1: "short", None: "-"}
 
+def zoned(
+    time: str | None,   # ISO, UTC
+) -> str:
+    "A time in the zone of displayed times."
+    from cryptolstm.core.bars import local_time   # loads pandas
+    return "-" if time is None else local_time(time if "+" in time else f"{time}+00:00")
+
 def print_step(
     rows: list[dict],   # from a step
 ) -> None:
     "Print what was decided and what the account holds."
-    table = Table("ticker", "bar closed (UTC)", "signal", "position", "price", "equity", "verdict", box=None,
-                  padding=(0, 2, 0, 0))
+    heads = ("ticker", f"bar closed ({display_zone()})", "signal", "position", "price", "equity", "verdict")
+    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     def number(x): return "-" if x is None else f"{x:,.2f}" if x >= 100 else f"{x:.6g}"
     notes = []
     for row in rows:
@@ -245,7 +253,7 @@ def print_step(
             continue
         now, then = SIDES[row["position"]], SIDES[row["target"]]
         table.add_row(*map(Text, (
-            row["ticker"], row["bar_close_time"][:16].replace("T", " "), SIDES[row["signal"]],
+            row["ticker"], zoned(row["bar_close_time"]), SIDES[row["signal"]],
             now if now == then else f"{now}, next open {then}", number(row["price"]), number(row["equity"]),
             row["verdict"],
         )))
@@ -468,7 +476,7 @@ def status_table(
         "position",
         "price",
         "equity",
-        "last bar (UTC)",
+        f"last bar ({display_zone()})",
         "signal",
         "parity",
         "note",
@@ -488,7 +496,7 @@ def status_table(
                     SIDES[t["side"]],
                     "-" if t["price"] is None else f"{t['price']:,.6g}",
                     f"{t['equity']:,.2f}",
-                    t["bar_close_time"] or "-",
+                    zoned(t["bar_close_time"]),
                     SIDES[t["signal"]],
                     "-" if t["parity"] is None else f"{t['parity']:.1%}",
                     t["note"],

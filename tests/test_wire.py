@@ -532,6 +532,7 @@ def test_rules_quote_and_clock_are_those_of_the_venue(venue, broker):
     quote = broker.quote(ETH)
     assert (quote.bid, quote.ask) == venue.quote(ETH) and quote.at == broker.clock() == now_ms(venue)
     venue.set_rules(ETH, min_notional=25)
+    broker.listed = -1e9   # as if a minute had passed
     assert broker.rules(ETH).min_notional == 25
 
 

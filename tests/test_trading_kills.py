@@ -54,10 +54,12 @@ def drawn(points, count, seed):
     named = {name: (k, at) for k, names in enumerate(points) for at, name in enumerate(names)}
     for k, at in rng.sample(sorted(named.values()), min(count // 2, len(named))):
         kills.setdefault(k, []).append({"at": at})
-    for _ in range(count - count // 2):
+    while sum(map(len, kills.values())) < count:
+        # a first kill at any point; the processes after it have less to do
         k = rng.randrange(len(points))
-        way = {"at": rng.randrange(len(points[k]))} if rng.random() < 0.7 else {"kill_after": rng.uniform(0, 1.5)}
-        kills.setdefault(k, []).insert(0, way)
+        most = len(points[k]) if k not in kills else 24
+        way = {"at": rng.randrange(most)} if rng.random() < 0.8 else {"kill_after": rng.uniform(0.1, 1)}
+        kills.setdefault(k, []).append(way)
     return kills
 
 

@@ -91,7 +91,7 @@ def runner_of(folder, broker, account, decide=None, wait=time.sleep, patience=QU
     decide = decide or decided_by(clock)
     return Runner(
         account, Journal(account.name, Path(folder) / "trading.sqlite"), broker,
-        lambda tasks: in_this_process(tasks, decide), clock, wait, patience, ledger=Ledger(folder),
+        lambda tasks: in_this_process(tasks, decide), clock, wait, wait, patience, ledger=Ledger(folder),
     )
 
 

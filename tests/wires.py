@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, utils
 from loopback import Answer
 from matching import PlacedOrder, Refusal, Trade
 
@@ -566,6 +563,10 @@ class CoinbaseWire(Wire):
 
     def token_refused(self, token: str, request: Request) -> Answer | None:
         "Verify a JSON web token, signed with ES256, for one request."
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec, utils
+
         parts = token.split(".")
         head, claims, signature = (base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)) for x in parts)
         r, s = (int.from_bytes(signature[k: k + 32]) for k in (0, 32))
@@ -839,13 +840,17 @@ def credentials(personality: str) -> dict[str, str]:
     return {"key": KEY, "secret": SECRET, **({"passphrase": PASSPHRASE} if "exchange" in personality else {})}
 
 
-def cloud_key(name: str = CLOUD_KEY) -> ec.EllipticCurvePrivateKey:
+def cloud_key(name: str = CLOUD_KEY):
     "A private key, the same on every machine."
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     return ec.derive_private_key(int.from_bytes(hashlib.sha256(name.encode()).digest()), ec.SECP256R1())
 
 
 def cloud_credentials(name: str = CLOUD_KEY) -> dict[str, str]:
     "A key of Coinbase Advanced whose secret is a private key in PEM format."
+    from cryptography.hazmat.primitives import serialization
+
     kind = serialization.PrivateFormat.TraditionalOpenSSL
     pem = cloud_key(name).private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
     return {"key": name, "secret": pem.decode()}

@@ -219,7 +219,7 @@ def trade_account(
             stack.enter_context(InProcesses(workers, 60 * wish.guards.deadline)) if workers else with_progress
         )
         stopped = threading.Event()
-        runner = Runner(account, journal, broker, decide, VenueClock(asked), stopped.wait,
+        runner = Runner(account, journal, broker, decide, VenueClock(asked),
                         quote=None if once else quote, on_step=on_step)
         stack.callback(log_file(name).close)
         stack.enter_context(lease(journal))

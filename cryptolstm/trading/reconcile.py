@@ -73,7 +73,9 @@ def _note_missing(journal: Journal, state: OrderState, patience: Patience) -> No
         return add_answer(journal, name, "missing", "the venue does not list it")
     waited, since = (now - state.changed) / 1000, (now - state.requested) / 1000
     if waited >= patience.confirm and since >= patience.absent:
-        add_answer(journal, name, "absent", f"not listed {since:.0f} s after it was sent, asked twice")
+        # one that was accepted existed: it ended without a fill, and some venues forget such orders
+        state = "closed" if state.venue_order else "absent"
+        add_answer(journal, name, state, f"not listed {since:.0f} s after it was sent, asked twice")
 
 # %% ../../nbs/trading/04_reconcile.ipynb #c26e994b
 def settle_orders(

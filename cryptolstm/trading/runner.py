@@ -6,12 +6,13 @@
 __all__ = ['AFTER_CLOSE', 'AGAIN', 'Runner', 'step', 'live_refusals', 'run_account', 'end_run']
 
 # %% ../../nbs/trading/10_runner.ipynb #ce3eccd1
-import threading
+import threading, time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 
 from ..core.errors import CryptolstmError, InputError, OperationError
 from .broker import Broker, MarketRules, Order, order_id
@@ -37,7 +38,8 @@ class Runner:
     broker: Broker | None = None          # None = paper
     decide: Callable = in_this_process    # tasks → (task, answer) as they come
     clock: Callable[[], int] = now_ms     # of the exchange, ms since 1970
-    wait: Callable[[float], object] = field(default_factory=lambda: threading.Event().wait)   # seconds
+    wait: Callable[[float], object] = time.sleep   # seconds, while orders are settled
+    rest: Callable[[float], object] | None = None  # seconds, between bars; None = until a stop at most
     patience: Patience = Patience()
     ledger: object = None                 # trial ledger; None = that of this machine
     quote: Callable | None = None         # ticker → bid and ask; None = not asked
@@ -218,6 +220,7 @@ def _note_paper(runner: Runner, ticker: str, paper: PaperAccount) -> None:
 
 def _trade(runner: Runner, ticker: str, decided: Decided, paper: PaperAccount, check) -> str:
     "Bring the position at the venue to that of the paper account; return what happened."
+    if decided.signal is None: return "not decided"
     if isinstance(check, str): return f"the venue cannot be asked ({check})"
     if blocked := check.blocks(ticker): return f"not traded: {blocked}"
     live, price = runner.live(ticker), decided.detail["close"]
@@ -293,7 +296,7 @@ def run_account(runner: Runner,
     flatten: bool = False,         # close all positions at the end
 ) -> None:
     "Run until stopped. Open orders are cancelled at the end; stop-losses stay unless positions are closed."
-    last = None
+    rest, last = runner.rest or stopped.wait, None
     while not stopped.is_set() and (steps is None or steps > 0):
         bar = int(runner.clock() // 3_600_000) - 1
         due = 3_600_000 * (bar + 1) + 1000 * AFTER_CLOSE
@@ -302,8 +305,8 @@ def run_account(runner: Runner,
             last, steps = bar, None if steps is None else steps - 1
             continue
         _watch(runner, stopped)
-        runner.wait(min(max((due - runner.clock()) / 1000, 0.01) if bar != last else AGAIN,
-                      (3_600_000 * (bar + 2) + 1000 * AFTER_CLOSE - runner.clock()) / 1000))
+        following = due + 3_600_000 if bar == last else due
+        rest(min(max((following - runner.clock()) / 1000, 0.01), AGAIN))
     end_run(runner, flatten)
 
 def _bar(runner: Runner, bar: int, stopped: threading.Event) -> None:
@@ -314,7 +317,7 @@ def _bar(runner: Runner, bar: int, stopped: threading.Event) -> None:
         rows = step(runner, bar, left)
         left = [row["ticker"] for row in rows if row["bar"] != bar]
         if left and runner.clock() + 1000 * AGAIN > until: break
-        if left: runner.wait(AGAIN)
+        if left: (runner.rest or stopped.wait)(AGAIN)
     for ticker in left:
         if any(d.bar == bar for d in decisions(runner.journal, ticker, 2)): continue
         reason = next((row["error"] for row in rows if row["ticker"] == ticker), "no bar")
@@ -327,27 +330,37 @@ def _watch(runner: Runner, stopped: threading.Event) -> None:
     "Between bars: show life, obey a stop, and watch stop-losses that cannot rest at the venue."
     heartbeat(runner.journal)
     if runner.broker is None: return
-    if runner.account.guards.dead_man and runner.broker.has_dead_man:
-        runner.broker.dead_man(60 * runner.account.guards.dead_man)
-    if halted(runner.journal) and _flatten_asked(runner.journal): _flatten(runner)
-    if runner.broker.rests_stops: return
-    for ticker in runner.account.tickers:
-        try:
-            live, bid = runner.live(ticker), float(runner.broker.quote(ticker).bid)
-            if not live.side(runner.broker.rules(ticker), bid): continue
-            if (level := stop_price(live)) is not None and bid <= level:
-                bar = int(runner.clock() // 3_600_000) - 1
-                log_event(
-                    "stop",
-                    ticker=ticker,
-                    done=close_position(live, bar, bid, f"stop-loss {level:.6g}", "stop"),
-                )
-        except OperationError as e: log_event("error", ticker=ticker, text=str(e))
+    guards = runner.account.guards
+    work = [
+        *(
+            [lambda: runner.broker.dead_man(60 * guards.dead_man)]
+            if guards.dead_man and runner.broker.has_dead_man
+            else []
+        ),
+        *([lambda: _flatten(runner)] if _flatten_asked(runner.journal) else []),
+        *(
+            []
+            if runner.broker.rests_stops
+            else [partial(_watch_stop, runner, t) for t in runner.account.tickers]
+        ),
+    ]
+    for act in work:
+        try: act()
+        except CryptolstmError as e: log_event("error", text=str(e))   # tried again within seconds
 
-def _flatten(runner: Runner) -> list[str]:
-    "Sell all positions at the venue; return what happened."
+def _watch_stop(runner: Runner, ticker: str) -> None:
+    "Sell a position whose stop-loss is reached."
+    live, bid = runner.live(ticker), float(runner.broker.quote(ticker).bid)
+    level = stop_price(live) if live.side(runner.broker.rules(ticker), bid) else None
+    if level is None or bid > level: return
+    bar = int(runner.clock() // 3_600_000) - 1
+    done = close_position(live, bar, bid, f"stop-loss {level:.6g}", "stop")
+    log_event("stop", ticker=ticker, done=done)
+
+def _flatten(runner: Runner, tickers: Sequence[str] | None = None) -> list[str]:
+    "Sell positions at the venue; return what happened."
     out = []
-    for ticker in runner.account.tickers:
+    for ticker in tickers or runner.account.tickers:
         live, bid = runner.live(ticker), float(runner.broker.quote(ticker).bid)
         if live.side(runner.broker.rules(ticker), bid):
             bar = int(runner.clock() // 3_600_000) - 1
@@ -355,8 +368,14 @@ def _flatten(runner: Runner) -> list[str]:
     return out
 
 def end_run(runner: Runner, flatten: bool = False) -> None:
-    "End a run: cancel open orders, stop-losses only together with the positions."
-    if runner.broker is not None:
-        if flatten: _flatten(runner)
-        for ticker in runner.account.tickers: cancel_orders(runner.live(ticker), stops=flatten)
-    log_event("end", account=runner.account.name, flatten=flatten)
+    """End a run: cancel open orders, stop-losses only together with the positions.
+
+    Raises `OperationError` if the venue could not be asked."""
+    failed = []
+    for ticker in runner.account.tickers if runner.broker is not None else ():
+        try:
+            if flatten: _flatten(runner, [ticker])
+            cancel_orders(runner.live(ticker), stops=flatten)
+        except CryptolstmError as e: failed.append(f"{ticker}: {e}")
+    log_event("end", account=runner.account.name, flatten=flatten, failed=failed)
+    if failed: raise OperationError(f"orders may still be open at the venue: {'; '.join(failed)}")

@@ -367,6 +367,11 @@ def _flatten(runner: Runner, tickers: Sequence[str] | None = None) -> list[str]:
             out.append(f"{ticker}: {close_position(live, bar, bid, 'flatten', 'flatten')}")
     return out
 
+def _disarm(runner: Runner) -> None:
+    "Switch the dead man's switch off, which would cancel the stop-losses that stay."
+    if runner.broker is not None and runner.account.guards.dead_man and runner.broker.has_dead_man:
+        runner.broker.dead_man(0)
+
 def end_run(runner: Runner, flatten: bool = False) -> None:
     """End a run: cancel open orders, stop-losses only together with the positions.
 
@@ -377,5 +382,7 @@ def end_run(runner: Runner, flatten: bool = False) -> None:
             if flatten: _flatten(runner, [ticker])
             cancel_orders(runner.live(ticker), stops=flatten)
         except CryptolstmError as e: failed.append(f"{ticker}: {e}")
+    try: _disarm(runner)
+    except CryptolstmError as e: failed.append(str(e))
     log_event("end", account=runner.account.name, flatten=flatten, failed=failed)
     if failed: raise OperationError(f"orders may still be open at the venue: {'; '.join(failed)}")

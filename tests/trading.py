@@ -176,7 +176,7 @@ class Nursery:
 
     def __exit__(self, *_):
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(120)
 
     def step(self, **wish):
         "Exit status (-9 = killed) and what the process said."

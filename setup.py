@@ -25,7 +25,9 @@ setup(
     package_dir={package: package.rpartition(".")[2] for package in project},
     package_data=project,
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={"dev": shlex.split(cfg["dev_requirements"])},
+    extras_require={
+        extra: shlex.split(cfg[f"{extra}_requirements"]) for extra in ["dev", *cfg["extras"].split()]
+    },
     entry_points={
         "console_scripts": [cfg["console_scripts"]],
         "nbdev": [f"{name}={name}._modidx:d"],

@@ -52,7 +52,7 @@ def all_commands(group=None, words: tuple = ()) -> list[tuple]:
 def test_the_page_of_commands_names_every_command():
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     named = {row.split("`")[1] for row in page.splitlines() if row.startswith("| `cryptolstm ")}
-    groups = {(), ("data",), ("models",), ("reports",)}
+    groups = {(), ("data",), ("models",), ("reports",), ("trade",)}
     assert named == {" ".join(("cryptolstm", *words)) for words in all_commands() if words not in groups}
 
 
@@ -79,7 +79,8 @@ def test_shell_completion_can_be_installed_and_completes_commands(monkeypatch):
     assert done.stdout.split() == ["check"]
 
 
-BOTH = [("backtest",), ("signal",), ("report",), ("data", "price"), ("models", "list")]
+BOTH = [("backtest",), ("signal",), ("report",), ("data", "price"), ("models", "list"), ("trade",),
+        ("trade", "run"), ("trade", "history")]
 
 
 @pytest.mark.parametrize("words", BOTH, ids=" ".join)
@@ -328,7 +329,7 @@ def test_a_table_shows_times_in_one_zone_named_in_its_heading(name, zone, home, 
 
 
 WITH_A_ZONE = [("backtest",), ("signal",), ("report", "ETH/USD"), ("reports", "list"), ("data", "list"),
-               ("data", "price", "ETH/USD"), ("models", "list")]
+               ("data", "price", "ETH/USD"), ("models", "list"), ("trade", "ETH/USD"), ("trade-all",)]
 
 
 @pytest.mark.parametrize("words", WITH_A_ZONE, ids=" ".join)
@@ -370,8 +371,9 @@ def test_a_parameter_file_is_named_as_in_a_report_by_every_command_that_takes_on
     (tmp_path / "smoke").mkdir()   # a folder of that name is no parameter file
     assert build_run(Path("smoke"), None, {}).train_hours == 400
     takes = [c for c in all_commands() if "--params" in invoke(*c, "--help").stdout]
-    assert takes == [("signal",), ("backtest",), ("report",), ("check-leaks",), ("models", "compare")]
-    for words in (["signal"], ["backtest"], ["report", "ETH/USD"], ["check-leaks"]):
+    assert takes == [("signal",), ("backtest",), ("report",), ("check-leaks",), ("models", "compare"),
+                     ("trade", "run"), ("trade-all",)]
+    for words in (["signal"], ["backtest"], ["report", "ETH/USD"], ["check-leaks"], ["trade"], ["trade-all"]):
         error = invoke(*words, "--params", "smok").exception
         assert str(error) == "unknown parameter file smok; did you mean smoke?" and error.exit_code == 2
         missing = invoke(*words, "--params", "smok.yaml").exception

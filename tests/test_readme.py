@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,7 @@ def smaller(line: str, folder: Path) -> list[str]:
     if words[0] == "papermill":
         words[2:3] = [str(folder / "out.ipynb")]
         words += [*SMALL_NOTEBOOK, "-y", SMALL_NETWORK]
-    elif words[1] == "signal": words += ["--params", "params/smoke.yaml"]
+    elif words[1] in ("signal", "trade", "trade-all"): words += ["--params", "params/smoke.yaml"]
     elif words[1] == "backtest": words += SMALL_RUN
     return words
 
@@ -98,7 +99,8 @@ def test_papermill_as_the_docs_type_it_writes_the_notebook(line, loopback, tmp_p
     assert done.returncode == 0 and (tmp_path / "out.ipynb").is_file(), done.stderr[-2000:]
 
 
-HERE = sorted({*SUCCESSORS, *COMMANDS} - {c for c in COMMANDS if c.startswith("papermill ")})
+LASTING = sorted(c for c in {*SUCCESSORS, *COMMANDS} if c.startswith("cryptolstm trade") and "once" not in c)
+HERE = sorted({*SUCCESSORS, *COMMANDS} - {c for c in COMMANDS if c.startswith("papermill ")} - {*LASTING})
 BACKTESTS = [c for c in HERE if c.startswith("cryptolstm backtest") and c not in COMMANDS]
 NIGHTLY = BACKTESTS[1:]   # the same options with other numbers
 LINES = [pytest.param(c, marks=pytest.mark.slow) if c in NIGHTLY else c for c in HERE]
@@ -117,12 +119,33 @@ def test_every_command_of_the_docs_runs(line, loopback, tmp_path, monkeypatch, c
     assert end.value.code == 0 and out.strip(), err[-2000:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("line", LASTING)
+def test_a_command_that_goes_on_decides_its_tickers_and_ends_when_told(line, loopback, tmp_path):
+    "As a process, with the numbers of processes it asks for, ended with SIGTERM after its first table."
+    places = {"HOME": tmp_path, "EXCHANGE_URL": loopback.url, "REPORTS": tmp_path / "reports"}
+    environment = os.environ | {f"CRYPTOLSTM_{name}": str(value) for name, value in places.items()}
+    words = [str(BIN / "python"), "-c", "from cryptolstm.cli.main import main; main()",
+             *smaller(line, tmp_path)[1:]]
+    tickers = (ROOT / "tickers.txt").read_text().split() if "trade-all" in line else ["ETH/USD"]
+    with (tmp_path / "err").open("w") as err, subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=err, text=True
+    ) as process:
+        try:
+            table = [process.stdout.readline() for _ in range(1 + len(tickers))]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally: process.kill()
+    assert [row.split()[0] for row in table] == ["ticker", *tickers], (tmp_path / "err").read_text()[-2000:]
+    assert "stopping after this step" in (tmp_path / "err").read_text()
+
+
 def command_of(words: list[str]):
     "The command that a command line invokes, through its groups."
     command, words = typer.main.get_command(app), list(words)
     while hasattr(command, "commands"):
-        word = words.pop(0)
-        assert word in command.commands, f"there is no command {word}"
+        word = words.pop(0) if words[:1] and words[0] in command.commands else "run"   # as in `trade BTC/USD`
+        assert word in command.commands, f"there is no command {words[0]}"
         command = command.commands[word]
     return command
 
@@ -148,8 +171,8 @@ def test_the_command_table_of_the_readme_names_every_command():
 
 
 def test_commands_of_the_readme_that_need_no_file_are_among_those_that_run():
-    free = [c for c in first_column(README) if c.split()[1] in ("signal", "backtest", "data")]
-    assert len(free) == 3 and set(free) <= set(HERE)
+    free = [c for c in first_column(README) if c.split()[1] in ("signal", "backtest", "data", "trade")]
+    assert len(free) == 4 and set(free) <= set(HERE)
 
 
 def test_every_make_target_named_in_a_sentence_exists():

@@ -33,7 +33,8 @@ def run(arguments, code=LISTING, **environment):
     return done.returncode, done.stdout, messages, set(json.loads(modules))
 
 
-COMMANDS = ["", "backtest", "signal", "report", "data", "data price", "models", "verify", "prereg"]
+COMMANDS = ["", "backtest", "signal", "report", "data", "data price", "models", "verify", "prereg", "trade",
+            "trade run", "trade-all", "trade status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -72,6 +73,29 @@ ERRORS = {
     "prereg smoke --hypothesis x": "end is not set",
     "prereg smok --hypothesis x": "did you mean smoke?",
     "prereg smoke --hypothesis x --set fees=1": "did you mean fee?",
+    "trade BTC/USD --demo --live": "--demo is paper trading and --live is not",
+    "trade BTC/USD --override-verdict": "--override-verdict is for --live",
+    "trade BTC/USD --exchange simulated": "cannot be traded",
+    "trade BTC/USD --exchange coinbas": "unknown exchange coinbas",
+    "trade BTC/USD --live --exchange binance": "unknown exchange for trading binance; choose one of coinbase",
+    "trade BTC/USD --venue kraken": "--venue is for --live",
+    "trade BTC/USD --live --account mine": "--account is for paper accounts",
+    "trade BTC/USD --once --metrics 9100": "--metrics serves a program that goes on",
+    "trade BTC/USD --set fees=1": "did you mean fee?",
+    "trade --guard daily_los=1": "did you mean daily_loss?",
+    "trade --guard daily_loss=2": "daily_loss is 2",
+    "trade --guard daily_loss": "--guard 'daily_loss' is not an assignment",
+    "trade --ticker BTCUSD": "is not a ticker",
+    "trade BTC/USD --ticker ETH/USD": "pass one ticker",
+    "trade status": "no account was begun yet",
+    "trade history BTCUSD": "is not a ticker",
+    "trade resume": "no account was begun yet",
+    "trade resolve 1 lost": "is not one of 'absent', 'closed'",
+    "trade-all BTC/USD --demo --live": "--demo is paper trading and --live is not",
+    "trade-all --mode demo --live": "--demo is paper trading and --live is not",
+    "trade-all --guard daily_los=1": "did you mean daily_loss?",
+    "trade-all BTCUSD": "is not a ticker",
+    "trade-all --mode once --metrics 9100": "--metrics serves a program that goes on",
 }
 
 

@@ -27,9 +27,18 @@ def test_the_lock_has_the_versions_of_the_constraints_and_a_hash_of_every_file()
 def test_every_requirement_is_locked():
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    wanted = " ".join(config["DEFAULT"][key] for key in ("requirements", "dev_requirements"))
+    wanted = " ".join(text for key, text in config["DEFAULT"].items() if key.endswith("requirements"))
     names = {plain_name(re.match(r"[\w.-]+", text)[0]) for text in re.findall(r'"([^"]+)"', wanted)}
-    assert len(names) > 30 and names <= pins(LOCK).keys()
+    assert {"apprise", "keyring", "prometheus-client"} < names and names <= pins(LOCK).keys()
+
+
+def test_tests_run_with_all_extras():
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    extras = ["dev", *config["DEFAULT"]["extras"].split()]
+    assert all(f"{extra}_requirements" in config["DEFAULT"] for extra in extras)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"-e '.[{','.join(extras)}]'" in makefile
 
 
 def test_actions_are_pinned_by_commit_and_build_tools_by_version():

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['trade_app', 'SIDES', 'DemoOption', 'LiveOption', 'VenueOption', 'VenueUrlOption', 'AccountOption', 'LongOption',
-           'OverrideOption', 'FlattenOption', 'GuardOption', 'QuickOption', 'all_app', 'WhichOption', 'guards_of',
-           'confirm_live', 'Wish', 'wished', 'log_file', 'trade_account', 'print_step', 'trade', 'Mode', 'trade_all',
-           'opened', 'accounts', 'status', 'status_table', 'history', 'parity_command', 'stop', 'resume', 'adopt',
-           'ignore', 'resolve_command']
+           'OverrideOption', 'FlattenOption', 'GuardOption', 'MetricsOption', 'QuickOption', 'all_app', 'WhichOption',
+           'guards_of', 'confirm_live', 'Wish', 'check_live', 'wished', 'log_file', 'trade_account', 'zoned',
+           'print_step', 'trade', 'Mode', 'trade_all', 'opened', 'accounts', 'status', 'status_table', 'history',
+           'parity_command', 'stop', 'resume', 'adopt', 'ignore', 'Fate', 'resolve_command']
 
 # %% ../../nbs/cli/08_trade.ipynb #5e473732
 import logging, os, signal, sys, threading
@@ -26,10 +26,12 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ..core.config import RunConfig, check_ticker
-from ..core.errors import InputError, unknown_name
+from ..core.errors import InputError, shown, unknown_name
 from ..core.files import home, slug
 from ..core.settings import declared
+from ..core.text import display_zone
 from ..data.names import check_exchange, chosen_market
+from ..trading.broker import LIVE_VENUES
 from ..trading.guards import Guards
 from .data import TickersArgument, asked_for
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
@@ -53,6 +55,8 @@ def guards_of(
     assignments: list[str] | None,   # "name=value"
 ) -> Guards:
     "The guards of a command line. Raises `InputError` for an unknown name or value."
+    if wrong := [text for text in assignments or [] if "=" not in text]:
+        raise InputError(f"--guard {shown(wrong[0])} is not an assignment; pass for instance daily_loss=0.03")
     values = dict(assignment(text) for text in assignments or [])
     for name in values:
         if name not in declared(Guards): raise unknown_name("guard", name, declared(Guards))
@@ -86,16 +90,32 @@ class Wish:
     override: bool
     all: bool                 # from `trade-all`
 
+def check_live(
+    live: bool,
+    venue: str,               # exchange that executes
+    only_live: Mapping,       # option → whether it was given
+    account: str | None,      # name, as entered
+) -> None:
+    "Raise `InputError` for options that do not go together."
+    if not live:
+        if given := [option for option, value in only_live.items() if value]:
+            raise InputError(f"{given[0]} is for --live; paper trading needs none")
+    elif account is not None:
+        raise InputError("--account is for paper accounts; a live account is named by its key")
+    elif venue not in LIVE_VENUES: raise unknown_name("exchange for trading", venue, LIVE_VENUES)
+
 def wished(
     tickers: list[str],
     options: Mapping,         # of `build_run`, without the ticker
     params, set_, quick: bool, guard: list[str] | None,
     demo: bool, live: bool, venue: str | None, venue_url: str | None, account: str | None, long_only: bool,
-    override: bool, all_: bool,
+    override: bool, all_: bool, flatten: bool = False,
 ) -> Wish:
     "Check a command line before anything heavy is loaded. Raises `InputError`."
     if demo and live: raise InputError("--demo is paper trading and --live is not; pass one of the two")
-    if override and not live: raise InputError("--override-verdict is for --live; paper trading needs none")
+    only_live = {
+        "--override-verdict": override, "--venue": venue, "--venue-url": venue_url, "--flatten": flatten
+    }
     runs = {t: build_run(params, set_, {**options, "ticker": t}, quick) for t in tickers}
     first = next(iter(runs.values()))
     exchange = chosen_market(first.exchange, first.exchange_url)[0]
@@ -105,9 +125,11 @@ def wished(
         )
     if first.end is not None: raise InputError("end is set, and trading decides the newest bar; leave it out")
     check_exchange(exchange)
-    check_exchange(venue := (venue or exchange).lower())
+    check_exchange(executing := (venue or exchange).lower())
+    check_live(live, executing, only_live, account)
     return Wish(
-        tickers, runs, guards_of(guard), account, live, venue, venue_url, long_only or live, override, all_
+        tickers, runs, guards_of(guard), account, live, executing, venue_url, long_only or live, override,
+        all_,
     )
 
 # %% ../../nbs/cli/08_trade.ipynb #428f3d84
@@ -158,13 +180,18 @@ def trade_account(
     workers: int | None,          # processes that decide; None = this one
     flatten: bool,
     show: Callable,               # called with the rows of each step
+    metrics: int | None = None,   # port of 127.0.0.1 that serves metrics
 ) -> list[dict]:                  # rows of the last step
     "Open an account and run it: one step, or until it is stopped."
+    if metrics and once: raise InputError("--metrics serves a program that goes on, and this one ends")
     from cryptolstm.data.exchange import connect, exchange_clock
     from cryptolstm.data.prices import realtime_price
     from cryptolstm.trading.clock import VenueClock
     from cryptolstm.trading.journal import Journal, lease
+    from cryptolstm.trading.metrics import served_metrics
+    from cryptolstm.trading.notify import notifier
     from cryptolstm.trading.runner import Runner, run_account, step
+    from cryptolstm.trading.status import account_status
     from cryptolstm.trading.tasks import Account, InProcesses, with_progress
     from cryptolstm.report.trading_page import write_trading_page
     broker, name = None, wish.name or ("paper-all" if wish.all else f"paper-{slug(wish.tickers[0])}")
@@ -182,7 +209,11 @@ def trade_account(
         last[:] = rows
         show(rows)
         write_trading_page()
+        if served: served.update(account_status(journal), rows)
+        if notify: notify(rows)
     with ExitStack() as stack:
+        notify = notifier(name, home(), 0.0) if once else notifier(name, home())
+        served = stack.enter_context(served_metrics(name, metrics)) if metrics else None
         journal = stack.enter_context(Journal(name))
         decide = (
             stack.enter_context(InProcesses(workers, 60 * wish.guards.deadline)) if workers else with_progress
@@ -201,12 +232,19 @@ def trade_account(
 # %% ../../nbs/cli/08_trade.ipynb #5699f9b8
 SIDES = {1: "long", 0: "flat", -1: "short", None: "-"}
 
+def zoned(
+    time: str | None,   # ISO, UTC
+) -> str:
+    "A time in the zone of displayed times."
+    from cryptolstm.core.bars import local_time   # loads pandas
+    return "-" if time is None else local_time(time if "+" in time else f"{time}+00:00")
+
 def print_step(
     rows: list[dict],   # from a step
 ) -> None:
     "Print what was decided and what the account holds."
-    table = Table("ticker", "bar closed (UTC)", "signal", "position", "price", "equity", "verdict", box=None,
-                  padding=(0, 2, 0, 0))
+    heads = ("ticker", f"bar closed ({display_zone()})", "signal", "position", "price", "equity", "verdict")
+    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     def number(x): return "-" if x is None else f"{x:,.2f}" if x >= 100 else f"{x:.6g}"
     notes = []
     for row in rows:
@@ -215,7 +253,7 @@ def print_step(
             continue
         now, then = SIDES[row["position"]], SIDES[row["target"]]
         table.add_row(*map(Text, (
-            row["ticker"], row["bar_close_time"][:16].replace("T", " "), SIDES[row["signal"]],
+            row["ticker"], zoned(row["bar_close_time"]), SIDES[row["signal"]],
             now if now == then else f"{now}, next open {then}", number(row["price"]), number(row["equity"]),
             row["verdict"],
         )))
@@ -258,6 +296,9 @@ GuardOption = Annotated[
     list[str] | None,
     typer.Option(help=f"a limit, e.g. daily_loss=0.03; one of {', '.join(declared(Guards))}"),
 ]
+MetricsOption = Annotated[
+    int | None, typer.Option(help="serve metrics at this port of 127.0.0.1, for Prometheus", min=1, max=65535)
+]
 QuickOption = Annotated[bool, typer.Option("--quick", help="few epochs of training, for a first look")]
 
 @trade_app.command("run")
@@ -275,6 +316,7 @@ def trade(
     override_verdict: OverrideOption = False,
     flatten: FlattenOption = False,
     guard: GuardOption = None,
+    metrics: MetricsOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     params: ParamsOption = None,
@@ -302,9 +344,10 @@ def trade(
         long_only,
         override_verdict,
         False,
+        flatten,
     )
     rows = trade_account(wish, once, None, flatten, (lambda rows: None) if as_json and once else
-                         (lambda rows: emit({"rows": rows})) if as_json else print_step)
+                         (lambda rows: emit({"rows": rows})) if as_json else print_step, metrics)
     if as_json and once: emit(rows[0])
     if once: _finish(rows)
 
@@ -335,6 +378,7 @@ def trade_all(
     override_verdict: OverrideOption = False,
     flatten: FlattenOption = False,
     guard: GuardOption = None,
+    metrics: MetricsOption = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     params: ParamsOption = None,
@@ -362,10 +406,11 @@ def trade_all(
         long_only,
         override_verdict,
         True,
+        flatten,
     )
     workers = None if mode == Mode.sequential else min(max_workers, len(asked))
     rows = trade_account(wish, once, workers, flatten, (lambda rows: None) if as_json and once else
-                         (lambda rows: emit({"rows": rows})) if as_json else print_step)
+                         (lambda rows: emit({"rows": rows})) if as_json else print_step, metrics)
     if as_json and once: emit({"rows": rows})
     if once: _finish(rows)
 
@@ -391,9 +436,9 @@ def opened(
 def accounts(as_json: JsonOption = False) -> None:
     "List the accounts of this machine."
     from cryptolstm.trading.journal import Journal, account_names, journal_path
-    from cryptolstm.trading.status import account_status
     rows = []
     for name in account_names() if journal_path().exists() else []:
+        from cryptolstm.trading.status import account_status
         with Journal(name) as journal: s = account_status(journal)
         rows.append({k: s[k] for k in ("account", "venue", "equity", "return", "running")}
                     | {"tickers": [t["ticker"] for t in s["tickers"]]})
@@ -410,8 +455,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     "Show positions, equity, guards, parity and open questions of an account."
-    from cryptolstm.trading.status import account_status
     with opened(account) as journal:
+        from cryptolstm.trading.status import account_status
         if as_json: return emit(account_status(journal))
         out = Console(highlight=False)
         if not watch: return out.print(status_table(account_status(journal)))
@@ -431,7 +476,7 @@ def status_table(
         "position",
         "price",
         "equity",
-        "last bar (UTC)",
+        f"last bar ({display_zone()})",
         "signal",
         "parity",
         "note",
@@ -451,7 +496,7 @@ def status_table(
                     SIDES[t["side"]],
                     "-" if t["price"] is None else f"{t['price']:,.6g}",
                     f"{t['equity']:,.2f}",
-                    t["bar_close_time"] or "-",
+                    zoned(t["bar_close_time"]),
                     SIDES[t["signal"]],
                     "-" if t["parity"] is None else f"{t['parity']:.1%}",
                     t["note"],
@@ -470,10 +515,11 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     "List orders and fills of an account."
-    from cryptolstm.trading.status import order_history
     name = one_ticker(pair, ticker)
+    name = None if name is None else check_ticker(name)
     with opened(account) as journal:
-        rows = order_history(journal, None if name is None else check_ticker(name))[-last:]
+        from cryptolstm.trading.status import order_history
+        rows = order_history(journal, name)[-last:]
     emit({"orders": rows}) if as_json else print_rows(rows, "no order was made yet")
 
 @trade_app.command("parity")
@@ -485,9 +531,9 @@ def parity_command(
 ) -> None:
     "Repeat decisions with today's bars and compare fills with the backtester."
     from dataclasses import asdict
-    from cryptolstm.trading.parity import account_parity
-    from cryptolstm.trading.tasks import account_of
     with opened(account) as journal:
+        from cryptolstm.trading.parity import account_parity
+        from cryptolstm.trading.tasks import account_of
         found = [
             account_parity(journal, account_of(journal, exchange_url), t, last)
             for t in account_of(journal).tickers
@@ -522,16 +568,17 @@ def resume(account: WhichOption = None) -> None:
 
 def _explain(kind: str, account: str | None, pair: str | None, venue_url: str | None) -> None:
     "Have the differences of a ticker explained as belonging to the strategy, or not."
-    from cryptolstm.trading.exchange_broker import ExchangeBroker
-    from cryptolstm.trading.venues import read_keys
-    from cryptolstm.trading.journal import lease
-    from cryptolstm.trading.reconcile import explain
-    from cryptolstm.trading.tasks import account_of
+    if pair is not None: pair = check_ticker(pair)
     with opened(account) as journal:
+        from cryptolstm.trading.exchange_broker import ExchangeBroker
+        from cryptolstm.trading.venues import read_keys
+        from cryptolstm.trading.journal import lease
+        from cryptolstm.trading.reconcile import explain
+        from cryptolstm.trading.tasks import account_of
         known = account_of(journal)
         if known.venue is None:
             raise InputError(f"{journal.account} is a paper account and has no differences")
-        tickers = known.tickers if pair is None else [check_ticker(pair)]
+        tickers = known.tickers if pair is None else [pair]
         broker = ExchangeBroker(known.venue, venue_url, read_keys(known.venue))
         with lease(journal): found = explain(journal, broker, tickers, kind)
         print(*(f"{kind}: {d}" for d in found) if found else ("there is no difference",), sep="\n")
@@ -548,16 +595,22 @@ def ignore(
     "Explain differences with the venue: they belong to you and not to the strategy."
     _explain("ignore", account, pair, venue_url)
 
+class Fate(StrEnum):
+    "What a person found out about an order."
+    absent = "absent"
+    closed = "closed"
+
 @trade_app.command("resolve")
 def resolve_command(
     order: Annotated[str, typer.Argument(help="id of the order, from `trade history`")],
     state: Annotated[
-        str, typer.Argument(help="absent: it was never placed; closed: all its fills are known")
+        Fate, typer.Argument(help="absent: it was never placed; closed: all its fills are known")
     ],
     account: WhichOption = None,
 ) -> None:
     "Settle an order about which the venue gives no answer."
-    from cryptolstm.trading.journal import lease
-    from cryptolstm.trading.reconcile import resolve
-    with opened(account) as journal, lease(journal): resolve(journal, order, state)
-    say(f"order {order} is {state} now")
+    with opened(account) as journal:
+        from cryptolstm.trading.journal import lease
+        from cryptolstm.trading.reconcile import resolve
+        with lease(journal): resolve(journal, order, state.value)
+    say(f"order {order} is {state.value} now")

@@ -26,7 +26,7 @@ from typer.core import TyperGroup
 
 from ..core.config import RunConfig, check_ticker
 from ..core.errors import InputError, unknown_name
-from ..core.files import home, slug
+from ..core.files import home, plain, slug
 from ..core.settings import declared
 from ..data.names import check_exchange, chosen_market
 from ..trading.guards import Guards
@@ -124,7 +124,8 @@ def log_file(account: str):
 def _live_broker(wish: Wish):
     "The broker of a live account, and the account's name, which contains a hash of the key."
     from cryptolstm.trading.exchange_broker import ExchangeBroker
-    from cryptolstm.trading.venues import read_keys
+    from cryptolstm.trading.venues import VENUES, read_keys
+    if wish.venue not in VENUES: raise unknown_name("exchange for trading", wish.venue, VENUES)
     keys = read_keys(wish.venue)
     return ExchangeBroker(wish.venue, wish.venue_url, keys), f"{wish.venue}-{keys.fingerprint}"
 
@@ -159,6 +160,8 @@ def trade_account(
     show: Callable,               # called with the rows of each step
 ) -> list[dict]:                  # rows of the last step
     "Open an account and run it: one step, or until it is stopped."
+    # the bars of an account are few: for one step, loading machine code takes longer than Python takes
+    if once: os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
     from cryptolstm.data.exchange import connect, exchange_clock
     from cryptolstm.trading.clock import VenueClock
     from cryptolstm.trading.journal import Journal, lease
@@ -167,8 +170,8 @@ def trade_account(
     from cryptolstm.report.trading_page import write_trading_page
     broker, name = None, wish.name or ("paper-all" if wish.all else f"paper-{slug(wish.tickers[0])}")
     if wish.live:
-        _check_live(wish)
         broker, name = _live_broker(wish)
+        _check_live(wish)
     first = next(iter(wish.runs.values()))
     market, url = chosen_market(first.exchange, first.exchange_url)
     asked = broker.clock if broker else lambda: exchange_clock(connect(market, url), wish.tickers[0])[0]
@@ -485,7 +488,8 @@ def parity_command(
             account_parity(journal, account_of(journal, exchange_url), t, last)
             for t in account_of(journal).tickers
         ]
-    emit({"parity": [{**asdict(p), "share": p.share} for p in found]}) if as_json else print(*found, sep="\n")
+    rows = [plain({**asdict(p), "share": p.share}) for p in found]
+    emit({"parity": rows}) if as_json else print(*found, sep="\n")
     if any(p.decisions and p.share < .99 for p in found): raise typer.Exit(1)
 
 # %% ../../nbs/cli/08_trade.ipynb #c2759460
@@ -493,17 +497,19 @@ def parity_command(
 def stop(
     account: WhichOption = None,
     flatten: Annotated[bool, typer.Option("--flatten", help="also close all positions")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     "Enter no position until `trade resume`; the running program obeys within seconds."
     from cryptolstm.trading.journal import add_act
     with opened(account) as journal:
         add_act(journal, "stop", {"flatten": flatten})
+        if as_json: return emit({"account": journal.account, "stopped": True, "flatten": flatten})
         say(
             f"{journal.account} is stopped" + (", positions are closed at the next chance" if flatten else "")
         )
 
 @trade_app.command()
-def resume(account: WhichOption = None) -> None:
+def resume(account: WhichOption = None, as_json: JsonOption = False) -> None:
     "Undo `trade stop`."
     from cryptolstm.trading.guards import stop_file
     from cryptolstm.trading.journal import add_act
@@ -511,6 +517,7 @@ def resume(account: WhichOption = None) -> None:
         if stop_file(journal).exists():
             raise InputError(f"the file {stop_file(journal)} stops the account; remove it")
         add_act(journal, "resume", {})
+        if as_json: return emit({"account": journal.account, "stopped": False})
         say(f"{journal.account} goes on")
 
 def _explain(kind: str, account: str | None, pair: str | None, venue_url: str | None) -> None:

@@ -234,7 +234,9 @@ class Journal:
 
     def run_settings(self) -> dict:
         "Settings of the newest run."
-        found = self.rows("select settings from runs where account = ? order by id desc limit 1", self.account)
+        found = self.rows(
+            "select settings from runs where account = ? order by id desc limit 1", self.account
+        )
         return json.loads(found[0]["settings"]) if found else {}
 
     def begin(self,

@@ -101,7 +101,12 @@ def _check(runner: Runner) -> Reconciliation | str | None:
     if runner.broker is None: return None
     try:
         return reconcile(
-            runner.journal, runner.broker, runner.account.tickers, _rules(runner), runner.wait, runner.patience
+            runner.journal,
+            runner.broker,
+            runner.account.tickers,
+            _rules(runner),
+            runner.wait,
+            runner.patience,
         )
     except OperationError as e: return str(e)
 

@@ -6,9 +6,10 @@
 __all__ = ['with_progress', 'LOG', 'Account', 'account_of', 'Task', 'in_this_process', 'InProcesses', 'log_event']
 
 # %% ../../nbs/trading/08_tasks.ipynb #7538e789
-import json, logging
+import json, logging, time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait as wait_for
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,8 @@ from ..core.errors import CryptolstmError, OperationError
 from ..core.files import plain
 from .decision import decide_bar, strategy_settings
 from .guards import Guards
-from .journal import Journal, now_ms
+from .journal import Journal
+from ..scale.processes import end_with_parent, single_threaded_children
 
 # %% ../../nbs/trading/08_tasks.ipynb #2bc3ba72
 @dataclass(frozen=True)
@@ -94,31 +96,56 @@ class InProcesses:
         seconds: float = 600,            # after which unfinished tasks are given up
         decide: Callable = decide_bar,   # found by its name, so at the top level of a module
     ):
-        self.workers, self.seconds, self.decide, self.pool = workers, seconds, decide, None
+        self.seconds, self.decide = seconds, decide
+        self.pools: dict = dict.fromkeys(range(workers))   # one process each, so that it ends alone
+        self.busy: dict = {}   # future → its process and task
 
     def __enter__(self) -> "InProcesses": return self
     def __exit__(self, *_) -> None: self.close()
 
     def close(self) -> None:
         "End the processes, whatever they do."
-        if self.pool is None: return
-        children = list((self.pool._processes or {}).values())
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for child in children: child.terminate()
-        self.pool = None
+        for k in self.pools: self._end(k)
+
+    def _end(self, k: int) -> None:
+        "End one process, at once if it is at work; the next task starts another."
+        pool, self.pools[k] = self.pools[k], None
+        if pool is None: return
+        if any(process == k for process, _ in self.busy.values()):
+            for child in list((pool._processes or {}).values()): child.kill()
+        pool.shutdown(cancel_futures=True)
+        self.busy = {f: (process, task) for f, (process, task) in self.busy.items() if process != k}
+
+    def _submit(self, k: int, task: Task) -> Future:
+        "Give a task to a process, a new one if there is none or it has died."
+        for _ in range(2):
+            if self.pools[k] is None:
+                self.pools[k] = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+            with single_threaded_children():
+                try: return self.pools[k].submit(self.decide, task.run, task.since)
+                except BrokenProcessPool: self._end(k)
+        raise OperationError("no process can be started")
 
     def __call__(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict | Exception]]:
-        if self.pool is None: self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"))
-        futures = {self.pool.submit(self.decide, t.run, t.since): t for t in tasks}
-        left, until = set(futures), now_ms() + 1000 * self.seconds
-        while left:
-            done, left = wait_for(left, max((until - now_ms()) / 1000, 0), FIRST_COMPLETED)
+        todo, again, until = deque(tasks), set(), time.monotonic() + self.seconds
+        free = list(self.pools)
+        while self.busy or todo:
+            while free and todo:
+                k, task = free.pop(), todo.popleft()
+                self.busy[self._submit(k, task)] = k, task
+            done = wait_for(self.busy, max(until - time.monotonic(), 0), FIRST_COMPLETED).done
             if not done: break
-            for future in done: yield futures[future], _result(future)
-        if left or any(isinstance(f.exception(), BrokenProcessPool) for f in futures if f.done()):
-            self.close()
-        for future in left:
-            yield futures[future], OperationError(f"no decision within {self.seconds:.0f} s")
+            for future in done:
+                k, task = self.busy.pop(future)
+                free.append(k)
+                if isinstance(future.exception(), BrokenProcessPool) and task.ticker not in again:
+                    again.add(task.ticker)   # it may have died before it began
+                    todo.append(task)
+                else: yield task, _result(future)
+        left = [*(task for _, task in self.busy.values()), *todo]
+        for k, _ in list(self.busy.values()): self._end(k)
+        for task in left:
+            yield task, OperationError(f"no decision within {self.seconds:.0f} s")
 
 def _result(future) -> dict | Exception:
     "The answer of a worker, or why there is none."

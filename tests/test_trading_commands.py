@@ -1,5 +1,5 @@
-"""`cryptolstm trade` and `trade-all` as real processes against the loop-back exchange and venue: what they print,
-what they refuse, how they end, and that no key is found anywhere."""
+"""`cryptolstm trade` and `trade-all` as real processes against the loop-back exchange and venue: what they
+print, what they refuse, how they end, and that no key is found anywhere."""
 import json
 import os
 import shutil
@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from conftest import CLOSED
 from loopback import Loopback, a_market
+from test_start_up import HEAVY, LISTING
 from venue import Venue
 from wires import credentials
 
@@ -31,7 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 START = pd.Timestamp("2025-01-20 00:00:10", tz="UTC")
 NAME = "coinbaseexchange"
 PLANTED = list(credentials(NAME).values())
-NETWORK = {"units": [4], "dropout": [0], "recurrent_dropout": [0], "dense": [4], "epochs": 2, "refit_epochs": 1}
+NETWORK = {
+    "units": [4], "dropout": [0], "recurrent_dropout": [0], "dense": [4], "epochs": 2, "refit_epochs": 1,
+}
 SETTINGS = {"train_hours": 300, "lookback": 12, "threshold_scale": 0, "initial_balance": 8000}
 OPTIONS = [
     *(f"{k}={v}" for k, v in SETTINGS.items()),
@@ -211,6 +214,37 @@ def test_a_stopped_account_enters_nothing_until_it_is_resumed(desk):
     assert desk.json("trade BTC/USD --once")["alarms"] == []
 
 
+def test_a_step_with_a_current_model_loads_no_learning_library(desk):
+    code, _, messages = desk.run("trade BTC/USD --once", code=[sys.executable, "-c", LISTING])
+    modules = set(json.loads(messages.rpartition("\n")[2]))
+    needed = {"ccxt", "numba", "onnxruntime", "pandas", "pyarrow", "scipy"}
+    assert code == 0 and not modules & (HEAVY - needed)
+
+
+KERNEL = """
+import sys, numpy as np
+from cryptolstm.data.demo import demo_market
+from cryptolstm.execution.simulate import simulate
+bars, rng = demo_market(600, seed=3).assign(is_gap=False), np.random.default_rng(4)
+signal = np.repeat(rng.integers(-1, 2, 120), 5)
+more = {"slippage_range": 0.1, "borrow_rate": 0.001, "take_profit_atr": 3.0, "max_hold": 20, "lot": 0.01}
+for terms in ({}, {"stop_atr": 1.0}, {"trailing_atr": 1.5}, more):
+    result = simulate(bars, signal, **terms)
+    print(len(result["trades"]), *map(float.hex, result["equity"]))
+"""
+
+
+def test_python_computes_what_machine_code_computes():
+    results = [
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", KERNEL], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **more},
+        ).stdout
+        for more in ({}, {"NUMBA_DISABLE_JIT": "1"})
+    ]
+    assert results[0] == results[1] and len(results[0].splitlines()) == 4
+
+
 BAD = {
     "trade BTCUSD --once": "is not a ticker",
     "trade BTC/USD --once --demo --live": "--demo is paper trading",
@@ -350,7 +384,8 @@ except RuntimeError as e: traceback.TracebackException.from_exception(e, capture
 
 def test_a_planted_key_is_found_nowhere(live):
     evaluated(live, "NO SKILL")
-    code, text, messages = live.run(f"{LIVE} --once", live=True, code=[sys.executable, "-c", BUG], **CONFIRMED)
+    code = [sys.executable, "-c", BUG]
+    _, _, messages = live.run(f"{LIVE} --once", live=True, code=code, **CONFIRMED)
     assert "RuntimeError: a bug" in messages and "broker = ExchangeBroker" in messages
     live.venue.private_faults.lost = live.venue.private_faults.lost_reads = 0.2
     live.run(f"{LIVE} --once", live=True, **CONFIRMED)
@@ -359,5 +394,6 @@ def test_a_planted_key_is_found_nowhere(live):
     assert code == 1 and one_sentence(messages)
     live.run("trade status", settings=False)
     files = [p for p in live.home.rglob("*") if p.is_file()]
-    assert {"trading.sqlite", "index.html"} <= {p.name for p in files} and any("logs" in p.parts for p in files)
+    assert {"trading.sqlite", "index.html"} <= {p.name for p in files}
+    assert any("logs" in p.parts for p in files)
     assert not [p for p in files if planted_in(p.read_bytes())]

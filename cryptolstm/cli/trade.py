@@ -183,8 +183,9 @@ def trade_account(
         write_trading_page()
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(name))
-        decide = stack.enter_context(InProcesses(workers)) if workers else with_progress
         stopped = threading.Event()
+        pool = InProcesses(workers, stopped=stopped) if workers else None
+        decide = stack.enter_context(pool) if pool else with_progress
         runner = Runner(account, journal, broker, decide, VenueClock(asked), stopped.wait, on_step=on_step)
         stack.callback(log_file(name).close)
         stack.enter_context(lease(journal))

@@ -88,7 +88,7 @@ def settled(
         live.wait(1.0)
 
 # %% ../../nbs/trading/07_live_orders.ipynb #41ac231f
-NEVER_PLACED = ("expired", "absent")   # states of an order that certainly did not reach the venue
+NEVER_PLACED = ("expired", "absent", "refused")   # states of an order that was certainly not placed
 
 def next_id(
     live: LiveTicker,

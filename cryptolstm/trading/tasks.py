@@ -6,7 +6,7 @@
 __all__ = ['with_progress', 'LOG', 'Account', 'account_of', 'Task', 'in_this_process', 'InProcesses', 'log_event']
 
 # %% ../../nbs/trading/08_tasks.ipynb #7538e789
-import json, logging, time
+import json, logging, threading, time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait as wait_for
@@ -95,8 +95,9 @@ class InProcesses:
         workers: int,                    # processes
         seconds: float = 600,            # after which unfinished tasks are given up
         decide: Callable = decide_bar,   # found by its name, so at the top level of a module
+        stopped: threading.Event | None = None,   # gives up unfinished tasks within a second
     ):
-        self.seconds, self.decide = seconds, decide
+        self.seconds, self.decide, self.stopped = seconds, decide, stopped or threading.Event()
         self.pools: dict = dict.fromkeys(range(workers))   # one process each, so that it ends alone
         self.busy: dict = {}   # future → its process and task
 
@@ -133,8 +134,8 @@ class InProcesses:
             while free and todo:
                 k, task = free.pop(), todo.popleft()
                 self.busy[self._submit(k, task)] = k, task
-            done = wait_for(self.busy, max(until - time.monotonic(), 0), FIRST_COMPLETED).done
-            if not done: break
+            done = wait_for(self.busy, min(max(until - time.monotonic(), 0), 1), FIRST_COMPLETED).done
+            if not done and (self.stopped.is_set() or time.monotonic() >= until): break
             for future in done:
                 k, task = self.busy.pop(future)
                 free.append(k)
@@ -144,8 +145,8 @@ class InProcesses:
                 else: yield task, _result(future)
         left = [*(task for _, task in self.busy.values()), *todo]
         for k, _ in list(self.busy.values()): self._end(k)
-        for task in left:
-            yield task, OperationError(f"no decision within {self.seconds:.0f} s")
+        why = "it was stopped" if self.stopped.is_set() else f"no decision within {self.seconds:.0f} s"
+        for task in left: yield task, OperationError(why)
 
 def _result(future) -> dict | Exception:
     "The answer of a worker, or why there is none."

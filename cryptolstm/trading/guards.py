@@ -44,8 +44,8 @@ class Guards:
         check_settings(self)
         if 0 < self.dead_man <= self.deadline:
             raise InputError(
-                f"dead_man is {self.dead_man} and a step may take {self.deadline} minutes (deadline), in which"
-                " all orders would be cancelled; pass more, or 0"
+                f"dead_man is {self.dead_man} and a step may take {self.deadline} minutes (deadline);"
+                " pass more than that, or 0"
             )
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def cancel_orders(
 ) -> bool:                # whether all of them are final now
     """Cancel our open orders of a ticker, and wait until what became of them is known.
 
-    An order counts as cancelled when it is final in the journal, with its fills, not when it leaves a list."""
+    It counts as cancelled when it is final in the journal, with its fills, not when it leaves a list."""
     until, asked = live.journal.clock() + 1000 * ASK_SECONDS, set()
     while True:
         settle_orders(live.journal, live.broker, live.ticker, live.patience)

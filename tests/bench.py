@@ -231,7 +231,8 @@ def live(kind: str) -> float:
     from cryptolstm.features.indicators import INPUTS, features
     from cryptolstm.features.windows import fit_scaler
     from cryptolstm.model.settings import ModelConfig
-    from cryptolstm.model.onnx_model import OnnxNetwork, write_onnx
+    from cryptolstm.model.onnx_model import write_onnx
+    from cryptolstm.model.onnx_network import OnnxNetwork
     from cryptolstm.model.live_model import LiveModel
     net, (x, _) = spec_network(False), some_windows(1)
     with tempfile.TemporaryDirectory() as d:

@@ -18,7 +18,8 @@ from cryptolstm.features.indicators import features
 from cryptolstm.model import bundle as model
 from cryptolstm.model.settings import ACTIVATIONS, ModelConfig, model_config
 from cryptolstm.model.network import build_network
-from cryptolstm.model.onnx_model import OnnxNetwork, write_onnx
+from cryptolstm.model.onnx_model import write_onnx
+from cryptolstm.model.onnx_network import OnnxNetwork
 from cryptolstm.model.bundle import load_bundle, save_bundle
 from cryptolstm.model.training import fit
 from cryptolstm.model.live_model import LiveModel

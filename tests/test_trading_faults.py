@@ -1,5 +1,5 @@
-"""Answers are lost, late, wrong in order or missing; people interfere; a second program wants the same account.
-The journal of the loop-back account still agrees with the venue, and no order is doubled."""
+"""Answers are lost, late, wrong in order or missing; people interfere; a second program wants the same
+account. The journal of the loop-back account still agrees with the venue, and no order is doubled."""
 import multiprocessing
 import time
 from collections import Counter
@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pandas as pd
 import pytest
-from trading import CAPITAL, GUARDS, QUICK, TICKERS, account_of, broker_of, market, runner_of
+from trading import GUARDS, TICKERS, account_of, broker_of, market, runner_of
+from trading_figures import record
 from venue import PrivateFaults, Venue
 
 from cryptolstm.core.errors import OperationError
@@ -19,8 +20,11 @@ from cryptolstm.trading.runner import end_run, step
 
 START = pd.Timestamp("2025-01-20 00:00:10", tz="UTC")
 PERSONALITIES = ("coinbaseexchange", "kraken", "coinbase")
-FAULTS = {"lost": 0.05, "refused_lost": 0.05, "late": 0.02, "hidden": 0.01, "fills_first": 0.02, "duplicate": 0.05,
-          "disorder": 0.05, "lost_reads": 0.02, "error_5xx": 0.02, "rate_limit": 0.02, "partial": 0.03}
+FAULTS = {
+    "lost": 0.05, "refused_lost": 0.05, "late": 0.02, "hidden": 0.01, "fills_first": 0.02, "fills_late": 0.02,
+    "duplicate": 0.05, "disorder": 0.05, "lost_reads": 0.02, "error_5xx": 0.02, "rate_limit": 0.02,
+    "partial": 0.03,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +40,8 @@ def desk(tmp_path):
     opened = []
 
     def make(personality="kraken", faults=None, balances=None, signal=None, tickers=TICKERS, **account):
-        venue = Venue(personality, {t: market(t) for t in tickers}, START, balances=balances or {"USD": 10_000})
+        frames = {t: market(t) for t in tickers}
+        venue = Venue(personality, frames, START, balances=balances or {"USD": 10_000})
         opened.append(venue.__enter__())
         venue.private_faults = PrivateFaults(**(faults or {}))
         broker = broker_of(personality, venue.url)
@@ -81,10 +86,14 @@ def faulty_run(desk, personality, hours, seed):
         at_hour(venue, k)
         step(runner)
     told = dict(venue.private_faults.told)
-    orders, wrong = len(venue.orders), unexplained(venue, runner)
-    print(f"{personality}: {hours} h, faults {told}, {orders} orders, doubled {doubled(venue)}, wrong {wrong}")
+    wrong, pairs = unexplained(venue, runner), [m for t in TICKERS for m in marks(runner.journal, t)]
+    known = {s.order.id for s in order_states(runner.journal) if s.venue_order}
+    lost = {o.client for o in venue.orders} ^ known
+    record(f"faults at {personality}", hours=hours, tickers=len(TICKERS), faults=told,
+           orders=len(venue.orders), doubled=len(doubled(venue)), lost=len(lost),
+           parity=f"{position_parity(pairs)[0]:.2%}", **{"ledger - venue": "; ".join(wrong) or "0.00"})
     assert sum(told.values()) > 5
-    assert not wrong and not doubled(venue)
+    assert not wrong and not doubled(venue) and not lost
     return runner
 
 
@@ -111,10 +120,11 @@ def test_a_sale_by_hand_stops_the_ticker_until_a_person_explains_it(desk):
     assert "not traded: a difference is not explained (ETH:" in rows["ETH/USD"]["done"]
     assert "(-0.200000)" in rows["ETH/USD"]["done"]
     orders = len(venue.orders)
-    assert explain(runner.journal, runner.broker, ["ETH/USD"], "adopt")
+    assert explain(runner.journal, runner.broker, "ETH/USD", "adopt")
     at_hour(venue, 2)
     rows = {row["ticker"]: row for row in step(runner)}
-    assert not rows["ETH/USD"]["done"].startswith("not traded") and position(runner.journal, "ETH/USD") == venue.cash("ETH")
+    assert not rows["ETH/USD"]["done"].startswith("not traded")
+    assert position(runner.journal, "ETH/USD") == venue.cash("ETH")
     assert len(venue.orders) == orders and acts(runner.journal, "adopt")
 
 
@@ -192,8 +202,8 @@ def test_a_second_runner_of_an_account_is_refused_with_the_holder(desk, tmp_path
     holder = context.Process(target=hold, args=(tmp_path, ready), daemon=True)
     holder.start()
     assert ready.wait(30)
-    with pytest.raises(OperationError, match=f"process {holder.pid} on .*started 0 min ago"), lease(runner.journal):
-        pass
+    names = f"process {holder.pid} on .*started 0 min ago"
+    with pytest.raises(OperationError, match=names), lease(runner.journal): pass
     holder.kill()
     holder.join()
     with lease(runner.journal): pass   # a lock dies with its holder
@@ -202,7 +212,8 @@ def test_a_second_runner_of_an_account_is_refused_with_the_holder(desk, tmp_path
 @pytest.mark.parametrize("guard, names", [
     (Guards(daily_loss=0.001, max_drawdown=0.9, price_guard=0.02, deadline=50), "since midnight"),
     (Guards(daily_loss=0.9, max_drawdown=0.001, price_guard=0.02, deadline=50), "below its highest"),
-    (Guards(daily_loss=0.9, max_drawdown=0.9, orders_per_day=1, price_guard=0.02, deadline=50), "orders were sent"),
+    (Guards(daily_loss=0.9, max_drawdown=0.9, orders_per_day=1, price_guard=0.02, deadline=50),
+     "orders were sent"),
 ])
 def test_a_guard_stops_entries_at_the_venue(desk, guard, names):
     venue, runner = desk(guards=guard)

@@ -1,10 +1,11 @@
-"""A process that trades is killed at every point of its work. The loop-back venue is the judge: its orders are
-those of an undisturbed run, the journal agrees with its money and coins, and nothing is left unknown."""
+"""A process that trades is killed at every point of its work. The loop-back venue is the judge: its orders
+are those of an undisturbed run, the journal agrees with its money and coins, and nothing is left unknown."""
 import random
 
 import pandas as pd
 import pytest
 from trading import TICKERS, Nursery, broker_of, market
+from trading_figures import record
 from venue import Venue
 
 from cryptolstm.trading.journal import Journal, order_states
@@ -21,8 +22,8 @@ def trade(personality, folder, hours, kills):
     """Trade some hours; `kills` has a list of ways to kill the process for each hour.
 
     Returns the venue's orders, the points of each hour, and what is wrong at the end."""
-    frames, points = {t: market(t) for t in TICKERS}, []
-    with Venue(personality, frames, START, balances={"USD": 10_000, "BTC": 1}, speed=1) as venue, Nursery() as n:
+    frames, points, held = {t: market(t) for t in TICKERS}, [], {"USD": 10_000, "BTC": 1}
+    with Venue(personality, frames, START, balances=held, speed=1) as venue, Nursery() as n:
         done = 0
         for k in range(hours):
             venue.now = hour(k)
@@ -33,10 +34,11 @@ def trade(personality, folder, hours, kills):
             status, said = n.step(folder=str(folder), url=venue.url, venue=personality)
             assert status == 0 and not any(row.get("error") for row in said["rows"]), said
             points.append(said["points"])
-        with Journal("account", folder / "trading.sqlite", lambda: int(venue.now.timestamp() * 1000)) as journal:
+        def clock(): return int(venue.now.timestamp() * 1000)
+        with Journal("account", folder / "trading.sqlite", clock) as journal:
             wrong = [str(d) for d in differences(journal, broker_of(personality, venue.url), TICKERS)]
             wrong += [s.order.id for s in order_states(journal) if s.uncertain]
-        placed = [(o.ticker, o.side, o.stop is not None, pd.Timestamp(o.at, unit="ms").floor("h"), float(o.quantity))
+        placed = [(o.ticker, o.side, o.stop is not None, o.at // 3_600_000, float(o.quantity))
                   for o in venue.orders]
         return sorted(placed), points, wrong, done
 
@@ -68,8 +70,11 @@ def check_kills(personality, folder, hours, count, seed=0):
     calm, points, wrong, _ = trade(personality, folder / "calm", hours, {})
     assert not wrong and len(calm) > 4
     killed, _, wrong, done = trade(personality, folder / "killed", hours, drawn(points, count, seed))
-    print(f"{personality}: {done} kills, {len(killed)} orders at the venue, {len(calm)} without kills, wrong: {wrong}")
-    assert not wrong and same_orders(killed, calm)
+    same = same_orders(killed, calm)
+    record(f"kills at {personality}", hours=hours, tickers=len(TICKERS), kills=done, orders=len(killed),
+           doubled=max(len(killed) - len(calm), 0), lost=max(len(calm) - len(killed), 0),
+           **{"ledger - venue": "; ".join(wrong) or "0.00"})
+    assert not wrong and same
     return done
 
 

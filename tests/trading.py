@@ -1,8 +1,8 @@
-"""What the tests of trading share: decisions that are made up, and an account that trades them at the loop-back
-venue through real ccxt.
+"""What the tests of trading share: decisions that are made up, and an account that trades them at the
+loop-back venue through real ccxt.
 
-As a program it is a nursery: it loads everything once, then forks a process for each line of JSON on stdin, so
-that a process that trades can be killed hundreds of times at the price of one start."""
+As a program it is a nursery: it loads everything once, then forks a process for each line of JSON on stdin,
+so that a process that trades can be killed hundreds of times at the price of one start."""
 import hashlib
 import json
 import os
@@ -162,7 +162,8 @@ def nursery():
             os.kill(child, signal.SIGKILL)
         with os.fdopen(read) as told: text = told.read()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps({"status": status, "said": json.loads(text) if text and not status else None}), flush=True)
+        said = json.loads(text) if text and not status else None
+        print(json.dumps({"status": status, "said": said}), flush=True)
 
 
 class Nursery:
@@ -176,7 +177,7 @@ class Nursery:
 
     def __exit__(self, *_):
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(120)
 
     def step(self, **wish):
         "Exit status (-9 = killed) and what the process said."

@@ -10,7 +10,7 @@ __all__ = ['trade_app', 'SIDES', 'DemoOption', 'LiveOption', 'VenueOption', 'Ven
            'parity_command', 'stop', 'resume', 'adopt', 'ignore', 'Fate', 'resolve_command']
 
 # %% ../../nbs/cli/08_trade.ipynb #5e473732
-import logging, os, signal, sys, threading
+import logging, os, re, signal, sys, threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ..core.config import RunConfig, check_ticker
-from ..core.errors import InputError, shown, unknown_name
-from ..core.files import home, slug
+from ..core.errors import CryptolstmError, InputError, shown, unknown_name
+from ..core.files import home, plain, slug
 from ..core.settings import declared
 from ..core.text import display_zone
 from ..data.names import check_exchange, chosen_market
@@ -112,6 +112,8 @@ def wished(
     override: bool, all_: bool, flatten: bool = False,
 ) -> Wish:
     "Check a command line before anything heavy is loaded. Raises `InputError`."
+    if account is not None and not re.fullmatch(r"[\w.-]{1,60}", account):
+        raise InputError(f"account is {shown(account)}; pass letters, digits, dots, dashes and underscores")
     if demo and live: raise InputError("--demo is paper trading and --live is not; pass one of the two")
     only_live = {
         "--override-verdict": override, "--venue": venue, "--venue-url": venue_url, "--flatten": flatten
@@ -147,7 +149,8 @@ def log_file(account: str):
 def _live_broker(wish: Wish):
     "The broker of a live account, and the account's name, which contains a hash of the key."
     from cryptolstm.trading.exchange_broker import ExchangeBroker
-    from cryptolstm.trading.venues import read_keys
+    from cryptolstm.trading.venues import VENUES, read_keys
+    if wish.venue not in VENUES: raise unknown_name("exchange for trading", wish.venue, VENUES)
     keys = read_keys(wish.venue)
     return ExchangeBroker(wish.venue, wish.venue_url, keys), f"{wish.venue}-{keys.fingerprint}"
 
@@ -184,20 +187,23 @@ def trade_account(
 ) -> list[dict]:                  # rows of the last step
     "Open an account and run it: one step, or until it is stopped."
     if metrics and once: raise InputError("--metrics serves a program that goes on, and this one ends")
+    if flatten and once: raise InputError("--flatten is for the end of a run; pass it without --once")
+    # the bars of an account are few: for one step, loading machine code takes longer than Python takes
+    if once: os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
     from cryptolstm.data.exchange import connect, exchange_clock
     from cryptolstm.data.prices import realtime_price
     from cryptolstm.trading.clock import VenueClock
     from cryptolstm.trading.journal import Journal, lease
     from cryptolstm.trading.metrics import served_metrics
     from cryptolstm.trading.notify import notifier
-    from cryptolstm.trading.runner import Runner, run_account, step
+    from cryptolstm.trading.runner import Runner, decide_hour, run_account
     from cryptolstm.trading.status import account_status
-    from cryptolstm.trading.tasks import Account, InProcesses, with_progress
+    from cryptolstm.trading.tasks import Account, InProcesses, log_event, with_progress
     from cryptolstm.report.trading_page import write_trading_page
     broker, name = None, wish.name or ("paper-all" if wish.all else f"paper-{slug(wish.tickers[0])}")
     if wish.live:
-        _check_live(wish)
         broker, name = _live_broker(wish)
+        _check_live(wish)
     first = next(iter(wish.runs.values()))
     market, url = chosen_market(first.exchange, first.exchange_url)
     connection = connect(market, url)
@@ -207,26 +213,29 @@ def trade_account(
     last: list = []
     def on_step(rows):
         last[:] = rows
-        show(rows)
-        write_trading_page()
-        if served: served.update(account_status(journal), rows)
-        if notify: notify(rows)
+        for act in (
+            lambda: show(rows),
+            write_trading_page,
+            lambda: served and served.update(account_status(journal), rows),
+            lambda: notify and notify(rows),
+        ):
+            # a full disk or a closed terminal must not end what trades
+            try: act()
+            except (OSError, CryptolstmError) as e: log_event("error", text=str(e))
     with ExitStack() as stack:
         notify = notifier(name, home(), 0.0) if once else notifier(name, home())
         served = stack.enter_context(served_metrics(name, metrics)) if metrics else None
         journal = stack.enter_context(Journal(name))
-        decide = (
-            stack.enter_context(InProcesses(workers, 60 * wish.guards.deadline)) if workers else with_progress
-        )
         stopped = threading.Event()
-        runner = Runner(account, journal, broker, decide, VenueClock(asked),
-                        quote=None if once else quote, on_step=on_step)
+        pool = InProcesses(workers, 60 * wish.guards.deadline, stopped=stopped) if workers else None
+        decide = stack.enter_context(pool) if pool else with_progress
+        runner = Runner(account, journal, broker, decide, VenueClock(asked), quote=quote, on_step=on_step)
         stack.callback(log_file(name).close)
         stack.enter_context(lease(journal))
         runner.begin()
-        if once: step(runner)
-        else:
-            with _stop_signals(stopped): run_account(runner, stopped, flatten=flatten)
+        with _stop_signals(stopped):
+            if not once: run_account(runner, stopped, flatten=flatten)
+            else: last = decide_hour(runner, int(runner.clock() // 3_600_000) - 1, stopped, patient=False)
     return last
 
 # %% ../../nbs/cli/08_trade.ipynb #5699f9b8
@@ -264,6 +273,7 @@ def print_step(
                 row["late"],
                 "this bar was decided before" if row["repeated"] else "",
                 row["done"],
+                f"to be done again: {row['unfinished']}" if row.get("unfinished") else "",
             )
             if text
         ]
@@ -538,7 +548,8 @@ def parity_command(
             account_parity(journal, account_of(journal, exchange_url), t, last)
             for t in account_of(journal).tickers
         ]
-    emit({"parity": [{**asdict(p), "share": p.share} for p in found]}) if as_json else print(*found, sep="\n")
+    rows = [plain({**asdict(p), "share": p.share}) for p in found]
+    emit({"parity": rows}) if as_json else print(*found, sep="\n")
     if any(p.decisions and p.share < .99 for p in found): raise typer.Exit(1)
 
 # %% ../../nbs/cli/08_trade.ipynb #c2759460
@@ -546,17 +557,19 @@ def parity_command(
 def stop(
     account: WhichOption = None,
     flatten: Annotated[bool, typer.Option("--flatten", help="also close all positions")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     "Enter no position until `trade resume`; the running program obeys within seconds."
     from cryptolstm.trading.journal import add_act
     with opened(account) as journal:
         add_act(journal, "stop", {"flatten": flatten})
+        if as_json: return emit({"account": journal.account, "stopped": True, "flatten": flatten})
         say(
             f"{journal.account} is stopped" + (", positions are closed at the next chance" if flatten else "")
         )
 
 @trade_app.command()
-def resume(account: WhichOption = None) -> None:
+def resume(account: WhichOption = None, as_json: JsonOption = False) -> None:
     "Undo `trade stop`."
     from cryptolstm.trading.guards import stop_file
     from cryptolstm.trading.journal import add_act
@@ -564,6 +577,7 @@ def resume(account: WhichOption = None) -> None:
         if stop_file(journal).exists():
             raise InputError(f"the file {stop_file(journal)} stops the account; remove it")
         add_act(journal, "resume", {})
+        if as_json: return emit({"account": journal.account, "stopped": False})
         say(f"{journal.account} goes on")
 
 def _explain(kind: str, account: str | None, pair: str | None, venue_url: str | None) -> None:
@@ -578,9 +592,13 @@ def _explain(kind: str, account: str | None, pair: str | None, venue_url: str | 
         known = account_of(journal)
         if known.venue is None:
             raise InputError(f"{journal.account} is a paper account and has no differences")
-        tickers = known.tickers if pair is None else [pair]
-        broker = ExchangeBroker(known.venue, venue_url, read_keys(known.venue))
-        with lease(journal): found = explain(journal, broker, tickers, kind)
+        if pair is None and len(known.tickers) > 1:
+            raise InputError(f"the account trades {', '.join(known.tickers)}; pass one of them")
+        keys = read_keys(known.venue)
+        if not journal.account.endswith(keys.fingerprint):
+            raise InputError(f"the key is not that of {journal.account}; set the one it was begun with")
+        broker = ExchangeBroker(known.venue, venue_url, keys)
+        with lease(journal): found = explain(journal, broker, pair or known.tickers[0], kind)
         print(*(f"{kind}: {d}" for d in found) if found else ("there is no difference",), sep="\n")
 
 @trade_app.command()

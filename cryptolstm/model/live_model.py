@@ -13,7 +13,7 @@ import numpy as np
 
 from ..features.windows import window_view
 from .record import ModelRecord, member_file, read_record, unreadable
-from .onnx_model import OnnxNetwork
+from .onnx_network import OnnxNetwork
 
 # %% ../../nbs/model/10_live_model.ipynb #bc77953d
 @dataclass(frozen=True, kw_only=True)

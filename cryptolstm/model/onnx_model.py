@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPERATORS', 'COMPOSED', 'TOLERANCE', 'scale_and_shift', 'add_lstm', 'add_activation', 'add_dense', 'to_onnx',
-           'threads', 'OnnxNetwork', 'write_onnx']
+           'write_onnx']
 
 # %% ../../nbs/model/05_onnx_model.ipynb #163cfe33
 from collections.abc import Callable
@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from ..core.errors import OperationError
 from ..core.files import write_atomic
-from ..core.machine import cores, threads_asked
+from .onnx_network import OnnxNetwork
 
 # %% ../../nbs/model/05_onnx_model.ipynb #471bd3fa
 def scale_and_shift(
@@ -167,39 +166,6 @@ def to_onnx(
     )
     onnx.checker.check_model(model)
     return model
-
-# %% ../../nbs/model/05_onnx_model.ipynb #cb011500
-def threads() -> int:
-    "Number of threads: two, or one with a single core or `OMP_NUM_THREADS=1`."
-    return min(threads_asked("OMP_NUM_THREADS") or 2, cores(), 2)
-
-class OnnxNetwork:
-    "A network read from an ONNX file. Raises `OperationError` if it cannot be read."
-
-    def __init__(self, file: Path | str):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads(), 1
-        # the second thread spins only while a prediction runs
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3
-        try:
-            self.session = onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as e:  # onnxruntime's exceptions have no common base class but Exception
-            raise OperationError(
-                f"{file} cannot be read as an ONNX network ({type(e).__name__}); train anew or use the Keras"
-                " model"
-            ) from e
-
-    def predict(
-        self,
-        windows: np.ndarray,   # (n, lookback, columns), scaled rows
-    ) -> np.ndarray:           # (n,) float64
-        "One prediction per window."
-        return self.session.run(None, {"x": np.ascontiguousarray(windows, "float32")})[0][:, 0].astype(
-            "float64"
-        )
 
 # %% ../../nbs/model/05_onnx_model.ipynb #f2d68f06
 # largest accepted difference from Keras, in units of the target; relative for predictions beyond 1

@@ -18,9 +18,8 @@ import ccxt
 
 from ..core.errors import CryptolstmError, InputError, unknown_name
 from ..data.exchange import ask, check_listed, connect, exchange_clock
-from cryptolstm.trading.broker import (
-    Answer, Fill, MarketRules, Order, Outcome, Quote, VenueOrder, check_order
-)
+from .broker import (Answer, Fill, MarketRules, Order, Outcome, Quote, VenueOrder,
+                                       check_order)
 from .venues import VENUES, Keys, VenueTraits, matches, outcome_of, read_keys, said_by
 
 # %% ../../nbs/trading/03_exchange_broker.ipynb #fcb7f3da

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..core.errors import InputError
 from ..core.settings import check_settings, setting
 from ..core.text import percent
 from .journal import DAY_MS, Journal, OrderState, acts, equity_marks
@@ -39,7 +40,13 @@ class Guards:
         (0, 1440), unit="minutes",
     )
 
-    def __post_init__(self): check_settings(self)
+    def __post_init__(self):
+        check_settings(self)
+        if 0 < self.dead_man <= self.deadline:
+            raise InputError(
+                f"dead_man is {self.dead_man} and a step may take {self.deadline} minutes (deadline);"
+                " pass more than that, or 0"
+            )
 
 @dataclass(frozen=True)
 class Alarm:
@@ -129,9 +136,9 @@ PARITY_WARN, PARITY_HALT = 0.99, 0.95
 def position_parity(
     marks: Sequence[Mapping],   # of a ticker, from `marks`
 ) -> tuple[float, int]:         # share of bars with equal positions (NaN without any) and their number
-    "Share of bars after which account and paper account held the same side."
-    pairs = [(m["side"], m["target"]) for m in marks if "target" in m]
-    return (sum(a == b for a, b in pairs) / len(pairs) if pairs else math.nan), len(pairs)
+    "Share of bars after which account and paper account held the same side, or the cause is known."
+    same = [m["side"] == m["target"] or bool(m.get("cause")) for m in marks if "target" in m]
+    return (sum(same) / len(same) if same else math.nan), len(same)
 
 # %% ../../nbs/trading/05_guards.ipynb #9a7072be
 def stop_file(journal: Journal):

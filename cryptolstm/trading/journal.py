@@ -242,6 +242,7 @@ class Journal:
     def begin(self,
         settings: Mapping,   # of the account, JSON-able
         changeable: Mapping = {},   # settings that each run may change, JSON-able
+        defaults: Mapping = {},     # of settings that a later version may have added, in the same form
     ) -> None:
         "Begin a run. Raises `InputError` if the account was begun with other settings."
         settings = json.loads(json.dumps(settings, sort_keys=True))
@@ -249,10 +250,10 @@ class Journal:
             if (known := self.settings()) is None:
                 text = json.dumps(settings, sort_keys=True)
                 self.add("accounts", account=self.account, at=self.clock(), settings=text)
-            elif difference := _difference(known, settings):
+            elif difference := _difference(known, settings, defaults):
                 raise InputError(
                     f"the account {self.account} was begun with {difference}; pass that, or begin another"
-                    " with --account NAME"
+                    " account: --account NAME on paper, another key live"
                 )
             self.run = self.add(
                 "runs", account=self.account, at=self.clock(), host=socket.gethostname(), pid=os.getpid(),
@@ -267,16 +268,15 @@ def account_names(
     try: return [row["account"] for row in db.execute("select account from accounts order by at")]
     finally: db.close()
 
-def _difference(known: Mapping, given: Mapping, before: str = "") -> str:
+def _difference(known: Mapping, given: Mapping, defaults: Mapping, before: str = "") -> str:
     "The first setting that differs, in words; empty if none does."
     for name in sorted({*known, *given}):
-        was, now = known.get(name), given.get(name)
+        was, now = known.get(name, defaults.get(name)), given.get(name)
         if was == now: continue
         if isinstance(was, Mapping) and isinstance(now, Mapping):
-            return _difference(was, now, f"{before}{name}.")
-        return (
-            f"{before}{name} {was if was is not None else 'unset'}, not {now if now is not None else 'unset'}"
-        )
+            if text := _difference(was, now, defaults.get(name) or {}, f"{before}{name}."): return text
+            continue
+        return f"{before}{name} {'unset' if was is None else was}, not {'unset' if now is None else now}"
     return ""
 
 # %% ../../nbs/trading/01_journal.ipynb #9b586faf
@@ -312,8 +312,7 @@ def _taken(journal: Journal) -> OperationError:
     held = journal.rows("select * from leases where account = ?", journal.account)
     who = _held_by(held[0]) if held else "another process"
     return OperationError(
-        f"the account {journal.account} is traded by {who}; wait until it ends, or end it with"
-        " `cryptolstm trade stop`"
+        f"the account {journal.account} is traded by {who}; wait until it ends, or end that process"
     )
 
 def lease_holder(
@@ -534,11 +533,13 @@ def moved(
 
 def adopted(
     journal: Journal,
-    kind: str = "adopt",   # or "ignore"
-) -> dict[str, Decimal]:   # currency → sum
+    kind: str = "adopt",          # or "ignore"
+    ticker: str | None = None,    # None = all
+) -> dict[str, Decimal]:          # currency → sum
     "Amounts that a person explained as belonging to the strategy, or as not belonging to it."
     sums: dict[str, Decimal] = {}
     for act in acts(journal, kind):
+        if ticker is not None and act["ticker"] != ticker: continue
         currency, amount = act["detail"]["currency"], Decimal(act["detail"]["amount"])
         sums[currency] = sums.get(currency, Decimal(0)) + amount
     return sums
@@ -550,7 +551,9 @@ def position(
     "Coins of a ticker that belong to the strategy."
     base = ticker.split("/")[0]
     zero = Decimal(0)
-    return moved(stored_fills(journal, ticker)).get(base, zero) + adopted(journal).get(base, zero)
+    return moved(stored_fills(journal, ticker)).get(base, zero) + adopted(journal, "adopt", ticker).get(
+        base, zero
+    )
 
 # %% ../../nbs/trading/01_journal.ipynb #f08a28c3
 def add_mark(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ..core.errors import CryptolstmError, InputError
+from ..core.errors import CryptolstmError, InputError, OperationError
 from .broker import Broker, Fill, MarketRules, VenueOrder
 from .journal import (DAY_MS, Journal, OrderState, acts, add_act, add_answer, add_fills,
                                         adopted, moved, order_states, stored_fills)
@@ -87,7 +87,7 @@ def settle_orders(
     "Ask the venue about every order that is not final, and record its fills. Raises `OperationError`."
     found: dict[str, VenueOrder] = {}
     margin = int(1000 * patience.skew)
-    todo = _unsettled(journal, ticker)
+    if not (todo := _unsettled(journal, ticker)): return []
     for state in todo:
         if state.state == "intended":
             add_answer(journal, state.order.id, "expired", "it was not sent")
@@ -97,6 +97,8 @@ def settle_orders(
         else:
             found[state.order.id] = order
             _note_found(journal, state, order)
+    # an order that is open and untouched has no fills to ask for
+    if len(found) == len(todo) and all(o.status == "open" and not o.filled for o in found.values()): return []
     ours = {s.venue_order: s.order.id for s in order_states(journal, ticker) if s.venue_order}
     since = min([journal.clock() - DAY_MS, *(s.at for s in todo)]) - margin
     new = add_fills(journal, broker.fills(ticker, since), ours)
@@ -156,14 +158,17 @@ class Reconciliation:
         if ticker in self.failed: return self.failed[ticker]
         waiting = [s for s in self.uncertain if s.order.ticker == ticker]
         if waiting: return f"the fate of order {waiting[0].order.id} is not known"
-        return self._difference(ticker.partition("/")[0])
+        return self._difference(ticker.partition("/")[0], missing=True)
 
     def no_entry(self, ticker: str) -> str:
-        "Why a ticker may not be bought; empty if it may. Unexplained money stops entries, not exits."
-        return self.blocks(ticker) or self._difference(ticker.partition(":")[0].partition("/")[2])
+        "Why a ticker may not be bought; empty if it may. Unexplained money, or coins too many, stop entries."
+        base, quote = ticker.partition(":")[0].split("/")
+        return self.blocks(ticker) or self._difference(base) or self._difference(quote)
 
-    def _difference(self, currency: str) -> str:
-        found = [str(d) for d in self.unexplained if d.currency == currency]
+    def _difference(self, currency: str, missing: bool = False) -> str:
+        found = [
+            str(d) for d in self.unexplained if d.currency == currency and not (missing and d.amount > 0)
+        ]
         return f"a difference is not explained ({found[0]})" if found else ""
 
 def reconcile(
@@ -200,14 +205,17 @@ def reconcile(
 def explain(
     journal: Journal,
     broker: Broker,
-    tickers: Sequence[str],   # whose currencies are meant
-    kind: str,                # "adopt" or "ignore"
-) -> list[Difference]:        # what was explained
-    "Explain all differences of some tickers."
+    ticker: str,    # whose currencies are meant
+    kind: str,      # "adopt" or "ignore"
+) -> list[Difference]:   # what was explained
+    "Explain the differences of a ticker. Raises `OperationError` while an order is not settled."
     if kind not in ("adopt", "ignore"): raise InputError(f"kind is {kind!r}; pass adopt or ignore")
-    found = differences(journal, broker, tickers)
+    settle_orders(journal, broker, ticker)   # a fill that was not read yet is no difference
+    if waiting := [s for s in order_states(journal, ticker) if s.uncertain]:
+        raise OperationError(f"the fate of order {waiting[0].order.id} is not known; settle it first")
+    found = differences(journal, broker, [ticker])
     with journal.transaction():
-        for d in found: add_act(journal, kind, {"currency": d.currency, "amount": str(d.amount)})
+        for d in found: add_act(journal, kind, {"currency": d.currency, "amount": str(d.amount)}, ticker)
     return found
 
 def resolve(

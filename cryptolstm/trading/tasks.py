@@ -6,21 +6,23 @@
 __all__ = ['with_progress', 'LOG', 'Account', 'account_of', 'Task', 'in_this_process', 'InProcesses', 'log_event']
 
 # %% ../../nbs/trading/08_tasks.ipynb #7538e789
-import json, logging
+import json, logging, threading, time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait as wait_for
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
 
 from ..core.config import Orders, RunConfig, run_config
-from ..core.errors import CryptolstmError, OperationError
+from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.files import plain
 from .decision import decide_bar, strategy_settings
 from .guards import Guards
-from .journal import Journal, now_ms
+from .journal import Journal
+from ..scale.processes import end_with_parent, single_threaded_children
 
 # %% ../../nbs/trading/08_tasks.ipynb #2bc3ba72
 @dataclass(frozen=True)
@@ -31,6 +33,18 @@ class Account:
     guards: Guards = Guards()
     long_only: bool = False         # a short signal means no position
     venue: str | None = None        # ccxt id of the exchange that executes; None = paper
+
+    def __post_init__(self):
+        quotes = {t.partition(":")[0].split("/")[1] for t in self.runs}
+        if len(quotes) != 1:
+            raise InputError(
+                f"the tickers are quoted in {' and '.join(sorted(quotes))}, and an account has one"
+                " currency; pass tickers of one"
+            )
+
+    def defaults(self) -> "Account":
+        "The same account with default settings."
+        return replace(self, runs={t: RunConfig(ticker=t) for t in self.runs})
 
     @property
     def tickers(self) -> list[str]: return list(self.runs)
@@ -82,6 +96,7 @@ def in_this_process(
     for task in tasks:
         try: yield task, decide(task.run, task.since)
         except CryptolstmError as e: yield task, e
+        except Exception as e: yield task, OperationError(f"the decision failed ({type(e).__name__}: {e})")
 
 with_progress = partial(in_this_process, decide=partial(decide_bar, progress=True))   # on stderr
 
@@ -93,32 +108,58 @@ class InProcesses:
         workers: int,                    # processes
         seconds: float = 600,            # after which unfinished tasks are given up
         decide: Callable = decide_bar,   # found by its name, so at the top level of a module
+        stopped: threading.Event | None = None,   # gives up unfinished tasks within a second
     ):
-        self.workers, self.seconds, self.decide, self.pool = workers, seconds, decide, None
+        self.seconds, self.decide, self.stopped = seconds, decide, stopped or threading.Event()
+        self.pools: dict = dict.fromkeys(range(workers))   # one process each, so that it ends alone
+        self.busy: dict = {}   # future → its process and task
 
     def __enter__(self) -> "InProcesses": return self
     def __exit__(self, *_) -> None: self.close()
 
     def close(self) -> None:
         "End the processes, whatever they do."
-        if self.pool is None: return
-        children = list((self.pool._processes or {}).values())
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for child in children: child.terminate()
-        self.pool = None
+        for k in self.pools: self._end(k)
+
+    def _end(self, k: int) -> None:
+        "End one process, at once if it is at work; the next task starts another."
+        pool, self.pools[k] = self.pools[k], None
+        if pool is None: return
+        if any(process == k for process, _ in self.busy.values()):
+            for child in list((pool._processes or {}).values()): child.kill()
+        pool.shutdown(cancel_futures=True)
+        self.busy = {f: (process, task) for f, (process, task) in self.busy.items() if process != k}
+
+    def _submit(self, k: int, task: Task) -> Future:
+        "Give a task to a process, a new one if there is none or it has died."
+        for _ in range(2):
+            if self.pools[k] is None:
+                self.pools[k] = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+            with single_threaded_children():
+                try: return self.pools[k].submit(self.decide, task.run, task.since)
+                except BrokenProcessPool: self._end(k)
+        raise OperationError("no process can be started")
 
     def __call__(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict | Exception]]:
-        if self.pool is None: self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"))
-        futures = {self.pool.submit(self.decide, t.run, t.since): t for t in tasks}
-        left, until = set(futures), now_ms() + 1000 * self.seconds
-        while left:
-            done, left = wait_for(left, max((until - now_ms()) / 1000, 0), FIRST_COMPLETED)
-            if not done: break
-            for future in done: yield futures[future], _result(future)
-        if left or any(isinstance(f.exception(), BrokenProcessPool) for f in futures if f.done()):
-            self.close()
-        for future in left:
-            yield futures[future], OperationError(f"no decision within {self.seconds:.0f} s")
+        todo, again, until = deque(tasks), set(), time.monotonic() + self.seconds
+        free = list(self.pools)
+        while self.busy or todo:
+            while free and todo:
+                k, task = free.pop(), todo.popleft()
+                self.busy[self._submit(k, task)] = k, task
+            done = wait_for(self.busy, min(max(until - time.monotonic(), 0), 1), FIRST_COMPLETED).done
+            if not done and (self.stopped.is_set() or time.monotonic() >= until): break
+            for future in done:
+                k, task = self.busy.pop(future)
+                free.append(k)
+                if isinstance(future.exception(), BrokenProcessPool) and task.ticker not in again:
+                    again.add(task.ticker)   # it may have died before it began
+                    todo.append(task)
+                else: yield task, _result(future)
+        left = [*(task for _, task in self.busy.values()), *todo]
+        for k, _ in list(self.busy.values()): self._end(k)
+        why = "it was stopped" if self.stopped.is_set() else f"no decision within {self.seconds:.0f} s"
+        for task in left: yield task, OperationError(why)
 
 def _result(future) -> dict | Exception:
     "The answer of a worker, or why there is none."

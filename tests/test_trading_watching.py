@@ -252,7 +252,7 @@ def test_keys_come_from_the_keyring_unless_the_environment_has_them(monkeypatch)
 # ---- the dead man's switch ---------------------------------------------------------------------------------
 
 def test_an_orderly_end_leaves_the_stop_losses_where_they_are(tmp_path):
-    guards = Guards(dead_man=2, price_guard=0.02, deadline=50)
+    guards = Guards(dead_man=60, price_guard=0.02, deadline=50)
     with Venue("kraken", {"BTC/USD": market("BTC/USD")}, START, balances={"USD": 10_000}) as venue:
         broker = broker_of("kraken", venue.url)
 
@@ -265,7 +265,7 @@ def test_an_orderly_end_leaves_the_stop_losses_where_they_are(tmp_path):
         runner.rest = lambda seconds: (wait(seconds), stopped.set())
         run_account(runner, stopped)
         assert len(broker.open_orders("BTC/USD")) == 1 and venue.cash("BTC") > 0
-        venue.move_to(venue.now + pd.Timedelta(minutes=10))
+        venue.move_to(venue.now + pd.Timedelta(minutes=70))
         assert len(broker.open_orders("BTC/USD")) == 1
         end_run(runner, flatten=True)
         assert broker.open_orders("BTC/USD") == [] and venue.cash("BTC") == 0

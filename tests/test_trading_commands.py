@@ -69,7 +69,8 @@ class Desk:
         usual = {k: v for k, v in os.environ.items() if not k.startswith("CRYPTOLSTM_")}
         return {
             **usual, **(self.venue.environment if self.venue else {}), "CRYPTOLSTM_EXCHANGE": NAME,
-            "CRYPTOLSTM_DISPLAY_ZONE": "UTC", "CRYPTOLSTM_EXCHANGE_URL": self.exchange.url, "CRYPTOLSTM_HOME": str(self.home),
+            "CRYPTOLSTM_DISPLAY_ZONE": "UTC", "CRYPTOLSTM_EXCHANGE_URL": self.exchange.url,
+            "CRYPTOLSTM_HOME": str(self.home),
             "CRYPTOLSTM_REPORTS": str(self.home / "reports"), "PYTHONPATH": str(ROOT),
         }
 

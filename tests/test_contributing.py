@@ -90,6 +90,17 @@ def test_the_course_names_for_each_addition_the_notebooks_of_its_example():
         assert {f"nbs/{path}" for path in notebooks} == {p for p, _ in diffs(example) if p.endswith(".ipynb")}
 
 
+def test_the_table_of_packages_names_every_module():
+    section = PAGE.split("\n## Structure\n")[1].split("\n## ")[0]
+    table = re.findall(r"^\| (\w+) \| ([\w ·]+) \|", section, re.M)
+    named = {package: set(modules.split(" · ")) for package, modules in table if package != "package"}
+    found = {p.parent.name: set() for p in (ROOT / "cryptolstm").glob("*/__init__.py")}
+    for package in found:
+        modules = {p.stem for p in (ROOT / "cryptolstm" / package).glob("*.py")}
+        found[package] = modules - {"__init__"}
+    assert named == found
+
+
 # ---- all examples in one copy ----------------------------------------------------------------------------
 
 SHOWN = """

@@ -51,6 +51,8 @@ cryptolstm backtest --ticker ETH/USD --hours 1440 --initial-balance 50000 --fee 
 cryptolstm backtest --ticker BTC/USD --hours 2160 --initial-balance 100000
 cryptolstm backtest --ticker ETH/USD --hours 720 --initial-balance 10000
 cryptolstm signal --ticker BTC/USD --hours 240 --lookback 60
+cryptolstm trade --ticker BTC/USD --once
+cryptolstm trade-all --mode once --max-workers 4
 """.strip().splitlines()
 OPEN = {"train_hours": 1000, "retrain_every": 2160, "network": SMALL}
 
@@ -64,7 +66,7 @@ def market(tmp_path_factory):
         small = partial(cryptolstm.SignalGenerator, **OPEN)
         patch.setattr(cryptolstm, "SignalGenerator", small, raising=False)
         opened = [f"{name}={value}" for name, value in OPEN.items()]
-        for command in ("signal", "research"):
+        for command in ("signal", "research", "trade"):
             patch.setattr(
                 f"cryptolstm.cli.{command}.build_run",
                 lambda params, given, *more: build_run(params, [*opened, *(given or [])], *more),
@@ -120,5 +122,5 @@ EVERY = [
 def test_a_command_of_the_documents_runs(market, text):
     done = CliRunner().invoke(app, shlex.split(text)[1:])
     assert done.exit_code == 0, done.exception
-    ticker = re.search("--ticker ([A-Z/]+)", text)[1]
-    assert done.stdout.startswith(ticker) and "SIMULATED" not in done.stderr
+    ticker = re.search("--ticker ([A-Z/]+)|$", text)[1] or "BTC/USD"
+    assert re.search(f"^{ticker}", done.stdout, re.M) and "SIMULATED" not in done.stderr

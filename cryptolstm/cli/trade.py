@@ -468,7 +468,7 @@ def status(
     with opened(account) as journal:
         from cryptolstm.trading.status import account_status
         if as_json: return emit(account_status(journal))
-        out = Console(highlight=False)
+        out = Console(highlight=False, width=None if Console().is_terminal else 400)
         if not watch: return out.print(status_table(account_status(journal)))
         from rich.live import Live
         with Live(status_table(account_status(journal)), console=out, auto_refresh=False) as shown:

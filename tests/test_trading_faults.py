@@ -264,3 +264,17 @@ def test_bars_missed_while_asleep_are_not_traded(desk):
     assert [d.bar - made[0].bar for d in made] == [0, 9] and row["position"] == 1
     share, n = position_parity(marks(runner.journal, "BTC/USD"))
     assert (share, n) == (1.0, 2)
+
+
+def test_an_entry_that_never_reached_the_venue_is_made_up_for_in_the_same_bar(desk):
+    venue, runner = desk(signal=always(1))
+    venue.private_faults, wait = PrivateFaults(refused_lost=1.0), runner.wait
+
+    def calm(seconds):
+        venue.private_faults = PrivateFaults()
+        wait(seconds)
+    runner.wait = calm
+    assert [row["position"] for row in step(runner)] == [1, 1]
+    entries = [s.state for s in order_states(runner.journal, "BTC/USD") if s.leg == "entry"]
+    assert entries == ["absent", "closed"] and not doubled(venue) and not unexplained(venue, runner)
+    assert [m["side"] for m in marks(runner.journal, "BTC/USD")] == [1]

@@ -81,7 +81,7 @@ def gateway(wish, line):
     "Trade some hours, then one more step without faults; sends the memory at the end of each of the days."
     exchange.PAUSE, exchange.TIMEOUT = 0.02, 1.0
     from cryptolstm.trading import runner as module
-    module.AGAIN = 60.0   # fewer questions than usual between two bars
+    module.AGAIN = 120.0   # fewer questions than usual between two bars
     broker = broker_of(wish["venue"], wish["url"])
     broker.client.timeout = 1000
     clock, memory = clock_of(wish["url"]), {}

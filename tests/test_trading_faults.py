@@ -388,3 +388,15 @@ def test_a_setting_that_a_later_version_adds_leaves_the_account_usable(tmp_path)
 
 def test_a_dead_mans_switch_that_a_step_could_outlast_is_refused():
     with pytest.raises(InputError, match="pass more than that"): Guards(dead_man=5, deadline=10)
+def test_an_entry_that_never_reached_the_venue_is_made_up_for_in_the_same_bar(desk):
+    venue, runner = desk(signal=always(1))
+    venue.private_faults, wait = PrivateFaults(refused_lost=1.0), runner.wait
+
+    def calm(seconds):
+        venue.private_faults = PrivateFaults()
+        wait(seconds)
+    runner.wait = calm
+    assert [row["position"] for row in step(runner)] == [1, 1]
+    entries = [s.state for s in order_states(runner.journal, "BTC/USD") if s.leg == "entry"]
+    assert entries == ["absent", "closed"] and not doubled(venue) and not unexplained(venue, runner)
+    assert [m["side"] for m in marks(runner.journal, "BTC/USD")] == [1]

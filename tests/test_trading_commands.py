@@ -69,7 +69,8 @@ class Desk:
         usual = {k: v for k, v in os.environ.items() if not k.startswith("CRYPTOLSTM_")}
         return {
             **usual, **(self.venue.environment if self.venue else {}), "CRYPTOLSTM_EXCHANGE": NAME,
-            "CRYPTOLSTM_DISPLAY_ZONE": "UTC", "CRYPTOLSTM_EXCHANGE_URL": self.exchange.url, "CRYPTOLSTM_HOME": str(self.home),
+            "CRYPTOLSTM_DISPLAY_ZONE": "UTC", "CRYPTOLSTM_EXCHANGE_URL": self.exchange.url,
+            "CRYPTOLSTM_HOME": str(self.home),
             "CRYPTOLSTM_REPORTS": str(self.home / "reports"), "PYTHONPATH": str(ROOT),
         }
 
@@ -117,6 +118,11 @@ def planted_in(text):
     return [secret for secret in PLANTED if secret[:12].encode() in text]
 
 
+def children_of(process):
+    "Ids of the processes that a process started."
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
 def until(true, seconds=60):
     "Wait until something is true."
     end = time.monotonic() + seconds
@@ -160,6 +166,7 @@ def evaluated(desk, verdict):
 
 CONFIRMED = {"CRYPTOLSTM_LIVE": f"yes-{NAME}-BTC/USD"}
 LIVE = "trade BTC/USD --live --override-verdict --guard price_guard=0.02"
+LIVE_ALL = LIVE.replace("trade BTC/USD", "trade-all BTC/USD --mode parallel")
 
 
 def one_sentence(messages):
@@ -325,9 +332,11 @@ def test_a_live_step_buys_and_protects_and_the_books_agree(live):
 
 def test_a_program_that_is_asked_to_end_does_so_within_seconds_and_leaves_the_stop_loss(live):
     evaluated(live, "NO SKILL")
-    with live.running(LIVE, **CONFIRMED) as process:
+    with live.running(LIVE_ALL, CRYPTOLSTM_LIVE=f"yes-{NAME}-all") as process:
         until(lambda: resting(live.venue))
-        assert not planted_in(Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        lines = [Path(f"/proc/{n}/cmdline").read_bytes() for n in (process.pid, *children_of(process))]
+        assert len(lines) > 1 and not any(map(planted_in, lines))
+        assert not [n for n in children_of(process) if planted_in(Path(f"/proc/{n}/environ").read_bytes())]
         code, _, messages = live.run(f"{LIVE} --once", live=True, **CONFIRMED)
         assert code == 1 and f"is traded by process {process.pid} on" in messages and one_sentence(messages)
         assert f"process {process.pid}" in live.json("trade status", settings=False)["running"]
@@ -363,7 +372,7 @@ def test_workers_end_with_a_gateway_that_was_killed(desk):
         def decided():
             with Journal("paper-all", journal) as j: return len(decisions(j, "ETH/USD"))
         until(lambda: journal.exists() and decided())
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = children_of(process)
         process.kill()
     assert len(children) >= 2
     until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 10)

@@ -1,6 +1,7 @@
 """Answers are lost, late, wrong in order or missing; people interfere; a second program wants the same
 account. The journal of the loop-back account still agrees with the venue, and no order is doubled."""
 import multiprocessing
+import threading
 import time
 from collections import Counter
 from decimal import Decimal
@@ -11,12 +12,14 @@ from trading import GUARDS, TICKERS, account_of, broker_of, market, runner_of
 from trading_figures import record
 from venue import PrivateFaults, Venue
 
-from cryptolstm.core.errors import OperationError
+from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.trading.broker import Answer, Outcome
 from cryptolstm.trading.guards import Guards, position_parity
-from cryptolstm.trading.journal import (Journal, acts, decisions, lease, marks, order_states, position,
-                                        stored_fills)
+from cryptolstm.trading.journal import (Journal, acts, add_act, decisions, lease, marks, order_states,
+                                        position, stored_fills)
+from cryptolstm.trading.live_orders import protect, resting_stops, unfinished
 from cryptolstm.trading.reconcile import Patience, differences, explain
-from cryptolstm.trading.runner import end_run, step
+from cryptolstm.trading.runner import end_run, run_account, step
 
 START = pd.Timestamp("2025-01-20 00:00:10", tz="UTC")
 PERSONALITIES = ("coinbaseexchange", "kraken", "coinbase")
@@ -264,3 +267,136 @@ def test_bars_missed_while_asleep_are_not_traded(desk):
     assert [d.bar - made[0].bar for d in made] == [0, 9] and row["position"] == 1
     share, n = position_parity(marks(runner.journal, "BTC/USD"))
     assert (share, n) == (1.0, 2)
+
+
+def until(hours):
+    "A signal of 1 in the first hours, then 0."
+    first = int(START.timestamp() // 3600) - 1
+    return lambda ticker, bar: int(bar < first + hours)
+
+
+def test_coins_that_a_stop_sold_are_not_sold_again_while_its_fills_are_not_listed(desk):
+    venue, runner = desk(signal=until(3), stop_atr=0.1, balances={"USD": 10_000, "BTC": 5, "ETH": 5})
+    step(runner)
+    venue.private_faults = PrivateFaults(fills_late=1.0, hidden_seconds=90)
+    for k in range(1, 6):
+        at_hour(venue, k)
+        step(runner)
+    assert any(s.leg == "stop" and s.venue_order for s in order_states(runner.journal))
+    assert venue.cash("BTC") == 5 and venue.cash("ETH") == 5
+
+
+def test_a_cancellation_that_takes_its_time_is_waited_for(desk):
+    venue, runner = desk(signal=until(1), tickers=("BTC/USD",))
+    step(runner)
+    cancel, wait, asked = runner.broker.cancel, runner.wait, []
+    runner.broker.cancel = lambda order: (asked.append(order), Answer(Outcome.ACCEPTED, order.venue_order))[1]
+
+    def later(seconds):
+        wait(seconds)
+        if asked: cancel(asked.pop())
+    runner.wait = later
+    at_hour(venue, 1)
+    row = step(runner)[0]
+    assert row["done"] == "closed" and not row["unfinished"] and venue.cash("BTC") == 0
+
+
+def test_a_stop_loss_that_does_not_fit_the_position_is_replaced(desk):
+    venue, runner = desk(signal=always(1), tickers=("BTC/USD",))
+    step(runner)
+    live = runner.live("BTC/USD")
+    (old,) = resting_stops(live)
+    # a person adopts more coins: the stop covers a part only
+    venue.deposit("BTC", Decimal("0.01"))
+    explain(runner.journal, runner.broker, "BTC/USD", "adopt")
+    assert protect(live, 1).startswith("a stop-loss rests at the venue")
+    (new,) = resting_stops(live)
+    assert new.order.quantity == old.order.quantity + Decimal("0.01")
+    assert [o.quantity for o in venue.orders if o.status == "open"] == [new.order.quantity]
+
+
+def test_no_stop_loss_is_left_without_a_position(desk):
+    venue, runner = desk(signal=always(1), tickers=("BTC/USD",), balances={"USD": 10_000, "BTC": 1})
+    step(runner)
+    live = runner.live("BTC/USD")
+    amount = -position(runner.journal, "BTC/USD")   # a person says that the coins are not the strategy's
+    add_act(runner.journal, "adopt", {"currency": "BTC", "amount": str(amount)}, "BTC/USD")
+    assert unfinished(live, 1.0, 0) == "a stop-loss rests without a position"
+    assert protect(live, 1) == "" and not [o for o in venue.orders if o.status == "open"]
+
+
+def test_an_exit_that_the_venue_refuses_is_made_within_minutes_of_its_return(desk):
+    venue, runner = desk(signal=until(2), tickers=("BTC/USD",))
+    rest = runner.wait
+
+    def moving(seconds):
+        rest(seconds)
+        silent = pd.Timedelta(minutes=110) <= venue.now - START < pd.Timedelta(minutes=145)
+        venue.private_faults = PrivateFaults(error_5xx=1.0 if silent else 0.0)
+    runner.wait = runner.rest = moving
+    run_account(runner, threading.Event(), steps=4)
+    sold = [pd.Timestamp(f.at, unit="ms", tz="UTC") for f in stored_fills(runner.journal) if f.side < 0]
+    assert len(sold) == 1 and not unexplained(venue, runner)
+    assert pd.Timedelta(minutes=145) <= sold[0] - START < pd.Timedelta(minutes=150)
+
+
+def test_the_end_of_a_run_says_what_it_could_not_sell_and_protects_it(desk):
+    venue, runner = desk(signal=always(1), tickers=("BTC/USD",))
+    step(runner)
+    runner.broker.place, place = (
+        lambda order: Answer(Outcome.REFUSED, None, "cancel only") if order.stop is None else place(order)
+    ), runner.broker.place
+    with pytest.raises(OperationError, match="BTC/USD is not sold .*cancel only.*a stop-loss rests"):
+        end_run(runner, flatten=True)
+    assert [o.stop is not None for o in venue.orders if o.status == "open"] == [True]
+
+
+def test_a_stop_by_a_person_after_the_decision_prevents_the_entry(desk):
+    venue, runner = desk(signal=always(1), tickers=("BTC/USD",))
+    place, runner.broker.place = runner.broker.place, lambda order: Answer(Outcome.REFUSED, None, "busy")
+    runner.wait = lambda seconds: None
+    step(runner)
+    add_act(runner.journal, "stop", {})
+    runner.broker.place = place
+    step(runner)
+    assert not venue.orders
+
+
+def test_a_live_account_cannot_have_more_capital_than_the_venue_holds(tmp_path):
+    with Venue("kraken", {t: market(t) for t in TICKERS}, START, balances={"USD": 100}) as venue:
+        runner = runner_of(tmp_path, broker_of("kraken", venue.url), account_of(venue="kraken"))
+        with pytest.raises(InputError, match="kraken holds 100.00.* USD; pass an initial_balance"):
+            runner.begin()
+
+
+def test_the_tickers_of_an_account_have_one_quote_currency():
+    with pytest.raises(InputError, match="quoted in BTC and USD"):
+        account_of(tickers=("BTC/USD", "ETH/BTC"))
+
+
+def test_a_setting_that_a_later_version_adds_leaves_the_account_usable(tmp_path):
+    with Journal("account", tmp_path / "trading.sqlite") as journal:
+        settings = account_of().settings()
+        old = {**settings, "tickers": {t: {k: v for k, v in s.items() if k != "max_leverage"}
+                                       for t, s in settings["tickers"].items()}}
+        journal.begin(old)
+        journal.begin(settings, {}, account_of().defaults().settings())
+        for settings_of in settings["tickers"].values(): settings_of["max_leverage"] = 2.0
+        with pytest.raises(InputError, match="max_leverage 1"):
+            journal.begin(settings, {}, account_of().defaults().settings())
+
+
+def test_a_dead_mans_switch_that_a_step_could_outlast_is_refused():
+    with pytest.raises(InputError, match="pass more than that"): Guards(dead_man=5, deadline=10)
+def test_an_entry_that_never_reached_the_venue_is_made_up_for_in_the_same_bar(desk):
+    venue, runner = desk(signal=always(1))
+    venue.private_faults, wait = PrivateFaults(refused_lost=1.0), runner.wait
+
+    def calm(seconds):
+        venue.private_faults = PrivateFaults()
+        wait(seconds)
+    runner.wait = calm
+    assert [row["position"] for row in step(runner)] == [1, 1]
+    entries = [s.state for s in order_states(runner.journal, "BTC/USD") if s.leg == "entry"]
+    assert entries == ["absent", "closed"] and not doubled(venue) and not unexplained(venue, runner)
+    assert [m["side"] for m in marks(runner.journal, "BTC/USD")] == [1]

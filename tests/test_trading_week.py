@@ -81,7 +81,7 @@ def gateway(wish, line):
     "Trade some hours, then one more step without faults; sends the memory at the end of each of the days."
     exchange.PAUSE, exchange.TIMEOUT = 0.02, 1.0
     from cryptolstm.trading import runner as module
-    module.AGAIN = 60.0   # fewer questions than usual between two bars
+    module.AGAIN = 120.0   # fewer questions than usual between two bars
     broker = broker_of(wish["venue"], wish["url"])
     broker.client.timeout = 1000
     clock, memory = clock_of(wish["url"]), {}
@@ -176,10 +176,10 @@ def nothing_is_wrong(found):
     return not any(found[kind] for kind in ("differences", "uncertain", "doubled", "lost"))
 
 
-def test_half_a_day_of_faults_and_a_killed_worker_leave_journal_and_venue_equal(tmp_path):
+def test_hours_of_faults_and_a_killed_worker_leave_journal_and_venue_equal(tmp_path):
     tickers = ("BTC/USD", "ETH/USD", "SOL/USD")
     troubles = {"slow": "SOL/USD", "fails": "ETH/USD", "from": 4, "to": 6, "killed": "BTC/USD", "at": 3}
-    found = run_days(tmp_path, tickers, 12, 2, troubles, day=6)
+    found = run_days(tmp_path, tickers, 8, 2, troubles, day=4)
     assert nothing_is_wrong(found), found
     assert (tmp_path / "killed").exists() and sum(found["faults"].values()) > 10
     assert found["undecided"] == {"BTC/USD": 0, "ETH/USD": 2, "SOL/USD": 0}

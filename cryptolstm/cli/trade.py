@@ -152,6 +152,8 @@ def _live_broker(wish: Wish):
     from cryptolstm.trading.venues import VENUES, read_keys
     if wish.venue not in VENUES: raise unknown_name("exchange for trading", wish.venue, VENUES)
     keys = read_keys(wish.venue)
+    for name in ("KEY", "SECRET", "PASSPHRASE"):   # processes that decide inherit the environment
+        os.environ.pop(f"CRYPTOLSTM_{wish.venue.upper()}_{name}", None)
     return ExchangeBroker(wish.venue, wish.venue_url, keys), f"{wish.venue}-{keys.fingerprint}"
 
 def _check_live(wish: Wish) -> None:

@@ -89,7 +89,7 @@ def gateway(wish, line):
     runs = {t: run.__class__(**{**vars(run), "exchange_url": wish["url"]}) for t, run in account.runs.items()}
     account = account.__class__(**{**vars(account), "runs": runs})
     def note(rows): memory[(clock() // 3_600_000 - 1 - FIRST) // wish["day"]] = resident()
-    with InProcesses(wish["workers"], 20, decide_at_venue) as decide:
+    with InProcesses(wish["workers"], 100, decide_at_venue) as decide:
         runner = runner_of(wish["folder"], broker, account, wait=lambda s: clock(max(s, 0.001)), clock=clock,
                            patience=Patience(absent=60, confirm=5))
         runner.decide, runner.on_step = decide, note

@@ -96,14 +96,15 @@ def runner_of(folder, broker, account, decide=None, wait=time.sleep, patience=QU
 
 
 class Killed:
-    "Counts what a process does to its journal and its venue, and kills it before or after one of these."
+    """Counts what a process does to its journal and its venue, and kills it before or after one of these: the
+    one of a number, or the first of a name."""
 
     def __init__(self, at=None):
         self.at, self.count, self.names = at, 0, []
 
     def point(self, name):
         self.names.append(name)
-        if self.count == self.at: os.kill(os.getpid(), signal.SIGKILL)
+        if self.at in (self.count, name): os.kill(os.getpid(), signal.SIGKILL)
         self.count += 1
 
     def around(self, call, name):

@@ -116,7 +116,7 @@ def step(
     for task, answer in runner.decide([_task(runner, t) for t in tickers if t not in known]):
         rows.append(_row_of(runner, task.ticker, _decided, answer, check, bar))
     rows = _again(runner, rows)
-    _note_unfinished(runner, rows)
+    _note_outcome(runner, rows)
     for row in rows: log_event("step", **row)
     rows.sort(key=lambda row: tickers.index(row["ticker"]))
     runner.on_step(rows)
@@ -148,10 +148,11 @@ def follow_again(runner: Runner, tickers: Sequence[str]) -> list[dict]:
     newest = {t: decisions(runner.journal, t, 1) for t in tickers}
     return [_row_of(runner, t, _follow, made[0], check, True) for t, made in newest.items() if made]
 
-def _note_unfinished(runner: Runner, rows: list[dict]) -> None:
-    "Remember which live tickers have something left to do."
+def _note_outcome(runner: Runner, rows: list[dict]) -> None:
+    "Value live tickers, and remember which have something left to do; a bar keeps its first value."
     if runner.broker is None: return
     for row in rows:
+        if mark := row.pop("mark", None): add_mark(runner.journal, row["ticker"], row["bar"], mark)
         text = row.get("error") or row.get("unfinished")
         if text: runner.unfinished[row["ticker"]] = text
         else: runner.unfinished.pop(row["ticker"], None)
@@ -215,9 +216,8 @@ def _follow(runner: Runner, ticker: str, decided: Decided, check, repeated: bool
     mark = _held(live, paper, price) | {"note": done}
     left = check if isinstance(check, str) else check.blocks(ticker) or unfinished(live, price, paper.target)
     due = paper.enters and paper.target and not mark["side"] and _may_enter(runner, decided, check, ticker)
-    if not left and not due: add_mark(runner.journal, ticker, decided.bar, mark)
     return _row(runner, ticker, decided, paper, done, repeated, mark) | {
-        "unfinished": left, "behind": bool(left or due) and _timely(runner, decided),
+        "unfinished": left, "behind": bool(left or due) and _timely(runner, decided), "mark": mark,
     }
 
 def _price(runner: Runner, ticker: str, decided: Decided) -> float:
@@ -448,7 +448,7 @@ def _finish(runner: Runner) -> None:
     "Do what steps left to do: exits, orders to be settled, stop-losses."
     runner.due = runner.clock() + 1000 * FINISH_AGAIN
     rows = follow_again(runner, list(runner.unfinished))
-    _note_unfinished(runner, rows)
+    _note_outcome(runner, rows)
     for row in rows: log_event("again", **row)
 
 def _watch_stops(runner: Runner) -> None:

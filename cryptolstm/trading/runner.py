@@ -258,14 +258,13 @@ def _note_decision(runner: Runner, ticker: str, answer: dict, check) -> Decided:
         None if late else 0 if _flatten_asked(runner.journal) else followed(wanted, side, alarms, orders.exit)
     )
     detail = {k: v for k, v in answer.items() if k not in ("rows", "bar", "signal")}
-    detail |= {"verdict": str(verdict), "alarms": [str(a) for a in alarms], "late": late} | _quote(
-        runner, ticker
-    )
+    detail |= {"verdict": str(verdict), "alarms": [str(a) for a in alarms], "late": late}
+    if acted not in (None, side): detail |= _quote(runner, ticker)   # an order is due
     with runner.journal.transaction():
         return add_decision(runner.journal, ticker, answer["bar"], answer["signal"], acted, detail)
 
 def _quote(runner: Runner, ticker: str) -> dict:
-    "Bid and ask at the decision, where they can be asked: what the assumed slippage is compared with."
+    "Bid and ask beside an order, where they can be asked: what the assumed slippage is compared with."
     if runner.quote is None: return {}
     try: bid, ask = runner.quote(ticker)
     except CryptolstmError: return {"bid": None, "ask": None}

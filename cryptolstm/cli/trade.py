@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['trade_app', 'SIDES', 'DemoOption', 'LiveOption', 'VenueOption', 'VenueUrlOption', 'AccountOption', 'LongOption',
            'OverrideOption', 'FlattenOption', 'GuardOption', 'MetricsOption', 'QuickOption', 'all_app', 'WhichOption',
-           'guards_of', 'confirm_live', 'Wish', 'check_live', 'wished', 'log_file', 'trade_account', 'zoned',
-           'print_step', 'trade', 'Mode', 'trade_all', 'opened', 'accounts', 'status', 'status_table', 'history',
-           'parity_command', 'stop', 'resume', 'adopt', 'ignore', 'Fate', 'resolve_command']
+           'SameOption', 'guards_of', 'confirm_live', 'Wish', 'check_live', 'wished', 'log_file', 'trade_account',
+           'zoned', 'print_step', 'trade', 'Mode', 'trade_all', 'opened', 'accounts', 'status', 'status_table',
+           'history', 'parity_command', 'stop', 'resume', 'adopt', 'ignore', 'Fate', 'resolve_command']
 
 # %% ../../nbs/cli/08_trade.ipynb #5e473732
 import logging, os, re, signal, sys, threading
@@ -596,6 +596,7 @@ def _explain(kind: str, account: str | None, pair: str | None, venue_url: str | 
             raise InputError(f"{journal.account} is a paper account and has no differences")
         if pair is None and len(known.tickers) > 1:
             raise InputError(f"the account trades {', '.join(known.tickers)}; pass one of them")
+        if pair is not None and pair not in known.tickers: raise unknown_name("ticker", pair, known.tickers)
         keys = read_keys(known.venue)
         if not journal.account.endswith(keys.fingerprint):
             raise InputError(f"the key is not that of {journal.account}; set the one it was begun with")
@@ -603,17 +604,27 @@ def _explain(kind: str, account: str | None, pair: str | None, venue_url: str | 
         with lease(journal): found = explain(journal, broker, pair or known.tickers[0], kind)
         print(*(f"{kind}: {d}" for d in found) if found else ("there is no difference",), sep="\n")
 
+SameOption = Annotated[str | None, typer.Option("--ticker", help="the same as the argument")]
+
 @trade_app.command()
-def adopt(pair: TickerArgument = None, account: WhichOption = None, venue_url: VenueUrlOption = None) -> None:
+def adopt(
+    pair: TickerArgument = None,
+    ticker: SameOption = None,
+    account: WhichOption = None,
+    venue_url: VenueUrlOption = None,
+) -> None:
     "Explain differences with the venue: they belong to the strategy, which may sell them."
-    _explain("adopt", account, pair, venue_url)
+    _explain("adopt", account, one_ticker(pair, ticker), venue_url)
 
 @trade_app.command()
 def ignore(
-    pair: TickerArgument = None, account: WhichOption = None, venue_url: VenueUrlOption = None
+    pair: TickerArgument = None,
+    ticker: SameOption = None,
+    account: WhichOption = None,
+    venue_url: VenueUrlOption = None,
 ) -> None:
     "Explain differences with the venue: they belong to you and not to the strategy."
-    _explain("ignore", account, pair, venue_url)
+    _explain("ignore", account, one_ticker(pair, ticker), venue_url)
 
 class Fate(StrEnum):
     "What a person found out about an order."

@@ -70,7 +70,7 @@ def orders_sent(venue):
 def an_order(venue, side=1, quantity="0.5", leg="entry", attempt=0, guard="0.01", **changed):
     bid, ask = venue.quote(ETH)
     price = ask if side > 0 else bid
-    identity = order_id("main", "0f3a", ETH, 1737331200000, leg, attempt)
+    identity = order_id("main", ETH, 1737331200000, leg, attempt)
     limit = worst_price(price, side, guard, venue.rules(ETH).tick)
     return replace(Order(identity, ETH, side, Decimal(quantity), limit), **changed)
 
@@ -130,7 +130,7 @@ def test_an_order_is_found_behind_pages_of_others(venue, broker):
     for k in range(8): bought(venue, broker, quantity="0.01", attempt=k + 1)
     stops = [a_stop(venue, quantity="0.01", share=f"0.9{k}") for k in range(7)]
     for k, stop in enumerate(stops):
-        assert broker.place(replace(stop, id=order_id("main", "", ETH, 0, "stop", k))).outcome == "accepted"
+        assert broker.place(replace(stop, id=order_id("main", ETH, 0, "stop", k))).outcome == "accepted"
     assert broker.find(order, 0).client == order.id
     assert len(broker.open_orders(ETH)) == len(stops)
 
@@ -431,10 +431,16 @@ def test_a_stop_rests_until_the_price_is_reached(venue, broker):
     assert bar["low"] <= float(level) <= bar["high"]
 
 
-def test_a_stop_below_a_gap_is_filled_at_the_price_after_the_gap(venue, broker):
+def crashed():
+    "A market that loses a fifth at an open, and that time."
     opened = pd.Timestamp("2025-01-20 03:00", tz="UTC")
     crash = MARKET.copy()
     crash.loc[opened:, ["open", "high", "low", "close"]] *= 0.8
+    return crash, opened
+
+
+def test_a_stop_below_a_gap_is_filled_at_the_price_after_the_gap(venue, broker):
+    crash, opened = crashed()
     with Venue(venue.personality, {ETH: crash}, START) as falling:
         broker = broker_of(falling)
         bought(falling, broker)
@@ -447,9 +453,7 @@ def test_a_stop_below_a_gap_is_filled_at_the_price_after_the_gap(venue, broker):
 
 
 def test_a_stop_whose_limit_was_jumped_over_rests_as_a_limit_order(venue):
-    opened = pd.Timestamp("2025-01-20 03:00", tz="UTC")
-    crash = MARKET.copy()
-    crash.loc[opened:, ["open", "high", "low", "close"]] *= 0.8
+    crash, _ = crashed()
     with Venue(venue.personality, {ETH: crash}, START) as falling:
         broker = broker_of(falling)
         bought(falling, broker)
@@ -668,7 +672,7 @@ broker = ExchangeBroker(os.environ["CRYPTOLSTM_EXCHANGE"], os.environ["CRYPTOLST
 broker.client.enableRateLimit = False
 for k in range(10):
     price = (broker.quote("ETH/USD").ask * Decimal("1.01")).quantize(broker.rules("ETH/USD").tick)
-    order = Order(order_id(sys.argv[1], "", "ETH/USD", 0, "entry", k), "ETH/USD", 1, Decimal("0.01"), price)
+    order = Order(order_id(sys.argv[1], "ETH/USD", 0, "entry", k), "ETH/USD", 1, Decimal("0.01"), price)
     assert broker.place(order).outcome == "accepted"
 """
 

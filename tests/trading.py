@@ -23,7 +23,8 @@ from cryptolstm.proof.trials import Ledger
 from cryptolstm.trading.exchange_broker import ExchangeBroker
 from cryptolstm.trading.guards import Guards
 from cryptolstm.trading.journal import Journal, lease
-from cryptolstm.trading.paper import bar_rows, hour_number
+from cryptolstm.data.store import hour_number
+from cryptolstm.trading.paper import bar_rows
 from cryptolstm.trading.reconcile import Patience
 from cryptolstm.trading.runner import Runner, step
 from cryptolstm.trading.tasks import Account, in_this_process

@@ -20,7 +20,8 @@ from ..proof.trials import Ledger, market_of
 from ..proof.verdict import Level
 from ..strategy.answer import lag_warning, signal_reason
 from ..strategy.signal import Decision, SignalGenerator
-from .paper import bar_rows, hour_number
+from ..data.store import hour_number
+from .paper import bar_rows
 
 # %% ../../nbs/trading/06_decision.ipynb #28d38025
 def inputs_hash(

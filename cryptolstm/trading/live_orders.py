@@ -102,7 +102,7 @@ def next_id(
     "Id of the next order for a purpose: the number of attempts so far is part of it."
     known = {s.order.id: s.state for s in order_states(live.journal, live.ticker)}
     for attempt in range(MOST_ORDERS):
-        name = order_id(live.journal.account, "", live.ticker, 3_600_000 * (bar + 1), leg, attempt)
+        name = order_id(live.journal.account, live.ticker, 3_600_000 * (bar + 1), leg, attempt)
         if name not in known: return name
         if once and known[name] not in NEVER_PLACED: return None
     return None

@@ -7,15 +7,15 @@ __all__ = ['AGAIN', 'NOT_YET', 'AFTER_CLOSE', 'FINISH_AGAIN', 'Runner', 'check_c
            'run_account', 'decide_hour', 'end_run']
 
 # %% ../../nbs/trading/10_runner.ipynb #ce3eccd1
-import sqlite3, threading, time
+import sqlite3, threading, time, traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache, partial
 
 from ..core.errors import CryptolstmError, InputError, OperationError
+from ..data.store import hour_time
 from .broker import Broker, MarketRules, Order, order_id
 from .decision import KnownVerdict, known_verdict
 from .guards import (PARITY_HALT, Alarm, position_parity, account_equity, followed, halted,
@@ -28,7 +28,7 @@ from .live_orders import (ATTEMPTS, STOP_ROOM, LiveTicker, cancel_orders, close_
 from .paper import PaperAccount, new_fills, paper_fills
 from .parity import account_paper
 from .reconcile import Patience, Reconciliation, reconcile, start_account
-from .tasks import LOG, Account, Task, in_this_process, log_event
+from .tasks import Account, Task, in_this_process, log_event
 
 # %% ../../nbs/trading/10_runner.ipynb #939d8123
 @dataclass
@@ -128,7 +128,7 @@ def _row_of(runner: Runner, ticker: str, work: Callable, *arguments) -> dict:
     except sqlite3.Error: raise   # nothing may be traded that cannot be written down
     except CryptolstmError as e: text = str(e)
     except Exception as e:
-        LOG.exception("%s", ticker)
+        log_event("error", ticker=ticker, trace=traceback.format_exc())
         text = f"an error of this program ({type(e).__name__}: {e}); the log has its place"
     return {"ticker": ticker, "bar": None, "error": text}
 
@@ -281,7 +281,7 @@ def _note_paper(runner: Runner, ticker: str, paper: PaperAccount) -> None:
     new = new_fills(stored_fills(runner.journal, ticker), paper_fills(paper, ticker))
     with runner.journal.transaction():
         for fill in new:
-            name = order_id(runner.account.name, "", ticker, fill.at, fill.venue_order, 0)
+            name = order_id(runner.account.name, ticker, fill.at, fill.venue_order, 0)
             leg = fill.venue_order.split("-")[-1]
             add_order(runner.journal, Order(name, ticker, fill.side, fill.quantity), leg, leg)
             add_answer(runner.journal, name, "closed", f"filled {fill.quantity}", fill.venue_order)
@@ -335,11 +335,10 @@ def _row(
 ) -> dict:
     "What a step shows of a ticker."
     detail, mark = decided.detail, mark or (marks(runner.journal, ticker, 1) or [{}])[-1]
-    closed = datetime.fromtimestamp(3600 * (decided.bar + 1), UTC)
     return {
         "ticker": ticker,
         "bar": decided.bar,
-        "bar_close_time": closed.isoformat(),
+        "bar_close_time": hour_time(decided.bar + 1).isoformat(),
         "signal": decided.signal,
         "acted": decided.acted,
         "reason": detail.get("reason"),
@@ -362,11 +361,10 @@ def _row(
 # %% ../../nbs/trading/10_runner.ipynb #c16d2f61
 def live_refusals(
     verdicts: Mapping[str, KnownVerdict],   # ticker → verdict
-    simulated: bool,                        # whether the bars are simulated
     override: bool = False,                 # a person accepts a verdict below skill
 ) -> list[str]:                             # empty if live trading is allowed
     "Why an account may not trade live."
-    out = ["the bars are simulated"] if simulated else []
+    out = []
     for ticker, verdict in verdicts.items():
         if verdict.level is None:
             out.append(f"{ticker} was never evaluated out of sample with these settings; run"

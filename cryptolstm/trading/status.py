@@ -8,6 +8,7 @@ __all__ = ['account_status', 'order_history']
 # %% ../../nbs/trading/12_status.ipynb #de17abae
 from datetime import UTC, datetime
 
+from ..data.store import hour_time
 from .guards import PARITY_HALT, PARITY_WARN, account_equity, halted, position_parity
 from .journal import Journal, decisions, lease_holder, marks, order_states, stored_fills
 from .tasks import account_of
@@ -18,7 +19,7 @@ def _ticker_status(journal: Journal, ticker: str, start: float) -> dict:
     made, seen = decisions(journal, ticker, 1), marks(journal, ticker, 168)
     last, mark = made[-1] if made else None, seen[-1] if seen else {}
     share, n = position_parity(seen)
-    closed = None if last is None else datetime.fromtimestamp(3600 * (last.bar + 1), UTC)
+    closed = None if last is None else hour_time(last.bar + 1)
     return {
         "ticker": ticker,
         "side": mark.get("side", 0),

@@ -22,11 +22,10 @@ from ..core.errors import InputError, shortened, shown
 from ..core.settings import declared, help_text
 from ..core.strict_yaml import read_yaml
 from ..core.config import (NESTED, QUICK, Display, RunConfig, check_ticker, merge_settings,
-                                    read_params, run_config, use_display)
+                                    read_params)
 from ..core.text import display_zone
-from ..data.names import check_market, chosen_market
-from ..model.settings import model_config
-from ..strategy.rules import check_decidable
+from ..data.names import chosen_market
+from ..research.runs import params_file, run_settings
 
 # %% ../../nbs/cli/00_terminal.ipynb #69db6026
 def setting_option(
@@ -67,7 +66,10 @@ SetOption = Annotated[
 ParamsOption = Annotated[
     Path | None,
     typer.Option(
-        help="YAML with settings, or the name of one in params/ such as eth_usd; options are stronger"
+        help=(
+            "YAML with settings, or the name of one in params/ such as full; params/<ticker>.yaml and options"
+            " are stronger"
+        )
     ),
 ]
 ZoneOption = Annotated[str | None, setting_option("display_zone")]
@@ -162,17 +164,15 @@ def build_run(
     options: dict,                   # named options; None = not given
     quick: bool = False,             # a quick look
 ) -> RunConfig:
-    """The run of a command line: defaults, the file, a quick look, `--set`, named options; the last one wins.
+    """The run of a command line: parameter files, a quick look, `--set`, named options; the last one wins.
 
-    Settings of the network and of rules are merged with those of the file, and checked here. The display zone
-    is applied."""
-    from cryptolstm.report.render import params_file
+    For the files see `layers`. Settings of the network and of rules are merged with theirs, and checked. The
+    display zone is applied."""
     given = {name: value for name, value in options.items() if value is not None}
+    known = merge_settings(QUICK if quick else {}, settings(assignments), given)
     file = read_params(params_file(params)) if params else {}
-    known = merge_settings(file, QUICK if quick else {}, settings(assignments), given)
-    run = run_config(use_display(known))
-    model_config(run), check_decidable(run), check_market(run.exchange)
-    return run
+    ticker = known.get("ticker") or file.get("ticker") or RunConfig.ticker
+    return run_settings(ticker, params, known)[0]
 
 # %% ../../nbs/cli/00_terminal.ipynb #08e6d4a1
 def facts(out: Console, rows: list[tuple[str, str]], notes: list[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .errors import InputError, shown, unknown_name
 from .settings import check_settings, declared, setting
-from .strict_yaml import read_yaml
+from .strict_yaml import located, read_yaml
 from .text import MOUNTAIN, ZONE_VARIABLE, check_zone, display_zone
 
 # %% ../../nbs/core/07_config.ipynb #5fe07b31
@@ -329,13 +329,15 @@ def read_params(
     "Values of a parameter file. Raises `InputError` for a missing file, invalid YAML or an invalid field."
     path = Path(path)
     if not path.is_file(): raise InputError(f"there is no parameter file {path}; pass one of params/*.yaml")
-    try: values = read_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    try: values = read_yaml(text := path.read_text(encoding="utf-8"), str(path)) or {}
     except UnicodeDecodeError as e:
         raise InputError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}; write a table such as ticker: ETH/USD")
-    Display(**{k: v for k, v in values.items() if k in declared(Display)})
-    run_config({k: v for k, v in values.items() if k not in declared(Display)})
+    try:
+        Display(**{k: v for k, v in values.items() if k in declared(Display)})
+        run_config({k: v for k, v in values.items() if k not in declared(Display)})
+    except InputError as e: raise located(e, {str(path): text}) from e
     return values
 
 # %% ../../nbs/core/07_config.ipynb #ee18ab8d

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIRECTION', 'BEYOND', 'NEXT_OPEN', 'BASELINES', 'CERTIFICATE', 'STATISTICS', 'search_of', 'power_of',
-           'calibration_of', 'drift_of', 'forecast_skill', 'judge', 'backtest', 'trial_of', 'summary', 'next_move',
-           'run_backtest', 'Backtester']
+           'calibration_of', 'drift_of', 'forecast_skill', 'judge', 'certified', 'backtest', 'trial_of', 'summary',
+           'next_move', 'run_backtest', 'Backtester']
 
 # %% ../../nbs/research/06_backtest.ipynb #bd23a07b
 import math
@@ -229,6 +229,21 @@ def judge(
         leak=leak,
     )
 
+# %% ../../nbs/research/06_backtest.ipynb #b3c59ee9
+def certified(
+    bars: pd.DataFrame,         # history and tested span
+    run: RunConfig,
+    walk: WalkForward,
+    decisions: pd.DataFrame,    # from `decide`
+) -> Certificate:
+    "The leak certificate of a backtest."
+    outcome = {
+        "realised": walk.predictions["realised"],
+        "forecast": walk.predictions["prediction"],
+        "signal": decisions["signal"],
+    }
+    return certificate(bars, run=run, outcome=outcome, newest=WARMUP + LEAST_TRIED, thorough=False)
+
 # %% ../../nbs/research/06_backtest.ipynb #593d5cc2
 # seconds of the parts that follow the trainings
 BASELINES, CERTIFICATE, STATISTICS = 3.0, 10.0, 2.0
@@ -245,6 +260,7 @@ def backtest(
     certify: bool = False,
     label_bars: Callable | None = None,    # for placebo runs, see `walk_forward`
     walk: WalkForward | None = None,       # forecasts of these bars, from `forecasts`; None = trained here
+    proof: Certificate | None = None,      # of these bars and settings, from `certified`
 ) -> Result:
     """Walk forward over the bars, trade the decisions, and compare forecasts and performance with baselines.
 
@@ -281,19 +297,11 @@ def backtest(
         forecasts_from=walk.stored_at,
     )
     trial = trial_of(result, skill, run, data, tested.index)
-    outcome = {
-        "realised": walk.predictions["realised"],
-        "forecast": walk.predictions["prediction"],
-        "signal": decisions["signal"],
-    }
     standing = with_preregistration(ledger.enter(trial), ledger, trial)
     search = search_of(result, tested, standing, ledger.overfitting(trial))
-    if certify: progress.stage("leak certificate", CERTIFICATE)
-    proof = (
-        certificate(bars, run=run, outcome=outcome, newest=WARMUP + LEAST_TRIED, thorough=False)
-        if certify
-        else None
-    )
+    if certify and proof is None:
+        progress.stage("leak certificate", CERTIFICATE)
+        proof = certified(bars, run, walk, decisions)
     judged = judge(result, skill, against, returns, run, search, proof)
     ledger.conclude(trial, judged.level)
     progress.stage("statistics", STATISTICS)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAGE', 'Report', 'reports_folder', 'report_parameters', 'read_summary', 'run_report', 'execute_report',
-           'run_folder_name', 'write_run_folder', 'write_report', 'shipped_notebook', 'page_again']
+           'run_folder_name', 'write_run_folder', 'write_report', 'shipped_notebook', 'evaluated', 'page_again',
+           'report_of']
 
 # %% ../../nbs/report/04_render.ipynb #6f9c4eb5
-import ast, json, os, shutil, tempfile
+import ast, io, json, os, shutil, tempfile
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -190,8 +192,29 @@ def shipped_notebook(
     )
 
 # %% ../../nbs/report/04_render.ipynb #5b4eddfb
+def evaluated(
+    nb,                  # a report notebook; its outputs are replaced
+    results: Mapping,    # from `backtest`
+):                       # the notebook
+    """Run the cells of a notebook on existing results in this process, without a kernel.
+
+    The statement that computes the results is left out. What a cell prints, and the value of its last
+    expression, become its outputs."""
+    from IPython.core.formatters import DisplayFormatter
+    from nbformat.v4 import new_output
+    form, names = DisplayFormatter().format, {}
+    for number, cell in enumerate((c for c in nb.cells if c.cell_type == "code"), 1):
+        names["results"], printed = results, io.StringIO()
+        with redirect_stdout(printed): shown = _value_of(cell.source, names)
+        text = printed.getvalue()
+        cell.execution_count, cell.outputs = number, [new_output("stream", text=text)] if text else []
+        if shown is None: continue
+        data = {k: v for k, v in form(shown)[0].items() if k != "text/plain" or not hasattr(shown, "markup")}
+        cell.outputs.append(new_output("execute_result", data, execution_count=number))
+    return nb
+
 def page_again(
-    results: dict,               # from `backtest`
+    results: Mapping,            # from `backtest`
     notebook: str = "backtest",  # name of a report notebook of this package
 ) -> str:                        # the page without its manifest
     """The page of existing results: only the cells of the notebook are run, not the backtest.
@@ -199,15 +222,7 @@ def page_again(
     Raises `InputError` if there is no such notebook."""
     import nbformat
     from cryptolstm.report.pieces import notebook_html
-    nb, names = nbformat.read(shipped_notebook(notebook), as_version=4), {}
-    for cell in nb.cells:
-        if cell.cell_type != "code": continue
-        names["results"] = results
-        shown = None if "parameters" in cell.metadata.get("tags", []) else _value_of(cell.source, names)
-        cell.outputs = []
-        if hasattr(shown, "markup"):
-            html = {"text/html": shown.markup}
-            cell.outputs.append(nbformat.v4.new_output("execute_result", html, execution_count=1))
+    nb = evaluated(nbformat.read(shipped_notebook(notebook), as_version=4), results)
     return notebook_html(nb, f"{results['config'].ticker} {notebook}")
 
 # %% ../../nbs/report/04_render.ipynb #0b0ae934
@@ -222,3 +237,21 @@ def _value_of(source: str, names: dict):
 def _assigns_results(line: ast.stmt) -> bool:
     targets = line.targets if isinstance(line, ast.Assign) else []
     return any(isinstance(t, ast.Name) and t.id == "results" for t in targets)
+
+# %% ../../nbs/report/04_render.ipynb #22980738
+def report_of(
+    results: Mapping,             # from `backtest`
+    name: str,                    # folder of the page, e.g. the ticker
+    values: Mapping,              # parameters that would have given these results
+    config: Mapping,              # settings of the run; their hash is part of the name of its folder
+    notebook: str = "backtest",   # name of a report notebook in nbs/
+    manifest: Callable = make_manifest,   # (summary, page, notebook stamp) → manifest
+    out: Path | None = None,      # folder of the reports, as for `reports_folder`
+) -> Report:
+    "Write the page of existing results."
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+    source = load_notebook_node(str(project_folder() / "nbs" / f"{notebook}.ipynb"))
+    parameters = {k: "" if v is None else v for k, v in values.items()}
+    nb = parameterize_notebook(source, parameters, kernel_name="python3", language="python")
+    return write_report(evaluated(nb, results), name, notebook, config, manifest, out)

@@ -23,9 +23,11 @@ from ..core.errors import InputError
 from ..core import text
 from ..core.text import figure_text
 from ..core.config import QUICK, RunConfig, merge_settings, needed_text, quick_note, use_display
-from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
-                                     UrlOption, ZoneOption, build_run, emit, facts, one_ticker,
+from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
+                                     UrlOption, ZoneOption, build_run, emit, facts, many_settings,
                                      print_rows, setting_option, settings, warn_simulated)
+from .universe import (AllOption, ManyArgument, SchedulerOption, WorkersOption,
+                                     backtest_universe, check_one, chosen_tickers)
 
 # %% ../../nbs/cli/05_research.ipynb #629e9ca8
 research_app = typer.Typer(no_args_is_help=True)
@@ -65,8 +67,9 @@ PlaceboOption = Annotated[
 # %% ../../nbs/cli/05_research.ipynb #b8153622
 @research_app.command()
 def backtest(
-    pair: TickerArgument = None,
-    ticker: Annotated[str | None, setting_option("ticker")] = None,
+    tickers: ManyArgument = None,
+    ticker: TickersOption = None,
+    every: AllOption = False,
     hours: Annotated[int | None, setting_option("hours")] = None,
     initial_balance: Annotated[float | None, setting_option("initial_balance")] = None,
     fee: Annotated[float | None, setting_option("fee")] = None,
@@ -113,11 +116,13 @@ def backtest(
     placebo: PlaceboOption = 0,
     quick: QuickOption = False,
     fresh: FreshOption = False,
+    max_workers: WorkersOption = 1,
+    scheduler: SchedulerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     "Walk-forward backtest: every forecast is out of sample, every trade pays its costs."
+    asked = chosen_tickers(tickers, ticker, every)
     given = {
-        "ticker": one_ticker(pair, ticker),
         "hours": hours,
         "initial_balance": initial_balance,
         "fee": fee,
@@ -127,7 +132,15 @@ def backtest(
         "exchange_url": exchange_url,
         "display_zone": display_zone,
     }
-    run = build_run(params, set_, given, quick)
+    if len(asked) > 1:
+        single = {"--verbose": verbose, "--explain": explain, "--trades": trades, "--grid": grid}
+        check_one({**single, "--heatmap": heatmap, "--placebo": placebo}, True)
+        values = many_settings(asked, params, set_, given, quick)
+        return backtest_universe(
+            asked, params, values, max_workers, scheduler, fresh, report, None, as_json, gate
+        )
+    check_one({"--max-workers": max_workers > 1, "--scheduler": scheduler}, False)
+    run = build_run(params, set_, {**given, "ticker": next(iter(asked), None)}, quick)
     check_outputs(report, verbose or bool(explain), trades, grid, heatmap, placebo, gate)
     if grid: return backtest_grid(run, grid, as_json, heatmap, fresh)
     if report:
@@ -476,8 +489,9 @@ def print_backtest(
 # %% ../../nbs/cli/05_research.ipynb #0dce1955
 @research_app.command()
 def report(
-    pair: TickerArgument = None,
-    ticker: Annotated[str | None, typer.Option(help="BASE/QUOTE")] = None,
+    tickers: ManyArgument = None,
+    ticker: TickersOption = None,
+    every: AllOption = False,
     params: ParamsOption = None,
     set_: SetOption = None,
     exchange: ExchangeOption = None,
@@ -488,14 +502,24 @@ def report(
     quick: QuickOption = False,
     fresh: FreshOption = False,
     gate: GateOption = False,
+    max_workers: WorkersOption = 1,
+    scheduler: SchedulerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    "Run nbs/backtest.ipynb for a ticker and write its HTML page."
-    ticker = one_ticker(pair, ticker)
-    if not ticker: raise InputError("report needs a ticker; pass for instance cryptolstm report ETH/USD")
+    "Run nbs/backtest.ipynb for a ticker and write its HTML page; for several tickers also a page of all."
+    asked = chosen_tickers(tickers, ticker, every)
+    if not asked:
+        raise InputError("report needs a ticker; pass for instance cryptolstm report ETH/USD, or --all")
     named = {"exchange": exchange, "exchange_url": exchange_url, "display_zone": display_zone}
+    if len(asked) > 1:
+        check_one({"--placebo": placebo}, True)
+        values = many_settings(asked, params, set_, named, quick)
+        return backtest_universe(
+            asked, params, values, max_workers, scheduler, fresh, True, out, as_json, gate
+        )
+    check_one({"--max-workers": max_workers > 1, "--scheduler": scheduler}, False)
     named = {k: v for k, v in named.items() if v is not None}
-    given = merge_settings(QUICK if quick else {}, settings(set_), named)
+    ticker, given = asked[0], merge_settings(QUICK if quick else {}, settings(set_), named)
     from cryptolstm.report.render import run_report
     check_outputs(True, False, None, None, placebo=placebo)
     done = run_report(ticker, params, given, out=out, placebo=placebo, fresh=fresh)

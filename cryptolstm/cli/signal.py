@@ -15,9 +15,11 @@ from rich.text import Text
 
 from ..core.errors import InputError
 from ..core.config import check_threshold
-from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
-                                     UrlOption, ZoneOption, build_run, emit, facts, one_ticker,
-                                     setting_option, settings, warn_simulated)
+from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
+                                     UrlOption, ZoneOption, build_run, emit, facts, setting_option,
+                                     settings, warn_simulated)
+from .universe import (AllOption, ManyArgument, WorkersOption, check_one, chosen_tickers,
+                                     signal_universe)
 
 # %% ../../nbs/cli/04_signal.ipynb #2ef445fb
 signal_app = typer.Typer(no_args_is_help=True)
@@ -25,8 +27,9 @@ signal_app = typer.Typer(no_args_is_help=True)
 # %% ../../nbs/cli/04_signal.ipynb #0f76101e
 @signal_app.command()
 def signal(
-    pair: TickerArgument = None,
-    ticker: Annotated[str | None, setting_option("ticker")] = None,
+    tickers: ManyArgument = None,
+    ticker: TickersOption = None,
+    every: AllOption = False,
     hours: Annotated[
         int,
         typer.Option(
@@ -47,6 +50,7 @@ def signal(
     set_: SetOption = None,
     display_zone: ZoneOption = None,
     report: Annotated[bool, typer.Option("--report", help="also write reports/<ticker>/signal.html")] = False,
+    max_workers: WorkersOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     "Train or reuse a model and print the current signal. Only --exchange simulated uses simulated bars."
@@ -55,19 +59,21 @@ def signal(
             "--set hours is the number of bars a backtest tests; pass --hours for the windows a signal is"
             " trained on"
         )
-    run = build_run(
-        params,
-        set_,
-        {
-            "ticker": one_ticker(pair, ticker),
-            "lookback": lookback,
-            "exchange": exchange,
-            "exchange_url": exchange_url,
-            "hours": hours,
-            "display_zone": display_zone,
-        },
-    )
+    asked = chosen_tickers(tickers, ticker, every)
+    given = {
+        "lookback": lookback,
+        "exchange": exchange,
+        "exchange_url": exchange_url,
+        "hours": hours,
+        "display_zone": display_zone,
+    }
+    runs = [build_run(params, set_, {**given, "ticker": t}) for t in asked or [None]]
     check_threshold(retrain_threshold)
+    check_one({"--report": report} if len(asked) > 1 else {"--max-workers": max_workers > 1}, len(asked) > 1)
+    if len(runs) > 1:
+        wanted = {run.ticker: run for run in runs}
+        return signal_universe(wanted, model, hours, retrain_threshold, max_workers, as_json)
+    run, = runs
     if report:
         from cryptolstm.report.signal_page import run_signal_report
         done = run_signal_report(run, model, retrain_threshold)

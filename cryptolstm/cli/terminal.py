@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['TickerOption', 'TickerArgument', 'TickersOption', 'ExchangeOption', 'UrlOption', 'JsonOption', 'SetOption',
            'ParamsOption', 'ZoneOption', 'TIME', 'setting_option', 'checked_url', 'one_ticker', 'all_tickers', 'say',
-           'emit', 'print_rows', 'assignment', 'settings', 'build_run', 'facts', 'warn_simulated']
+           'emit', 'print_rows', 'assignment', 'settings', 'given_settings', 'many_settings', 'build_run', 'facts',
+           'warn_simulated']
 
 # %% ../../nbs/cli/00_terminal.ipynb #8e74863c
 import json, re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -157,6 +158,29 @@ def settings(
     "The `--set` options as a table; the last one for a field wins."
     return merge_settings(*(dict([assignment(text)]) for text in assignments or []))
 
+# %% ../../nbs/cli/00_terminal.ipynb #50796133
+def given_settings(
+    assignments: list[str] | None,   # from `--set`
+    options: Mapping,                # named options; None = not given
+    quick: bool = False,             # a quick look
+) -> dict:                           # setting → value
+    "The settings of a command line without its files."
+    given = {name: value for name, value in options.items() if value is not None}
+    return merge_settings(QUICK if quick else {}, settings(assignments), given)
+
+def many_settings(
+    tickers: Sequence[str],
+    params: Path | None,             # as for `build_run`, and below
+    assignments: list[str] | None,
+    options: Mapping,
+    quick: bool = False,
+) -> dict:                           # setting → value, the same for all tickers
+    "The settings of a command line for several tickers, checked with the files of each."
+    known = given_settings(assignments, options, quick)
+    if "ticker" in known: raise InputError("--set ticker is for one ticker; pass the tickers as arguments")
+    for ticker in tickers: run_settings(ticker, params, known)
+    return known
+
 # %% ../../nbs/cli/00_terminal.ipynb #c3714167
 def build_run(
     params: Path | None,             # YAML, or the name of one in params/
@@ -168,8 +192,7 @@ def build_run(
 
     For the files see `layers`. Settings of the network and of rules are merged with theirs, and checked. The
     display zone is applied."""
-    given = {name: value for name, value in options.items() if value is not None}
-    known = merge_settings(QUICK if quick else {}, settings(assignments), given)
+    known = given_settings(assignments, options, quick)
     file = read_params(params_file(params)) if params else {}
     ticker = known.get("ticker") or file.get("ticker") or RunConfig.ticker
     return run_settings(ticker, params, known)[0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'TABLES', 'SCHEMA', 'OPEN', 'CLOSE', 'sha256_of', 'canonical_json', 'notebook_stamp', 'make_manifest',
-           'make_signal_manifest', 'check_manifest', 'embed', 'split']
+           'make_signal_manifest', 'make_universe_manifest', 'check_manifest', 'embed', 'split']
 
 # %% ../../nbs/report/03_manifest.ipynb #874c1efb
 import hashlib, json, platform
@@ -83,23 +83,35 @@ def make_manifest(
     return {**body, "sha256": sha256_of(canonical_json(body))}
 
 # %% ../../nbs/report/03_manifest.ipynb #d5b4c430
-def make_signal_manifest(
-    signal: Mapping,   # from `SignalGenerator.generate_signals`
-    page: str,         # its page without the manifest
-    notebook: Mapping | None = None,   # as above
-) -> dict:
-    "The manifest of a signal page, for programs; `verify` cannot re-run a signal."
+def _stamped(body: Mapping, page: str, notebook: Mapping | None) -> dict:
+    "What all manifests end with; `sha256` is the hash of all other entries."
     body = {
         "schema": 2,
-        "kind": "signal",
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "signal": signal,
+        **body,
         "versions": versions(),
         "git_commit": git_commit(),
         "notebook": notebook,
         "page_sha256": sha256_of(page),
     }
     return {**body, "sha256": sha256_of(canonical_json(body))}
+
+def make_signal_manifest(
+    signal: Mapping,   # from `SignalGenerator.generate_signals`
+    page: str,         # its page without the manifest
+    notebook: Mapping | None = None,   # as above
+) -> dict:
+    "The manifest of a signal page, for programs; `verify` cannot re-run a signal."
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    return _stamped({"kind": "signal", "made_at": made, "signal": signal}, page, notebook)
+
+def make_universe_manifest(
+    summary: Mapping,  # from `universe_summary`
+    page: str,         # its page without the manifest
+    notebook: Mapping | None = None,   # as above
+) -> dict:
+    "The manifest of a universe page; `verify` re-runs the pages of its tickers."
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    return _stamped({"kind": "universe", "made_at": made, **summary}, page, notebook)
 
 # %% ../../nbs/report/03_manifest.ipynb #64a29a31
 _TEXT, _TABLE, _COUNT = {"type": "string"}, {"type": "object"}, {"type": "integer", "minimum": 1}

@@ -59,5 +59,5 @@ clean:               ## remove the environment and what tests leave behind (repo
 	@touch $@
 
 .venv/.dev: .venv/bin/python constraints.txt settings.ini setup.py pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[dev,notify,metrics,keyring]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,notify,metrics,keyring,cluster]'
 	@touch $@ .venv/.runtime

@@ -229,7 +229,8 @@ def shipped_notebook(
 
 # %% ../../nbs/report/04_render.ipynb #5b4eddfb
 def page_again(
-    results: dict,               # from `backtest`
+    # from `backtest`; or other results, with the `title` of their page
+    results,
     notebook: str = "backtest",  # name of a report notebook of this package
 ) -> str:                        # the page without its manifest
     """The page of existing results: only the cells of the notebook are run, not the backtest.
@@ -246,7 +247,8 @@ def page_again(
         if hasattr(shown, "markup"):
             html = {"text/html": shown.markup}
             cell.outputs.append(nbformat.v4.new_output("execute_result", html, execution_count=1))
-    return notebook_html(nb, f"{results['config'].ticker} {notebook}")
+    title = results["config"].ticker if isinstance(results, Mapping) else results.title
+    return notebook_html(nb, f"{title} {notebook}")
 
 # %% ../../nbs/report/04_render.ipynb #0b0ae934
 def _value_of(source: str, names: dict):

@@ -9,7 +9,8 @@ parser.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 name = cfg["lib_name"]
 # The report notebooks and parameter files of the checkout, which report.render finds in an installed package.
-project = {f"{name}.project.nbs": ["backtest.ipynb", "signal.ipynb"], f"{name}.project.params": ["*.yaml"]}
+notebooks = ["backtest.ipynb", "signal.ipynb", "universe.ipynb"]
+project = {f"{name}.project.nbs": notebooks, f"{name}.project.params": ["*.yaml"]}
 setup(
     name=name,
     version=cfg["version"],

@@ -10,7 +10,7 @@ from cryptolstm.scale.tasks import Job, Processes, Results, job_key, run_jobs
 
 
 def noted(data: bytes, progress: Progress) -> bytes:
-    "Leave a line with the process, sleep, and give the name back in capitals; `dies` jobs kill their process."
+    "Leave a line with the process, sleep, and return the name in capitals; with `dies` kill the process."
     job = json.loads(data)
     with Path(job["folder"], "log").open("a") as f:
         f.write(f"{job['name']} {os.getpid()}\n")

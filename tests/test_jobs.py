@@ -72,7 +72,8 @@ def test_equal_jobs_are_done_once(execute, tmp_path):
 
 @pytest.mark.parametrize("way", ["processes", "dask"])
 def test_a_poison_job_fails_alone_after_one_more_attempt(way, request, tmp_path):
-    execute = Processes(2) if way == "processes" else OnDask(request.getfixturevalue("cluster").scheduler_address)
+    dask = way == "dask" and request.getfixturevalue("cluster")
+    execute = OnDask(dask.scheduler_address) if dask else Processes(2)
     jobs = [job(tmp_path, "poison", dies="always"), *(job(tmp_path, name) for name in "abcd")]
     done = run_jobs(jobs, execute, Results(tmp_path / "results"))
     failed = {k: r for k, r in done.items() if not isinstance(r, bytes)}
@@ -80,8 +81,7 @@ def test_a_poison_job_fails_alone_after_one_more_attempt(way, request, tmp_path)
     assert "exit code 9" in str(failed[jobs[0].key])
     assert count(tmp_path, "poison") == 2
     assert [count(tmp_path, name) for name in "abcd"] == [1] * 4
-    if way == "dask":
-        assert len(request.getfixturevalue("cluster").scheduler.workers) == 2
+    assert not dask or len(dask.scheduler.workers) == 2
 
 
 def test_a_failed_job_is_tried_again_by_the_next_run(tmp_path):
@@ -129,7 +129,8 @@ def test_a_killed_driver_leaves_no_process_and_the_next_one_repeats_no_finished_
     driver.kill()
     driver.wait()
     waited(lambda: not any(map(alive, processes_of(tmp_path))))
-    finished = {name for name in (f"job{k}" for k in range(6)) if results.get(job(tmp_path, name, seconds=0.4).key)}
+    keys = {f"job{k}": job(tmp_path, f"job{k}", seconds=0.4).key for k in range(6)}
+    finished = {name for name, key in keys.items() if results.get(key)}
     before = {name: count(tmp_path, name) for name in finished}
     assert 2 <= len(finished) < 6
     assert subprocess.run(command, stdout=subprocess.PIPE, timeout=60).stdout == b"6\n"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALARM_EXCESS', 'ALARM_BARS', 'ENOUGH_BARS', 'DEFLATED', 'LUCK', 'CONFIDENCE_SET', 'Level', 'Verdict', 'verdict_level',
-           'luck_reasons', 'verdict']
+           'luck_reasons', 'p_equation', 'reading', 'verdict']
 
 # %% ../../nbs/proof/04_verdict.ipynb #9b2a52cb
 import math, re
@@ -128,7 +128,9 @@ def luck_reasons(
     return reasons
 
 # %% ../../nbs/proof/04_verdict.ipynb #b1d53653
-def _p(p: float) -> str:
+def p_equation(
+    p: float,   # p-value; NaN = undefined
+) -> str:       # e.g. "= 0.031" or "< 0.001"
     "A p-value as it follows the letter p."
     return p_text(p) if math.isnan(p) or p < 0.001 else f"= {p_text(p)}"
 
@@ -145,14 +147,14 @@ def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
     )
     text = (
         f"on {_spans(n, horizon)} the direction was right {percent(skill['hit'])} of the time ({interval}),"
-        f" Clark-West p {_p(skill['cw_p'])} (against the mean return {p_text(skill['cw_mean_p'])})"
+        f" Clark-West p {p_equation(skill['cw_p'])} (against the mean return {p_text(skill['cw_mean_p'])})"
     )
     reason = (
         f"fewer than {LEAST} forecasts with a direction"
         if skill["n_hit"] < LEAST
         else "every forecast, or every outcome, went the same way"
     )
-    direction = f"undefined ({reason})" if math.isnan(skill["pt_p"]) else _p(skill["pt_p"])
+    direction = f"undefined ({reason})" if math.isnan(skill["pt_p"]) else p_equation(skill["pt_p"])
     return f"{text}, Pesaran-Timmermann p {direction}" + (
         "" if _significant(skill) else f" (skill needs all below {SIGNIFICANCE:g})"
     )
@@ -163,7 +165,7 @@ def _rivals(others: Mapping, rivals: Mapping) -> str:
     best = max(others, key=others.get, default=None)
     money = ""
     if best: money = f"; the best of the other baselines, {best}, returned {percent(others[best], True)}"
-    tests = ", ".join(f"{name} {_p(p)}" for name, p in rivals.items())
+    tests = ", ".join(f"{name} {p_equation(p)}" for name, p in rivals.items())
     return money + (f"; Diebold-Mariano p of smaller errors than {tests}" if tests else "")
 
 
@@ -184,10 +186,15 @@ def _money(
     )
 
 
-def _reading(
-    level: Level, horizon: int, detectable: float, significant: bool, reasons: list[str], few: bool
-) -> str:
-    "Part of the sentence: how to read the result."
+def reading(
+    level: Level,         # from `verdict_level`
+    horizon: int,         # bars ahead
+    detectable: float,    # smallest hit rate that the test detects in 80% of cases
+    significant: bool,    # all tests of skill are below `SIGNIFICANCE`
+    reasons: list[str],   # from `luck_reasons`
+    few: bool,            # it traded, but too rarely to say anything about money
+) -> str:                 # a sentence
+    "How to read a verdict of this level."
     if level == Level.LEAK: return "Find the leak first: until then, no figure of this run is valid."
     if level == Level.NOT_SIGNIFICANT:
         return " ".join(f"{reason[0].upper()}{reason[1:]}." for reason in reasons)
@@ -218,7 +225,7 @@ def _worse_errors(skill: Mapping) -> list[str]:
     "Whether another forecaster has smaller errors, as part of a sentence."
     p = skill.get("mcs_p", math.nan)
     if not p < CONFIDENCE_SET: return []
-    return [f"other forecasters have smaller errors (model confidence set p {_p(p)})"]
+    return [f"other forecasters have smaller errors (model confidence set p {p_equation(p)})"]
 
 
 def verdict(
@@ -261,7 +268,7 @@ def verdict(
     failed = "" if leak is None else f"the leak certificate failed at {leak}; "
     sentence = (
         f"{level.opening}: {failed}{_forecasts(skill, n, horizon)}; {money}."
-        f" {_reading(level, horizon, detectable, _significant(skill), reasons, few)}"
+        f" {reading(level, horizon, detectable, _significant(skill), reasons, few)}"
     )
     numbers = {
         **{k: float(v) for k, v in skill.items()},

@@ -58,20 +58,24 @@ def details(
 NUMBER = re.compile(r"[-+−±]?\d[\d,.]*(?![-\d:])|[–<]|undefined|none$|$")
 
 def as_table(
-    rows,                         # mapping, or list of (label, value, …) rows; values are escaped
+    # mapping, or list of (label, value, …) rows; a value is text, which is escaped, or a `Piece`
+    rows,
     head: list | None = None,     # column heads
 ) -> Piece:
     "A small table; columns of numbers are right-aligned."
-    rows = [tuple(map(str, r)) for r in (rows.items() if isinstance(rows, Mapping) else rows)]
+    rows = [tuple(r) for r in (rows.items() if isinstance(rows, Mapping) else rows)]
     columns = list(zip(*rows, strict=True)) or [()] * len(head or ())
-    right = [k > 0 and bool(rows) and all(map(NUMBER.match, column)) for k, column in enumerate(columns)]
+    right = [k > 0 and bool(rows) and all(map(_is_number, column)) for k, column in enumerate(columns)]
 
     def line(tag, cells):
         parts = zip(cells, right, strict=True)
-        return "".join(f"<{tag}{' class=num' if r else ''}>{text_html(x)}</{tag}>" for x, r in parts)
+        return "".join(f"<{tag}{' class=num' if r else ''}>{_cell(x)}</{tag}>" for x, r in parts)
     top = f"<thead><tr>{line('th', map(str, head))}</tr></thead>" if head else ""
     body = "".join(f"<tr>{line('td', r)}</tr>" for r in rows)
     return Piece(f"<div class=scroll><table>{top}<tbody>{body}</tbody></table></div>")
+
+def _is_number(x) -> bool: return not isinstance(x, Piece) and bool(NUMBER.match(str(x)))
+def _cell(x) -> str: return x.markup if isinstance(x, Piece) else text_html(str(x))
 
 # %% ../../nbs/report/00_pieces.ipynb #a511b78a
 def figure(

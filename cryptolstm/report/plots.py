@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'GREY', 'RED', 'GREEN', 'INK', 'SIMULATED', 'new_figure', 'plot_equity', 'plot_trades', 'plot_decision',
-           'plot_predictions', 'plot_correlation', 'plot_funnel', 'plot_fan', 'plot_reliability', 'plot_placebo']
+           'plot_predictions', 'plot_correlation', 'plot_matrices', 'plot_funnel', 'plot_fan', 'plot_reliability',
+           'plot_placebo']
 
 # %% ../../nbs/report/02_plots.ipynb #8cb9d24e
 from collections.abc import Mapping
@@ -231,6 +232,36 @@ def plot_correlation(
         yticklabels=True,
     )
     ax.tick_params(labelsize=8, length=0)
+    return fig
+
+# %% ../../nbs/report/02_plots.ipynb #6f26c0b9
+def plot_matrices(
+    matrices: Mapping[str, pd.DataFrame],   # title → correlations (tickers × tickers); NaN = undefined
+    simulated: bool = False,
+) -> Figure:
+    "Heat maps of correlations side by side, with their values if there are at most eight tickers."
+    tickers = max(map(len, matrices.values()))
+    fig, axes = new_figure(
+        min(max(3.2, 1.6 + 0.25 * tickers), 9.0), simulated=simulated, columns=len(matrices)
+    )
+    for ax, (title, matrix) in zip(np.atleast_1d(axes), matrices.items(), strict=True):
+        ax.grid(False)
+        sns.heatmap(
+            matrix,
+            ax=ax,
+            cmap="RdBu_r",
+            vmin=-1,
+            vmax=1,
+            square=True,
+            annot=tickers <= 8,
+            fmt=".2f",
+            cbar_kws={"shrink": 0.6},
+            xticklabels=True,
+            yticklabels=True,
+        )
+        ax.set_title(title, fontsize=10, color=INK)
+        ax.tick_params(labelsize=min(8, 200 / tickers), length=0)
+        ax.set(xlabel="", ylabel="")
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #017cfea7

@@ -170,7 +170,8 @@ def write_report(
     target = reports_folder(out) / slug(ticker)
     text, result = json.dumps(executed, indent=1), read_summary(executed)
     source = (project_folder() / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8")
-    page, origin = notebook_html(executed, f"{ticker} {notebook}"), notebook_stamp(notebook, text, source)
+    title = ticker if ticker == notebook else f"{ticker} {notebook}"
+    page, origin = notebook_html(executed, title), notebook_stamp(notebook, text, source)
     stamp = manifest(result, page, origin)
     files = {f"{notebook}.ipynb": text, f"{notebook}.html": embed(page, stamp)}
     folder = write_run_folder(target, run_folder_name(stamp["made_at"], config), files)
@@ -194,7 +195,7 @@ def shipped_notebook(
 # %% ../../nbs/report/04_render.ipynb #5b4eddfb
 def evaluated(
     nb,                  # a report notebook; its outputs are replaced
-    results: Mapping,    # from `backtest`
+    results,             # from `backtest`, or from `run_universe`
 ):                       # the notebook
     """Run the cells of a notebook on existing results in this process, without a kernel.
 
@@ -214,7 +215,7 @@ def evaluated(
     return nb
 
 def page_again(
-    results: Mapping,            # from `backtest`
+    results,                     # from `backtest`; or other results, with the `title` of their page
     notebook: str = "backtest",  # name of a report notebook of this package
 ) -> str:                        # the page without its manifest
     """The page of existing results: only the cells of the notebook are run, not the backtest.
@@ -223,7 +224,8 @@ def page_again(
     import nbformat
     from cryptolstm.report.pieces import notebook_html
     nb = evaluated(nbformat.read(shipped_notebook(notebook), as_version=4), results)
-    return notebook_html(nb, f"{results['config'].ticker} {notebook}")
+    title = results["config"].ticker if isinstance(results, Mapping) else results.title
+    return notebook_html(nb, f"{title} {notebook}")
 
 # %% ../../nbs/report/04_render.ipynb #0b0ae934
 def _value_of(source: str, names: dict):
@@ -240,7 +242,7 @@ def _assigns_results(line: ast.stmt) -> bool:
 
 # %% ../../nbs/report/04_render.ipynb #22980738
 def report_of(
-    results: Mapping,             # from `backtest`
+    results,                      # from `backtest`, or from `run_universe`
     name: str,                    # folder of the page, e.g. the ticker
     values: Mapping,              # parameters that would have given these results
     config: Mapping,              # settings of the run; their hash is part of the name of its folder

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..core.files import slug, write_atomic
-from ..research.universe import Universe, universe_summary
+from ..research.universe import Universe
 from .pieces import page, paragraph, text_html
 from .manifest import embed, make_universe_manifest
 from .render import (Report, report_of, report_parameters, reports_folder, run_folder_name,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.errors import InputError
-from ..core.config import check_threshold
+from ..core.config import check_no_pool, check_threshold
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
                                      UrlOption, ZoneOption, build_run, emit, facts, one_ticker,
                                      setting_option, settings, warn_simulated)
@@ -67,7 +67,7 @@ def signal(
             "display_zone": display_zone,
         },
     )
-    check_threshold(retrain_threshold)
+    check_threshold(retrain_threshold), check_no_pool(run)
     if report:
         from cryptolstm.report.signal_page import run_signal_report
         done = run_signal_report(run, model, retrain_threshold)

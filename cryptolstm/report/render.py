@@ -18,8 +18,8 @@ from typing import TextIO
 import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError, unknown_name
 from ..core.files import config_hash, slug, write_atomic
-from ..core.config import (check_placebo, check_ticker, merge_settings, read_params, run_config,
-                                    use_display)
+from ..core.config import (check_placebo, check_ticker, merge_settings, pool_tickers, read_params,
+                                    run_config, use_display)
 from ..core.progress import Relay
 from ..data.names import check_market
 from ..model.settings import model_config
@@ -89,7 +89,7 @@ def report_parameters(
     values = use_display(merge_settings(given, {"ticker": check_ticker(ticker)}, overrides or {}))
     run = run_config(values)
     # find a mistake in the network or a rule before a notebook is started
-    model_config(run), check_decidable(run), check_market(run.exchange)
+    model_config(run), check_decidable(run), check_market(run.exchange), pool_tickers(run)
     return {k: "" if (v := getattr(run, k)) is None else v for k in values}
 
 # %% ../../nbs/report/04_render.ipynb #93f3be79

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ..core.errors import CryptolstmError, InputError
 from ..core.files import config_hash
-from ..core.config import RunConfig
+from ..core.config import RunConfig, pool_tickers
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickerArgument,
                                      TickerOption, UrlOption, build_run, emit, facts, one_ticker,
                                      setting_option)
@@ -136,15 +136,17 @@ def check_leaks(
     from cryptolstm.proof.pipelines import load_function
     from cryptolstm.research import certificate
     if hours < 100: raise InputError(f"hours is {hours}; pass at least 100, or no cut lies inside")
+    if not (features or decide): pool_tickers(run)   # fail before the download
     made = yours(features, lambda: load_function(features)) if features else our_features
     decides = yours(decide, lambda: load_function(decide)) if decide else None
     bars = market_bars(
         run.ticker, hours, run.end, run.exchange, run.exchange_url, seed=run.seed, progress=True
     )
+    pool = {} if features or decide else _pool(bars, run, hours)
     proof = yours(
         " or ".join(filter(None, (features, decide))),
         lambda: certificate.certificate(
-            bars, made, decides, run, warmup=WARMUP if warmup is None else warmup
+            bars, made, decides, run, warmup=WARMUP if warmup is None else warmup, pool=pool
         ),
     )
     result = {
@@ -155,6 +157,13 @@ def check_leaks(
         "decide": decide or ("cryptolstm" if not features else None),
     }
     answer(result, 0 if proof.passed else 1, as_json, print_proof)
+
+
+def _pool(bars, run: RunConfig, hours: int) -> dict:
+    "Bars of the other tickers that the network is trained on; empty without a pool."
+    if not run.pool: return {}
+    from cryptolstm.research.backtest import pool_bars   # loads TensorFlow
+    return pool_bars(bars, run, hours, progress=True)
 
 
 def print_proof(proof: dict) -> None:

@@ -22,7 +22,8 @@ from rich.table import Table
 from ..core.errors import InputError
 from ..core import text
 from ..core.text import figure_text
-from ..core.config import QUICK, RunConfig, merge_settings, needed_text, quick_note, use_display
+from ..core.config import (QUICK, RunConfig, merge_settings, needed_text, pool_tickers, quick_note,
+                                    use_display)
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
                                      UrlOption, ZoneOption, build_run, emit, facts, many_settings,
                                      print_rows, setting_option, settings, warn_simulated)
@@ -328,19 +329,21 @@ def grid_result(
     from cryptolstm.data.client import market_bars
     from cryptolstm.execution import sweep
     from cryptolstm.model.settings import model_config
-    from cryptolstm.proof.provenance import data_stamp
+    from cryptolstm.proof.provenance import data_stamp, pool_note
     from cryptolstm.proof.trials import Ledger
     from cryptolstm.research.sweeps import judge_surface, point_runs, surface_trials, sweep_run
+    from cryptolstm.research.backtest import pool_bars
     from cryptolstm.research.walkforward import bar_parts, bars_needed
     runs = point_runs(run, grid)
-    model_config(run)             # find an invalid setting before the download
+    model_config(run), pool_tickers(run)   # find an invalid setting before the download
     bars = market_bars(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True,
         needed=needed_text(bar_parts(run)),
     )
-    found = sweep_run(bars, run, grid, progress=True, fresh=fresh)
-    notes = {"quick": quick_note(run), "forecasts_from": found["stored_at"]}
-    data, table = data_stamp(bars, found["tested"], **notes), found["table"]
+    pool = pool_bars(bars, run, bars_needed(run), progress=True)
+    found = sweep_run(bars, run, grid, progress=True, fresh=fresh, pool=pool)
+    notes = {"quick": quick_note(run), "pooled": pool_note(run), "forecasts_from": found["stored_at"]}
+    data, table = data_stamp(bars, found["tested"], pool, **notes), found["table"]
     standing = Ledger().enter_all(surface_trials(runs, found["returns"], data), sweep.best_point(table))
     result = {
         "ticker": run.ticker,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.errors import InputError
-from ..core.config import check_threshold
+from ..core.config import check_no_pool, check_threshold
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
                                      UrlOption, ZoneOption, build_run, emit, facts, setting_option,
                                      settings, warn_simulated)
@@ -69,6 +69,7 @@ def signal(
     }
     runs = [build_run(params, set_, {**given, "ticker": t}) for t in asked or [None]]
     check_threshold(retrain_threshold)
+    for run in runs: check_no_pool(run)
     check_one({"--report": report} if len(asked) > 1 else {"--max-workers": max_workers > 1}, len(asked) > 1)
     if len(runs) > 1:
         wanted = {run.ticker: run for run in runs}

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from ..core.config import RunConfig, check_ticker
+from ..core.config import RunConfig, check_no_pool, check_ticker
 from ..core.errors import CryptolstmError, InputError, shown, unknown_name
 from ..core.files import home, plain, slug
 from ..core.settings import declared
@@ -126,6 +126,7 @@ def wished(
         for t in tickers
     }
     first = next(iter(runs.values()))
+    for run in runs.values(): check_no_pool(run)
     exchange = chosen_market(first.exchange, first.exchange_url)[0]
     if exchange == "simulated":
         raise InputError(

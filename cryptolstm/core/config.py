@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENTRY_MODES', 'SHORT_VOLUMES', 'EXIT_MODES', 'SIZINGS', 'NESTED', 'QUICK', 'DEFAULT_EXCHANGE', 'check_ticker',
-           'check_end', 'check_exchange', 'check_address', 'check_rules', 'check_network', 'check_placebo',
-           'check_threshold', 'Market', 'Learning', 'Entry', 'Orders', 'check_orders', 'RunConfig', 'run_config',
-           'Display', 'use_display', 'needed_text', 'merge_settings', 'quick_note', 'read_params', 'run_from_namespace']
+           'check_end', 'check_exchange', 'check_address', 'check_rules', 'check_network', 'check_pool',
+           'check_placebo', 'check_threshold', 'Market', 'Learning', 'Entry', 'Orders', 'check_orders', 'RunConfig',
+           'pool_tickers', 'check_no_pool', 'whole_pool', 'run_config', 'Display', 'use_display', 'needed_text',
+           'merge_settings', 'quick_note', 'read_params', 'run_from_namespace']
 
 # %% ../../nbs/core/07_config.ipynb #c62b5d77
 import os, re
@@ -68,6 +69,22 @@ def check_network(network) -> Mapping:
     if isinstance(network, Mapping): return network
     raise InputError(f"network is {shown(network)}; pass a table such as network: {{epochs: 20}}")
 
+# %% ../../nbs/core/07_config.ipynb #6ed0e17d
+def check_pool(
+    pool,             # as passed by the user
+) -> list | bool:     # canonical tickers in alphabetical order; True = all tickers of the universe
+    "The tickers of a pool; null and false stand for none."
+    if pool is True: return True
+    if pool is None or pool is False: return []
+    if not isinstance(pool, (list, tuple)) or not all(isinstance(t, str) for t in pool):
+        raise InputError(
+            f"pool is {shown(pool)}; pass true or a list of tickers, for instance pool: [BTC/USD, ETH/USD]"
+        )
+    tickers = sorted(map(check_ticker, pool))
+    if twice := next((t for t in tickers if tickers.count(t) > 1), None):
+        raise InputError(f"pool names {twice} twice; pass each ticker once")
+    return tickers
+
 # %% ../../nbs/core/07_config.ipynb #dc8de3a7
 def check_placebo(
     n: int,   # number of placebo runs
@@ -118,6 +135,9 @@ class Learning:
     seed: int = setting(0, "of weights, shuffling, dropout and the demo market", (0, 2**31 - 1))
     network: dict = setting(
         {}, 'settings of the network that differ, e.g. {"epochs": 5}', check=check_network
+    )
+    pool: list | bool = setting(
+        [], "tickers that one network is trained on; empty for the ticker alone", check=check_pool
     )
 
 # %% ../../nbs/core/07_config.ipynb #50dad864
@@ -246,9 +266,50 @@ def check_orders(
 class RunConfig(Orders, Entry, Learning, Market):
     "All settings of a run. Immutable; `replace` returns a changed copy."
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pool == [self.ticker]: object.__setattr__(self, "pool", [])
+        if self.pool and self.pool is not True and self.ticker not in self.pool:
+            raise InputError(
+                f"pool lacks {self.ticker}, the ticker of the run; pass a pool with it, or no pool"
+            )
+
     def part(self, kind: type):
         "One of the four parts, e.g. `run.part(Orders)`."
         return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
+
+# %% ../../nbs/core/07_config.ipynb #2bd966a3
+def pool_tickers(
+    run: RunConfig,
+) -> list[str]:   # the pool in alphabetical order; without a pool the ticker of the run
+    "Tickers that the network of a run is trained on. Raises `InputError` for `pool: true`."
+    if run.pool is True:
+        raise InputError(
+            "pool is true, which stands for all tickers of a run of several; pass the list, for instance"
+            " pool: [BTC/USD, ETH/USD], or run all tickers"
+        )
+    return run.pool or [run.ticker]
+
+def check_no_pool(
+    run: RunConfig,
+    what: str = "a live signal is trained on its own ticker",   # the reason
+) -> None:
+    "Raise `InputError` if a run has a pool."
+    if run.pool: raise InputError(f"pool is set, but {what}; leave pool out")
+
+# %% ../../nbs/core/07_config.ipynb #c40c8b68
+def whole_pool(
+    bars,                        # of the ticker of the run
+    run: RunConfig,
+    pool: Mapping | None,        # ticker → bars of the others; that of the run may be left out
+) -> dict:                       # ticker → bars in alphabetical order; without a pool that of the run alone
+    "Bars of all tickers of a run. Raises `InputError` naming those that are missing."
+    tickers = pool_tickers(run)
+    if missing := [t for t in tickers if t != run.ticker and t not in (pool or {})]:
+        raise InputError(
+            f"there are no bars of {', '.join(missing)}; pass the bars of every ticker of the pool"
+        )
+    return {t: bars if t == run.ticker else pool[t] for t in tickers}
 
 # %% ../../nbs/core/07_config.ipynb #2846626e
 def run_config(
@@ -336,7 +397,8 @@ def read_params(
         raise InputError(f"{path} holds {type(values).__name__}; write a table such as ticker: ETH/USD")
     try:
         Display(**{k: v for k, v in values.items() if k in declared(Display)})
-        run_config({k: v for k, v in values.items() if k not in declared(Display)})
+        check_pool(values.get("pool"))   # whose ticker may be chosen elsewhere
+        run_config({k: v for k, v in values.items() if k not in declared(Display) and k != "pool"})
     except InputError as e: raise located(e, {str(path): text}) from e
     return values
 

@@ -57,7 +57,7 @@ def setting(
     "Declare a setting as a field of a dataclass."
     low, high = between or (None, None)
     metadata = {"setting": Setting(meaning, low, high, **more)}
-    if isinstance(default, dict): return field(default_factory=dict, metadata=metadata)
+    if isinstance(default, (dict, list)): return field(default_factory=type(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 @cache
@@ -73,7 +73,7 @@ def declared(
         out[f.name] = replace(
             f.metadata["setting"],
             name=f.name,
-            default={} if f.default is MISSING else f.default,
+            default=f.default_factory() if f.default is MISSING else f.default,
             group=group(f.name),
             whole=int in types,
             many=typing.get_origin(f.type) is tuple,

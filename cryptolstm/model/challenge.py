@@ -83,9 +83,11 @@ def validation_pairs(
     model: ModelRecord,    # newly trained
     table: pd.DataFrame,   # features, covering at least the training span
     bars: pd.DataFrame,    # the bars they were computed from
+    windows: int | None = None,   # validation windows of this ticker, for a pool; None = all of the model
 ) -> pd.DataFrame:         # as from `forecast_pairs`, the validation bars only
     "Forecasts and outcomes of the validation bars."
-    horizon, n = model.config.horizon, model.training["validation_windows"]
+    horizon, n = model.config.horizon, model.training["validation_windows"] if windows is None else windows
+    if n == 0: return pd.DataFrame(columns=["prediction", "realised"], index=bars.index[:0], dtype="float64")
     last = bars.index.searchsorted(as_utc(model.trained_until)) - horizon
     known = np.isfinite(label("return", bars, table["sigma"], horizon).to_numpy())
     ends = window_ends(table[model.scaler.columns], bars, model.config.lookback)
@@ -280,4 +282,4 @@ def calibration_pairs(
 ) -> pd.DataFrame:              # prediction, realised
     "Pairs for calibration: earlier forecasts, and validation forecasts for the bars without one."
     both = [before[validation.columns], validation.loc[validation.index.difference(before.index)]]
-    return pd.concat([part for part in both if len(part)]).sort_index()
+    return pd.concat([part for part in both if len(part)] or both[:1]).sort_index()

@@ -131,6 +131,11 @@ def model_config(
     values = {name: check_value(known[name], value, "network ") for name, value in run.network.items()}
     config = ModelConfig(**{name: getattr(run, name) for name in OF_THE_RUN}, **values)
     check_network(config)
+    if run.pool and config.target == "price":
+        raise InputError(
+            "target=price cannot pool tickers, whose prices have no scale in common; pass target=return, or"
+            " no pool"
+        )
     return config
 
 # %% ../../nbs/model/00_settings.ipynb #0bbd4c95

@@ -265,8 +265,8 @@ class LSTM:
     workers: Workers | None = None        # as for `fit`
 
     def fit(self,
-        table: pd.DataFrame,   # features of the training bars
-        bars: pd.DataFrame,    # training bars, all of them closed
+        table: pd.DataFrame | None,   # features of the training bars; None with a mapping
+        bars: pd.DataFrame | Mapping, # training bars, all of them closed; or {ticker: (bars, features)}
         warm_start: ModelBundle | None = None,   # as for `fit`
         on_epoch: Callable | None = None,        # as for `fit`
     ) -> ModelBundle:

@@ -118,6 +118,7 @@ def flat(
 ) -> dict:          # "network.epochs": value, as JSON has it
     "All settings in one table."
     table = json.loads(json.dumps(config, sort_keys=True, default=str))
+    if not table.get("pool"): table.pop("pool", None)   # as before there were pools
     tables = {k: v for k, v in table.items() if isinstance(v, dict)}
     inner = {f"{k}.{name}": value for k, v in tables.items() for name, value in v.items()}
     return {k: v for k, v in table.items() if k not in tables and k not in LEFT_OUT} | inner

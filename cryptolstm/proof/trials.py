@@ -45,7 +45,9 @@ class Trial:
 
     @property
     def config_hash(self) -> str:
-        return config_hash({k: v for k, v in self.config.items() if k not in WHERE_FROM})
+        # no pool is written like before there were any
+        told = {k: v for k, v in self.config.items() if k not in WHERE_FROM and (k, v) != ("pool", [])}
+        return config_hash(told)
 
 # %% ../../nbs/proof/03_trials.ipynb #35800b12
 @dataclass(frozen=True)

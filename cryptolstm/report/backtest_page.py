@@ -106,7 +106,8 @@ def data_table(
             ),
             "Trained": (
                 f"{len(folds)} times, each on the {first['windows'] + first['validation_windows']:,} windows"
-                " before its fold; the last fifth of them selects the epoch"
+                + (f" of {len(run.pool)} tickers" if run.pool else "")
+                + " before its fold; the last fifth of them selects the epoch"
                 + (f"; forecasts of {time_text(made)} UTC reused" if made else "")
             ),
             "Network": (
@@ -140,8 +141,8 @@ def _settings_texts(run: RunConfig) -> dict[str, str]:
     values = {**asdict(run), **vars(model_config(run))}
     del values["network"]
     def text(value):
-        if value is None or value == (): return "none"
-        return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        if value is None or value in ((), []): return "none"
+        return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
     return {name: text(value) for name, value in values.items()}
 
 # %% ../../nbs/report/09_backtest_page.ipynb #013109b7

@@ -134,6 +134,10 @@ _DATA = {
     "bars": {"type": "integer", "minimum": 1, "maximum": 10**6}, "seed": {"type": "integer", "minimum": 0},
     "first": _HOUR, "tested_from": _HOUR, "tested_until": _HOUR, "gaps": {"type": "integer"}, "sha256": _HASH,
 }
+_POOL = {
+    "type": "object",
+    "additionalProperties": _entries({k: _DATA[k] for k in ("bars", "first", "gaps", "sha256")}),
+}
 _SEARCH = {
     "trial": _COUNT,
     "trials": _COUNT,
@@ -155,7 +159,11 @@ SCHEMA = _entries(
         "made_at": _TEXT,
         "ticker": _TEXT,
         "config": _TABLE,
-        "data": _entries(_DATA, ("market", "seed"), additionalProperties={"type": ["string", "number"]}),
+        "data": _entries(
+            {**_DATA, "pool": _POOL},
+            ("market", "seed", "pool"),
+            additionalProperties={"type": ["string", "number"]},
+        ),
         "seeds": _TABLE,
         "versions": {"type": "object", "additionalProperties": _TEXT},
         "git_commit": {"type": ["string", "null"]},

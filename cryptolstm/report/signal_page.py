@@ -18,7 +18,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from ..core.text import display_zone, percent
 from ..core.bars import HOUR, display_time, local_time
-from ..core.config import RunConfig
+from ..core.config import RunConfig, check_no_pool
 from ..model.settings import model_config
 from ..proof.provenance import data_notes, data_stamp, market_text
 from ..strategy.answer import NO_SKILL, calibration_text, no_skill, signal_reason
@@ -326,7 +326,7 @@ def run_signal_report(
     progress: bool = True,           # show progress bars on stderr
 ) -> Report:                         # its summary is the signal
     "Decide at the last closed bar and write its page, see `write_report`."
-    model_config(run)
+    model_config(run), check_no_pool(run)
     values: Mapping = {k: "" if (v := asdict(run)[k]) is None else v for k in SIGNAL_FIELDS}
     values = {**values, "model": model or "", "retrain_threshold": retrain_threshold}
     executed = execute_report("signal", values, sys.stderr if progress else None)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAME', 'DECIMAL', 'TRUSTED', 'STANDING', 'finding', 'bars_again', 'check_text', 'check_notebook', 'check_stored',
-           'outcome', 'tolerance', 'close_enough', 'same_text', 'numbers_of', 'agree', 'compare_tables',
+           'check_pool', 'outcome', 'tolerance', 'close_enough', 'same_text', 'numbers_of', 'agree', 'compare_tables',
            'compare_results', 'compare_pages', 'rerun', 'check_standing', 'check_again', 'verify']
 
 # %% ../../nbs/report/11_verify.ipynb #1f59b3e2
@@ -22,7 +22,7 @@ from ..core.errors import InputError, OperationError
 from ..core.files import home as data_home
 from ..core.machine import OTHER_KIND, cpu_kind, git_commit, versions
 from ..core.bars import PROVENANCE_NOTES, bars_hash, provenance, regular_grid, stamp
-from ..core.config import run_config
+from ..core.config import pool_tickers, run_config
 from ..core.text import displayed_in
 from ..data.store import DamagedStore, bar_path, hour_number, load_store, span_bars
 from ..data.demo import demo_market
@@ -86,6 +86,7 @@ def _consistent(manifest: Mapping) -> bool:
     return (
         manifest["ticker"] == run.ticker == data["ticker"]
         and manifest["seeds"] == seeds
+        and [t for t in pool_tickers(run) if t != run.ticker] == sorted(data.get("pool", {}))
         and (data["exchange"] == "simulated" if data["simulated"] else data["exchange"] == exchange)
     )
 
@@ -114,6 +115,24 @@ def check_stored(
     text = f"sha256 {here[:16]}…, {len(bars):,} bars"
     if here != there: text = f"sha256 is {here[:16]}…, the page was made from {there[:16]}…"
     return finding("bars", here == there, text), bars
+
+# %% ../../nbs/report/11_verify.ipynb #3a9e31c2
+def check_pool(
+    manifest: Mapping,           # of the page
+    home: Path | None = None,    # folder of the bar store
+) -> tuple[list[dict], dict]:    # findings (none without a pool), and ticker → bars as far as available
+    "Check that the bars of the other tickers of a pool are unchanged. The finding names those that differ."
+    data, found, texts = manifest["data"], {}, []
+    pool = data.get("pool", {})
+    for ticker, stamp_ in pool.items():
+        try: found[ticker] = bars_again({"ticker": ticker, "data": {**data, **stamp_}}, home)
+        except OperationError as e: texts.append(f"{ticker}: {e}")
+    here = {ticker: bars_hash(bars) for ticker, bars in found.items()}
+    differ = [t for t, sha256 in here.items() if sha256 != pool[t]["sha256"]]
+    texts = [f"the bars of {', '.join(differ)} are not those of the page"] * bool(differ) + texts
+    if not pool: return [], found
+    ok = False if differ else None if texts else True
+    return [finding("pool", ok, "; ".join(texts) or f"bars of {len(pool)} other tickers as before")], found
 
 # %% ../../nbs/report/11_verify.ipynb #4440bcd8
 def outcome(
@@ -302,6 +321,7 @@ def rerun(
     manifest: Mapping,        # of the page
     bars: pd.DataFrame,       # of the page
     progress: bool = False,   # show the progress of the training
+    pool: Mapping | None = None,   # ticker → bars of the others, for a page with a pool
 ) -> Mapping:                 # from `backtest`
     """Run the backtest of a page again, always with a leak certificate and without an entry in the ledger.
 
@@ -312,7 +332,7 @@ def rerun(
     standing = Standing(s["trial"], **{k: s[k] for k in STANDING if k in s})
     notes = {k: data[k] for k in PROVENANCE_NOTES if k in data} | {"set_aside": None}
     bars = stamp(bars, provenance(bars).ticker, provenance(bars).exchange, **notes)
-    again = backtest(bars, run, progress, FixedLedger(standing, s["among"]), certify=True)
+    again = backtest(bars, run, progress, FixedLedger(standing, s["among"]), certify=True, pool=pool)
     if "placebo" not in manifest: return again
     return again.replaced(placebo=placebo_table(again, manifest["placebo"]["runs"]))
 
@@ -339,10 +359,11 @@ def check_again(
     bars: pd.DataFrame,           # of the page
     home: Path | None = None,     # folder of the ledger
     progress: bool = False,       # show the progress of the second run
+    pool: Mapping | None = None,  # ticker → bars of the others, for a page with a pool
 ) -> tuple[list[dict], list[str]]:   # findings, notes
     "Compare the numbers and the text of a page with those of a second run."
     from cryptolstm.research.backtest import summary, trial_of   # loads TensorFlow
-    results = rerun(manifest, bars, progress)
+    results = rerun(manifest, bars, progress, pool)
     found = compare_results(manifest, summary(results))
     trusted = {k: manifest["data"][k] for k in TRUSTED if k in manifest["data"]}
     results = results.replaced(data={**results["data"], **trusted})
@@ -380,14 +401,15 @@ def verify(
     found, manifest = check_text(text)
     beside, notes = check_notebook(manifest, path)
     stored, bars = check_stored(manifest, home)
-    found += [*beside, stored]
-    if not quick and stored["ok"]:
-        again, more = check_again(manifest, split(text)[0], bars, home, progress)
+    pooled, pool = check_pool(manifest, home)
+    found += [*beside, stored, *pooled]
+    known = [f["ok"] for f in (stored, *pooled)]
+    if not quick and all(known):
+        again, more = check_again(manifest, split(text)[0], bars, home, progress, pool)
         found, notes = found + again, notes + more
     elif not quick:
-        found.append(
-            finding("metrics", stored["ok"], "not computed again, since the bars are not those of the page")
-        )
+        same = False if False in known else None
+        found.append(finding("metrics", same, "not computed again, since the bars are not those of the page"))
     missing = any(f["ok"] is None for f in found) or (manifest["notebook"] is not None and not beside)
     return {
         "outcome": outcome(found, missing),

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['DIRECTION', 'BEYOND', 'NEXT_OPEN', 'BASELINES', 'CERTIFICATE', 'STATISTICS', 'search_of', 'power_of',
            'calibration_of', 'drift_of', 'forecast_skill', 'judge', 'certified', 'backtest', 'trial_of', 'summary',
-           'next_move', 'run_backtest', 'Backtester']
+           'next_move', 'pool_bars', 'run_backtest', 'Backtester']
 
 # %% ../../nbs/research/06_backtest.ipynb #bd23a07b
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from threadpoolctl import threadpool_limits
 from ..core.errors import InputError
 from ..core.files import code_hash, plain
 from ..core.text import display_zone
-from ..core.bars import as_utc
-from ..core.config import RunConfig, needed_text, quick_note, run_config
+from ..core.bars import HOUR, as_utc, provenance
+from ..core.config import RunConfig, needed_text, pool_tickers, quick_note, run_config, whole_pool
 from ..core.progress import Progress, with_progress
 from ..data.quality import quality_report
 from ..data.client import market_bars
@@ -33,7 +33,7 @@ from ..stats.skill import (LEAST, RULE_POWER, break_even_hit, confidence_set, mi
 from ..stats.performance import all_figures, excursions, hourly_returns, monthly_table
 from ..stats.overfit import deflation, minimum_track_record, sharpe_sample
 from ..stats.bootstrap import (bootstrap, mean_trade, random_entry_p, seed_fan, skill_cells,
-                                         trade_returns)
+                                        trade_returns)
 from ..stats.calibration import calibration_figures, reliability
 from ..execution.trade_log import trade_table
 from ..model.settings import input_columns, model_config
@@ -41,19 +41,20 @@ from ..model.drift import drift, reference
 from ..proof.leaks import Certificate
 from ..proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict, verdict
-from ..proof.provenance import calibration_note, data_stamp, determinism, ending_note, training_note
+from ..proof.provenance import (calibration_note, data_stamp, determinism, ending_note, pool_note,
+                                         training_note)
 from ..proof.prereg import PACKAGE, with_preregistration
 from ..strategy.threshold import entry_threshold
 from ..strategy.rules import check_decidable
 from ..strategy.decide import signal_funnel
 from ..strategy.signal import SignalGenerator
-from .walkforward import WalkForward, bar_parts, bars_needed
+from .walkforward import MIN_TRAIN, WalkForward, bar_parts, bars_needed
 from .forecasts import forecasts
 from .result import Baselines, Evidence, Forecasts, Origin, Performance, Result, Skill
 from .replay import log_return, run_line
 from .baselines import (HOLD, LSTM_ALONE, REVERSAL, STRATEGY, learner_exceedance,
-                                           learner_forecasts,
-                                           past_return, performance, simple_forecasts, trade_baselines)
+                                           learner_forecasts, past_return, performance, simple_forecasts,
+                                           trade_baselines)
 from .certificate import LEAST_TRIED, certificate
 
 # %% ../../nbs/research/06_backtest.ipynb #c3b6fcb6
@@ -235,6 +236,7 @@ def certified(
     run: RunConfig,
     walk: WalkForward,
     decisions: pd.DataFrame,    # from `decide`
+    pool: Mapping | None = None,   # as for `backtest`
 ) -> Certificate:
     "The leak certificate of a backtest."
     outcome = {
@@ -242,7 +244,8 @@ def certified(
         "forecast": walk.predictions["prediction"],
         "signal": decisions["signal"],
     }
-    return certificate(bars, run=run, outcome=outcome, newest=WARMUP + LEAST_TRIED, thorough=False)
+    newest = WARMUP + LEAST_TRIED
+    return certificate(bars, run=run, outcome=outcome, newest=newest, thorough=False, pool=pool)
 
 # %% ../../nbs/research/06_backtest.ipynb #593d5cc2
 # seconds of the parts that follow the trainings
@@ -261,14 +264,17 @@ def backtest(
     label_bars: Callable | None = None,    # for placebo runs, see `walk_forward`
     walk: WalkForward | None = None,       # forecasts of these bars, from `forecasts`; None = trained here
     proof: Certificate | None = None,      # of these bars and settings, from `certified`
+    # ticker → bars of the other tickers that the network is trained on, for a run with a pool
+    pool: Mapping | None = None,
 ) -> Result:
     """Walk forward over the bars, trade the decisions, and compare forecasts and performance with baselines.
 
     The result includes trades, equity, signals, predictions, skill, verdict, baselines, search, power and
     uncertainty."""
     check_decidable(run)
+    pool_others = {t: b for t, b in whole_pool(bars, run, pool).items() if t != run.ticker}
     progress.rest = BASELINES + STATISTICS + CERTIFICATE * certify
-    walk, decisions, result = run_line(bars, run, progress, label_bars, walk)
+    walk, decisions, result = run_line(bars, run, progress, label_bars, walk, pool_others)
     progress.begin()   # if nothing was trained
     progress.stage("baselines", BASELINES)
     tested, known = bars.loc[walk.predictions.index], walk.table.loc[walk.predictions.index]
@@ -290,7 +296,9 @@ def backtest(
     data = data_stamp(
         bars,
         tested,
+        pool_others,
         quick=quick_note(run),
+        pooled=pool_note(run),
         shortened=training_note(walk.folds, run),
         uncalibrated=calibration_note(walk.folds, run),
         ended=ending_note(walk.folds),
@@ -301,7 +309,7 @@ def backtest(
     search = search_of(result, tested, standing, ledger.overfitting(trial))
     if certify and proof is None:
         progress.stage("leak certificate", CERTIFICATE)
-        proof = certified(bars, run, walk, decisions)
+        proof = certified(bars, run, walk, decisions, pool_others)
     judged = judge(result, skill, against, returns, run, search, proof)
     ledger.conclude(trial, judged.level)
     progress.stage("statistics", STATISTICS)
@@ -409,6 +417,26 @@ def next_move(
     found = varied.corrwith(outcome, method="spearman").reindex(INPUTS)
     return plain(found.reindex(found.abs().sort_values(ascending=False).index).to_dict())
 
+# %% ../../nbs/research/06_backtest.ipynb #d6c3f676
+def pool_bars(
+    bars: pd.DataFrame,           # of the ticker of the run, from `market_bars`
+    run: RunConfig,               # pool, and the smallest number of bars
+    n: int,                       # number of bars
+    home: Path | None = None,     # data folder; None = `CRYPTOLSTM_HOME`
+    progress: bool = False,       # show progress bars on stderr
+) -> dict[str, pd.DataFrame]:     # ticker → bars from the same exchange; empty without a pool
+    """Fetch the bars of the other tickers of a pool, up to the hour at which those of the run end.
+
+    A ticker that was listed later has fewer bars."""
+    exchange, end = provenance(bars).exchange or run.exchange, (bars.index[-1] + HOUR).isoformat()
+    url = None if exchange == "simulated" else run.exchange_url
+    fewest = run.hours + run.lookback + 60 + MIN_TRAIN   # see `schedule`
+    return {
+        t: market_bars(t, n, end, exchange, url, home, run.seed, progress, min(fewest, n))
+        for t in pool_tickers(run)
+        if t != run.ticker
+    }
+
 # %% ../../nbs/research/06_backtest.ipynb #8d88301f
 @with_progress
 def run_backtest(
@@ -424,7 +452,7 @@ def run_backtest(
     The demo market, stamped as such, is used only if requested, or with exchange="auto" if no real data is
     available."""
     check_decidable(run)          # fail before the download
-    model_config(run)
+    model_config(run), pool_tickers(run)
     ledger = Ledger(home) if ledger is None else ledger
     ledger.check()
     bars = market_bars(
@@ -432,8 +460,9 @@ def run_backtest(
         needed=needed_text(bar_parts(run)),
     )
     progress.rest = BASELINES + STATISTICS + CERTIFICATE * certify
-    walk = forecasts(bars, run, progress, home, fresh)
-    return backtest(bars, run, progress, ledger, certify, walk=walk)
+    pool = pool_bars(bars, run, bars_needed(run), home, progress.shown)
+    walk = forecasts(bars, run, progress, home, fresh, pool)
+    return backtest(bars, run, progress, ledger, certify, walk=walk, pool=pool)
 
 # %% ../../nbs/research/06_backtest.ipynb #cbd7cb80
 class Backtester:

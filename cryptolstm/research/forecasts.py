@@ -8,23 +8,26 @@ __all__ = ['TRADING', 'forecast_key', 'packed_forecasts', 'unpacked_forecasts', 
 
 # %% ../../nbs/research/01_forecasts.ipynb #7b488d88
 import hashlib, io, json, zlib
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 import cryptolstm
 from ..core.errors import OperationError
 from ..core.files import code_hash, home, plain, write_atomic
 from ..core.machine import cpu_kind, versions
 from ..core.bars import bars_hash
-from ..core.config import Entry, Market, Orders, RunConfig
+from ..core.config import Entry, Market, Orders, RunConfig, whole_pool
 from ..core.progress import Progress, with_progress
 from ..features.indicators import features
-from .walkforward import WalkForward, walk_forward
+from .walkforward import WalkForward, pooled_walk_forward, walk_forward
 
 # %% ../../nbs/research/01_forecasts.ipynb #410d66aa
 # settings that do not change the forecasts; `threshold_scale` does, because `p_exceed` depends on it, and the
@@ -34,22 +37,27 @@ TRADING = {f.name for part in (Market, Entry, Orders) for f in fields(part)} - {
 def forecast_key(
     bars: pd.DataFrame,   # history and tested span
     run: RunConfig,
+    pool: Mapping | None = None,   # ticker → bars of the others, for a run with a pool
 ) -> str:                 # 32 hexadecimal digits
     "Key under which the forecasts of these bars and settings are stored."
     settings = {k: v for k, v in asdict(run).items() if k not in TRADING}
     # these settings define the threshold of P(beyond)
     if run.entry == "cost":
         settings |= {k: getattr(run, k) for k in ("entry", "fee", "slippage", "cost_margin")}
-    gaps = hashlib.sha256(bars["is_gap"].to_numpy(bool).tobytes()).hexdigest() if "is_gap" in bars else False
     parts = [
-        bars_hash(bars),
-        gaps,
+        *_identity(bars),
+        *([t, *_identity(b)] for t, b in whole_pool(bars, run, pool).items() if run.pool),
         plain(settings),
         versions(),
         cpu_kind(),
         code_hash(Path(cryptolstm.__file__).parent),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+def _identity(bars: pd.DataFrame) -> list:
+    "Hashes of bars and of their gaps."
+    gaps = hashlib.sha256(bars["is_gap"].to_numpy(bool).tobytes()).hexdigest() if "is_gap" in bars else False
+    return [bars_hash(bars), gaps]
 
 # %% ../../nbs/research/01_forecasts.ipynb #54a0564b
 def packed_forecasts(
@@ -100,23 +108,25 @@ def store_forecasts(
     run: RunConfig,
     walk: WalkForward,
     folder: Path | None = None,  # data folder; None = `home()`
+    pool: Mapping | None = None, # as for `forecast_key`
 ) -> Path:                       # file written
     "Store the forecasts and the folds of a run."
-    return write_atomic(_place(bars, run, folder), packed_forecasts(walk))
+    return write_atomic(_place(bars, run, folder, pool), packed_forecasts(walk))
 
 def stored_forecasts(
     bars: pd.DataFrame,
     run: RunConfig,
     folder: Path | None = None,  # data folder; None = `home()`
+    pool: Mapping | None = None, # as for `forecast_key`
 ) -> WalkForward | None:         # without models; None if there is none
     "Stored forecasts of a run. Raises `OperationError` if the file is damaged."
-    path = _place(bars, run, folder)
+    path = _place(bars, run, folder, pool)
     if not path.exists(): return None
     try: return unpacked_forecasts(path.read_bytes(), bars, run)
     except OperationError as e: raise OperationError(f"the stored forecasts in {path} are damaged") from e
 
-def _place(bars: pd.DataFrame, run: RunConfig, folder: Path | None) -> Path:
-    return (folder or home()) / "forecasts" / f"{forecast_key(bars, run)}.npz"
+def _place(bars: pd.DataFrame, run: RunConfig, folder: Path | None, pool: Mapping | None) -> Path:
+    return (folder or home()) / "forecasts" / f"{forecast_key(bars, run, pool)}.npz"
 
 # %% ../../nbs/research/01_forecasts.ipynb #715daf28
 @with_progress
@@ -126,15 +136,43 @@ def forecasts(
     progress: bool | Progress = False,   # estimate and progress on stderr
     folder: Path | None = None,  # data folder; None = `home()`
     fresh: bool = False,         # train again, whether they are stored or not
+    pool: Mapping | None = None, # ticker → bars of the others, for a run with a pool
 ) -> WalkForward:
-    "Forecasts of a walk-forward: those stored for the same bars and settings, else trained now and stored."
-    try: stored = None if fresh else stored_forecasts(bars, run, folder)
+    """Forecasts of a walk-forward: those stored for the same bars and settings, else trained now and stored.
+
+    A pool is trained once, and the forecasts of all its tickers are stored."""
+    both = whole_pool(bars, run, pool)
+    with _pool_lock(both, run, folder, progress) if run.pool else nullcontext():
+        stored = None if fresh else _stored(bars, run, progress, folder, pool)
+        if stored is not None: return stored
+        if run.pool: walks = pooled_walk_forward(both, run, progress)
+        else: walks = {run.ticker: walk_forward(bars, run, progress)}
+        for ticker, walk in walks.items():
+            store_forecasts(both[ticker], replace(run, ticker=ticker), walk, folder, both)
+    return walks[run.ticker]
+
+def _stored(
+    bars: pd.DataFrame, run: RunConfig, progress: Progress, folder: Path | None, pool: Mapping | None
+) -> WalkForward | None:
+    "Stored forecasts, with a sentence on stderr if they are used or damaged."
+    try: stored = stored_forecasts(bars, run, folder, pool)
     except OperationError as e:
-        stored = None
         progress.say(f"{e}; they are made again")
+        return None
     if stored is not None:
         progress.say(f"forecasts of {stored.stored_at[:16].replace('T', ' ')} UTC reused")
-        return stored
-    walk = walk_forward(bars, run, progress)
-    store_forecasts(bars, run, walk, folder)
-    return walk
+    return stored
+
+@contextmanager
+def _pool_lock(bars: Mapping, run: RunConfig, folder: Path | None, progress: Progress):
+    "Held while a pool is trained, so that runs of its other tickers wait for the forecasts."
+    first = min(bars)
+    path = _place(bars[first], replace(run, ticker=first), folder, bars).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try: lock.acquire(blocking=False)
+    except Timeout:
+        progress.say("another process is training this pool; its forecasts are awaited")
+        lock.acquire()
+    try: yield
+    finally: lock.release()

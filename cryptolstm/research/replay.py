@@ -6,17 +6,17 @@
 __all__ = ['COSTS', 'trade', 'log_return', 'Line', 'run_line']
 
 # %% ../../nbs/research/02_replay.ipynb #a1bec0db
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ..core.config import RunConfig
+from ..core.config import RunConfig, whole_pool
 from ..core.progress import Progress
 from ..execution.simulate import order_settings, simulate
 from ..strategy.decide import decide
-from .walkforward import WalkForward, walk_forward
+from .walkforward import WalkForward, pooled_walk_forward, walk_forward
 
 # %% ../../nbs/research/02_replay.ipynb #181adc91
 # balance and costs, which apply to strategy and baselines alike
@@ -59,9 +59,13 @@ def run_line(
     progress: bool | Progress = False,     # as for `walk_forward`
     label_bars: Callable | None = None,    # for placebo runs, see `walk_forward`
     walk: WalkForward | None = None,       # forecasts of these bars; None = trained here
+    # ticker → bars of the other tickers that the network is trained on; used if the run has a pool
+    pool: Mapping | None = None,
 ) -> Line:
     "Train along the bars, decide and trade. The leak certificate calls this same function."
-    if walk is None: walk = walk_forward(bars, run, progress, label_bars=label_bars)
+    if walk is None and len(tickers := whole_pool(bars, run, pool)) > 1:
+        walk = pooled_walk_forward(tickers, run, progress, label_bars=label_bars)[run.ticker]
+    elif walk is None: walk = walk_forward(bars, run, progress, label_bars=label_bars)
     index, forecast = walk.predictions.index, walk.predictions["prediction"]
     decisions = decide(forecast, walk.table, run, exceed=walk.predictions["p_exceed"])
     return Line(

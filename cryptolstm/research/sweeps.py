@@ -83,13 +83,14 @@ def sweep_run(
     progress: bool | Progress = False,   # estimate and progress on stderr
     folder: Path | None = None, # data folder, where forecasts are stored; None = `home()`
     fresh: bool = False,        # train again, even if the forecasts are stored
+    pool: Mapping | None = None,  # ticker → bars of the others, for a run with a pool
 ) -> dict:                      # table (every point), summary, returns (bars × points), tested, reused …
     """Trade the forecasts of a run over a grid; stored forecasts are reused, else it walks forward once.
 
     `tested` are the tested bars; `reused` tells whether the forecasts are those of an earlier run, and
     `stored_at` when they were made."""
     grid = check_grid(grid)
-    walk = forecasts(bars, run, progress, folder, fresh)
+    walk = forecasts(bars, run, progress, folder, fresh, pool)
     predictions, known = walk.predictions, walk.table
     tested = bars.loc[predictions.index]
     table, returns = sweep_forecasts(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.bars import HOUR, provenance
-from ..core.config import RunConfig, check_threshold, run_config
+from ..core.config import RunConfig, check_no_pool, check_threshold, run_config
 from ..core.progress import Progress
 from ..data.client import market_bars
 from ..data.names import chosen_market
@@ -126,6 +126,7 @@ class SignalGenerator:
             )
         given = {"ticker": ticker, "lookback": lookback, "exchange": exchange, "exchange_url": exchange_url}
         self.run = run_config({k: v for k, v in given.items() if v is not None} | settings, config)
+        check_no_pool(self.run)
         self.config = model_config(self.run)
         check_decidable(self.run)
         self.model, self.market = (

@@ -117,9 +117,9 @@ def known_verdict(
 ) -> KnownVerdict:
     "The last verdict on a strategy. Raises `OperationError` if the ledger is damaged."
     trials = (ledger or Ledger()).trials_of(run.ticker, market=market)
-    wanted = strategy_settings(run)
+    wanted, usual = strategy_settings(run), strategy_settings(RunConfig())
     for trial in trials[trials["verdict"].notna()].iloc[::-1].itertuples():
         config = json.loads(trial.config)
-        if {k: config.get(k) for k in wanted} == wanted:
+        if {k: config.get(k, usual[k]) for k in wanted} == wanted:   # an old trial lacks newer settings
             return KnownVerdict(trial.verdict, trial.last_run, trial.until.isoformat())
     return KnownVerdict()

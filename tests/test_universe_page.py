@@ -106,7 +106,7 @@ def test_a_delisted_ticker_keeps_its_row_and_leaves_the_others_their_hours(simul
     assert u.joint.apart == ["MATIC/USD"] and u.joint.hours.equals(simulated.joint.hours)
     assert math.isnan(u.table.loc["MATIC/USD", "cw_rw"]) and u.table.loc["MATIC/USD", "cw_holm"] <= 1
     assert u.tests == simulated.tests and "MATIC/USD" not in u.portfolios[EQUAL].attribution.index
-    assert "MATIC/USD tested at other hours" in banner(u).markup
+    assert "Tested at other hours and left out of the joint tests and portfolios: MATIC" in banner(u).markup
     json.dumps(universe_summary(u), allow_nan=False)
 
 
@@ -198,7 +198,8 @@ def test_one_ticker_alone_is_a_universe(simulated):
 def test_a_universe_without_a_result_and_a_link_elsewhere_are_refused(simulated):
     with pytest.raises(InputError, match="BTC/USD: it cannot be reached"):
         Universe({}, {"BTC/USD": "it cannot be reached"})
-    for link in ("https://example.org/x.html", "javascript:alert(1)", "//example.org/x", "/etc/passwd", r"\\x.org"):
+    elsewhere = ("https://example.org/x", "javascript:alert(1)", "//example.org/x", "/etc/passwd", r"\\x.org")
+    for link in elsewhere:
         with pytest.raises(InputError, match="relative"): Universe(simulated.results, {}, {"BTC/USD": link})
 
 

@@ -47,9 +47,8 @@ def banner(
     if noted := sum(map(bool, own.values())):
         notes.append(f"{noted} tickers have notes on their bars, see Market data")
     if joint.apart:
-        notes.append(
-            f"{', '.join(joint.apart)} tested at other hours, so in no test that compares hours"
-        )
+        away = ", ".join(joint.apart)
+        notes.append(f"tested at other hours and left out of the joint tests and portfolios: {away}")
     if u.failed:
         notes.append(
             f"{len(u.failed)} of {len(u.failed) + len(u.results)} tickers failed, see Failed tickers"

@@ -338,7 +338,7 @@ class Universe:
             why = "; ".join(f"{t}: {reason}" for t, reason in self.failed.items()) or "none was passed"
             raise InputError(f"no ticker has a result ({why}); pass at least one that has")
         for t, link in self.pages.items():
-            if any(urlsplit(link)[:2]) or link.startswith("/"):
+            if any(urlsplit(link)[:2]) or link.startswith(("/", "\\")):
                 raise InputError(f"the page of {t} is {link}; pass a link relative to that of the universe")
 
     @property

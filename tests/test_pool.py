@@ -13,18 +13,19 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from cryptolstm.cli.main import app
-from cryptolstm.core.bars import bars_hash, regular_grid
+from cryptolstm.core.bars import COLUMNS, bars_hash, regular_grid
 from cryptolstm.core.config import read_params, run_from_namespace
 from cryptolstm.core.errors import InputError
+from cryptolstm.data.client import CryptoMarketDataClient
 from cryptolstm.data.demo import demo_market
 from cryptolstm.data.store import BarStore, bar_path, hour_number, load_store, write_store
 from cryptolstm.features.indicators import features
 from cryptolstm.model import training, training_data
 from cryptolstm.proof.prereg import flat
-from cryptolstm.report.manifest import embed, make_manifest, split
+from cryptolstm.report.manifest import canonical_json, embed, make_manifest, split
 from cryptolstm.report.render import page_again, report_parameters
 from cryptolstm.report.signal_page import run_signal_report
-from cryptolstm.report.verify import verify
+from cryptolstm.report.verify import check_pool, check_stored, verify
 from cryptolstm.research import forecasts as stored
 from cryptolstm.research import replay, walkforward
 from cryptolstm.research.backtest import backtest, run_backtest, summary
@@ -286,9 +287,8 @@ def files(tmp_path_factory):
 
 def write(home: Path, ticker: str, bars: pd.DataFrame) -> None:
     first = hour_number(bars.index[0])
-    columns = ["open", "high", "low", "close", "volume"]
     (path := bar_path(home, "bitstamp_file", ticker)).unlink(missing_ok=True)
-    write_store(path, BarStore().add(bars[columns], [(first, first + len(bars))]))
+    write_store(path, BarStore().add(bars[COLUMNS], [(first, first + len(bars))]))
 
 
 def test_a_pooled_page_is_verified_and_differing_bars_of_another_ticker_are_named(files):
@@ -314,6 +314,25 @@ def test_a_pooled_page_is_verified_and_differing_bars_of_another_ticker_are_name
     assert text.startswith("BTC/USD: the bars of the page are not stored here")
     assert found["outcome"] == "cannot be checked"
     write(home, "BTC/USD", kept)
+
+
+def test_a_ticker_without_a_trade_in_the_last_hours_stays_in_the_pool(tmp_path):
+    "Its last price is carried forward, also in its own run, and `verify` does the same."
+    end, n = pd.Timestamp("2025-01-01", tz="UTC"), bars_needed(PAIR)
+    span = (hour_number(end) - n, hour_number(end))
+    for ticker, quiet in (("BTC/USD", 2), ("ETH/USD", 0)):
+        bars = demo_market(n, seed=6, ticker=ticker, end=end)[COLUMNS].iloc[:n - quiet]
+        path = CryptoMarketDataClient("kraken", home=tmp_path).path(ticker)
+        write_store(path, BarStore().add(bars, [span]))
+    run = replace(PAIR, exchange="kraken", end=end.isoformat())
+    for ticker, reused in (("ETH/USD", False), ("BTC/USD", True)):
+        found = run_backtest(replace(run, ticker=ticker), tmp_path, certify=False)
+        assert ("forecasts_from" in found["data"]) is reused
+        assert found["data"]["tested_until"] == end.isoformat()
+    assert found["bars"]["is_gap"].tolist()[-3:] == [False, True, True]
+    page = "<body></body>"
+    manifest = json.loads(canonical_json(make_manifest(summary(found), page)))
+    assert check_stored(manifest, tmp_path)[0]["ok"] and check_pool(manifest, tmp_path)[0][0]["ok"]
 
 
 # ---------------------------------------------------------------- setting and refusals

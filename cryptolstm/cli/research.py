@@ -341,9 +341,10 @@ def grid_result(
         needed=needed_text(bar_parts(run)),
     )
     pool = pool_bars(bars, run, bars_needed(run), progress=True)
+    bars, others = pool[run.ticker], {t: b for t, b in pool.items() if t != run.ticker}
     found = sweep_run(bars, run, grid, progress=True, fresh=fresh, pool=pool)
     notes = {"quick": quick_note(run), "pooled": pool_note(run), "forecasts_from": found["stored_at"]}
-    data, table = data_stamp(bars, found["tested"], pool, **notes), found["table"]
+    data, table = data_stamp(bars, found["tested"], others, **notes), found["table"]
     standing = Ledger().enter_all(surface_trials(runs, found["returns"], data), sweep.best_point(table))
     result = {
         "ticker": run.ticker,

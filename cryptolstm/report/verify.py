@@ -21,10 +21,10 @@ import pandas as pd
 from ..core.errors import InputError, OperationError
 from ..core.files import home as data_home
 from ..core.machine import OTHER_KIND, cpu_kind, git_commit, versions
-from ..core.bars import PROVENANCE_NOTES, bars_hash, provenance, regular_grid, stamp
+from ..core.bars import PROVENANCE_NOTES, bars_hash, grid_until, provenance, regular_grid, stamp
 from ..core.config import pool_tickers, run_config
 from ..core.text import displayed_in
-from ..data.store import DamagedStore, bar_path, hour_number, load_store, span_bars
+from ..data.store import DamagedStore, bar_path, hour_number, hour_time, load_store, span_bars
 from ..data.demo import demo_market
 from ..proof.trials import FixedLedger, Ledger, Standing
 from .manifest import TABLES, canonical_json, embed, make_manifest, sha256_of, split
@@ -43,7 +43,9 @@ def bars_again(
     manifest: Mapping,           # its `data` and `config`
     home: Path | None = None,    # folder of the bar store
 ) -> pd.DataFrame:               # bars on the regular grid
-    "The bars of a page, from the store or the demo market. Raises `OperationError` if they are missing."
+    """The bars of a page, from the store or the demo market, carried forward to its last hour as for a pool.
+
+    Raises `OperationError` if they are missing."""
     data, ticker = manifest["data"], manifest["ticker"]
     try: span = (hour_number(data["first"]), hour_number(data["tested_until"]))
     except ValueError as e: raise InputError(f"the manifest of the page has no valid times ({e})") from e
@@ -52,7 +54,8 @@ def bars_again(
         return regular_grid(bars)
     path = bar_path(Path(home or data_home()), data.get("market") or data["exchange"], ticker)
     try:
-        return span_bars(load_store(path), span, ticker, data["exchange"], "store")
+        bars = span_bars(load_store(path), span, ticker, data["exchange"], "store")
+        return grid_until(bars, hour_time(span[1] - 1))
     except DamagedStore as e:
         raise OperationError(
             f"{e}; nothing was changed: cryptolstm data fetch puts the file aside and gets its bars again"

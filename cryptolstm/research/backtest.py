@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from ..core.errors import InputError
 from ..core.files import code_hash, plain
 from ..core.text import display_zone
-from ..core.bars import HOUR, as_utc, provenance
+from ..core.bars import HOUR, as_utc, grid_until, provenance
 from ..core.config import RunConfig, needed_text, pool_tickers, quick_note, run_config, whole_pool
 from ..core.progress import Progress, with_progress
 from ..data.quality import quality_report
@@ -420,22 +420,24 @@ def next_move(
 # %% ../../nbs/research/06_backtest.ipynb #d6c3f676
 def pool_bars(
     bars: pd.DataFrame,           # of the ticker of the run, from `market_bars`
-    run: RunConfig,               # pool, and the smallest number of bars
+    run: RunConfig,               # pool, end, and the smallest number of bars
     n: int,                       # number of bars
     home: Path | None = None,     # data folder; None = `CRYPTOLSTM_HOME`
     progress: bool = False,       # show progress bars on stderr
-) -> dict[str, pd.DataFrame]:     # ticker → bars from the same exchange; empty without a pool
-    """Fetch the bars of the other tickers of a pool, up to the hour at which those of the run end.
+) -> dict[str, pd.DataFrame]:     # ticker → bars from the same exchange, that of the run included
+    """Fetch the bars of the other tickers of a pool.
 
-    A ticker that was listed later has fewer bars."""
-    exchange, end = provenance(bars).exchange or run.exchange, (bars.index[-1] + HOUR).isoformat()
+    A ticker that was listed later has fewer bars; one that was quiet at the end is carried forward."""
+    exchange, end = provenance(bars).exchange or run.exchange, run.end or (bars.index[-1] + HOUR).isoformat()
     url = None if exchange == "simulated" else run.exchange_url
-    fewest = run.hours + run.lookback + 60 + MIN_TRAIN   # see `schedule`
-    return {
-        t: market_bars(t, n, end, exchange, url, home, run.seed, progress, min(fewest, n))
+    fewest = min(run.hours + run.lookback + 60 + MIN_TRAIN, n)   # see `schedule`
+    pool = {
+        t: bars if t == run.ticker
+        else market_bars(t, n, end, exchange, url, home, run.seed, progress, fewest)
         for t in pool_tickers(run)
-        if t != run.ticker
     }
+    last = max(b.index[-1] for b in pool.values())
+    return {t: grid_until(b, last) for t, b in pool.items()}
 
 # %% ../../nbs/research/06_backtest.ipynb #8d88301f
 @with_progress
@@ -461,6 +463,7 @@ def run_backtest(
     )
     progress.rest = BASELINES + STATISTICS + CERTIFICATE * certify
     pool = pool_bars(bars, run, bars_needed(run), home, progress.shown)
+    bars = pool[run.ticker]
     walk = forecasts(bars, run, progress, home, fresh, pool)
     return backtest(bars, run, progress, ledger, certify, walk=walk, pool=pool)
 

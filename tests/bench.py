@@ -765,6 +765,87 @@ def kernel_vs_reading():
     }
 
 
+# ---- many tickers
+# --------------------------------------------------------------------------------------------------
+
+TICKERS = 6
+
+
+def ticker_jobs(n: int = TICKERS) -> list:
+    "The jobs of a quick look at some tickers of the demo market, with the default network."
+    from cryptolstm.core.bars import regular_grid
+    from cryptolstm.core.config import QUICK, run_config
+    from cryptolstm.data.demo import demo_market
+    from cryptolstm.research.universe_run import Prepared, run_job
+    from cryptolstm.research.walkforward import bars_needed
+    runs = [run_config({**QUICK, "ticker": f"T{k}/USD", "exchange": "simulated"}) for k in range(n)]
+    bars = [regular_grid(demo_market(bars_needed(r), seed=k, end="2025-01-01")) for k, r in enumerate(runs)]
+    return [run_job(Prepared(run, b, {})) for run, b in zip(runs, bars, strict=True)]
+
+
+def spent() -> tuple[float, float]:
+    "CPU time (s) of this process and of all below it, and the largest peak memory (MB) of one below it."
+    import resource
+    import psutil
+    ended = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    below = psutil.Process().children(recursive=True)
+    cpu = sum(u.ru_utime + u.ru_stime for u in ended) + sum(sum(p.cpu_times()[:2]) for p in below)
+    peaks = [Path(f"/proc/{p.pid}/status").read_text().partition("VmHWM:")[2].split()[0] for p in below]
+    return cpu, max(map(int, peaks), default=0) / 1024
+
+
+@worker
+def jobs_done(way: str) -> float:
+    "Seconds for the jobs; CPU time (s), peak memory of a process (MB), and a second run (s) go to stderr."
+    from contextlib import ExitStack
+    from cryptolstm.scale.cluster import OnDask
+    from cryptolstm.scale.tasks import Processes, Results, run_jobs
+    jobs, ends = ticker_jobs(), []
+    with ExitStack() as stack:
+        results = Results(stack.enter_context(tempfile.TemporaryDirectory()))
+        if way == "dask":
+            from distributed import LocalCluster
+            cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
+            execute = OnDask(stack.enter_context(cluster).scheduler_address)
+        else:
+            execute = Processes(int(way))
+        before, began = spent()[0], time.perf_counter()
+        run_jobs(jobs, execute, results, on_done=lambda *_: ends.append((time.perf_counter(), *spent())))
+        again = time.perf_counter()
+        run_jobs(jobs, execute, results)
+        again = time.perf_counter() - again
+    end, cpu, memory = ends[-1]
+    print(f"{way} {cpu - before:.2f} {memory:.0f} {again:.4f}", file=sys.stderr)
+    return end - began
+
+
+@bench(0.85, "of two cores")
+def jobs_on_two_cores():
+    "Six tickers in one process and in two: the share of twice the speed that the second core gives."
+    rounds = [[reported(start("jobs_done", n)) for n in (1, 2)] for _ in range(2)]
+    one, two = ([statistics.median(r[k][0] for r in rounds) for k in (0, 1)])
+    cpu, memory, again = (statistics.median(r[1][1][k] for r in rounds) for k in range(3))
+    alone = statistics.median(r[0][1][0] for r in rounds)
+    return {
+        "ours": one / two / 2,
+        "peer": 1.0,
+        "ratios": [r[0][0] / r[1][0] / 2 for r in rounds],
+        "note": (
+            f"{one:.0f} s in one process, {two:.0f} s in two; {cpu:.0f} s of CPU against {alone:.0f}; peak"
+            f" {memory:.0f} MB a process; a second run of finished jobs {1000 * again:.0f} ms"
+        ),
+    }
+
+
+@bench(0.9, "CPU s")
+def jobs_on_dask():
+    "The same jobs by two workers of a Dask scheduler on this machine, against two processes."
+    rounds = [[reported(start("jobs_done", way))[1][0] for way in ("dask", 2)] for _ in range(2)]
+    ours, peer = (statistics.median(r[k] for r in rounds) for k in (0, 1))
+    note = "scheduler, workers and their start included"
+    return {"ours": ours, "peer": peer, "ratios": [b / a for a, b in rounds], "note": note}
+
+
 # ---- start-up
 # --------------------------------------------------------------------------------------------------
 

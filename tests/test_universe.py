@@ -15,10 +15,19 @@ from loopback import TICKERS, Loopback, data_folder, recorded
 
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.files import plain
+from cryptolstm.proof.provenance import data_notes
 from cryptolstm.proof.trials import Ledger
 from cryptolstm.research.backtest import summary
 from cryptolstm.research.universe import universe_summary
-from cryptolstm.research.universe_run import run_universe
+from cryptolstm.research.universe_run import (
+    Prepared,
+    archive,
+    job_result,
+    run_job,
+    run_universe,
+    unarchived,
+)
+from cryptolstm.scale.tasks import Results
 
 SMALL = {
     "hours": 96,
@@ -98,8 +107,20 @@ def test_a_backtest_of_one_ticker_has_the_same_numbers_and_reuses_the_forecasts(
     assert isinstance(run, RunConfig)
 
 
-def test_without_any_result_the_reasons_are_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="no ticker has a result .ETH/USD: unknown exchange nowhere"):
+def test_forecasts_of_another_kind_of_cpu_say_so_and_are_not_taken_for_those_of_this_one(here, tmp_path):
+    universe, home = here
+    result = universe.results["ETH/USD"]
+    p = Prepared(result["config"], result["history"], {})
+    files = unarchived(Results(home / "runs").get(run_job(p).key))
+    files["made"] = json.dumps({**json.loads(files["made"]), "cpu": "another CPU"}).encode()
+    other = job_result(archive(files), p, Ledger(tmp_path), tmp_path)
+    assert "another kind of CPU" in " ".join(data_notes(other["data"]))
+    assert summary(other)["determinism"]["cpu"] == "another CPU"
+    assert not (tmp_path / "forecasts").exists()
+
+
+def test_an_unknown_exchange_is_found_before_anything_is_done(tmp_path):
+    with pytest.raises(InputError, match="unknown exchange nowhere"):
         run_universe(["ETH/USD"], settings={**SMALL, "exchange": "nowhere"}, home=tmp_path)
 
 

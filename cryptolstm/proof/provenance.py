@@ -139,6 +139,7 @@ def data_notes(
         text[0].upper() + text[1:]
         for k in (
             "quick",
+            "computed_on",
             "pooled",
             "alias",
             "stale",

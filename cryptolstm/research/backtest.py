@@ -393,7 +393,11 @@ def summary(
         "skill_by": {name: _table(t) for name, t in results["skill_by"].items()},
         "folds": len(results["folds"]),
         "underpowered": bool(results["folds"]["underpowered"].any()),
-        "determinism": determinism(results["folds"]) | {"parts": model_config(results["config"]).parts},
+        "determinism": {
+            **determinism(results["folds"]),
+            "parts": model_config(results["config"]).parts,
+            **({"cpu": results["data"]["cpu"]} if "cpu" in results["data"] else {}),   # of a worker
+        },
         "monthly": {name: _table(t.rename(columns=str)) for name, t in results["monthly"].items()},
         "funnel": _table(signal_funnel(results["signals"], results["config"].entry)),
         "correlation": next_move(results),

@@ -290,8 +290,8 @@ def job_result(
     known = {f.name: proof[f.name] for f in fields(Certificate)}
     result = backtest(p.bars, p.run, ledger=ledger, walk=walk, proof=Certificate(**known), pool=p.pool)
     if same: return result
-    note = f"Forecasts computed on another kind of CPU than this one: {made['cpu']}"
-    return result.replaced(data={**result["data"], "computed_on": note})
+    note = f"Forecasts computed on another kind of CPU than that of the page: {made['cpu']}"
+    return result.replaced(data={**result["data"], "computed_on": note, "cpu": made["cpu"]})
 
 # %% ../../nbs/research/12_universe_run.ipynb #ea030318
 def executor(

@@ -411,7 +411,8 @@ def as_text(
     for t, row in universe.table.iterrows():
         lines.append(
             f"{t:12}{row['verdict']:24}hit {figure_text(row['hit'], '.1%'):>9}"
-            f"  p {figure_text(row['cw_rw'], '.3f'):>9}  return {percent(row['net_return'], True):>8}"
+            f"  adjusted p {figure_text(row['cw_rw'], '.3f'):>9}"
+            f"  return {percent(row['net_return'], True):>8}"
             f"  trades {row['trades']:>5,}"
         )
     return "\n".join([*lines, *(f"{t:12}failed: {why}" for t, why in universe.failed.items())])

@@ -503,6 +503,7 @@ OTHER = {
     "max_hold": 50,
     "rules": {"macd": False},
     "network": {"epochs": 2},
+    "pool": ["BTC/USD", "ETH/USD"],
 }
 
 

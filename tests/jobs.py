@@ -3,6 +3,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from cryptolstm.core.progress import Progress
@@ -34,7 +35,7 @@ def processes_of(folder) -> set[int]:
 def job(folder, name: str, cost: float = 1.0, **more) -> Job:
     "A job that leaves its line in a folder."
     data = json.dumps({"folder": str(folder), "name": name, **more}).encode()
-    return Job(job_key(data), name, "jobs:noted", data, cost)
+    return Job(job_key(data), name, "jobs:noted", partial(bytes, data), cost)
 
 
 def main() -> None:

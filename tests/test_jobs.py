@@ -11,8 +11,9 @@ import pytest
 from jobs import count, job, processes_of
 
 from cryptolstm.core.errors import InputError, OperationError
+from cryptolstm.scale import tasks
 from cryptolstm.scale.cluster import OnDask
-from cryptolstm.scale.tasks import Processes, Results, in_this_process, run_jobs
+from cryptolstm.scale.tasks import Processes, Replaced, Results, in_this_process, run_jobs
 
 PROGRAM = Path(__file__).with_name("jobs.py")
 
@@ -166,7 +167,7 @@ def test_what_a_job_prints_does_not_spoil_its_answer(capfd):
     from cryptolstm.scale.tasks import Child, Job
 
     with Child() as child:
-        assert child.run(Job("", "loud", "test_jobs:loud", b"x")) == b"x"
+        assert child.run(Job("", "loud", "test_jobs:loud", lambda: b"x")) == b"x"
     assert "loud" in capfd.readouterr().err
 
 
@@ -174,6 +175,72 @@ def loud(data: bytes, progress) -> bytes:
     print("loud")
     os.system("echo loud")
     return data
+
+
+def test_a_process_that_cannot_be_started_is_an_error_and_no_wait_without_end(tmp_path, monkeypatch):
+    def none():
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(tasks, "Child", none)
+    jobs = [job(tmp_path, name) for name in "ab"]
+    done = run_jobs(jobs, Processes(2), Results(tmp_path / "results"))
+    assert all("no process could be started" in str(result) for result in done.values()) and len(done) == 2
+
+
+def test_workers_that_join_later_get_jobs_while_the_first_one_works(tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
+        jobs, done = [job(tmp_path, name, seconds=8) for name in "ab"], {}
+        execute = OnDask(cluster.scheduler_address)
+        thread = threading.Thread(
+            target=lambda: done.update(run_jobs(jobs, execute, Results(tmp_path / "results")))
+        )
+        thread.start()
+        waited(lambda: (tmp_path / "log").exists())
+        cluster.scale(2)
+        waited(lambda: count(tmp_path, "a") + count(tmp_path, "b") == 2, 7.5)
+        thread.join(60)
+    assert sorted(done.values()) == [b"A", b"B"]
+
+
+def test_a_scheduler_that_is_gone_is_one_sentence_and_finished_jobs_are_kept(tmp_path):
+    from distributed import LocalCluster
+
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
+    execute, results = OnDask(cluster.scheduler_address), Results(tmp_path / "results")
+    jobs = [job(tmp_path, "a", cost=2), job(tmp_path, "b", seconds=60)]
+    thread = threading.Thread(target=lambda: (waited(lambda: count(tmp_path, "b") == 1), cluster.close()))
+    thread.start()
+    try:
+        done = run_jobs(jobs, execute, results)
+    except OperationError as e:
+        assert "is gone; finished jobs are kept" in str(e)
+    else:
+        assert "the cluster lost the job" in str(done[jobs[1].key])
+    thread.join()
+    assert results.get(jobs[0].key) == b"A"
+
+
+def test_a_process_with_old_code_is_replaced(tmp_path, monkeypatch):
+    "A worker that was started before the code was changed does the job with the new code."
+    (module := tmp_path / "changing.py").write_text(OLD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    work = tasks.Job("", "new", "changing:work", lambda: str(module).encode())
+    with Replaced() as child:
+        assert child.run(work) == b"old"
+        module.write_text(OLD.replace('b"old"', 'b"new, changed"'))
+        assert child.run(work) == b"new, changed"
+
+
+OLD = """
+from pathlib import Path
+from cryptolstm.scale.tasks import Outdated
+SIZE = Path(__file__).stat().st_size
+def work(data, progress):
+    if Path(__file__).stat().st_size != SIZE: raise Outdated
+    return b"old"
+"""
 
 
 @pytest.mark.parametrize("workers", [0, True, 1.5, 1000])

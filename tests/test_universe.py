@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from loopback import TICKERS, Loopback, data_folder, recorded
+from loopback import ROOT, TICKERS, Loopback, a_market, data_folder, recorded
 
 from cryptolstm.core.errors import InputError
+from cryptolstm.core.bars import regular_grid
+from cryptolstm.core.config import run_config
 from cryptolstm.core.files import plain
 from cryptolstm.proof.provenance import data_notes
 from cryptolstm.proof.trials import Ledger
+from cryptolstm.report.manifest import embed, split
+from cryptolstm.research import universe_run
 from cryptolstm.research.backtest import summary
+from cryptolstm.research.runs import run_settings
 from cryptolstm.research.universe import universe_summary
 from cryptolstm.research.universe_run import (
     Prepared,
@@ -112,7 +116,7 @@ def test_forecasts_of_another_kind_of_cpu_say_so_and_are_not_taken_for_those_of_
     result = universe.results["ETH/USD"]
     p = Prepared(result["config"], result["history"], {})
     files = unarchived(Results(home / "runs").get(run_job(p).key))
-    files["made"] = json.dumps({**json.loads(files["made"]), "cpu": "another CPU"}).encode()
+    files["cpu"] = b"another CPU"
     other = job_result(archive(files), p, Ledger(tmp_path), tmp_path)
     assert "another kind of CPU" in " ".join(data_notes(other["data"]))
     assert summary(other)["determinism"]["cpu"] == "another CPU"
@@ -230,13 +234,66 @@ def test_the_settings_of_a_ticker_are_stronger_than_the_file_that_is_asked_for(t
 
 
 def test_papermill_takes_a_parameter_file(tmp_path):
-    "papermill -f params/eth_usd.yaml: the keys of a file are parameters of the notebook."
-    import papermill
-    from cryptolstm.core.config import RunConfig
-    from cryptolstm.research.runs import project_folder
+    "papermill -f FILE, as typed: the keys of a file are parameters of the notebook."
+    (file := tmp_path / "mine.yaml").write_text("ticker: SOL/USD\nhours: 96\nnetwork: {epochs: 2}\n")
+    out = tmp_path / "out.ipynb"
+    words = ["-m", "papermill", "nbs/backtest.ipynb", str(out), "-f", str(file), "--prepare-only"]
+    subprocess.run([sys.executable, *words], check=True, cwd=ROOT, capture_output=True, timeout=120)
+    cells = json.loads(out.read_text())["cells"]
+    injected, = (c["source"] for c in cells if "injected-parameters" in c["metadata"].get("tags", []))
+    given: dict = {}
+    exec("".join(injected), given)
+    assert (given["ticker"], given["hours"], given["network"]) == ("SOL/USD", 96, {"epochs": 2})
+    assert run_settings("SOL/USD", file)[0].network == {"epochs": 2}
 
-    known = papermill.inspect_notebook(str(project_folder() / "nbs/backtest.ipynb"))
-    assert set(asdict(RunConfig())) <= set(known)
+
+def test_one_ticker_whose_backtest_fails_takes_no_other_with_it(here, tmp_path, monkeypatch):
+    universe, home = here
+    real = universe_run.backtest
+
+    def failing(bars, run, **more):
+        if run.ticker == "ETH/USD":
+            raise ValueError("a number that nobody expected")
+        return real(bars, run, **more)
+
+    monkeypatch.setattr(universe_run, "backtest", failing)
+    again = run_universe(PAIR, settings=SMALL, home=home, ledger=Ledger(tmp_path))
+    assert list(again.results) == ["BTC/USD"]
+    assert again.failed == {"ETH/USD": "the job failed (ValueError: a number that nobody expected)"}
+
+
+def test_forecasts_of_a_single_backtest_are_reused_and_keep_their_time(here, tmp_path):
+    "Only the certificate is new: the page says when the forecasts were made, and their file stays."
+    universe, home = here
+    file = next((home / "forecasts").glob("*.npz")).stat().st_mtime_ns
+    other = run_universe(PAIR, settings={**SMALL, "fee": 0.002}, home=home)
+    assert all("forecasts_from" in r["data"] for r in other.results.values())
+    assert next((home / "forecasts").glob("*.npz")).stat().st_mtime_ns == file
+
+
+def test_a_ticker_that_ends_earlier_is_left_out_of_a_pool_and_a_quiet_hour_is_carried_forward(monkeypatch):
+    bars = {t: a_market(700, "2025-02-01", t) for t in ("A/USD", "B/USD", "C/USD", "D/USD")}
+    bars["B/USD"], bars["C/USD"] = bars["B/USD"].iloc[:-2], bars["C/USD"].iloc[:-6]
+    runs = {t: run_config({**SMALL, "ticker": t, "end": None, "pool": True}) for t in bars}
+    monkeypatch.setattr(universe_run, "run_bars", lambda run, home: regular_grid(bars[run.ticker]))
+    found = universe_run.universe_bars(runs, failed := {})
+    assert [*found] == ["A/USD", "B/USD", "D/USD"] and "end at 2025-01-31 18:00" in failed["C/USD"]
+    assert {str(p.bars.index[-1]) for p in found.values()} == {"2025-01-31 23:00:00+00:00"}
+    assert all(p.run.pool == [*found] for p in found.values())
+    assert len({universe_run.pool_job(p).key for p in found.values()}) == 1
+
+
+def test_one_horizon_for_all(tmp_path, monkeypatch):
+    def settings(ticker, *_): return run_config({"ticker": ticker, "horizon": len(ticker)}), {}
+    monkeypatch.setattr(universe_run, "run_settings", settings)
+    with pytest.raises(InputError, match="horizon is 7 for ETH/USD and 8 for DOGE/USD"):
+        universe_run.universe_runs(["ETH/USD", "DOGE/USD"])
+
+
+@pytest.mark.parametrize("kind, sentence", [("universe", "several tickers"), ("failed", "without a result")])
+def test_verify_says_what_the_other_pages_are(kind, sentence):
+    with pytest.raises(InputError, match=sentence):
+        split(embed("<html><body></body></html>", {"kind": kind}))
 
 
 def test_signals_of_several_tickers_in_two_processes_are_those_of_one(market, tmp_path):

@@ -53,7 +53,11 @@ QuickOption = Annotated[
 ]
 FreshOption = Annotated[
     bool,
-    typer.Option("--fresh", help="train again, even if forecasts of the same bars and settings are stored"),
+    typer.Option(
+        "--fresh",
+        "--force",
+        help="train again, even if forecasts of the same bars and settings are stored",
+    ),
 ]
 PlaceboOption = Annotated[
     int,

@@ -19,6 +19,7 @@ from ..core.text import figure_text, percent
 from ..core.bars import HOUR
 from ..core.config import quick_note
 from ..stats.skill import SIGNIFICANCE
+from ..stats.performance import sharpe
 from ..proof.verdict import ALARM_EXCESS, DEFLATED, ENOUGH_BARS, Level
 from ..proof.provenance import data_notes, market_text
 from ..research.universe import EQUAL, HOLD_ALL, INVERSE, Universe, power_sentence, universe_summary
@@ -189,7 +190,7 @@ def multiple_table(
     universe: Universe,
 ) -> Piece:
     "Clark–West p-values by ticker: alone, and corrected in three ways; the best of zero-skill tickers."
-    table, joint, best = universe.table, universe.joint, universe.zero_skill
+    table, joint = universe.table, universe.joint
     p = ("cw_p", "cw_holm", "cw_bh", "cw_rw")
     rows = [(t, f"{row['n']:,}", *(cell_text(row[k], "p") for k in p)) for t, row in table.iterrows()]
     head = ["ticker", "directions", "Clark–West p", "Holm", "Benjamini–Hochberg", "Romano–Wolf"]
@@ -200,7 +201,7 @@ def multiple_table(
         as_table(rows, head)
         + paragraph(
             f"Alone, {alone} of {len(table)} tickers would pass for skilled (p < {SIGNIFICANCE:g}); after the"
-            f" correction of Romano and Wolf, {left} are left. {_best_text(best, table)}"
+            f" correction of Romano and Wolf, {left} are left. {_best_text(universe)}"
         )
         + paragraph(
             f"Clark–West p: on the tested hours of each ticker. Romano–Wolf: step-down test of the"
@@ -210,16 +211,17 @@ def multiple_table(
         )
     )
 
-def _best_text(best, table: pd.DataFrame) -> str:
-    "The best Sharpe ratio against that of the best of zero-skill tickers."
+def _best_text(universe: Universe) -> str:
+    "The best Sharpe ratio against that of the best of zero-skill tickers, both on the joint hours."
+    best, ratios = universe.zero_skill, universe.tables.net.fillna(0.0).apply(sharpe).astype(float)
     if not best.tickers: return "No ticker traded, so there is no best Sharpe ratio."
-    name = table["sharpe"].idxmax()
+    name = ratios.idxmax()
     many = (
         f"the best of {best.tickers} zero-skill strategies" if best.tickers > 1 else "one zero-skill strategy"
     )
     return (
-        f"The best Sharpe ratio is {table['sharpe'].max():.2f} ({name}); {many} with these returns would show"
-        f" {best.median:.2f} in half of all cases and more than {best.high:.2f} in 5% of them."
+        f"The best Sharpe ratio of the joint hours is {ratios.max():.2f} ({name}); {many} with these returns"
+        f" would show {best.median:.2f} in half of all cases and more than {best.high:.2f} in 5% of them."
     )
 
 # %% ../../nbs/report/13_universe_page.ipynb #74435843

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..core.files import slug, write_atomic
 from ..research.universe import Universe
+from ..research.universe_run import attempts
 from .pieces import page, paragraph, text_html
 from .manifest import embed, make_universe_manifest
 from .render import (Report, report_of, report_parameters, reports_folder, run_folder_name,
@@ -57,17 +58,18 @@ def universe_reports(
     on_page: Callable = lambda ticker: None,   # called before each page
 ) -> tuple[Universe, Report]:             # with the links of its pages; the page of the universe
     "Write the page of every ticker, and the page of the universe."
-    pages = {}
-    for ticker, results in universe.results.items():
+    def ticker_page(ticker):
         on_page(ticker)
-        asked = {**(settings or {}), "end": results["config"].end}
-        values = report_parameters(ticker, params, asked)
-        pages[ticker] = report_of(results, ticker, values, asdict(results["config"]), out=out).html
-    for ticker, reason in universe.failed.items(): pages[ticker] = failure_page(ticker, reason, out)
+        run = universe.results[ticker]["config"]
+        values = report_parameters(ticker, params, {**(settings or {}), "end": run.end, "pool": run.pool})
+        return report_of(universe.results[ticker], ticker, values, asdict(run), out=out).html
+    failed = dict(universe.failed)
+    pages = attempts(ticker_page, list(universe.results), failed)
+    for ticker, reason in failed.items(): pages[ticker] = failure_page(ticker, reason, out)
     here = reports_folder(out) / "universe" / "run"
     links = {t: Path(os.path.relpath(path, here)).as_posix() for t, path in pages.items()}
-    linked, given = replace(universe, pages=links), {k: v for k, v in (settings or {}).items()}
-    tickers = [*universe.results, *universe.failed]
-    asked = {"tickers": tickers, "params": str(params or ""), "settings": given}
+    results = {t: r for t, r in universe.results.items() if t not in failed}
+    linked = replace(universe, results=results, failed=failed, pages=links)
+    asked = {"tickers": [*results, *failed], "params": str(params or ""), "settings": dict(settings or {})}
     on_page("all tickers")
     return linked, universe_page(linked, asked, out)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_CURVE', 'BETWEEN', 'AFTER', 'MOST_OTHERS', 'AT_THE_OPEN', 'IMPLAUSIBLE', 'UNUSUAL', 'FADE', 'LEAST_TRIED',
-           'FEW_LABELS', 'stand_in', 'open_decisions', 'full_pipeline', 'small_run', 'newest_unbroken', 'small_bars',
-           'line_table', 'label_findings', 'scaler_findings', 'adverse_future', 'check_retraining', 'fills_outside',
-           'check_orders', 'largest_correlation', 'exceeds', 'check_labels', 'check_plausible', 'certificate']
+           'FEW_LABELS', 'stand_in', 'open_decisions', 'full_pipeline', 'small_run', 'newest_unbroken', 'fewest_gaps',
+           'small_bars', 'line_table', 'label_findings', 'scaler_findings', 'adverse_future', 'check_retraining',
+           'fills_outside', 'check_orders', 'largest_correlation', 'exceeds', 'check_labels', 'check_plausible',
+           'certificate']
 
 # %% ../../nbs/research/04_certificate.ipynb #d61ec101
 import hashlib, json
@@ -123,6 +124,14 @@ def newest_unbroken(
 # %% ../../nbs/research/04_certificate.ipynb #c964bec9
 MOST_OTHERS = 2   # other tickers of a pool in the small run
 
+def fewest_gaps(
+    bars: pd.DataFrame,   # of the ticker of the run, on the regular grid
+    pool: Mapping,        # ticker → bars of the others, on the regular grid
+) -> list[str]:           # at most `MOST_OTHERS` tickers of the pool
+    "The other tickers that the small run of a pool uses: those with the fewest gaps on the hours of the run."
+    missing = {t: b["is_gap"].reindex(bars.index, fill_value=True).sum() for t, b in pool.items()}
+    return sorted(pool, key=lambda t: missing[t])[:MOST_OTHERS]
+
 def small_bars(
     bars: pd.DataFrame,     # of the ticker of the run, on the regular grid
     run: RunConfig,         # of the small run
@@ -131,9 +140,9 @@ def small_bars(
 ) -> dict[str, pd.DataFrame]:   # ticker → bars of the same hours; the ticker of the run first
     "Bars of the small run, with those of the others of a pool that have the fewest gaps."
     grids = {t: _on_grid(b) for t, b in whole_pool(bars, run, pool).items() if t != run.ticker}
-    missing = {t: b["is_gap"].reindex(bars.index, fill_value=True) for t, b in grids.items()}
-    others = sorted(grids, key=lambda t: missing[t].sum())[:MOST_OTHERS]
-    gaps = pd.concat([bars["is_gap"], *(missing[t] for t in others)], axis=1).any(axis=1)
+    others = fewest_gaps(bars, grids)
+    missing = {t: grids[t]["is_gap"].reindex(bars.index, fill_value=True) for t in others}
+    gaps = pd.concat([bars["is_gap"], *missing.values()], axis=1).any(axis=1)
     part = newest_unbroken(bars.assign(is_gap=gaps), n)
     tables = {run.ticker: bars, **{t: grids[t] for t in others}}
     return {t: b.loc[part.index[0] : part.index[-1]] for t, b in tables.items()}

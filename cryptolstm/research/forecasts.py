@@ -65,7 +65,8 @@ def packed_forecasts(
 ) -> bytes:   # content of a file
     "The forecasts and the folds of a run."
     buffer, predictions = io.BytesIO(), walk.predictions
-    folds = {"made_at": datetime.now(UTC).isoformat(timespec="seconds"), "folds": _rows(walk.folds)}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    folds = {"made_at": walk.stored_at or now, "folds": _rows(walk.folds)}
     np.savez_compressed(
         buffer,
         index=predictions.index.as_unit("ns").asi8,

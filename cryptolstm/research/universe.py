@@ -167,13 +167,14 @@ def portfolios(
     results: Mapping[str, Result],   # ticker → backtest
     joint: Joint,                    # from `joint_hours`
 ) -> dict[str, Account]:             # `EQUAL`, `INVERSE` and `HOLD_ALL`
-    "Accounts that trade all tickers of the joint hours."
-    run, first, last = results[joint.tickers[0]]["config"], joint.hours[0], joint.hours[-1]
+    "Accounts that trade all tickers of the joint hours, at the highest costs of any of them."
+    runs, first, last = [results[t]["config"] for t in joint.tickers], joint.hours[0], joint.hours[-1]
     bars = {t: results[t]["history"].loc[first - BEFORE:last] for t in joint.tickers}
     wanted = {t: results[t]["signals"]["signal"] for t in joint.tickers}
     signals = {t: wanted[t].reindex(b.index).fillna(0).where(b.index >= first, 0) for t, b in bars.items()}
     hold = {t: pd.Series((b.index >= first).astype(int), b.index) for t, b in bars.items()}
-    costs = {k: getattr(run, k) for k in ("initial_balance", "fee", "slippage", "borrow_rate")}
+    costs = {k: max(getattr(run, k) for run in runs) for k in ("fee", "slippage", "borrow_rate")}
+    costs["initial_balance"] = runs[0].initial_balance
     return {
         EQUAL: traded_account(bars, signals, costs, joint.hours),
         INVERSE: traded_account(bars, signals, costs | {"weighting": "risk"}, joint.hours),
@@ -328,7 +329,7 @@ def _sentence(level: Level, x: Mapping, named: list[str], how: str) -> str:
 # %% ../../nbs/research/10_universe.ipynb #df748934
 @dataclass(frozen=True, eq=False, repr=False)
 class Universe:
-    "The backtests of many tickers. `InputError` without a result, or for a link that leaves the folder."
+    "The backtests of many tickers. `InputError` without a result, or for a link that is not relative."
     results: dict[str, Result]                              # ticker → backtest
     failed: dict[str, str] = field(default_factory=dict)    # ticker → why there is none, a sentence
     pages: dict[str, str] = field(default_factory=dict)     # ticker → relative link to its page; "" = none

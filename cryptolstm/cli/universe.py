@@ -118,8 +118,9 @@ def signal_jobs(
     **asked,                         # model, hours, retrain_threshold
 ) -> list[Job]:
     "One job for each ticker; it is never stored, since the next bar gives another signal."
+    name = "cryptolstm.cli.universe:signal_of"
     texts = {t: json.dumps({"run": asdict(run), **asked}).encode() for t, run in runs.items()}
-    return [Job(job_key(text), t, "cryptolstm.cli.universe:signal_of", text) for t, text in texts.items()]
+    return [Job(job_key(text), t, name, partial(bytes, text)) for t, text in texts.items()]
 
 # %% ../../nbs/cli/09_universe.ipynb #76ead8ba
 COLUMNS = ("current_price", "predicted_price", "threshold", "confidence")

@@ -91,7 +91,6 @@ def all_tickers(
 ) -> list[str]:                    # canonical, without duplicates
     "The tickers of a command line. Raises `InputError` if arguments and options differ."
     given, named = (list(dict.fromkeys(map(check_ticker, words or []))) for words in (arguments, options))
-    if len(given) == len(named) == 1: one_ticker(*given, *named)
     if given and named and {*given} != {*named}:
         raise InputError(
             f"the arguments are {', '.join(given)} and --ticker is {', '.join(named)}; pass one of the two"

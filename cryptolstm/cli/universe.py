@@ -21,7 +21,7 @@ from ..core.config import RunConfig, run_config
 from ..core.progress import Progress
 from ..scale.tasks import Job, Processes, in_this_process, job_key
 from ..research.runs import read_tickers
-from .terminal import all_tickers, emit, print_rows, say, warn_simulated
+from .terminal import all_tickers, emit, one_ticker, print_rows, say, warn_simulated
 
 # %% ../../nbs/cli/09_universe.ipynb #33f1900c
 ManyArgument = Annotated[
@@ -44,6 +44,7 @@ def chosen_tickers(
     every: bool,                       # `--all`
 ) -> list[str]:                        # canonical; empty if none was given
     "The tickers of a command line."
+    if len(arguments or []) == len(options or []) == 1: one_ticker(*arguments, *options)
     given = all_tickers(arguments, options)
     if every and given: raise InputError("--all and single tickers exclude each other; pass one of the two")
     return read_tickers() if every else given

@@ -810,7 +810,10 @@ def jobs_done(way: str) -> float:
         else:
             execute = Processes(int(way))
         before, began = spent()[0], time.perf_counter()
-        run_jobs(jobs, execute, results, on_done=lambda *_: ends.append((time.perf_counter(), *spent())))
+        def note(job, result):
+            if not isinstance(result, bytes): raise result
+            ends.append((time.perf_counter(), *spent()))
+        run_jobs(jobs, execute, results, on_done=note)
         again = time.perf_counter()
         run_jobs(jobs, execute, results)
         again = time.perf_counter() - again

@@ -6,7 +6,7 @@
 __all__ = ['THIS_CODE', 'HERE', 'universe_runs', 'run_bars', 'common_end', 'attempts', 'Prepared', 'universe_bars', 'archive',
            'unarchived', 'bars_bytes', 'bars_from', 'code_on_disk', 'check_code', 'job_data', 'opened', 'train_pool',
            'compute', 'run_cost', 'forecasts_bytes', 'run_job', 'pool_job', 'certified_with', 'job_result', 'executor',
-           'Done', 'done_job', 'do_jobs', 'run_universe']
+           'Done', 'done_job', 'do_jobs', 'computed', 'run_universe']
 
 # %% ../../nbs/research/12_universe_run.ipynb #8489985f
 import io, json, zipfile
@@ -367,6 +367,25 @@ def do_jobs(
             yield job, result
     return Done(run_jobs(list(different.values()), noted, Results(folder), fresh, on_done), new)
 
+# %% ../../nbs/research/12_universe_run.ipynb #a4236fe3
+def computed(
+    found: Mapping[str, Prepared],
+    stored: Mapping[str, bytes],   # ticker → forecasts of an earlier run
+    work: Callable,                # jobs by ticker → `Done`
+    failed: dict[str, str],        # ticker → reason, extended
+) -> dict[str, tuple[bytes, bool]]:   # ticker → result of `compute`, and whether its forecasts are reused
+    "Train the pools, then train and certify every ticker."
+    pools = {t: pool_job(p) for t, p in found.items() if p.run.pool and t not in stored}
+    pooled = work(pools)
+    trained = attempts(lambda t: unarchived(done_job(pools[t], pooled)), list(pools), failed)
+    given = {t: (b, None) for t, b in stored.items()} | {t: (f[t], f["cpu"]) for t, f in trained.items()}
+    jobs = {t: run_job(p, *given.get(t, ())) for t, p in found.items() if t not in failed}
+    done = work(jobs)
+    def content(ticker):
+        job = jobs[ticker]
+        return done_job(job, done), ticker in stored or job.key not in done.new
+    return attempts(content, list(jobs), failed)
+
 # %% ../../nbs/research/12_universe_run.ipynb #540910f6
 @with_progress
 def run_universe(
@@ -389,15 +408,9 @@ def run_universe(
     folder = (home or data_home()) / "runs"
     work = partial(do_jobs, execute=execute, folder=folder, fresh=fresh, progress=progress)
     stored = {} if fresh else {t: b for t, p in found.items() if (b := forecasts_bytes(p, home))}
-    pools = {t: pool_job(p) for t, p in found.items() if p.run.pool and t not in stored}
-    pooled = work(pools)
-    trained = attempts(lambda t: unarchived(done_job(pools[t], pooled)), list(pools), failed)
-    given = {t: (b, None) for t, b in stored.items()} | {t: (f[t], f["cpu"]) for t, f in trained.items()}
-    jobs = {t: run_job(p, *given.get(t, ())) for t, p in found.items() if t not in failed}
-    done = work(jobs)
+    contents = computed(found, stored, work, failed)
     def backtested(ticker):
-        content, key = done_job(jobs[ticker], done), jobs[ticker].key
-        reused = ticker in stored or key not in done.new
+        content, reused = contents[ticker]
         return job_result(content, found[ticker], ledger, home, reused)
     # in the order of the tickers, so that the ledger does not depend on who was faster
-    return Universe(attempts(backtested, list(jobs), failed), failed)
+    return Universe(attempts(backtested, list(contents), failed), failed)

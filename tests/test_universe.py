@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from loopback import ROOT, TICKERS, Loopback, a_market, data_folder, recorded
 
@@ -19,6 +20,7 @@ from cryptolstm.core.files import plain
 from cryptolstm.proof.provenance import data_notes
 from cryptolstm.proof.trials import Ledger
 from cryptolstm.report.manifest import embed, split
+from cryptolstm.report.render import read_summary
 from cryptolstm.research import universe_run
 from cryptolstm.research.backtest import summary
 from cryptolstm.research.runs import run_settings
@@ -198,6 +200,8 @@ def test_report_of_several_tickers_writes_all_pages_and_names_the_one_that_fails
         (["report", "--all", "--set", "ticker=ETH/USD"], "--set ticker is for one ticker"),
         (["signal", "--all", "--report"], "--report is for one ticker"),
         (["report", "--all", "--set", "hours=1"], "hours is 1"),
+        (["backtest", "BTC/USD", "ETH/EUR"], "quoted in EUR and USD"),
+        (["signal", "--all", "--model", "mine"], "--model is for one ticker"),
         (["backtest", "ETH/USD", "--set", "pool=true"], "pool is true"),
     ],
 )
@@ -284,7 +288,9 @@ def test_a_ticker_that_ends_earlier_is_left_out_of_a_pool_and_a_quiet_hour_is_ca
 
 
 def test_one_horizon_for_all(tmp_path, monkeypatch):
-    def settings(ticker, *_): return run_config({"ticker": ticker, "horizon": len(ticker)}), {}
+    def settings(ticker, *_):
+        return run_config({"ticker": ticker, "horizon": len(ticker)}), {}
+
     monkeypatch.setattr(universe_run, "run_settings", settings)
     with pytest.raises(InputError, match="horizon is 7 for ETH/USD and 8 for DOGE/USD"):
         universe_run.universe_runs(["ETH/USD", "DOGE/USD"])
@@ -336,6 +342,18 @@ def test_thirteen_real_tickers_have_equal_numbers_in_each_of_the_three_ways(mark
     assert len(kept["here"]["results"]) == 13
     assert kept["processes"] == kept["here"]
     assert kept["dask"] == kept["here"]
+
+
+@pytest.mark.slow
+def test_papermill_runs_the_universe_notebook_as_typed(tmp_path):
+    out = tmp_path / "out.ipynb"
+    words = ["-p", "tickers", "BTC/USD ETH/USD", "-p", "params", "smoke"]
+    words += ["-y", "settings: {exchange: simulated}"]
+    program = [sys.executable, "-m", "papermill", "nbs/universe.ipynb", str(out), *words]
+    env = {**os.environ, "CRYPTOLSTM_HOME": str(tmp_path)}
+    done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_summary(nbformat.read(out, as_version=4))["tickers"] == ["BTC/USD", "ETH/USD"]
 
 
 @pytest.mark.slow

@@ -295,7 +295,7 @@ def test_the_settings_name_what_differs_between_the_runs(simulated):
 
 def test_the_parameters_of_the_notebook_have_types_and_comments():
     known = inspect_notebook(str(ROOT / "nbs" / "universe.ipynb"))
-    types = {"tickers": "list", "params": "str", "settings": "dict", "max_workers": "int", "scheduler": "str",
+    types = {"tickers": "str", "params": "str", "settings": "dict", "max_workers": "int", "scheduler": "str",
              "fresh": "bool"}
     assert {k: p["inferred_type_name"] for k, p in known.items()} == types
     assert all(p["help"] for p in known.values())

@@ -75,5 +75,5 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as e:
         # exit code of typer for Ctrl-C
-        if e.code == 130: say("stopped; bars that were fetched are kept, any training of this run is lost")
+        if e.code == 130: say("stopped; bars and finished results are kept, what was being trained is lost")
         raise

@@ -552,11 +552,15 @@ def page_row(
     try: manifest = dict(json.loads(text.rpartition(OPEN)[2].partition(CLOSE)[0]))
     except (ValueError, TypeError): manifest = {}
     return {
-        "ticker": (manifest.get("signal") or manifest).get("ticker"),
+        "ticker": (manifest.get("signal") or manifest).get("ticker") or _many(manifest),
         "page": str(path),
         "made_at": manifest.get("made_at"),
         "verdict": (manifest.get("verdict") or {}).get("level"),
     }
+
+def _many(manifest: dict) -> str | None:
+    "Name of the page of several tickers."
+    return f"{len(manifest['tickers'])} tickers" if "tickers" in manifest else None
 
 @reports_app.command("list")
 def list_reports(

@@ -70,7 +70,8 @@ def signal(
     runs = [build_run(params, set_, {**given, "ticker": t}) for t in asked or [None]]
     check_threshold(retrain_threshold)
     for run in runs: check_no_pool(run)
-    check_one({"--report": report} if len(asked) > 1 else {"--max-workers": max_workers > 1}, len(asked) > 1)
+    single, several = {"--report": report, "--model": model}, {"--max-workers": max_workers > 1}
+    check_one(single if len(asked) > 1 else several, len(asked) > 1)
     if len(runs) > 1:
         wanted = {run.ticker: run for run in runs}
         return signal_universe(wanted, model, hours, retrain_threshold, max_workers, as_json)

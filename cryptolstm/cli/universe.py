@@ -96,6 +96,7 @@ def backtest_universe(
         found = {"report": str(report.html), "pages": dict(universe.pages)}
     results = {t: summary(r) for t, r in universe.results.items()}
     whole = universe_summary(universe)
+    for t in universe.simulated[:1]: warn_simulated(universe.results[t]["data"])
     if as_json: emit({**whole, **found, "results": results})
     else:
         print(universe)
@@ -150,7 +151,7 @@ def signal_universe(
     got = {job.name: done[job] for job in jobs}
     failed = {t: str(e) for t, e in got.items() if isinstance(e, CryptolstmError)}
     signals = {t: json.loads(text) for t, text in got.items() if t not in failed}
-    for s in signals.values(): warn_simulated(s["data_source"])
+    for s in list(signals.values())[:1]: warn_simulated(s["data_source"])
     if as_json: emit({"signals": signals, "failed": failed})
     else: print_rows([signal_row(s) for s in signals.values()], "there is no signal")
     end_failed(failed)

@@ -16,6 +16,7 @@ from ..core.files import slug, write_atomic
 from ..research.universe import Universe
 from ..research.universe_run import attempts
 from .pieces import page, paragraph, text_html
+from .figures import time_text
 from .manifest import embed, make_universe_manifest
 from .render import (Report, report_of, report_parameters, reports_folder, run_folder_name,
                                       write_run_folder)
@@ -29,8 +30,16 @@ def failure_page(
     "Write the page of a ticker without a result."
     made = datetime.now(UTC).isoformat(timespec="seconds")
     note = paragraph(reason[:1].upper() + reason[1:]).markup
-    text = page(f"<h1>{text_html(ticker)}: no result</h1>{note}", f"{ticker}: no result")
-    stamp = {"schema": 2, "kind": "failed", "made_at": made, "ticker": ticker, "reason": reason}
+    source = f"a run of several tickers, {time_text(made)} UTC"
+    text = page(f"<h1>{text_html(ticker)}: no result</h1>{note}", f"{ticker}: no result", source)
+    stamp = {
+        "schema": 2,
+        "kind": "failed",
+        "made_at": made,
+        "ticker": ticker,
+        "reason": reason,
+        "verdict": {"level": "failed"},
+    }
     name = run_folder_name(made, {"failed": reason})
     folder = write_run_folder(reports_folder(out) / slug(ticker), name, {"failed.html": embed(text, stamp)})
     return folder / "failed.html"
@@ -70,6 +79,7 @@ def universe_reports(
     links = {t: Path(os.path.relpath(path, here)).as_posix() for t, path in pages.items()}
     results = {t: r for t, r in universe.results.items() if t not in failed}
     linked = replace(universe, results=results, failed=failed, pages=links)
-    asked = {"tickers": [*results, *failed], "params": str(params or ""), "settings": dict(settings or {})}
+    names, given = " ".join([*results, *failed]), dict(settings or {})
+    asked = {"tickers": names, "params": str(params or ""), "settings": given}
     on_page("all tickers")
     return linked, universe_page(linked, asked, out)

@@ -102,4 +102,5 @@ def _outcome(future) -> bytes | CryptolstmError:
     except CryptolstmError as e: return e
     except Exception as e:   # lost with its workers
         first = (str(e).splitlines() or [""])[0]
-        return OperationError(f"the cluster lost the job ({type(e).__name__}: {first})")
+        why = f"{type(e).__name__}: {first}"
+        return OperationError(f"the cluster lost the job ({why}); run the command again to go on")

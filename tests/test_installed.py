@@ -64,7 +64,8 @@ def test_the_wheel_has_notebooks_and_parameters_and_nothing_else_of_the_checkout
 
 
 def test_an_installed_package_finds_its_notebooks_and_parameters_from_an_empty_folder(installed):
-    code = ("import papermill; from cryptolstm.report.render import *\n"
+    code = ("import papermill; from cryptolstm.research.runs import *\n"
+            "from cryptolstm.report.render import *\n"
             "print(project_folder(), reports_folder(), report_parameters('ETH/USD'),\n"
             "      'ticker' in papermill.inspect_notebook(f'{project_folder()}/nbs/signal.ipynb'), sep='|')")
     project, reports, values, signal = installed("-c", code).strip().split("|")

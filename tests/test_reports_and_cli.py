@@ -584,7 +584,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path):
         out, err = fetch.communicate(timeout=60)
     assert (
         fetch.returncode == 130
-        and "stopped; bars that were fetched are kept" in err
+        and "stopped; bars and finished results are kept" in err
         and "Traceback" not in err
         and out == ""
     )

@@ -18,7 +18,7 @@ from typing import TextIO
 
 from ..core.errors import CryptolstmError, InputError, OperationError, unknown_name
 from ..core.files import config_hash, slug, write_atomic
-from ..core.config import check_placebo
+from ..core.config import check_placebo, pool_tickers
 from ..core.progress import Relay
 from ..research.runs import PACKED, project_folder, run_settings
 from .manifest import embed, make_manifest, notebook_stamp
@@ -54,6 +54,7 @@ def report_parameters(
 ) -> dict:                           # parameters for papermill, checked
     "Parameters of a report, from its files and the overrides."
     run, values = run_settings(ticker, params, overrides)
+    pool_tickers(run)   # refuses `pool: true`, which one ticker cannot resolve
     return {k: "" if (v := getattr(run, k)) is None else v for k in values}
 
 # %% ../../nbs/report/04_render.ipynb #93f3be79

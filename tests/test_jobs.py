@@ -44,6 +44,16 @@ def waited(condition, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
+def begun(jobs, execute, folder: Path, done: dict) -> threading.Thread:
+    "Do jobs in a thread, which puts their results into `done`; return once the first has begun."
+    thread = threading.Thread(
+        target=lambda: done.update(run_jobs(jobs, execute, Results(folder / "results")))
+    )
+    thread.start()
+    waited(lambda: (folder / "log").exists())
+    return thread
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -93,10 +103,7 @@ def test_a_failed_job_is_tried_again_by_the_next_run(tmp_path):
 
 def test_a_killed_process_is_replaced_and_its_job_is_done(tmp_path):
     jobs, done = [job(tmp_path, name, seconds=1) for name in "ab"], {}
-    thread = threading.Thread(
-        target=lambda: done.update(run_jobs(jobs, Processes(2), Results(tmp_path / "results")))
-    )
-    thread.start()
+    thread = begun(jobs, Processes(2), tmp_path, done)
     waited(lambda: count(tmp_path, "a") == 1)
     os.kill(int((tmp_path / "log").read_text().split()[1]), signal.SIGKILL)
     thread.join(30)
@@ -110,11 +117,7 @@ def test_a_killed_dask_worker_does_not_lose_its_job(tmp_path):
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         jobs, done = [job(tmp_path, name, seconds=1.5) for name in "abcd"], {}
         execute = OnDask(cluster.scheduler_address)
-        thread = threading.Thread(
-            target=lambda: done.update(run_jobs(jobs, execute, Results(tmp_path / "results")))
-        )
-        thread.start()
-        waited(lambda: (tmp_path / "log").exists())
+        thread = begun(jobs, execute, tmp_path, done)
         worker = next(iter(cluster.workers.values()))
         os.kill(worker.process.process.pid, signal.SIGKILL)
         thread.join(60)
@@ -193,11 +196,7 @@ def test_workers_that_join_later_get_jobs_while_the_first_one_works(tmp_path):
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
         jobs, done = [job(tmp_path, name, seconds=8) for name in "ab"], {}
         execute = OnDask(cluster.scheduler_address)
-        thread = threading.Thread(
-            target=lambda: done.update(run_jobs(jobs, execute, Results(tmp_path / "results")))
-        )
-        thread.start()
-        waited(lambda: (tmp_path / "log").exists())
+        thread = begun(jobs, execute, tmp_path, done)
         cluster.scale(2)
         waited(lambda: count(tmp_path, "a") + count(tmp_path, "b") == 2, 7.5)
         thread.join(60)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.errors import InputError
+from ..core.text import SIGNAL_NAMES
 from ..core.config import check_no_pool, check_threshold
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
                                      UrlOption, ZoneOption, build_run, emit, facts, setting_option,
@@ -100,7 +101,7 @@ def print_signal(
     def number(x, sign=""):
         return "-" if x is None else f"{x:{sign},.6g}"
     out.print(
-        f"{s['ticker']}  {({1: 'LONG', -1: 'SHORT', 0: 'HOLD'})[s['signal']]}", style="bold", markup=False
+        f"{s['ticker']}  {SIGNAL_NAMES[s['signal']]}", style="bold", markup=False
     )
     info = s["model_info"]
     if lost := no_skill(info["validation"]):

@@ -19,6 +19,7 @@ import typer
 from ..core.errors import CryptolstmError, InputError
 from ..core.config import RunConfig, run_config
 from ..core.progress import Progress
+from ..core.text import SIGNAL_NAMES
 from ..scale.tasks import Job, Processes, in_this_process, job_key
 from ..research.runs import read_tickers
 from .terminal import all_tickers, emit, one_ticker, print_rows, say, warn_simulated
@@ -68,6 +69,7 @@ def end_failed(
     for ticker, reason in failed.items(): say(f"error: {ticker}: {reason}", "red")
     if failed: raise typer.Exit(1)
 
+# %% ../../nbs/cli/09_universe.ipynb #8558b4d1
 def backtest_universe(
     tickers: Sequence[str],
     params: Path | None,        # YAML, or the name of one in params/
@@ -131,9 +133,9 @@ def signal_row(
     s: Mapping,   # from `generate_signals`
 ) -> dict:
     "A signal in one line."
-    word = {1: "LONG", -1: "SHORT", 0: "HOLD"}[s["signal"]]
     numbers = {k: None if s[k] is None else f"{s[k]:,.6g}" for k in COLUMNS}
-    return {"ticker": s["ticker"], "signal": word, **numbers, "model": s["model_info"]["decision"]}
+    word, model = SIGNAL_NAMES[s["signal"]], s["model_info"]["decision"]
+    return {"ticker": s["ticker"], "signal": word, **numbers, "model": model}
 
 def signal_universe(
     runs: Mapping[str, RunConfig],

@@ -53,8 +53,7 @@ def universe_page(
     out: Path | None = None,     # folder of the reports, as for `reports_folder`
 ) -> Report:
     "Write the page of a universe."
-    report = report_of(universe, "universe", values, {**values, "at": str(universe.pages)}, "universe",
-                       make_universe_manifest, out)
+    report = report_of(universe, "universe", values, values, "universe", make_universe_manifest, out)
     link = report.html.relative_to(report.html.parents[1]).as_posix()
     write_atomic(report.newest, FORWARD.format(link))   # its links are those of the run's folder
     return report

@@ -20,10 +20,10 @@ from ..stats.calibration import MIN_CALIBRATION
 from ..model.drift import MIN_REFERENCE, WINDOW
 from ..strategy.rules import rules_of
 from ..strategy.decide import signal_funnel
-from .pieces import Piece, as_table, details, figure, interval_text, is_simulated, paragraph
+from .charts import figure
+from .pieces import Piece, as_table, details, interval_text, is_simulated, nothing, paragraph
 from .figures import cell_text
-from .plots import (plot_correlation, plot_fan, plot_funnel, plot_predictions,
-                                     plot_reliability)
+from .plots import heat_map, plot_fan, plot_funnel, plot_predictions, plot_reliability
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #a2b7ccc9
 SKILL_HEAD = [
@@ -84,16 +84,21 @@ def prediction_figure(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "Realised against predicted moves."
-    chance = results["skill"].loc["LSTM", "hit_expected"]
+    row, moves = results["skill"].loc["LSTM"], results["predictions"]
+    chance = float(row["hit_expected"]) if pd.notna(row["hit_expected"]) else 0.5
+    panels = plot_predictions(moves, chance, simulated=is_simulated(results))
+    if not panels: return paragraph("There are too few forecasts to show.", "quiet")
+    title = "Forecast and outcome did not vary together"
+    if pd.notna(row["ic"]):
+        title = f"Rank correlation of forecast and outcome: {row['ic']:+.3f} (none is 0, perfect is 1)"
     return figure(
-        plot_predictions(
-            results["predictions"],
-            float(chance) if pd.notna(chance) else 0.5,
-            simulated=is_simulated(results),
-        ),
-        "Left: realised against predicted move of each out-of-sample forecast; blue: means of bins; dotted:"
-        " where they would lie if the forecasts were right on average. Right: hit rate by size of the"
-        " forecast, with 95% intervals.",
+        panels,
+        title,
+        "First: each out-of-sample forecast and its outcome; the blue dots are means of groups of equal size,"
+        " and would lie on the dotted line if the forecasts were right on average. Second: how often the"
+        " direction was right, by size of the forecast, with 95% intervals.",
+        moves[["prediction", "realised"]].rename_axis("time"),
+        "Moves are log returns over the horizon in units of the volatility before it. Wilson intervals.",
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #1b19b255
@@ -103,13 +108,15 @@ def fan_figure(
     "Spread of the networks of a fan."
     fan = results["fan"]
     if fan is None: return Piece()
-    caption = (
+    shown = results["predictions"][["prediction", "spread", "disagree"]]
+    return figure(
+        plot_fan(results["predictions"], simulated=is_simulated(results)),
+        f"On {percent(fan['disagree'])} of the bars the seeds disagree on the direction",
         f"The newest forecasts of {int(results['folds']['members'].iloc[0])} networks that differ only by"
-        f" their seed. On {percent(fan['disagree'])} of all {fan['bars']:,} bars they disagree on the"
-        f" direction. The median standard deviation between them is {fan['spread']:.3f} σ, the median size of"
-        f" their mean forecast {fan['size']:.3f} σ."
+        f" their seed; {fan['bars']:,} bars in all. The median standard deviation between them is"
+        f" {fan['spread']:.3f} σ, the median size of their mean forecast {fan['size']:.3f} σ.",
+        shown.rename_axis("time"),
     )
-    return figure(plot_fan(results["predictions"], simulated=is_simulated(results)), caption)
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #6963e13b
 def skill_by_tables(
@@ -157,17 +164,26 @@ def calibration_piece(
     "Reliability diagrams and calibration figures, or a sentence if no probability was calibrated."
     given = {event: c for event, c in results["calibration"].items() if c["figures"]["brier"] is not None}
     if not given:
-        return paragraph(
+        return nothing(
             f"No fold had the {MIN_CALIBRATION} forecasts needed to calibrate a probability, so there is"
-            " none; a larger train_hours gives more.",
-            "quiet",
+            " none; a larger train_hours gives more."
         )
-    picture = plot_reliability({event: c["parts"] for event, c in given.items()}, is_simulated(results))
+    simulated, parts = is_simulated(results), {event: c["parts"] for event, c in given.items()}
+    panels = [plot_reliability(t, event, simulated) for event, t in parts.items()]
+    wrong = [
+        event for event, c in given.items() if c["figures"]["p"] is not None and c["figures"]["p"] < 0.05
+    ]
+    title = f"Not calibrated: the probability that {' and that '.join(wrong)}" if wrong else (
+        "Predicted and observed frequencies agree within their uncertainty"
+    )
     return (
         figure(
-            picture,
+            panels,
+            title,
             "Each dot is a tenth of the forecasts: mean predicted probability and observed frequency, with a"
             " 95% interval. On the dotted line the two are equal.",
+            pd.concat(parts, names=["event", "group"]),
+            "Ten groups of equal size, Wilson intervals; the title follows Spiegelhalter's test (5%).",
         )
         + as_table([_calibration_row(event, c["figures"]) for event, c in given.items()], CALIBRATION_HEAD)
         + paragraph(
@@ -246,10 +262,14 @@ def funnel_figure(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "Bars left after each stage on the way to a signal."
+    funnel = signal_funnel(results["signals"], results["config"].entry)
+    left = funnel["bars left"]
     return figure(
-        plot_funnel(signal_funnel(results["signals"], results["config"].entry), is_simulated(results)),
+        plot_funnel(funnel, is_simulated(results)),
+        f"{left.iloc[-1]:,} of {left.iloc[0]:,} bars led to a signal",
         "Bars left after each stage, from all bars to those with a signal. Every rule must agree with the"
         " direction of the forecast.",
+        funnel.rename_axis("stage"),
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #2e9802cd
@@ -294,18 +314,16 @@ def drift_piece(
     "Feature drift of the newest week against the last training span, one row per feature that drifted."
     table = results["drift"]
     if table is None:
-        return paragraph(
-            f"The last training span was too short for a comparison, which needs {MIN_REFERENCE} bars.",
-            "quiet",
+        return nothing(
+            f"The last training span was too short for a comparison, which needs {MIN_REFERENCE} bars."
         )
     drifted = table[table["drifted"]]
     if not len(drifted):
         name = (table["psi"] / table["limit"]).idxmax()
-        return paragraph(
+        return nothing(
             f"None of the {len(table)} features drifted in the last {WINDOW} bars. The nearest to its limit"
             f" is {name}, with an index of {table.loc[name, 'psi']:.2f}; the limit is"
-            f" {table.loc[name, 'limit']:.2f}.",
-            "quiet",
+            f" {table.loc[name, 'limit']:.2f}."
         )
     rows = [(name, f"{r['psi']:.2f}", f"{r['limit']:.2f}") for name, r in drifted.iterrows()]
     return paragraph(
@@ -319,9 +337,19 @@ def correlation_figure(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "Rank correlations of the network's inputs and the next move, as a heat map."
-    realised = results["predictions"]["realised"]
+    table = results["features"][INPUTS].assign(**{"next move": results["predictions"]["realised"]})
+    matrix = table.corr("spearman")
+    last = matrix["next move"].drop("next move")
+    title = "No input varies with the next move"
+    if last.notna().any():
+        best = last.abs().idxmax()
+        title = f"Most correlated with the next move: {best}, {last[best]:+.2f}"
     return figure(
-        plot_correlation(results["features"][INPUTS], realised, is_simulated(results)),
-        "Rank correlation of the network's inputs over the tested span; the last row and column are the next"
-        " move.",
+        heat_map(matrix, title),
+        title,
+        "Rank correlation of the network's inputs over the tested span; the last row is the next move. Red is"
+        " positive, blue is negative, and the stronger the colour, the larger the correlation. It shows which"
+        " inputs carry the same information, not what the network uses.",
+        matrix.rename_axis("input"),
+        "Spearman's rank correlation of the hourly values.",
     )

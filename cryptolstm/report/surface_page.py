@@ -6,7 +6,7 @@
 __all__ = ['surface_axes', 'surface_cells', 'tick_labels', 'surface_plot', 'check_heatmap', 'save_surface']
 
 # %% ../../nbs/report/05_surface_page.ipynb #4ec3d724
-import base64, html, io
+import base64, io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from matplotlib.ticker import PercentFormatter
 from ..core.errors import InputError, unknown_name
 from ..core.files import write_atomic
 from ..execution.sweep import SCORES, best_point
-from .pieces import text_html
-from .plots import INK, SIMULATED, new_figure
+from .pieces import as_table, text_html
+from .plots import INK, RED, SIMULATED
+from .template import page, section_html
 
 # %% ../../nbs/report/05_surface_page.ipynb #7f62768b
 def surface_axes(
@@ -76,8 +77,9 @@ def surface_plot(
     "Heat map of a sweep."
     if x is None: x, y = [*surface_axes(table), None][:2]
     cells, rest = surface_cells(table, x, y, value), [c for c in surface_axes(table) if c not in (x, y)]
-    fig, ax = new_figure(1.6 + 0.42 * min(len(cells), 20), simulated=simulated)
-    ax.grid(False)
+    fig = Figure(figsize=(10, 1.6 + 0.42 * min(len(cells), 20)), layout="constrained", dpi=110)
+    ax = fig.subplots()
+    if simulated: fig.suptitle(SIMULATED, color=RED, fontsize=9, weight="bold", x=0.01, ha="left")
     share = value not in ("sharpe_ratio", "num_trades", "closed_trades", "total_fees")
     reach = float(np.nanmax(np.abs(cells.to_numpy(float)), initial=1e-9))
     sns.heatmap(
@@ -132,17 +134,13 @@ def save_surface(
     path, picture = check_heatmap(path), io.BytesIO()
     surface_plot(table, simulated=simulated).savefig(picture, format="png")
     if path.suffix == ".png": return write_atomic(path, picture.getvalue())
-    banner = f"<p style='background:#c23b34;color:#fff;padding:.5em'>{SIMULATED}.</p>" if simulated else ""
-    lines = "".join(
-        f"<tr><th style='text-align:left'>{text_html(k)}</th><td>{text_html(v)}</td></tr>"
-        for k, v in (facts or {}).items()
+    banner = f'<p class="note alarm">{SIMULATED}.</p>' if simulated else ""
+    drawn = base64.b64encode(picture.getvalue()).decode()
+    image = f'<figure><img alt="heat map of the sweep" src="data:image/png;base64,{drawn}"></figure>'
+    rows = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row] for row in table.to_numpy(object)]
+    points = as_table(rows, list(table), "sortable filterable", tall=True)
+    body = (
+        f"{banner}<h1>{text_html(title)}</h1>{as_table(facts or {}).markup}{image}"
+        f"{section_html('Points', points.markup)}"
     )
-    return write_atomic(
-        path,
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><body"
-        " style='font-family:sans-serif;max-width:70em;margin:2em auto'>"
-        f"<h1>{html.escape(title)}</h1>{banner}<table>{lines}</table><img alt='heat map of the sweep'"
-        " style='max-width:100%' "
-        f"src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>"
-        f"{table.to_html(float_format=lambda v: f'{v:.6g}', border=0)}</body></html>\n",
-    )
+    return write_atomic(path, page(body, title, "a sweep of settings"))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..core.files import write_atomic
 from ..data.store import hour_time
-from .pieces import Piece, as_table, page, paragraph, text_html
+from .pieces import Piece, as_table, first_screen, paragraph, text_html
+from .template import page, section_html
 from .render import reports_folder
 from ..trading.broker import SIDES
 from ..trading.guards import account_equity
@@ -97,8 +98,8 @@ def account_section(
     account, s = account_of(journal), account_status(journal)
     tone = "alarm" if s["alarms"] else "act"
     alarms = "".join(f"<p>{text_html(text)}.</p>" for text in s["alarms"])
-    box = (f'<div class="verdict {tone}"><h2>{text_html(s["account"])}</h2><p>{text_html(s["venue"])},'
-           f' {text_html(s["running"])}</p>{alarms}<div class=cards>{_cards(s)}</div></div>')
+    box = (f'<div class="verdict {tone}"><p>{text_html(s["venue"])}, {text_html(s["running"])}</p>{alarms}'
+           f"<div class=cards>{_cards(s)}</div></div>")
     orders = [
         (
             r["time"][5:16].replace("T", " "),
@@ -130,18 +131,32 @@ def account_section(
             else paragraph("No order was made yet.", "quiet")
         ),
     ]
-    return box + "".join(part.markup for part in parts)
+    return section_html(f"Account {s['account']}", box + "".join(part.markup for part in parts))
 
 # %% ../../nbs/report/12_trading_page.ipynb #ea01f9c4
+def _first_screen(accounts: list[dict]) -> str:
+    "The first screen: whether anything needs attention, and the equity of the first accounts."
+    alarmed = [s["account"] for s in accounts if s["alarms"]]
+    many = f"{len(accounts)} account{'' if len(accounts) == 1 else 's'}"
+    sentence = "Nothing needs attention."
+    if alarmed: sentence = f"Look at {', '.join(alarmed)}: the reason is below."
+    keys = [
+        (s["account"], f"{s['equity']:,.2f}", f"{s['return']:+.2%} since the start; {s['running']}")
+        for s in accounts[:5]
+    ]
+    facts = ["Trading", f"written {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", "paper accounts trade no money"]
+    state = "ALARM" if alarmed else "no alarm"
+    return first_screen(many, state, sentence, keys, facts, "alarm" if alarmed else "calm").markup
+
 def write_trading_page(
     path: Path | None = None,   # of the journal; None = that of this machine
     folder: Path | None = None, # None = `reports/trading`
 ) -> Path:                      # of the page
     "Write the page about all accounts of a journal."
-    sections = []
+    sections, accounts = [], []
     for name in account_names(path):
-        with Journal(name, path) as journal: sections.append(account_section(journal))
-    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    head = f"<h1>Trading</h1><p class=quiet>Written {now}. Paper accounts trade no money.</p>"
-    text = page(head + "".join(sections), "Trading", "the journal of this machine")
+        with Journal(name, path) as journal:
+            accounts.append(account_status(journal))
+            sections.append(account_section(journal))
+    text = page(_first_screen(accounts) + "".join(sections), "Trading", "the journal of this machine")
     return write_atomic((folder or reports_folder() / "trading") / "index.html", text)

@@ -15,7 +15,8 @@ from pathlib import Path
 from ..core.files import slug, write_atomic
 from ..research.universe import Universe
 from ..research.universe_run import attempts
-from .pieces import page, paragraph, text_html
+from .pieces import first_screen
+from .template import page
 from .figures import time_text
 from .manifest import embed, make_universe_manifest
 from .render import (Report, report_of, report_parameters, reports_folder, run_folder_name,
@@ -29,9 +30,10 @@ def failure_page(
 ) -> Path:
     "Write the page of a ticker without a result."
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    note = paragraph(reason[:1].upper() + reason[1:]).markup
+    sentence = reason[:1].upper() + reason[1:]
+    screen = first_screen(ticker, "no result", sentence, [], ["Walk-forward backtest of an LSTM"], "warn")
     source = f"a run of several tickers, {time_text(made)} UTC"
-    text = page(f"<h1>{text_html(ticker)}: no result</h1>{note}", f"{ticker}: no result", source)
+    text = page(screen.markup, f"{ticker}: no result", source)
     stamp = {
         "schema": 2,
         "kind": "failed",

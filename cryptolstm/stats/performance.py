@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_DAYS', 'on_every_hour', 'hourly_returns', 'daily_returns', 'monthly_table', 'sharpe', 'sharpe_se', 'sortino',
-           'max_drawdown', 'wilson', 'win_rate', 'trade_figures', 'calmar', 'excursions', 'cost_figures', 'figures',
-           'all_figures']
+           'max_drawdown', 'worst_drawdowns', 'rolling_sharpe', 'wilson', 'win_rate', 'trade_figures', 'calmar',
+           'excursions', 'cost_figures', 'figures', 'all_figures']
 
 # %% ../../nbs/stats/02_performance.ipynb #adbc47cf
 from statistics import NormalDist
@@ -134,6 +134,34 @@ def _deepest(closed: np.ndarray, peak: np.ndarray, worst: pd.Series) -> dict:
     # 0 is the initial balance, k the close of bar k - 1
     at = int(np.flatnonzero(closed[:trough + 1] == peak[trough])[-1])
     return {"drawdown": float(fall[trough]), "peak": index[at - 1] if at else None, "trough": index[trough]}
+
+# %% ../../nbs/stats/02_performance.ipynb #fd10b13a
+def worst_drawdowns(
+    equity: pd.Series,        # marked at each bar's close
+    initial_balance: float,   # initial peak
+    count: int = 5,           # drawdowns in the table
+) -> pd.DataFrame:            # drawdown, peak, trough, recovered; NaT = the start, or not yet recovered
+    "The deepest drawdowns, each from a peak until the equity is as high again."
+    value, hours = equity.to_numpy("float64"), equity.index
+    peak = np.maximum(np.maximum.accumulate(value), initial_balance)
+    under = np.concatenate([[False], value < peak, [False]])
+    starts, ends = (np.flatnonzero(np.diff(under.astype(int)) == step) for step in (1, -1))
+    rows = []
+    for a, b in zip(starts, ends, strict=True):
+        low = a + int(np.argmin(value[a:b] / peak[a:b]))
+        rows.append((value[low] / peak[low] - 1, hours[a - 1] if a else pd.NaT, hours[low],
+                     hours[b] if b < len(hours) else pd.NaT))
+    table = pd.DataFrame(rows, columns=["drawdown", "peak", "trough", "recovered"])
+    return table.sort_values("drawdown").head(count).reset_index(drop=True)
+
+def rolling_sharpe(
+    returns: pd.Series,   # hourly net returns
+    hours: int,           # length of the window
+) -> pd.Series:           # NaN before the first full window, and where the returns do not vary
+    "Annualised Sharpe ratio of a moving window, see `sharpe`."
+    moving = returns.rolling(hours)
+    spread = moving.std().where(lambda s: s > 1e-12)
+    return moving.mean() / spread * np.sqrt(BARS_PER_YEAR)
 
 # %% ../../nbs/stats/02_performance.ipynb #2e55ebd5
 def wilson(

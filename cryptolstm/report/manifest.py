@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'TABLES', 'SCHEMA', 'OPEN', 'CLOSE', 'OTHER_PAGES', 'sha256_of', 'canonical_json', 'notebook_stamp',
-           'make_manifest', 'make_signal_manifest', 'make_universe_manifest', 'check_manifest', 'embed', 'split']
+           'report_command', 'make_manifest', 'make_signal_manifest', 'make_universe_manifest', 'check_manifest',
+           'manifest_section', 'embed', 'split']
 
 # %% ../../nbs/report/03_manifest.ipynb #874c1efb
-import hashlib, json, platform
+import hashlib, html, json, platform, shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from ..core.config import RunConfig, merge_settings, read_params
 from ..core.errors import InputError
 from ..core.machine import git_commit, versions
 from ..core.text import display_zone
+from ..research.runs import layers
 
 # %% ../../nbs/report/03_manifest.ipynb #17420a4b
 METRICS = (
@@ -54,6 +57,24 @@ def notebook_stamp(
     "Name of the notebook a page was built from, and its hashes before and after it was executed."
     return {"name": name, "source": sha256_of(source), "sha256": sha256_of(text)}
 
+# %% ../../nbs/report/03_manifest.ipynb #adee320f
+def report_command(
+    config: Mapping,   # settings of the run
+    until: str,        # time at which the last tested bar closed
+) -> str:
+    "The command that tests these settings on these hours again."
+    ticker, usual = config["ticker"], vars(RunConfig())
+    filed = merge_settings(*map(read_params, layers(ticker)))
+    given = {**config, "end": until}
+    words = ["cryptolstm", "report", ticker]
+    for name, value in given.items():
+        if name == "ticker" or (value == usual.get(name) and name not in filed): continue
+        nested = value.items() if isinstance(value, Mapping) else ()
+        pairs = {f"{name}.{k}": v for k, v in nested} or ({} if isinstance(value, Mapping) else {name: value})
+        for key, x in pairs.items():
+            words += ["--set", f"{key}={x if isinstance(x, str) else json.dumps(x)}"]
+    return shlex.join(words)
+
 # %% ../../nbs/report/03_manifest.ipynb #96295f79
 def make_manifest(
     result: Mapping,   # from `summary`
@@ -70,6 +91,7 @@ def make_manifest(
         "seeds": {"run": result["config"]["seed"], "market": result["data"].get("seed")},
         "versions": versions(),
         "git_commit": git_commit(),
+        "command": report_command(result["config"], result["data"]["tested_until"]),
         "machine": f"{platform.system()} {platform.machine()}",
         "display_zone": display_zone(),
         "determinism": result["determinism"],
@@ -167,6 +189,7 @@ SCHEMA = _entries(
         "seeds": _TABLE,
         "versions": {"type": "object", "additionalProperties": _TEXT},
         "git_commit": {"type": ["string", "null"]},
+        "command": _TEXT,
         "machine": _TEXT,
         "determinism": _entries(dict.fromkeys(("class", "statement", "cpu"), _TEXT)),
         "verdict": _entries({"level": _TEXT}),
@@ -202,6 +225,27 @@ def check_manifest(
 # %% ../../nbs/report/03_manifest.ipynb #2b6fdc53
 OPEN, CLOSE = '<script type="application/json" id="manifest">', "</script>"
 
+def manifest_section(
+    manifest: Mapping,   # of any page; entries of unknown origin are escaped
+) -> str:                # HTML
+    "The main entries of a manifest: when and from what the page was made, and how to make it again."
+    cpu = manifest.get("determinism") or {}
+    known = manifest.get("versions")
+    listed = known.items() if isinstance(known, Mapping) else ()
+    commands = [manifest.get("command"), "cryptolstm verify FILE" if "command" in manifest else None]
+    rows = {
+        "Made at": manifest.get("made_at"),
+        "Commit": manifest.get("git_commit"),
+        "CPU": cpu.get("cpu") if isinstance(cpu, Mapping) else None,
+        "Versions": ", ".join(f"{name} {version}" for name, version in listed),
+    }
+    cells = {name: html.escape(str(value)) for name, value in rows.items() if value}
+    labels = ("Make it again", "Verify this page")
+    cells |= {n: f"<code>{html.escape(str(c))}</code>" for n, c in zip(labels, commands, strict=True) if c}
+    body = "".join(f"<tr><td>{name}</td><td>{text}</td></tr>" for name, text in cells.items())
+    table = f"<div class=scroll><table><tbody>{body}</tbody></table></div>"
+    return f'<section id="manifest-table"><h2>Manifest</h2>{table}</section>'
+
 def embed(
     page: str,         # a complete page
     manifest: Mapping, # from `make_manifest`
@@ -210,7 +254,9 @@ def embed(
     before, body, after = page.rpartition("</body>")
     if not body: raise InputError("the page has no </body>; pass a whole HTML page")
     block = json.dumps(manifest, ensure_ascii=False, allow_nan=False, default=str).replace("<", r"\u003c")
-    return f"{before}{OPEN}{block}{CLOSE}{body}{after}"
+    text, foot, end = before.rpartition("<footer>")
+    shown = manifest_section(manifest) if foot else ""
+    return f"{text}{shown}{foot}{end}{OPEN}{block}{CLOSE}{body}{after}"
 
 # %% ../../nbs/report/03_manifest.ipynb #d26cfe33
 OTHER_PAGES = {   # kind → why `verify` does not take it
@@ -239,4 +285,5 @@ def split(
     if isinstance(manifest, dict) and (why := OTHER_PAGES.get(str(manifest.get("kind")))):
         raise InputError(f"this is the page of {why}")
     check_manifest(manifest)
-    return before + after, manifest
+    text, foot, end = before.rpartition("<footer>")
+    return f"{text.removesuffix(manifest_section(manifest))}{foot}{end}{after}", manifest

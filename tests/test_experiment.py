@@ -25,7 +25,7 @@ from cryptolstm.research.replay import trade
 from cryptolstm.research.baselines import (HOLD, LSTM_ALONE, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY,
                                            last_bar_reversal, learner_exceedance, learner_forecasts)
 from cryptolstm.research.backtest import backtest, run_backtest, search_of, summary
-from cryptolstm.report.backtest_page import banner, data_table
+from cryptolstm.report.backtest_page import data_table, headline
 from cryptolstm.report.forecast_sections import entry_text
 from cryptolstm.report.performance_sections import search_table
 
@@ -89,7 +89,7 @@ def test_a_shorter_training_is_said_on_page_and_in_json():
     assert data_notes(late["data"])[0].startswith(note) and summary(late)["data"]["shortened"].startswith(
         note
     )
-    assert f'class="note warn">{note}' in banner(late["data"]).markup
+    assert f'class="note warn">{note}' in headline(late).markup
 
 
 PROBABLE = replace(
@@ -161,7 +161,7 @@ def test_folds_that_cannot_say_how_likely_a_move_is_enter_nothing_and_that_is_sa
         "uncalibrated"
     ].startswith(note)
     assert (
-        f'class="note warn">{note}' in banner(result["data"]).markup
+        f'class="note warn">{note}' in headline(result).markup
         and "No forecast has one" in entry_text(result).markup
     )
 
@@ -170,7 +170,7 @@ def test_bars_from_another_address_say_so():
     run = replace(RUN, hours=48, retrain_every=48)
     bars = stamp(run_bars(run), "ETH/USD", "kraken", exchange_url="http://127.0.0.1:8765/<b>")
     result = backtest(bars, run)
-    for piece in (banner(result["data"]), data_table(result)):
+    for piece in (headline(result), data_table(result)):
         assert "kraken at http://127.0.0.1:8765/&lt;b&gt;" in piece.markup
 
 

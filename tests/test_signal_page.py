@@ -20,7 +20,7 @@ from cryptolstm.strategy.decide import decide
 from cryptolstm.strategy.signal import past_decisions
 from cryptolstm.report.manifest import OPEN, split
 from cryptolstm.report.signal_page import (SIGNAL_FIELDS, decision_figure, record_table, record_text,
-                                           signal_box, signal_heading)
+                                           headline)
 from cryptolstm.cli.main import app
 from cryptolstm.cli.signal import print_signal
 
@@ -126,10 +126,10 @@ def test_past_decisions_are_those_a_signal_would_have_shown(decided):
 
 def test_a_box_of_any_signal_shows_it_without_the_colour_of_success(decided):
     for signal, word, kind in ((1, "LONG", "act"), (-1, "SHORT", "act"), (0, "HOLD", "calm")):
-        box = signal_box(replace(decided, signal={**decided.signal, "signal": signal})).markup
-        assert f"<h2>{word}</h2>" in box and f'class="verdict {kind}"' in box and "verdict good" not in box
+        top = headline(replace(decided, signal={**decided.signal, "signal": signal})).markup
+        assert f">{word}</span></h1>" in top and f'class="first {kind}"' in top and "first good" not in top
     hostile = replace(decided, signal={**decided.signal, "warnings": ["<script>alert(1)</script>"]})
-    assert "<script>" not in signal_heading(hostile).markup
+    assert "<script>" not in headline(hostile).markup
 
 
 @pytest.mark.parametrize("loss,loses", [(0.44, True), (0.42, True), (0.40, False)])
@@ -148,8 +148,8 @@ def test_a_model_that_loses_to_no_move_in_validation_says_so_first_everywhere(de
     printed = capsys.readouterr().out
     assert (printed.splitlines()[1] == f"NO SKILL IN VALIDATION: {sentence}.") == loses
     assert printed.count("lost to a forecast of no move") == loses
-    page = signal_heading(replace(decided, signal=s, history=history)).markup
-    assert ('<section class="verdict warn"><h2>NO SKILL IN VALIDATION</h2>' in page) == loses
+    page = headline(replace(decided, signal=s, history=history)).markup
+    assert ('<p class="note warn"><b>NO SKILL IN VALIDATION</b>' in page) == loses
     assert page.count("lost to a forecast of no move") == loses
 
 
@@ -198,9 +198,9 @@ def test_the_page_of_a_signal(loopback, tmp_path, monkeypatch):
         and f"coinbaseexchange at {loopback.url}" in page
         and f'="{loopback.url}' not in page
     )
-    assert "decide_now" not in page.split(OPEN)[0] and re.findall(r"<script[^>]*>", page) == [
-        '<script type="application/json" id="manifest">'
-    ]
+    assert "decide_now" not in page.split(OPEN)[0]
+    blocks = re.findall(r"<script([^>]*)>", page)
+    assert blocks == ["", ' type="application/json" id="manifest"']
     assert (
         json.loads(page.split(OPEN)[1].split("</script>")[0])["signal"]["predicted_price"]
         == signal["predicted_price"]

@@ -119,6 +119,7 @@ LIBRARIES = (
     "arch",
     "ta",
     "numba",
+    "matplotlib",
 )
 
 def installed_versions(

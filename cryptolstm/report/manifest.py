@@ -53,9 +53,11 @@ def notebook_stamp(
     name: str,     # name of the report notebook
     text: str,     # the executed notebook, as written beside the page
     source: str,   # the report notebook, as it was before
+    files: Mapping[str, str] | None = None,   # name → text of other files beside the page
 ) -> dict:
-    "Name of the notebook a page was built from, and its hashes before and after it was executed."
-    return {"name": name, "source": sha256_of(source), "sha256": sha256_of(text)}
+    "Name of the notebook a page was built from, and hashes: before and after it was executed, of other files."
+    stamp = {"name": name, "source": sha256_of(source), "sha256": sha256_of(text)}
+    return stamp | ({"files": {n: sha256_of(t) for n, t in files.items()}} if files else {})
 
 # %% ../../nbs/report/03_manifest.ipynb #adee320f
 def report_command(
@@ -175,6 +177,11 @@ _SEARCH = {
 }
 _FIGURES = ("hit", "ic", "sharpe_ratio", "total_return")
 _RUN = _entries({"kind": _TEXT, "seed": {"type": "integer"}, **dict.fromkeys(_FIGURES, _NUMBER)})
+_FILES = {
+    "type": "object",
+    "propertyNames": {"pattern": r"^\w+\.\w+$"},   # never elsewhere
+    "additionalProperties": _HASH,
+}
 SCHEMA = _entries(
     {
         "schema": {"const": 2},
@@ -199,7 +206,10 @@ SCHEMA = _entries(
         "search": _entries(_SEARCH, ("different", "within", "other_tickers", "preregistration")),
         "placebo": _entries({"n": _COUNT, "runs": {"type": "array", "items": _RUN}}),
         "notebook": {
-            "anyOf": [{"type": "null"}, _entries({"name": _TEXT, "source": _HASH, "sha256": _HASH})]
+            "anyOf": [
+                {"type": "null"},
+                _entries({"name": _TEXT, "source": _HASH, "sha256": _HASH, "files": _FILES}, ("files",)),
+            ]
         },
         "page_sha256": _HASH,
         "sha256": _HASH,

@@ -182,8 +182,8 @@ def write_report(
     text, result = json.dumps(executed, indent=1), read_summary(executed)
     source = (project_folder() / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8")
     title = ticker if ticker == notebook else f"{ticker} {notebook}"
-    page, origin = notebook_html(executed, title), notebook_stamp(notebook, text, source)
-    more = read_files(executed)
+    page, more = notebook_html(executed, title), read_files(executed)
+    origin = notebook_stamp(notebook, text, source, more)
     stamp = manifest(result, page, origin)
     files = {f"{notebook}.ipynb": text, f"{notebook}.html": embed(page, stamp), **more}
     folder = write_run_folder(target, run_folder_name(stamp["made_at"], config), files)

@@ -98,13 +98,18 @@ def check_notebook(
     manifest: Mapping,   # of the page
     path: Path,          # path of the page
 ) -> tuple[list[dict], list[str]]:   # findings, notes
-    "Check the notebook beside the page against its hash; a missing notebook is only a note."
+    "Check the notebook and the files beside the page against their hashes; a missing one is only a note."
     stamp, beside = manifest.get("notebook"), path.with_suffix(".ipynb")
     if not stamp: return [], ["the page does not say which notebook it was made from"]
     if not beside.is_file(): return [], [f"the notebook {beside.name} is not beside the page"]
     same = sha256(beside.read_bytes()).hexdigest() == stamp["sha256"]
     text = "as it was written" if same else f"{beside.name} has changed since the page was made from it"
-    return [finding("notebook", same, text)], []
+    found, notes = [finding("notebook", same, text)], []
+    for name, known in stamp.get("files", {}).items():
+        if not (file := path.with_name(name)).is_file(): notes.append(f"{name} is not beside the page")
+        elif sha256(file.read_bytes()).hexdigest() != known:
+            found.append(finding(name, False, "changed since the page was written"))
+    return found, notes
 
 # %% ../../nbs/report/11_verify.ipynb #f9f5d926
 def check_stored(

@@ -24,13 +24,13 @@ from .terminal import JsonOption, emit, facts, say
 
 # %% ../../nbs/cli/10_diff.ipynb #8b4610e9
 class ReportCommand(TyperCommand):
-    "A command whose first argument may be the name of a command in `commands`."
-    commands: dict = {}   # filled below
+    "A command whose first argument may be the name of another command, one of `below`."
+    below: dict = {}   # name → command
 
     def make_context(self, info_name, args, parent=None, **extra):
-        below = self.commands.get(args[0]) if args else None
-        if below is None: return super().make_context(info_name, args, parent=parent, **extra)
-        return below.make_context(f"{info_name} {args[0]}", args[1:], parent=parent, **extra)
+        named = self.below.get(args[0]) if args else None
+        if named is None: return super().make_context(info_name, args, parent=parent, **extra)
+        return named.make_context(f"{info_name} {args[0]}", args[1:], parent=parent, **extra)
 
     def invoke(self, context):
         return super().invoke(context) if context.command is self else context.command.invoke(context)
@@ -39,7 +39,7 @@ def complete_report(
     incomplete: str,   # as typed so far
 ) -> list[str]:
     "The word that may stand where `report` expects its first ticker."
-    return [name for name in ReportCommand.commands if name.startswith(incomplete)]
+    return [name for name in ReportCommand.below if name.startswith(incomplete)]
 
 ReportArgument = Annotated[
     list[str] | None,
@@ -145,4 +145,4 @@ def report_diff(
     print_diff(diff)
     if out: print(out)
 
-ReportCommand.commands["diff"] = typer.main.get_command(diff_app)
+ReportCommand.below["diff"] = typer.main.get_command(diff_app)

@@ -215,7 +215,8 @@ def embed(
 # %% ../../nbs/report/03_manifest.ipynb #d26cfe33
 OTHER_PAGES = {   # kind → why it is not read
     "signal": (
-        "a signal, and only the pages of backtests can be verified or compared; cryptolstm signal shows the current one"
+        "a signal, and only the pages of backtests can be verified or compared; cryptolstm signal shows"
+        " the current one"
     ),
     "universe": "several tickers; pass the page of one of them, to which it links",
     "failed": "a ticker without a result, so there is nothing to verify or compare",

@@ -45,8 +45,9 @@ def invoke(*words: str): return CliRunner().invoke(app, list(words))
 def all_commands(group=None, words: tuple = ()) -> list[tuple]:
     "The words of every command, and of every group."
     group = group or typer.main.get_command(app)
-    below = [c for name, g in getattr(group, "commands", {}).items() for c in all_commands(g, (*words, name))]
-    return [words, *below]
+    # `report` is a command, and `report diff` is below it
+    named = {**getattr(group, "commands", {}), **getattr(group, "below", {})}
+    return [words, *(c for name, g in named.items() for c in all_commands(g, (*words, name)))]
 
 
 def test_the_page_of_commands_names_every_command():

@@ -179,7 +179,7 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(finished, real_ba
     # the address is shown, but not linked
     assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {url} and f'="{url}' not in page
     outside = re.sub(r"<iframe.*?</iframe>", "", page, flags=re.S)
-    blocks = re.findall(r"<script([^>]*)>", outside)   # two scripts of the template between two blocks of data
+    blocks = re.findall(r"<script([^>]*)>", outside)   # data, two scripts, data
     assert [re.sub(".* id=", "", block) for block in blocks] == ['"series"', "", "", '"manifest"']
     assert "2025-04-30 23:00 UTC" in page and "SIMULATED MARKET" not in page and "run_backtest" not in page
     assert page.count("<figure>") == 6 and "UNDERPOWERED" in page

@@ -33,8 +33,8 @@ def run(arguments, code=LISTING, **environment):
     return done.returncode, done.stdout, messages, set(json.loads(modules))
 
 
-COMMANDS = ["", "backtest", "signal", "report", "data", "data price", "models", "verify", "prereg", "trade",
-            "trade run", "trade-all", "trade status"]
+COMMANDS = ["", "backtest", "signal", "report", "report diff", "data", "data price", "models", "verify",
+            "prereg", "trade", "trade run", "trade-all", "trade status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

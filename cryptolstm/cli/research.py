@@ -27,6 +27,7 @@ from ..core.config import (QUICK, RunConfig, merge_settings, needed_text, pool_t
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
                                      UrlOption, ZoneOption, build_run, emit, facts, many_settings,
                                      print_rows, setting_option, settings, warn_simulated)
+from .diff import ReportArgument, ReportCommand
 from .universe import (AllOption, ManyArgument, SchedulerOption, WorkersOption,
                                      backtest_universe, check_one, chosen_tickers)
 
@@ -495,9 +496,9 @@ def print_backtest(
     for story in r.get("trade_log", []): print(f"\n{story}")
 
 # %% ../../nbs/cli/05_research.ipynb #0dce1955
-@research_app.command()
+@research_app.command(cls=ReportCommand)
 def report(
-    tickers: ManyArgument = None,
+    tickers: ReportArgument = None,
     ticker: TickersOption = None,
     every: AllOption = False,
     params: ParamsOption = None,
@@ -514,7 +515,11 @@ def report(
     scheduler: SchedulerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    "Run nbs/backtest.ipynb for a ticker and write its HTML page; for several tickers also a page of all."
+    """Run nbs/backtest.ipynb for a ticker and write its HTML page; for several tickers also a page of all.
+
+    `cryptolstm report diff A.html B.html` compares two pages; see its --help."""
+    if "diff" in (tickers or []):
+        raise InputError("diff stands directly after report; pass cryptolstm report diff A.html B.html")
     asked = chosen_tickers(tickers, ticker, every)
     if not asked:
         raise InputError("report needs a ticker; pass for instance cryptolstm report ETH/USD, or --all")

@@ -269,12 +269,13 @@ def embed(
     return f"{text}{shown}{foot}{end}{OPEN}{block}{CLOSE}{body}{after}"
 
 # %% ../../nbs/report/03_manifest.ipynb #d26cfe33
-OTHER_PAGES = {   # kind → why `verify` does not take it
+OTHER_PAGES = {   # kind → why it is not read
     "signal": (
-        "a signal, and only the pages of backtests can be verified; cryptolstm signal shows the current one"
+        "a signal, and only the pages of backtests can be verified or compared; cryptolstm signal shows"
+        " the current one"
     ),
-    "universe": "several tickers; verify the page of each, to which it links",
-    "failed": "a ticker without a result, so there is nothing to verify",
+    "universe": "several tickers; pass the page of one of them, to which it links",
+    "failed": "a ticker without a result, so there is nothing to verify or compare",
 }
 
 def split(

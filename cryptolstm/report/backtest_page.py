@@ -217,6 +217,7 @@ SECTIONS = {   # heading → functions of the results that make its pieces; in p
     "Training": (forecasts.folds_table,),
     "Feature drift": (forecasts.drift_piece,),
     "Leak certificate": (certificate_table,),
+    "Feature importance": (forecasts.importance_figure,),
     "Feature correlation": (forecasts.correlation_figure,),
     "Appendix: QuantStats tear sheet": (tear_sheet,),
 }

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SKILL_HEAD', 'CALIBRATION_HEAD', 'skill_table', 'comparison_table', 'prediction_figure', 'fan_figure',
            'skill_by_tables', 'calibration_piece', 'entry_text', 'funnel_figure', 'rules_table', 'folds_table',
-           'drift_piece', 'correlation_figure']
+           'drift_piece', 'correlation_figure', 'importance_figure']
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #0a5c9d60
 from collections.abc import Mapping
@@ -18,12 +18,13 @@ from ..core.config import RunConfig
 from ..features.indicators import INPUTS
 from ..stats.calibration import MIN_CALIBRATION
 from ..model.drift import MIN_REFERENCE, WINDOW
+from ..model.importance import FEWEST
 from ..strategy.rules import rules_of
 from ..strategy.decide import signal_funnel
 from .pieces import Piece, as_table, details, figure, interval_text, is_simulated, paragraph
 from .figures import cell_text
-from .plots import (plot_correlation, plot_fan, plot_funnel, plot_predictions,
-                                     plot_reliability)
+from .plots import (importance_conclusion, plot_correlation, plot_fan, plot_funnel,
+                                     plot_importance, plot_predictions, plot_reliability)
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #a2b7ccc9
 SKILL_HEAD = [
@@ -325,3 +326,26 @@ def correlation_figure(
         "Rank correlation of the network's inputs over the tested span; the last row and column are the next"
         " move.",
     )
+
+# %% ../../nbs/report/07_forecast_sections.ipynb #300ad71e
+def importance_figure(
+    results: Mapping,   # from `backtest`
+) -> Piece:
+    "Permutation importance of each family of indicators, or a sentence if every fold was too short."
+    table = results["importance"]
+    if not len(table):
+        return paragraph(f"No fold had the {FEWEST} known outcomes that this comparison needs.", "quiet")
+    folds, members = len(results["folds"]), results["folds"]["members"].iloc[0]
+    first = table.iloc[0]
+    text = (
+        f"{importance_conclusion(table)}. Without {table.index[0]}, the squared error rises by"
+        f" {percent(first['mean'], digits=2)} of that of forecasting no move, with a standard deviation of"
+        f" {cell_text(first['sd'], '.2%')} over {first['n']:.0f} pairs of a fold and a seed"
+        f" ({folds} folds, {members} seeds)."
+    )
+    caption = (
+        "Loss of forecast skill if the inputs of one family come from other bars of the same fold. Families"
+        " that share their information can stand in for each other, so each value is what a family adds to"
+        " the rest."
+    )
+    return paragraph(text) + figure(plot_importance(table, is_simulated(results)), caption)

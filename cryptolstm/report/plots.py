@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLUE', 'GREY', 'RED', 'GREEN', 'INK', 'SIMULATED', 'new_figure', 'plot_equity', 'plot_trades', 'plot_decision',
            'plot_predictions', 'plot_correlation', 'plot_matrices', 'plot_funnel', 'plot_fan', 'plot_reliability',
-           'plot_placebo']
+           'plot_placebo', 'importance_conclusion', 'plot_importance']
 
 # %% ../../nbs/report/02_plots.ipynb #8cb9d24e
 from collections.abc import Mapping
@@ -361,4 +361,45 @@ def plot_placebo(
         ax.grid(axis="y", visible=False)
         ax.locator_params(axis="x", nbins=3)
         if form.endswith("%"): ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=int(form[-2])))
+    return fig
+
+# %% ../../nbs/report/02_plots.ipynb #eac01517
+def importance_conclusion(
+    importance: pd.DataFrame,   # from `importance_table`
+) -> str:                       # without a full stop
+    "Which families matter, in one line."
+    if importance["low"].isna().all(): return "One fold gives no intervals"
+    used = importance.index[importance["low"] > 0]
+    if not len(used): return "No family matters: no interval lies above zero"
+    few = f"{', '.join(used[:3])}{f' and {len(used) - 3} others' if len(used) > 3 else ''}"
+    return f"{few}: {'the interval lies' if len(used) == 1 else 'the intervals lie'} above zero"
+
+def plot_importance(
+    importance: pd.DataFrame,   # from `importance_table`: mean, sd, low, high
+    simulated: bool = False,
+) -> Figure:
+    "Permutation importance of each family with its spread, the most important at the top."
+    fig, ax = new_figure(0.26 * len(importance) + 1.3, simulated=simulated)
+    t, at = importance, np.arange(len(importance))
+    ax.hlines(
+        at, t["low"], t["high"], color=GREY, lw=1, label="95% interval of the mean, for all families together"
+    )
+    ax.hlines(
+        at,
+        t["mean"] - t["sd"],
+        t["mean"] + t["sd"],
+        color=BLUE,
+        lw=4,
+        alpha=0.3,
+        label="± one sd over folds and seeds",
+    )
+    ax.plot(t["mean"], at, "o", color=BLUE, ms=5, label="mean")
+    ax.axvline(0, color=INK, lw=0.8)
+    ax.set_yticks(at, t.index)
+    ax.invert_yaxis()
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.set_xlabel("rise of the squared error, share of that of forecasting no move")
+    ax.set_title(importance_conclusion(t), fontsize=10, color=INK)
+    fig.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    ax.grid(axis="y", visible=False)
     return fig

@@ -395,6 +395,8 @@ def plot_importance(
     )
     ax.plot(t["mean"], at, "o", color=BLUE, ms=5, label="mean")
     ax.axvline(0, color=INK, lw=0.8)
+    reach = 2 * (t["mean"].abs() + t["sd"].fillna(0)).max() or 1.0
+    ax.set_xlim(-reach, reach)   # intervals of two or three folds are far wider than the spread
     ax.set_yticks(at, t.index)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(PercentFormatter(1))

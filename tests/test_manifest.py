@@ -90,6 +90,7 @@ def test_a_fresh_page_is_verified_in_full_in_any_display_zone(page, stored_home,
         "uncertainty",
         "search",
         "fan",
+        "importance",
         "certificate",
     } == set(TABLES)
     manifest = split(page.read_text(encoding="utf-8"))[1]

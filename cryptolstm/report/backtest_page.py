@@ -296,6 +296,7 @@ SECTIONS = {   # heading → functions of the results that make its pieces; in p
     "Calibration": (forecasts.calibration_piece,),
     "Skill by hour, volatility and month": (forecasts.skill_by_tables,),
     "From forecast to signal": (forecasts.entry_text, forecasts.funnel_figure, forecasts.rules_table),
+    "Feature importance": (forecasts.importance_figure,),
     "Feature correlation": (forecasts.correlation_figure,),
     "Trades": (performance.trades_table,),
     "Uncertainty and power": (performance.uncertainty_table, performance.power_table),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SKILL_HEAD', 'CALIBRATION_HEAD', 'skill_table', 'comparison_table', 'prediction_figure', 'fan_figure',
            'skill_by_tables', 'calibration_piece', 'entry_text', 'funnel_figure', 'rules_table', 'folds_table',
-           'drift_piece', 'correlation_figure']
+           'drift_piece', 'correlation_figure', 'importance_figure']
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #0a5c9d60
 from collections.abc import Mapping
@@ -18,12 +18,14 @@ from ..core.config import RunConfig
 from ..features.indicators import INPUTS
 from ..stats.calibration import MIN_CALIBRATION
 from ..model.drift import MIN_REFERENCE, WINDOW
+from ..model.importance import FEWEST
 from ..strategy.rules import rules_of
 from ..strategy.decide import signal_funnel
 from .charts import figure
 from .pieces import Piece, as_table, details, interval_text, is_simulated, nothing, paragraph
 from .figures import cell_text
-from .plots import heat_map, plot_fan, plot_funnel, plot_predictions, plot_reliability
+from .plots import (heat_map, importance_conclusion, plot_fan, plot_funnel, plot_importance,
+                                     plot_predictions, plot_reliability)
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #a2b7ccc9
 SKILL_HEAD = [
@@ -352,4 +354,26 @@ def correlation_figure(
         " inputs carry the same information, not what the network uses.",
         matrix.rename_axis("input"),
         "Spearman's rank correlation of the hourly values.",
+    )
+
+# %% ../../nbs/report/07_forecast_sections.ipynb #300ad71e
+def importance_figure(
+    results: Mapping,   # from `backtest`
+) -> Piece:
+    "Permutation importance of each family of indicators, or a sentence if every fold was too short."
+    table = results["importance"]
+    if not len(table): return nothing(f"No fold had the {FEWEST} known outcomes that this comparison needs.")
+    folds, members = len(results["folds"]), results["folds"]["members"].iloc[0]
+    first = table.iloc[0]
+    return figure(
+        plot_importance(table, is_simulated(results)),
+        importance_conclusion(table),
+        f"Loss of forecast skill if the inputs of one family come from other bars of the same fold. Without"
+        f" {table.index[0]}, the squared error rises by {percent(first['mean'], digits=2)} of that of"
+        f" forecasting no move, with a standard deviation of {cell_text(first['sd'], '.2%')} over"
+        f" {first['n']:.0f} pairs of a fold and a seed ({folds} folds, {members} seeds). Families that share"
+        " their information can stand in for each other, so each value is what a family adds to the rest.",
+        table.rename_axis("family"),
+        "Permutation importance on out-of-sample forecasts (Breiman 2001); thick line: one standard deviation"
+        " over folds and seeds; thin line: 95% interval of the mean, for all families together.",
     )

@@ -32,7 +32,17 @@ METRICS = (
     "folds",
 )
 # tables of results, compared number by number
-TABLES = ("skill", "against", "baseline_returns", "power", "uncertainty", "search", "fan", "certificate")
+TABLES = (
+    "skill",
+    "against",
+    "baseline_returns",
+    "power",
+    "uncertainty",
+    "search",
+    "fan",
+    "importance",
+    "certificate",
+)
 
 # %% ../../nbs/report/03_manifest.ipynb #5435e2f0
 def sha256_of(

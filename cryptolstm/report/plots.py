@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'INK', 'SOFT', 'LINE', 'BLUE', 'ORANGE', 'GREY', 'RED', 'TEAL', 'SIMULATED', 'STYLES', 'MOST_DOTS', 'panel',
            'legend', 'svg', 'plot_equity', 'plot_drawdown', 'plot_trades', 'plot_rolling_sharpe', 'plot_distribution',
            'plot_decision', 'plot_predictions', 'heat_map', 'plot_funnel', 'plot_fan', 'plot_reliability',
-           'plot_placebo']
+           'plot_placebo', 'importance_conclusion', 'plot_importance']
 
 # %% ../../nbs/report/02_plots.ipynb #dd5662f0
 import hashlib, html, io, re
@@ -385,4 +385,38 @@ def plot_placebo(
     ax.grid(axis="y", visible=False)
     ax.locator_params(axis="x", nbins=4)
     if form.endswith("%"): ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=int(form[-2])))
+    return fig
+
+# %% ../../nbs/report/02_plots.ipynb #eac01517
+def importance_conclusion(
+    importance: pd.DataFrame,   # from `importance_table`
+) -> str:                       # without a full stop
+    "Which families matter, in one line."
+    if importance["low"].isna().all(): return "One fold gives no intervals"
+    used = importance.index[importance["low"] > 0]
+    if not len(used): return "No family matters: no interval lies above zero"
+    few = f"{', '.join(used[:3])}{f' and {len(used) - 3} others' if len(used) > 3 else ''}"
+    return f"{few}: {'the interval lies' if len(used) == 1 else 'the intervals lie'} above zero"
+
+def plot_importance(
+    importance: pd.DataFrame,   # from `importance_table`: mean, sd, low, high
+    simulated: bool = False,
+) -> Figure:
+    "Permutation importance of each family with its spread, the most important at the top."
+    fig, ax = panel(0.2 * len(importance) + 1.1, simulated)
+    t, at = importance, np.arange(len(importance))
+    wide = dict(color=BLUE, lw=4, alpha=0.3, label="± one sd")
+    ax.hlines(at, t["low"], t["high"], color=GREY, lw=1, label="95% interval")
+    ax.hlines(at, t["mean"] - t["sd"], t["mean"] + t["sd"], **wide)
+    ax.plot(t["mean"], at, "o", color=BLUE, ms=4, label="mean")
+    ax.axvline(0, color=INK, lw=0.8)
+    reach = 2 * (t["mean"].abs() + t["sd"].fillna(0)).max() or 1.0
+    ax.set_xlim(-reach, reach)   # intervals of two or three folds are far wider than the spread
+    ax.set_yticks(at, [name.replace("_", " ") for name in t.index])
+    ax.invert_yaxis()
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    _percents(ax.xaxis, reach)
+    ax.set_xlabel("rise of the squared error without it")
+    fig.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="outside lower center", ncols=3)
+    ax.grid(axis="y", visible=False)
     return fig

@@ -38,6 +38,7 @@ from ..stats.calibration import calibration_figures, reliability
 from ..execution.trade_log import trade_table
 from ..model.settings import input_columns, model_config
 from ..model.drift import drift, reference
+from ..model.importance import importance_table
 from ..proof.leaks import Certificate
 from ..proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict, verdict
@@ -330,6 +331,7 @@ def backtest(
             calibration=calibration_of(walk.predictions, known, run),
             drift=drift_of(walk, run),
             fan=seed_fan(walk.predictions),
+            importance=importance_table(walk.importance),
         ),
         decisions=decisions,
         performance=Performance(result, money, monthly),
@@ -405,6 +407,7 @@ def summary(
         "data": results["data"],
         "quality": results["quality"].to_dict(10),
         "drift": None if results["drift"] is None else _table(results["drift"]),
+        "importance": _table(results["importance"]),
         "calibration": {
             event: {**c["figures"], "parts": _table(c["parts"])}
             for event, c in results["calibration"].items()

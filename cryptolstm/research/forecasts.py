@@ -72,6 +72,9 @@ def packed_forecasts(
         index=predictions.index.as_unit("ns").asi8,
         columns=list(predictions),
         folds=json.dumps(folds),
+        importance=walk.importance.to_numpy("float64"),
+        importance_rows=np.array([*walk.importance.index], "int64").reshape(-1, 2),
+        families=np.array([*walk.importance.columns], "str"),
         **{f"c{k}": predictions[c].to_numpy() for k, c in enumerate(predictions)},
     )
     return buffer.getvalue()
@@ -90,13 +93,19 @@ def unpacked_forecasts(
             predictions = pd.DataFrame(
                 {str(c): file[f"c{k}"] for k, c in enumerate(file["columns"])}, tested
             )
-            stored = json.loads(str(file["folds"]))
+            stored, importance = json.loads(str(file["folds"])), _importance(file)
         folds = pd.DataFrame(stored["folds"]).set_index("fold")
         for name in ("tested_from", "tested_until"):
             folds[name] = pd.to_datetime(folds[name]).dt.as_unit(bars.index.unit)
-        return WalkForward(predictions, folds, features(bars), None, stored["made_at"])
+        made_at = stored["made_at"]
+        return WalkForward(predictions, folds, features(bars), None, made_at, importance=importance)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as e:
         raise OperationError("the stored forecasts are damaged") from e
+
+def _importance(file: Mapping) -> pd.DataFrame:
+    "The importance of each family of indicators, as in `WalkForward`."
+    rows = pd.MultiIndex.from_arrays(file["importance_rows"].T, names=["fold", "seed"])
+    return pd.DataFrame(file["importance"], rows, [str(family) for family in file["families"]])
 
 def _rows(folds: pd.DataFrame) -> list[dict]:
     "The table of folds as JSON; times as text."

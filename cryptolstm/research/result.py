@@ -41,6 +41,7 @@ class Forecasts:
     calibration: dict            # event -> reliability table and figures
     drift: pd.DataFrame | None   # features against their distribution in training
     fan: dict | None             # spread of several seeds
+    importance: pd.DataFrame     # per family of indicators, most important first; see `importance_table`
 
 # %% ../../nbs/research/05_result.ipynb #253485ca
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from ..model.training_data import training_parts
 from ..model.training import LSTM
 from ..model.training_loop import batch_of, member_epochs, step_seconds, training_steps
 from ..model.challenge import calibration_pairs, validation_pairs
+from ..model.importance import permutation_importance
 from ..strategy.threshold import exceedance, exceedance_curve
 
 # %% ../../nbs/research/00_walkforward.ipynb #fd371b68
@@ -165,6 +166,8 @@ class WalkForward:
     stored_at: str | None = None   # ISO time at which stored forecasts were made; None = trained in this run
     # features of the other tickers of a pool, by ticker; empty without a pool and for stored forecasts
     others: Mapping = field(default_factory=dict, repr=False)
+    # (fold, seed of a member) × family of indicators, from `permutation_importance`; see `importance_table`
+    importance: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
 # %% ../../nbs/research/00_walkforward.ipynb #17a5fcea
 def fold_pairs(
@@ -251,8 +254,10 @@ class _Ticker(NamedTuple):
     bars: pd.DataFrame
     table: pd.DataFrame
     folds: list[Fold]
-    predictions: list   # one table per fold
-    rows: list          # one row of `WalkForward.folds` per fold
+    realised: pd.Series    # outcome of each bar in the unit of the forecasts, NaN if not known yet
+    predictions: list      # one table per fold
+    rows: list             # one row of `WalkForward.folds` per fold
+    importance: list       # one table per fold
 
 def _walks(
     bars: Mapping, run: RunConfig, progress: Progress, workers: Workers | None, label_bars: Callable | None
@@ -260,7 +265,7 @@ def _walks(
     "Walk forward over the tickers, with one training per fold."
     bars, config, bundle = {name: check_bars(bars[name]) for name in sorted(bars)}, model_config(run), None
     spans = pool_folds(bars, run)
-    tickers = {name: _Ticker(b, features(b), spans[name], [], []) for name, b in bars.items()}
+    tickers = {name: _ticker(b, spans[name], config) for name, b in bars.items()}
     network, folds = LSTM(config, run.train_hours, workers), spans[run.ticker]
     planned = estimate(folds, run, progress, workers)
     for f, seconds in zip(folds, planned, strict=True):
@@ -271,7 +276,14 @@ def _walks(
         if bundle.training["stopped"] == "interrupted": raise KeyboardInterrupt
         windows = _validation_windows(seen, config)
         last = {name: _predict(t, f.number, bundle, windows[name], run) for name, t in tickers.items()}
-    return {name: _finished(name, tickers, last[name], run) for name in tickers}
+    return {name: _finished(name, tickers, last[name]) for name in tickers}
+
+def _ticker(bars: pd.DataFrame, folds: list[Fold], config: ModelConfig) -> _Ticker:
+    "A ticker before the first fold."
+    table = features(bars)
+    # a predicted price is compared by the return it implies
+    kind = "volatility" if config.target == "volatility" else "return"
+    return _Ticker(bars, table, folds, label(kind, bars, table["sigma"], config.horizon), [], [], [])
 
 def _seen(t: _Ticker, number: int, label_bars: Callable | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Training bars of a fold, with those of the labels in their place if they differ, and their features."
@@ -300,17 +312,25 @@ def _predict(
     bundle, curve = replace(bundle, calibration=calibration), exceedance_curve(pairs, t.table, run.horizon)
     t.predictions.append(fold_predictions(bundle, fold, t.table, t.bars, curve, run))
     t.rows.append(_fold_row(bundle, fold, t.bars, curve))
+    t.importance.append(_fold_importance(bundle, fold, t))
     return bundle
 
-def _finished(name: str, tickers: dict, last: ModelBundle, run: RunConfig) -> WalkForward:
+def _fold_importance(bundle: ModelBundle, fold: Fold, t: _Ticker) -> pd.DataFrame:
+    "Permutation importance of each family on the tested bars of a fold: seed × family."
+    near = slice(window_start(t.bars, fold.test_start, bundle.config.lookback), fold.test_end)
+    outcomes = t.realised.iloc[fold.tested]
+    return permutation_importance(
+        bundle, t.table.iloc[near], t.bars.iloc[near], outcomes, bundle.config.seed, fold.number
+    )
+
+def _finished(name: str, tickers: dict, last: ModelBundle) -> WalkForward:
     "The walk-forward of one ticker, after the last fold."
     t, predictions = tickers[name], pd.concat(tickers[name].predictions)
-    # a predicted price is compared by the return it implies
-    kind = "volatility" if last.config.target == "volatility" else "return"
-    real = label(kind, t.bars, t.table["sigma"], run.horizon).loc[predictions.index]
-    predictions.insert(1, "realised", real)
+    predictions.insert(1, "realised", t.realised.loc[predictions.index])
     others = {other: x.table for other, x in tickers.items() if other != name}
-    return WalkForward(predictions, pd.DataFrame(t.rows).set_index("fold"), t.table, last, others=others)
+    importance = pd.concat(dict(enumerate(t.importance)), names=["fold", "seed"])
+    folds = pd.DataFrame(t.rows).set_index("fold")
+    return WalkForward(predictions, folds, t.table, last, others=others, importance=importance)
 
 def _fold_row(bundle: ModelBundle, fold: Fold, bars: pd.DataFrame, curve: dict) -> dict:
     "One row of `WalkForward.folds`."

@@ -225,7 +225,7 @@ FORGERIES = {
     "a drawing of words": lambda p: p.replace("<h2", '<svg class="plot"><text>CANDIDATE</text></svg><h2', 1),
     "markup in a drawing": lambda p: p.replace("<h2", f'<svg class="plot">{HIDDEN}</svg><h2', 1),
     "a value of a chart": lambda p: re.sub(r'("close":\[)[\d.]+', r"\g<1>1.0", p, count=1),
-    "another policy": lambda p: p.replace("default-src 'none'", "default-src *", 1),
+    "another policy": lambda p: p.replace("default-src &#39;none&#39;", "default-src *", 1),
     "markup in an address": lambda p: p.replace("<h2", f'<img src="<svg ">{HIDDEN}</svg>"><h2', 1),
     "markup in a picture": lambda p: p.replace("<h2", f"<svg>{HIDDEN}</svg><h2", 1),
     "a style": lambda p: p.replace("</style>", ".lead {display: none}</style>", 1),
@@ -344,7 +344,7 @@ def test_no_manifest_ends_in_a_traceback(page, stored_home, tmp_path):
 
 def test_a_changed_digit_anywhere_in_the_page_is_found(page, stored_home, tmp_path):
     text = page.read_text(encoding="utf-8")
-    digits = [m.start() for m in re.finditer(r"\d", split(text)[0])]
+    digits = [m.start() for m in re.finditer(r"\d", text[:text.index('id="manifest-table"')])]
     for k in (digits[5], digits[len(digits) // 2], digits[-1]):
         changed = text[:k] + str((int(text[k]) + 1) % 10) + text[k + 1:]
         (tmp_path / "x.html").write_text(changed, encoding="utf-8")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'TABLES', 'SCHEMA', 'OPEN', 'CLOSE', 'OTHER_PAGES', 'sha256_of', 'canonical_json', 'notebook_stamp',
-           'make_manifest', 'make_signal_manifest', 'make_universe_manifest', 'check_manifest', 'embed', 'split']
+           'make_manifest', 'make_signal_manifest', 'make_universe_manifest', 'check_manifest', 'embed', 'split',
+           'read_manifest']
 
 # %% ../../nbs/report/03_manifest.ipynb #874c1efb
 import hashlib, json, platform
@@ -76,6 +77,7 @@ def make_manifest(
         "verdict": result["verdict"],
         "metrics": {k: result[k] for k in METRICS},
         **{k: result[k] for k in TABLES},
+        "equity_sparkline": result["equity_sparkline"],
         **({"placebo": result["placebo"]} if result.get("placebo") else {}),
         "notebook": notebook,
         "page_sha256": sha256_of(page),
@@ -115,6 +117,7 @@ def make_universe_manifest(
 
 # %% ../../nbs/report/03_manifest.ipynb #64a29a31
 _TEXT, _TABLE, _COUNT = {"type": "string"}, {"type": "object"}, {"type": "integer", "minimum": 1}
+_RETURN = {"type": "string", "pattern": r"^-?\d{1,9}\.\d{4}$"}
 _NUMBER, _RESULT = {"type": ["number", "null"]}, {"type": ["object", "null"]}
 _HASH = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _HOUR = {"type": "string", "pattern": r"^[12]\d{3}-[01]\d-[0-3]\dT[0-2]\d:00:00\+00:00$"}
@@ -173,6 +176,7 @@ SCHEMA = _entries(
         "metrics": _TABLE,
         "display_zone": _TEXT,
         **dict.fromkeys(TABLES, _RESULT),
+        "equity_sparkline": {"type": "array", "maxItems": 60, "items": _RETURN},
         "search": _entries(_SEARCH, ("different", "within", "other_tickers", "preregistration")),
         "placebo": _entries({"n": _COUNT, "runs": {"type": "array", "items": _RUN}}),
         "notebook": {
@@ -181,7 +185,7 @@ SCHEMA = _entries(
         "page_sha256": _HASH,
         "sha256": _HASH,
     },
-    ("placebo",),
+    ("placebo", "equity_sparkline"),   # pages of earlier versions have no drawing
     additionalProperties=False,
 )
 
@@ -240,3 +244,12 @@ def split(
         raise InputError(f"this is the page of {why}")
     check_manifest(manifest)
     return before + after, manifest
+
+# %% ../../nbs/report/03_manifest.ipynb #9875e69b
+def read_manifest(
+    text: str,   # of a page of any kind
+) -> dict:       # empty if there is none, or if it is damaged
+    "The manifest of a page as it stands there. Its entries may have any type and value."
+    try: found = json.loads(text.rpartition(OPEN)[2].partition(CLOSE)[0], parse_constant=lambda name: None)
+    except (ValueError, RecursionError): return {}
+    return found if isinstance(found, dict) else {}

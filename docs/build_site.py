@@ -17,7 +17,6 @@ from pathlib import Path
 from posixpath import normpath, relpath
 
 import nbformat
-import yaml
 from check_site import problems
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +64,8 @@ def pages(only: str = "*") -> list[str]:
     names += [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "docs").glob("*.md"))]
     found = [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "docs/tutorials").glob("*.ipynb")]
     notebooks = sorted(p.relative_to(ROOT).as_posix() for p in found if ".ipynb_checkpoints" not in p.parts)
-    return names + [n for n in notebooks if n == "nbs/index.ipynb" or fnmatch.fnmatch(n, only)]
+    always = ("docs/", "nbs/index.ipynb")
+    return names + [n for n in notebooks if n.startswith(always) or fnmatch.fnmatch(n, only)]
 
 
 def moved_link(
@@ -124,13 +124,13 @@ def processed(only: str, work: Path) -> Path:
     return work / "_proc"
 
 
-def front_matter(cell, name: str) -> str:
-    "The title and description that nbdev made of the first cell, as Markdown."
-    found = yaml.safe_load(cell.source.strip().strip("-"))
-    parts = Path(name).with_suffix("").parts
-    module = len(parts) > 2 and parts[0] == "nbs"
-    title = f"{parts[1]}.{found['title']}" if module else found["title"]
-    return f"# {title}\n\n{found.get('description', '')}"
+def opening(name: str) -> str:
+    """The first text of a notebook, of which nbdev keeps only title and description. A module is titled
+    `package.module`."""
+    cells = nbformat.read(ROOT / name, as_version=4).cells
+    text = next(cell.source for cell in cells if cell.cell_type == "markdown")
+    if module := re.fullmatch(r"nbs/(\w+)/.*", name): text = re.sub(r"\A# ", f"# {module[1]}.", text)
+    return re.sub(r"(?m)^> ", "", text)
 
 
 def documented(cell, level: int) -> str:
@@ -164,7 +164,7 @@ def plain_notebook(nb, name: str, move) -> None:
     cells, level = [], 2
     for cell in nb.cells:
         if cell.cell_type == "raw" and cell.source.startswith("---"):
-            cell = nbformat.v4.new_markdown_cell(front_matter(cell, name))
+            cell = nbformat.v4.new_markdown_cell(opening(name))
         elif cell.cell_type == "code" and re.search(r"(?m)^show_doc\(", cell.source):
             cell = nbformat.v4.new_markdown_cell(documented(cell, level))
         elif cell.cell_type == "markdown" and cell.source.startswith("## "): level = 3
@@ -226,7 +226,7 @@ def sections(source: Path, staged: set) -> None:
 def stage(
     source: Path,      # an empty folder for the sources of Sphinx
     work: Path,        # an empty folder for nbdev
-    only: str = "*",   # pattern of the notebooks that are included
+    only: str = "*",   # pattern of the module notebooks that are included
 ) -> None:
     "Lay out all pages under their addresses."
     staged = set(pages(only))
@@ -269,7 +269,7 @@ def publish_reports(reports: Path, target: Path) -> None:
 
 def build(
     target: Path,       # folder of the site; what is in it is removed
-    only: str = "*",    # pattern of the notebooks that are included
+    only: str = "*",    # pattern of the module notebooks that are included
     work: Path = ROOT / "build" / "site",   # folder of intermediate files; what is in it is removed
     reports: Path = ROOT / "reports",       # folder of the reports
 ) -> int:               # exit code
@@ -293,7 +293,7 @@ def build(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", type=Path)
-    parser.add_argument("--only", default="*", help="pattern of the notebooks that are included")
+    parser.add_argument("--only", default="*", help="pattern of the module notebooks that are included")
     folder = {"type": Path, "metavar": "FOLDER"}
     parser.add_argument("--work", default=ROOT / "build" / "site", **folder, help="for intermediate files")
     reports = os.environ.get("CRYPTOLSTM_REPORTS", ROOT / "reports")

@@ -89,6 +89,8 @@ def test_every_page_of_the_docs_is_in_the_site_and_can_be_found(built):
 def test_a_module_page_shows_documentation_and_examples_but_no_hidden_cells(built):
     page = (built[0] / "core" / "errors.html").read_text(encoding="utf-8")
     assert '<section id="inputerror">' in page and "core.errors" in page and "test_eq" in page
+    course = (built[0] / "course.html").read_text(encoding="utf-8")
+    assert "Packages build on those above" in course   # the first cell as a whole
     assert "show_doc" not in page and "#|" not in page and "from fastcore.test" not in page
 
 

@@ -4,7 +4,6 @@ Documentation and notebooks are staged under their addresses in the site, Sphinx
 warnings as errors, and the links of the result are checked. Notebooks are not executed; the pages show their
 stored outputs."""
 import argparse
-import fnmatch
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from configparser import ConfigParser
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from posixpath import normpath, relpath
 
@@ -58,14 +57,38 @@ def address(
     return rest if folder == "docs" else path
 
 
-def pages(only: str = "*") -> list[str]:
-    "The files that become pages, relative to the root of the repository. `only` selects module notebooks."
+def pages() -> list[str]:
+    "The files that become pages, relative to the root of the repository."
     names = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
     names += [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "docs").glob("*.md"))]
     found = [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "docs/tutorials").glob("*.ipynb")]
-    notebooks = sorted(p.relative_to(ROOT).as_posix() for p in found if ".ipynb_checkpoints" not in p.parts)
-    always = ("docs/", "nbs/index.ipynb")
-    return names + [n for n in notebooks if n.startswith(always) or fnmatch.fnmatch(n, only)]
+    kept = (path for path in found if ".ipynb_checkpoints" not in path.parts)
+    return names + sorted(path.relative_to(ROOT).as_posix() for path in kept)
+
+
+@cache
+def homes() -> dict[str, list[str]]:
+    "Name in lower case → where it is documented; some names are in several modules."
+    from cryptolstm._modidx import d
+    found = {}
+    for names in d["syms"].values():
+        for url, _ in names.values(): found.setdefault(url.partition("#")[2], []).append(url)
+    return found
+
+
+def documentation(
+    url: str,    # from nbdev, below `MODULE_URL`
+    page: str,   # file with the link
+) -> str:        # below `MODULE_URL`
+    """Where a name is documented. Of several modules with the name, nbdev takes any: the page's own module is
+    more likely, then its package, and a command is least likely. A method is documented with its class."""
+    own, name = address(page).removesuffix(".ipynb"), url.partition("#")[2]
+
+    def distance(url):
+        module = url.partition(".html")[0]
+        return module != own, os.path.dirname(module) != os.path.dirname(own), module.startswith("cli/")
+    module = min(homes().get(name, [url]), key=distance).partition("#")[0]
+    return f"{module}#{name.partition('.')[0]}"
 
 
 def moved_link(
@@ -76,7 +99,7 @@ def moved_link(
 ) -> str:
     "The target of a link in the staged tree: a page, a copied file, or a file on GitHub."
     if target.startswith(MODULE_URL):
-        path, _, anchor = target.removeprefix(MODULE_URL).partition("#")
+        path, _, anchor = documentation(target.removeprefix(MODULE_URL), page).partition("#")
         known = {address(p).removesuffix(".ipynb"): p for p in staged}
         if (file := known.get(path.removesuffix(".html"))) is None: return target
         path = relpath(file, os.path.dirname(page) or ".")
@@ -84,7 +107,8 @@ def moved_link(
     else: path, _, anchor = target.partition("#")
     file = normpath(f"{os.path.dirname(page)}/{path}".lstrip("/"))
     if file not in staged:
-        if not (ROOT / file).is_file() or not file.startswith("docs/"): return SOURCE_URL + file
+        if not (ROOT / file).exists(): return target   # an error of Sphinx
+        if not file.startswith("docs/"): return SOURCE_URL + file
         (source / address(file)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, source / address(file))
     new = relpath(address(file), os.path.dirname(address(page)) or ".")
@@ -97,19 +121,20 @@ def moved_links(
 ) -> str:
     "Markdown with other targets of its links; code blocks stay as they are."
     parts = re.split(r"(?ms)(^```.*?^```)", text)
-    link = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
+    link = re.compile(r"\]\(([^)\s]+)\)")
     return "".join(p if p.startswith("```") else link.sub(lambda m: f"]({move(m[1])})", p) for p in parts)
 
 
 # ---- notebooks -------------------------------------------------------------------------------------------
 
-def processed(only: str, work: Path) -> Path:
+def processed(work: Path) -> Path:
     """The notebooks as nbdev prepares them for a site: no hidden cells, the documentation of every export.
 
     `nbdev_proc_nbs` calls the same function, but first tries to install Quarto, which is not needed here."""
     from nbdev.serve import proc_nbs
+    os.environ["IPYTHONDIR"] = str(work / "ipython")   # nothing of this is the user's history
     shutil.copy(ROOT / "settings.ini", work)
-    names = [n for n in pages(only) if n.endswith(".ipynb")]
+    names = [n for n in pages() if n.endswith(".ipynb")]
     for name in names:
         copy = work / "nbs" / (name.removeprefix("nbs/") if name.startswith("nbs/") else name)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +165,7 @@ def documented(cell, level: int) -> str:
     rest = re.sub(r"^### ", "#" * level + " ", rest.strip())
     rest = re.sub(r"(?m)^def (?=[A-Z])", "class ", rest)
     head, signature, tail = re.fullmatch(r"(?s)(.*?```python\n)(.*?)(\n```.*)", rest).groups()
+    signature = re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", signature)   # code has no links
     first, *lines = signature.split("\n")   # what a comment continues on the next line is a comment, too
     lines = [line if line.startswith((" ", ")")) or not line else f"# {line}" for line in lines]
     rest = "\n".join([head + first, *lines]) + tail
@@ -168,7 +194,9 @@ def plain_notebook(nb, name: str, move) -> None:
         elif cell.cell_type == "code" and re.search(r"(?m)^show_doc\(", cell.source):
             cell = nbformat.v4.new_markdown_cell(documented(cell, level))
         elif cell.cell_type == "markdown" and cell.source.startswith("## "): level = 3
-        if cell.cell_type == "markdown": cell.source = moved_links(cell.source, move)
+        if cell.cell_type == "markdown":
+            source = re.sub(r"\[(`_[^`]*`)\]\([^)]*\)", r"\1", cell.source)   # private: not documented
+            cell.source = moved_links(source, move)
         else: plain_code(cell)
         if cell.source.strip() and "WARNING: THIS FILE WAS AUTOGENERATED" not in cell.source:
             cells.append(cell)
@@ -224,13 +252,11 @@ def sections(source: Path, staged: set) -> None:
 
 
 def stage(
-    source: Path,      # an empty folder for the sources of Sphinx
-    work: Path,        # an empty folder for nbdev
-    only: str = "*",   # pattern of the module notebooks that are included
+    source: Path,   # an empty folder for the sources of Sphinx
+    work: Path,     # an empty folder for nbdev
 ) -> None:
     "Lay out all pages under their addresses."
-    staged = set(pages(only))
-    ready = processed(only, work)
+    staged, ready = set(pages()), processed(work)
     for name in sorted(staged):
         move = partial(moved_link, page=name, staged=staged, source=source)
         file = source / address(name)
@@ -269,14 +295,13 @@ def publish_reports(reports: Path, target: Path) -> None:
 
 def build(
     target: Path,       # folder of the site; what is in it is removed
-    only: str = "*",    # pattern of the module notebooks that are included
     work: Path = ROOT / "build" / "site",   # folder of intermediate files; what is in it is removed
     reports: Path = ROOT / "reports",       # folder of the reports
 ) -> int:               # exit code
     "Build the site and check its links."
     for folder in (target, work): shutil.rmtree(folder, ignore_errors=True)
     (source := work / "source").mkdir(parents=True)
-    stage(source, work, only)
+    stage(source, work)
     strict = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "--jobs", "auto"]
     places = ["-c", str(ROOT / "docs"), "-d", str(work / "doctrees"), str(source), str(target)]
     # in a process of its own: this one has loaded every module of the package
@@ -293,11 +318,12 @@ def build(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", type=Path)
-    parser.add_argument("--only", default="*", help="pattern of the module notebooks that are included")
     folder = {"type": Path, "metavar": "FOLDER"}
     parser.add_argument("--work", default=ROOT / "build" / "site", **folder, help="for intermediate files")
     reports = os.environ.get("CRYPTOLSTM_REPORTS", ROOT / "reports")
     parser.add_argument("--reports", default=reports, **folder, help="of the reports")
     options = parser.parse_args()
     places = (path.resolve() for path in (options.work, options.reports))
-    sys.exit(build(options.target.resolve(), options.only, *places))
+    code = build(options.target.resolve(), *places)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)   # nbdev leaves a shell of IPython for each notebook; closing all of them takes a minute

@@ -154,7 +154,8 @@ def opening(name: str) -> str:
     `package.module`."""
     cells = nbformat.read(ROOT / name, as_version=4).cells
     text = next(cell.source for cell in cells if cell.cell_type == "markdown")
-    if module := re.fullmatch(r"nbs/(\w+)/.*", name): text = re.sub(r"\A# ", f"# {module[1]}.", text)
+    module = address(name).removesuffix(".ipynb").replace("/", ".")
+    if name.startswith("nbs/") and "." in module: text = re.sub(r"\A# .*", f"# {module}", text)
     return re.sub(r"(?m)^> ", "", text)
 
 

@@ -11,7 +11,7 @@ MODEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,model fast_lstm threads f
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help report test test-model lab bench clean
+.PHONY: help report test test-model lab bench site clean
 
 help:                ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t12
@@ -31,7 +31,7 @@ test test-model: export TF_NUM_INTEROP_THREADS ?= 1
 test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
 	@$(BIN)/python tests/kernels.py
 	@$(BIN)/python tests/check_generated.py
-	$(BIN)/ruff check nbs tests setup.py
+	$(BIN)/ruff check nbs tests docs setup.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3 || { $(BIN)/python tests/kernels.py; exit 1; }
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
@@ -47,6 +47,9 @@ bench: .venv/.dev    ## ours against the peers, in ratios; also writes reports/b
 lab: .venv/.dev      ## open the notebooks
 	$(BIN)/jupyter lab nbs
 
+site: .venv/.dev     ## build the documentation and the index of the reports as a site in site/
+	$(BIN)/python docs/build_site.py site
+
 clean:               ## remove the environment and what tests leave behind (reports and data stay)
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis tests/.hypothesis build dist *.egg-info
 
@@ -59,5 +62,5 @@ clean:               ## remove the environment and what tests leave behind (repo
 	@touch $@
 
 .venv/.dev: .venv/bin/python constraints.txt settings.ini setup.py pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[dev,notify,metrics,keyring,cluster]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,notify,metrics,keyring,cluster,docs]'
 	@touch $@ .venv/.runtime

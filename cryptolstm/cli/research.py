@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['research_app', 'GateOption', 'QuickOption', 'FreshOption', 'PlaceboOption', 'EXCLUSIONS', 'TONES', 'reports_app',
-           'backtest', 'check_place', 'check_map', 'check_outputs', 'trade_entries', 'trade_outputs', 'best_point',
-           'search_facts', 'surface_facts', 'grid_result', 'print_surface', 'draw_heatmap', 'backtest_grid',
-           'end_by_verdict', 'figure_table', 'reused_text', 'run_facts', 'verbose_facts', 'print_backtest', 'report',
-           'page_row', 'list_reports']
+           'OutOption', 'backtest', 'check_place', 'check_map', 'check_outputs', 'trade_entries', 'trade_outputs',
+           'best_point', 'search_facts', 'surface_facts', 'grid_result', 'print_surface', 'draw_heatmap',
+           'backtest_grid', 'end_by_verdict', 'figure_table', 'reused_text', 'run_facts', 'verbose_facts',
+           'print_backtest', 'report', 'list_reports', 'index_reports']
 
 # %% ../../nbs/cli/05_research.ipynb #02ddf77e
 import json, tempfile, textwrap
@@ -547,37 +547,38 @@ def report(
 
 # %% ../../nbs/cli/05_research.ipynb #46591a5d
 reports_app = typer.Typer(no_args_is_help=True, help="Pages that were written.")
-
-def page_row(
-    path: Path,   # of a page
-) -> dict:        # None for what the page does not say
-    "Ticker, path, time and verdict of a page, from its manifest."
-    from cryptolstm.report.manifest import CLOSE, OPEN
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try: manifest = dict(json.loads(text.rpartition(OPEN)[2].partition(CLOSE)[0]))
-    except (ValueError, TypeError): manifest = {}
-    return {
-        "ticker": (manifest.get("signal") or manifest).get("ticker") or _many(manifest),
-        "page": str(path),
-        "made_at": manifest.get("made_at"),
-        "verdict": (manifest.get("verdict") or {}).get("level"),
-    }
-
-def _many(manifest: dict) -> str | None:
-    "Name of the page of several tickers."
-    return f"{len(manifest['tickers'])} tickers" if "tickers" in manifest else None
+OutOption = Annotated[Path | None, typer.Option(help="folder of the reports (default: reports/)")]
 
 @reports_app.command("list")
-def list_reports(
-    out: Annotated[Path | None, typer.Option(help="folder of the reports (default: reports/)")] = None,
-    display_zone: ZoneOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def list_reports(out: OutOption = None, display_zone: ZoneOption = None, as_json: JsonOption = False) -> None:
     "List the pages of all runs, newest first: ticker, page, time and verdict."
     use_display({"display_zone": display_zone})
     from cryptolstm.report.render import reports_folder
+    from cryptolstm.report.site import report_entries
     folder = reports_folder(out)
-    rows = [page_row(path) for path in sorted(folder.glob("*/[!.]*/*.html"), reverse=True)]
-    rows.sort(key=lambda row: row["made_at"] or "", reverse=True)
+    rows = [
+        {
+            "ticker": x.ticker,
+            "page": str(x.path),
+            "made_at": x.made_at and x.made_at.isoformat(),
+            "verdict": x.verdict,
+        }
+        for x in report_entries(folder)
+    ]
     if as_json: return emit({"reports": rows})
     print_rows(rows, f"there is no page in {folder}; cryptolstm report BTC/USD writes one")
+
+# %% ../../nbs/cli/05_research.ipynb #f72051bd
+@reports_app.command("index")
+def index_reports(
+    out: OutOption = None,
+    address: Annotated[
+        str, typer.Option(help="address at which the folder is published, for the links of the feed")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    "Write the list of all runs as a page and as an RSS feed: index.html and feed.xml."
+    from cryptolstm.report.render import reports_folder
+    from cryptolstm.report.site import reports_index
+    files = reports_index(reports_folder(out), address)
+    emit({"files": [str(path) for path in files]}) if as_json else print(*files, sep="\n")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -25,8 +25,6 @@ from ..core.files import config_hash, home, read_json, slug, write_atomic
 from ..core.config import DEFAULT_EXCHANGE
 from .settings import ModelConfig
 from .record import ModelRecord, read_record, unreadable
-# imports Keras, which is slow and not needed to look a model up
-if TYPE_CHECKING: from cryptolstm.model.bundle import ModelBundle
 
 # %% ../../nbs/model/11_registry.ipynb #8287349e
 USUAL = 240   # training bars of the line with the short name
@@ -66,7 +64,7 @@ def libraries() -> dict[str, str]:
 NOTE = "version.json"
 
 def save_version(
-    bundle: "ModelBundle",     # a trained model
+    bundle,                    # a trained `ModelBundle`
     line: str,                 # from `line_name`
     root: Path | None = None,  # models folder; default: under `home()`
     use: bool = True,          # False = leave the version in use as it is

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'TABLES', 'SCHEMA', 'OPEN', 'CLOSE', 'OTHER_PAGES', 'sha256_of', 'canonical_json', 'notebook_stamp',
            'report_command', 'make_manifest', 'make_signal_manifest', 'make_universe_manifest', 'check_manifest',
-           'manifest_section', 'embed', 'split']
+           'manifest_section', 'embed', 'split', 'read_manifest']
 
 # %% ../../nbs/report/03_manifest.ipynb #874c1efb
 import hashlib, html, json, platform, shlex
@@ -65,7 +65,7 @@ def notebook_stamp(
     source: str,   # the report notebook, as it was before
     files: Mapping[str, str] | None = None,   # name → text of other files beside the page
 ) -> dict:
-    "Name of the notebook a page was built from, and hashes: before and after it was executed, of other files."
+    "Name of the notebook a page was built from, and hashes: before and after it ran, of other files."
     stamp = {"name": name, "source": sha256_of(source), "sha256": sha256_of(text)}
     return stamp | ({"files": {n: sha256_of(t) for n, t in files.items()}} if files else {})
 
@@ -110,6 +110,7 @@ def make_manifest(
         "verdict": result["verdict"],
         "metrics": {k: result[k] for k in METRICS},
         **{k: result[k] for k in TABLES},
+        "equity_sparkline": result["equity_sparkline"],
         **({"placebo": result["placebo"]} if result.get("placebo") else {}),
         "notebook": notebook,
         "page_sha256": sha256_of(page),
@@ -149,6 +150,7 @@ def make_universe_manifest(
 
 # %% ../../nbs/report/03_manifest.ipynb #64a29a31
 _TEXT, _TABLE, _COUNT = {"type": "string"}, {"type": "object"}, {"type": "integer", "minimum": 1}
+_RETURN = {"type": "string", "pattern": r"^-?\d{1,9}\.\d{4}$"}
 _NUMBER, _RESULT = {"type": ["number", "null"]}, {"type": ["object", "null"]}
 _HASH = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _HOUR = {"type": "string", "pattern": r"^[12]\d{3}-[01]\d-[0-3]\dT[0-2]\d:00:00\+00:00$"}
@@ -213,6 +215,7 @@ SCHEMA = _entries(
         "metrics": _TABLE,
         "display_zone": _TEXT,
         **dict.fromkeys(TABLES, _RESULT),
+        "equity_sparkline": {"type": "array", "maxItems": 60, "items": _RETURN},
         "search": _entries(_SEARCH, ("different", "within", "other_tickers", "preregistration")),
         "placebo": _entries({"n": _COUNT, "runs": {"type": "array", "items": _RUN}}),
         "notebook": {
@@ -224,7 +227,7 @@ SCHEMA = _entries(
         "page_sha256": _HASH,
         "sha256": _HASH,
     },
-    ("placebo",),
+    ("placebo", "equity_sparkline"),   # pages of earlier versions have no drawing
     additionalProperties=False,
 )
 
@@ -308,3 +311,12 @@ def split(
     check_manifest(manifest)
     text, foot, end = before.rpartition("<footer>")
     return f"{text.removesuffix(manifest_section(manifest))}{foot}{end}{after}", manifest
+
+# %% ../../nbs/report/03_manifest.ipynb #9875e69b
+def read_manifest(
+    text: str,   # of a page of any kind
+) -> dict:       # empty if there is none, or if it is damaged
+    "The manifest of a page as it stands there. Its entries may have any type and value."
+    try: found = json.loads(text.rpartition(OPEN)[2].partition(CLOSE)[0], parse_constant=lambda name: None)
+    except (ValueError, RecursionError): return {}
+    return found if isinstance(found, dict) else {}

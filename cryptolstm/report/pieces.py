@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIME', 'FILES', 'NUMBER', 'WHEN', 'UNDEFINED', 'QUALITY_CLASS', 'Piece', 'text_html', 'paragraph', 'nothing',
-           'details', 'as_table', 'defined_rows', 'csv_link', 'tools', 'notices', 'first_screen', 'is_simulated',
-           'quality_piece', 'interval_text']
+           'details', 'as_table', 'defined_rows', 'curve', 'csv_link', 'tools', 'notices', 'first_screen',
+           'is_simulated', 'quality_piece', 'interval_text']
 
 # %% ../../nbs/report/00_pieces.ipynb #6eab0414
 import html, re
@@ -105,6 +105,25 @@ def defined_rows(
 ) -> list:
     "The rows that are defined in at least one column."
     return [row for row in rows if any(x not in UNDEFINED for x in row[1:])]
+
+# %% ../../nbs/report/00_pieces.ipynb #30c6b6a0
+def curve(
+    returns: Sequence[float],   # net returns from the start to the end, at least two
+    name: str,                  # what is drawn, for readers who do not see it
+) -> Piece:
+    "Net returns as a drawing in a line of text, with a dashed line at zero."
+    low, high = float(min(*returns, -1e-4)), float(max(*returns, 1e-4))
+    def y(value): return 28 - 26 * (value - low) / (high - low)
+    line = " ".join(f"{100 * k / (len(returns) - 1):.1f},{y(v):.1f}" for k, v in enumerate(returns))
+    text = text_html(
+        f"{name}: {percent(returns[-1], True)} at the end, lowest {percent(low, True)},"
+        f" highest {percent(high, True)}"
+    )
+    return Piece(
+        f'<svg viewBox="0 0 100 30" width="100" height="30" role="img" aria-label="{text}">'
+        f'<line x1="0" x2="100" y1="{y(0):.1f}" y2="{y(0):.1f}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
+        f'<polyline points="{line}" fill="none" stroke="var(--blue)" stroke-width="1.5"/></svg>'
+    )
 
 # %% ../../nbs/report/00_pieces.ipynb #5e3582d5
 def csv_link(

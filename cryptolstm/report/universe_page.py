@@ -24,8 +24,8 @@ from ..proof.verdict import ALARM_EXCESS, DEFLATED, ENOUGH_BARS, Level
 from ..proof.provenance import data_notes, market_text
 from ..research.universe import EQUAL, HOLD_ALL, INVERSE, Universe, power_sentence, universe_summary
 from .charts import MARKED, chart, chart_series, figure, series_piece
-from .pieces import (QUALITY_CLASS, Piece, as_table, details, first_screen, notices, nothing,
-                                      paragraph, text_html)
+from .pieces import (QUALITY_CLASS, Piece, as_table, curve, details, first_screen, notices,
+                                      nothing, paragraph, text_html)
 from .figures import cell_text, time_text
 from .plots import heat_map, plot_equity
 from .backtest_page import MEANING, card, chance_text, settings_table
@@ -181,18 +181,7 @@ def sparkline(
     "The equity as a drawing in a line of text."
     points = np.unique(np.linspace(0, len(equity) - 1, 80).astype(int))
     values = np.append(start, equity.to_numpy(float)[points]) / start - 1
-    low, high = float(min(values.min(), -1e-4)), float(max(values.max(), 1e-4))
-    def y(value): return 28 - 26 * (value - low) / (high - low)
-    line = " ".join(f"{100 * k / (len(values) - 1):.1f},{y(v):.1f}" for k, v in enumerate(values))
-    text = text_html(
-        f"Equity of {name}: {percent(values[-1], True)} at the end, lowest {percent(low, True)},"
-        f" highest {percent(high, True)}"
-    )
-    return Piece(
-        f'<svg viewBox="0 0 100 30" width="100" height="30" role="img" aria-label="{text}">'
-        f'<line x1="0" x2="100" y1="{y(0):.1f}" y2="{y(0):.1f}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
-        f'<polyline points="{line}" fill="none" stroke="var(--blue)" stroke-width="1.5"/></svg>'
-    )
+    return curve(values, f"Equity of {name}")
 
 # %% ../../nbs/report/13_universe_page.ipynb #41bd1fff
 def ratio_text(

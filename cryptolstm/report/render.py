@@ -22,7 +22,7 @@ from ..core.config import check_placebo, pool_tickers
 from ..core.progress import Relay
 from ..research.runs import PACKED, project_folder, run_settings
 from .manifest import embed, make_manifest, notebook_stamp
-from .tear_sheet import SHEET
+from .template import SHEET
 
 # %% ../../nbs/report/04_render.ipynb #3bad2e1d
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from ..core.files import write_atomic
 from ..core.text import percent
 from .manifest import read_manifest
 from .pieces import Piece, as_table, curve, first_screen, text_html
-from .tear_sheet import SHEET
-from .template import page, section_html
+from .template import SHEET, page, section_html
 
 # %% ../../nbs/report/15_site.ipynb #a4d04f75
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")   # in XML 1.0

@@ -24,7 +24,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=[*find_packages(include=[name, f"{name}.*"]), *project],
     package_dir={package: package.rpartition(".")[2] for package in project},
-    package_data=project,
+    package_data={**project, f"{name}.report": ["assets/*"]},
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={
         extra: shlex.split(cfg[f"{extra}_requirements"]) for extra in ["dev", *cfg["extras"].split()]

@@ -55,10 +55,11 @@ def installed(wheel, tmp_path):
 def test_the_wheel_has_notebooks_and_parameters_and_nothing_else_of_the_checkout(checkout, wheel):
     packed = zipfile.ZipFile(wheel)
     nbs, modules = checkout / "nbs", (checkout / "cryptolstm").rglob("*.py")
+    assets = (checkout / "cryptolstm" / "report" / "assets").iterdir()
     pages = (nbs / f"{page}.ipynb" for page in ("backtest", "signal", "universe"))
     project = [*(checkout / "params").glob("*.yaml"), *pages]
     expected = {f"cryptolstm/project/{p.relative_to(checkout)}": p.read_bytes() for p in project}
-    expected |= {str(p.relative_to(checkout)): p.read_bytes() for p in modules}
+    expected |= {str(p.relative_to(checkout)): p.read_bytes() for p in (*modules, *assets)}
     assert {n: packed.read(n) for n in packed.namelist() if ".dist-info/" not in n} == expected
     assert checkout / "params" / "eth_usd.yaml" in project
 

@@ -177,7 +177,8 @@ def test_report_of_real_candles_is_one_page_that_opens_offline(finished, real_ba
     assert kept.parent.parent == newest.parent and kept.read_bytes() == newest.read_bytes()
     assert kept.with_suffix(".ipynb").read_bytes() == newest.with_suffix(".ipynb").read_bytes()
     # the address is shown, but not linked
-    assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", page)) == {url} and f'="{url}' not in page
+    text = re.sub(r"<script>.*?</script>", "", page, flags=re.S)   # the licence of the charts names addresses
+    assert set(re.findall(r"https?://(?!www\.w3\.org)[^ <\"]*", text)) == {url} and f'="{url}' not in page
     outside = re.sub(r"<iframe.*?</iframe>", "", page, flags=re.S)
     blocks = re.findall(r"<script([^>]*)>", outside)   # data, two scripts, data
     assert [re.sub(".* id=", "", block) for block in blocks] == ['"series"', "", "", '"manifest"']
@@ -193,10 +194,12 @@ def test_a_page_shows_every_figure_the_months_and_when_it_fell(finished):
         for row in (re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", page))
         if len(row) == 4
     }
-    for label, _, _ in (*FIGURES, *DETAILS): assert label in rows, label
+    dropped = {label for label, _, _ in (*FIGURES, *DETAILS)} - set(rows)
+    assert dropped <= {"annual return", "Calmar"}, dropped   # no account has them in a test of a month
+    assert not any(set(row) <= {"undefined", "–"} for row in rows.values())
     assert (
         re.fullmatch(r"[\d,.]+", rows["turnover, times the account"][0])
-        and "Maximum drawdown: " in page
+        and "Maximum drawdown: " not in page   # it never traded
         and [m for m in MONTHS if f">{m}</th>" in page] == ["Apr"]
     )
 

@@ -283,7 +283,8 @@ def heat_map(
 ) -> str:                   # SVG
     "Heat map of a symmetric matrix: its lower triangle; the value of a cell is its hint."
     n, left = len(matrix), 112
-    box = f'viewBox="0 0 {left + 13 * n + 70} {13 * n + 8}"'
+    wide = left + 13 * n + 8
+    box = f'viewBox="0 0 {wide} {13 * n + 8}" style="max-width:{1.5 * wide:.0f}px"'
     parts = [f'<svg class="plot" {box} role="img" aria-label="{html.escape(label)}">']
     def text(x, y, name, more=""):
         return f'<text x="{x}" y="{y + 10}" fill="var(--ink)" font-size="9"{more}>{name}</text>'

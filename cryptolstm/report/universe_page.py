@@ -336,7 +336,8 @@ def portfolio_section(
     return (
         figure(
             picture,
-            f"{EQUAL} {moved_text(won[EQUAL])}, {INVERSE} {moved_text(won[INVERSE])}",
+            f"All signals {moved_text(won[EQUAL])} with equal weights, {moved_text(won[INVERSE])} with"
+            " weights by inverse volatility",
             "Net return of one account over the joint hours.",
             pd.DataFrame(curves).rename_axis("time"),
             MARKED,

@@ -34,7 +34,7 @@
     });
   });
   const filterable = table => {
-    const input = make("input", {type: "search", placeholder: "e.g. short"});
+    const input = make("input", {type: "search"});
     const count = make("span", {className: "count"}), rows = [...table.tBodies[0].rows];
     const show = () => {
       const words = input.value.toLowerCase().split(/\s+/);

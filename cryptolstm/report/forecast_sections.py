@@ -24,7 +24,7 @@ from ..strategy.decide import signal_funnel
 from .charts import figure
 from .pieces import Piece, as_table, details, interval_text, is_simulated, nothing, paragraph
 from .figures import cell_text
-from .plots import (heat_map, importance_conclusion, plot_fan, plot_funnel, plot_importance,
+from .plots import (MOST_DOTS, heat_map, importance_conclusion, plot_fan, plot_funnel, plot_importance,
                                      plot_predictions, plot_reliability)
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #a2b7ccc9
@@ -90,6 +90,7 @@ def prediction_figure(
     chance = float(row["hit_expected"]) if pd.notna(row["hit_expected"]) else 0.5
     panels = plot_predictions(moves, chance, simulated=is_simulated(results))
     if not panels: return paragraph("There are too few forecasts to show.", "quiet")
+    known = moves[["prediction", "realised"]].dropna()
     title = "Forecast and outcome did not vary together"
     if pd.notna(row["ic"]):
         title = f"Rank correlation of forecast and outcome: {row['ic']:+.3f} (none is 0, perfect is 1)"
@@ -99,8 +100,9 @@ def prediction_figure(
         "First: each out-of-sample forecast and its outcome; the blue dots are means of groups of equal size,"
         " and would lie on the dotted line if the forecasts were right on average. Second: how often the"
         " direction was right, by size of the forecast, with 95% intervals.",
-        moves[["prediction", "realised"]].rename_axis("time"),
-        "Moves are log returns over the horizon in units of the volatility before it. Wilson intervals.",
+        known.iloc[:: -(-len(known) // MOST_DOTS)].rename_axis("time"),
+        "Moves are log returns over the horizon in units of the volatility before it. Wilson intervals. Of many"
+        f" forecasts, every n-th is drawn and in the file, so that there are at most {MOST_DOTS}.",
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #1b19b255
@@ -110,7 +112,7 @@ def fan_figure(
     "Spread of the networks of a fan."
     fan = results["fan"]
     if fan is None: return Piece()
-    shown = results["predictions"][["prediction", "spread", "disagree"]]
+    shown = results["predictions"][["prediction", "spread", "disagree"]].tail(168)
     return figure(
         plot_fan(results["predictions"], simulated=is_simulated(results)),
         f"On {percent(fan['disagree'])} of the bars the seeds disagree on the direction",

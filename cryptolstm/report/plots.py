@@ -70,7 +70,7 @@ def svg(
         fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     left_out = r"(?s)^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->|<title>.*?</title>|<style.*?</style>"
     text = re.sub(r"<[^>]+>", _plain_tag, re.sub(left_out, "", buffer.getvalue()))
-    for name, colour in COLOURS.items(): text = text.replace(colour, f"var(--{name})")
+    for name, colour in COLOURS.items(): text = text.replace(colour, f"var(--{name},{colour})")
     text = _own_ids(re.sub(r">\s+<", "><", text).strip())
     box = re.search(r'viewBox="[^"]*"', text)[0]
     role = f'role="img" aria-label="{html.escape(label)}"'
@@ -87,7 +87,7 @@ def _plain_tag(found: re.Match) -> str:
     tag = re.sub(r"\d+\.\d+", lambda m: f"{float(m[0]):.2f}", found[0])
     tag = re.sub(r'(<g) id="[^"]*"', r"\1", tag)
     tag = re.sub(r'font-family: [^;"]*; | transform="rotate\(-0 [^"]*"', "", tag)
-    return re.sub(r"\s+", " ", tag).replace("#000000", "var(--ink)")   # the default of matplotlib
+    return re.sub(r"\s+", " ", tag).replace("#000000", INK)   # the default of matplotlib
 
 # %% ../../nbs/report/02_plots.ipynb #fcab1a2d
 STYLES = (
@@ -287,14 +287,15 @@ def heat_map(
     box = f'viewBox="0 0 {wide} {13 * n + 8}" style="max-width:{1.5 * wide:.0f}px"'
     parts = [f'<svg class="plot" {box} role="img" aria-label="{html.escape(label)}">']
     def text(x, y, name, more=""):
-        return f'<text x="{x}" y="{y + 10}" fill="var(--ink)" font-size="9"{more}>{name}</text>'
+        return f'<text x="{x}" y="{y + 10}" fill="currentColor" font-size="9"{more}>{name}</text>'
     for i, name in enumerate(matrix.index):
         y = 13 * i
         name = html.escape(str(name))
         parts.append(text(left - 5, y, name, ' text-anchor="end"'))
         for j, value in enumerate(matrix.iloc[i, : i + 1]):
             if not np.isfinite(value): continue
-            colour = f'fill="var(--{"high" if value > 0 else "low"})" fill-opacity="{abs(value):.2f}"'
+            sign = "high" if value > 0 else "low"
+            colour = f'fill="var(--{sign},{COLOURS[sign]})" fill-opacity="{abs(value):.2f}"'
             hint = typographic(f"{name}, {html.escape(str(matrix.columns[j]))}: {value:+.2f}")
             where = f'x="{left + 13 * j}" y="{y}" width="12.40" height="12.40"'
             parts.append(f"<rect {where} {colour}><title>{hint}</title></rect>")

@@ -187,7 +187,7 @@ def plain_code(cell) -> None:
 def plain_notebook(nb, name: str, move) -> None:
     "Make a processed notebook one that any builder can show, in place."
     nb.metadata = {"kernelspec": nb.metadata.get("kernelspec", {}),
-                   "language_info": {"name": "python", "pygments_lexer": "ipython3"}   # knows !commands}
+                   "language_info": {"name": "python", "pygments_lexer": "ipython3"}}   # knows !commands
     cells, level = [], 2
     for cell in nb.cells:
         if cell.cell_type == "raw" and cell.source.startswith("---"):

@@ -24,8 +24,8 @@ from ..strategy.decide import signal_funnel
 from .charts import figure
 from .pieces import Piece, as_table, details, interval_text, is_simulated, nothing, paragraph
 from .figures import cell_text
-from .plots import (MOST_DOTS, heat_map, importance_conclusion, plot_fan, plot_funnel, plot_importance,
-                                     plot_predictions, plot_reliability)
+from .plots import (MOST_DOTS, heat_map, importance_conclusion, plot_fan, plot_funnel,
+                                     plot_importance, plot_predictions, plot_reliability)
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #a2b7ccc9
 SKILL_HEAD = [
@@ -101,8 +101,8 @@ def prediction_figure(
         " and would lie on the dotted line if the forecasts were right on average. Second: how often the"
         " direction was right, by size of the forecast, with 95% intervals.",
         known.iloc[:: -(-len(known) // MOST_DOTS)].rename_axis("time"),
-        "Moves are log returns over the horizon in units of the volatility before it. Wilson intervals. Of many"
-        f" forecasts, every n-th is drawn and in the file, so that there are at most {MOST_DOTS}.",
+        "Moves are log returns over the horizon in units of the volatility before it. Wilson intervals. Of"
+        f" many forecasts, every n-th is drawn and in the file, so that there are at most {MOST_DOTS}.",
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #1b19b255

@@ -63,7 +63,8 @@ def _quantstats(returns: pd.Series, benchmark: pd.Series, title: str) -> str:
                 benchmark_title=HOLD,
             )
         page = path.read_text(encoding="utf-8")
-    page = re.sub(r"<link[^>]*>|<a [^>]*>|</a>", "", page)
+    page = re.sub(r'<link[^>]*>|<a [^>]*>|</a>| onload="[^"]*"', "", page)   # calls a script it lacks
+    page = page.replace("<head>", '<head><link rel="icon" href="data:,">', 1)   # no request for an icon
     page = re.sub(r"<\?xml[^>]*>\s*<!DOCTYPE svg[^>]*>\s*(<svg.*?</svg>)", _as_image, page, flags=re.S)
     return re.sub(r"\bsvg\b(?=[^{}<>]*\{)", "img", re.sub(r"https?://[^\s\"'<>)]*", "", page))
 

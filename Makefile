@@ -30,6 +30,7 @@ test test-model: export OPENBLAS_NUM_THREADS ?= 1
 test test-model: export TF_NUM_INTEROP_THREADS ?= 1
 test: .venv/.dev     ## what CI runs: clean notebooks, current package, lint, notebook tests, pytest
 	@$(BIN)/python tests/kernels.py
+	@$(BIN)/python tests/browser.py
 	@$(BIN)/python tests/check_generated.py
 	$(BIN)/ruff check nbs tests docs setup.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 3 || { $(BIN)/python tests/kernels.py; exit 1; }

@@ -294,6 +294,15 @@ def publish_reports(reports: Path, target: Path) -> None:
 
 # ---- the site --------------------------------------------------------------------------------------------
 
+def name_toggles(target: Path) -> None:
+    "Name the buttons that unfold the navigation for readers who only hear it; the theme leaves them without."
+    toggle = '<summary><span class="toctree-toggle"'
+    named = toggle.replace("<summary>", '<summary aria-label="Pages of this section">')
+    for path in target.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        if toggle in text: path.write_text(text.replace(toggle, named), encoding="utf-8")
+
+
 def build(
     target: Path,       # folder of the site; what is in it is removed
     work: Path = ROOT / "build" / "site",   # folder of intermediate files; what is in it is removed
@@ -309,6 +318,7 @@ def build(
     if subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", *strict, *places]).returncode: return 1
     (target / ".nojekyll").touch()   # folders that begin with _ are part of the site
     for name in (".buildinfo", "_static/webpack-macros.html"): (target / name).unlink(missing_ok=True)
+    name_toggles(target)
     publish_reports(reports, target / "reports")
     found = problems(target)
     for line in found: print(line, file=sys.stderr)

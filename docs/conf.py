@@ -23,6 +23,7 @@ html_copy_source = html_show_sourcelink = False
 html_last_updated_fmt = None
 html_css_files = []
 html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"   # without one, a browser asks the server for one that does not exist
 html_js_files = ["offline.js"]
 html_theme_options = {
     "github_url": "https://github.com/cryptolstm/cryptolstm",

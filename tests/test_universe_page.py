@@ -231,7 +231,7 @@ def test_the_page_opens_offline_and_runs_no_code(page):
     assert all(link in (LINK, "#" + link[1:]) for link in links) and not soup.select("[src]")
     outside = re.sub(r"url\(#", "", code)
     assert "@import" not in page and "url(" not in outside and "run_universe" not in page
-    assert page.count("<h1") == 1 and "<title>5 tickers universe</title>" in page
+    assert page.count("<h1") == 1 and "<title>5 tickers: " in page
 
 
 def test_the_page_has_the_sections_of_the_table_in_page_order(page):

@@ -32,7 +32,7 @@ def figure(
     return Piece(f"<figure><b>{text_html(title)}</b><div class=panels>{drawn}</div>{below}{line}</figure>")
 
 # %% ../../nbs/report/02_charts.ipynb #5ea28c62
-MOST_BARS = 10_000   # more would make the page large, and no screen has as many columns
+MOST_BARS = 4_000   # more would make the page large, and no screen has as many columns
 
 def _shares(values: pd.Series) -> list:
     "Shares in percent with three decimals; None where undefined."
@@ -101,11 +101,11 @@ def series_piece(
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
     return Piece(f'<script type="application/json" id="series">{text}</script>')
 
-MARKERS = (
-    ('<i class="key" style="background:var(--blue)"></i>▲ long entry'),
-    ('<i class="key" style="background:var(--orange)"></i>▼ short entry'),
-    ('<i class="key" style="background:var(--grey)"></i>● exit'),
-    ('<i class="key" style="background:var(--red)"></i>■ stop'),
+MARKERS = (   # colour and sign → meaning
+    ("blue", "▲", "long entry"),
+    ("orange", "▼", "short entry"),
+    ("soft", "●", "exit, in the colour of its side"),
+    ("red", "■", "stop"),
 )
 
 def chart(
@@ -118,11 +118,13 @@ def chart(
 ) -> Piece:
     "An interactive chart of the series of the page, with figures for pages that are read without scripts."
     drawn = "".join(svg(fig, title) for fig in panels)
-    marks = "".join(f"<span>{text}</span>" for text in MARKERS) if "price" in panes else ""
+    marks = "".join(
+        f'<span><b style="color:var(--{colour})">{sign}</b> {text}</span>' for colour, sign, text in MARKERS
+    )
     below = f"<figcaption>{text_html(caption)}</figcaption>" if caption else ""
     return Piece(
         f'<figure><b>{text_html(title)}</b><div class="chart" data-panes="{" ".join(panes)}"'
         f' style="--tall:{tall}px"><div class="fallback panels">{drawn}</div></div>'
-        + (f'<p class="markers">{marks}</p>' if marks else "")
+        + (f'<p class="markers">{marks}</p>' if "position" in panes else "")
         + f"{below}{tools('', how, 'series')}</figure>"
     )

@@ -9,11 +9,12 @@ __all__ = ['SKILL_HEAD', 'CALIBRATION_HEAD', 'skill_table', 'comparison_table', 
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #0a5c9d60
 from collections.abc import Mapping
+from statistics import NormalDist
 
 import pandas as pd
 
 from ..core.bars import local_time
-from ..core.text import display_zone, percent
+from ..core.text import display_zone, p_text, percent
 from ..core.config import RunConfig
 from ..features.indicators import INPUTS
 from ..stats.calibration import MIN_CALIBRATION
@@ -73,13 +74,13 @@ def comparison_table(
         (name, f"{int(r['n']):,}", cell_text(r["dm"], ".2f"), cell_text(r["dm_p"], "p"))
         for name, r in results["against"].iterrows()
     ]
-    return paragraph(
+    return details("The errors of the network compared with each of the others", paragraph(
         "The network compared with each of the others by the size of the errors (Diebold–Mariano); a positive"
         " statistic favours the network. Ridge regression and gradient boosting are trained on the same"
         f" spans, but they see the inputs of one bar, the network those of {results['config'].lookback}, and"
         " they use no validation bars. A confidence set p below 0.1 means that another forecaster is better.",
         "quiet",
-    ) + as_table(rows, ["LSTM compared with", "bars", "DM", "DM p"])
+    ) + as_table(rows, ["LSTM compared with", "bars", "DM", "DM p"]))
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #8aa62bb2
 def prediction_figure(
@@ -120,6 +121,7 @@ def fan_figure(
         f" their seed; {fan['bars']:,} bars in all. The median standard deviation between them is"
         f" {fan['spread']:.3f} σ, the median size of their mean forecast {fan['size']:.3f} σ.",
         shown.rename_axis("time"),
+        "Mean and standard deviation over the networks of the fan, in units of the volatility before.",
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #6963e13b
@@ -174,12 +176,11 @@ def calibration_piece(
         )
     simulated, parts = is_simulated(results), {event: c["parts"] for event, c in given.items()}
     panels = [plot_reliability(t, event, simulated) for event, t in parts.items()]
-    wrong = [
-        event for event, c in given.items() if c["figures"]["p"] is not None and c["figures"]["p"] < 0.05
-    ]
-    title = f"Not calibrated: the probability that {' and that '.join(wrong)}" if wrong else (
-        "Predicted and observed frequencies agree within their uncertainty"
-    )
+    p = {event: c["figures"]["p"] for event, c in given.items() if c["figures"]["p"] is not None}
+    wrong = [event for event, value in p.items() if value < 0.05]
+    title = f"Not calibrated: the probability that {' and that '.join(wrong)}"
+    if not wrong:
+        title = f"No miscalibration found (p = {', '.join(map(p_text, p.values()))})" if p else "Not tested"
     return (
         figure(
             panels,
@@ -274,6 +275,7 @@ def funnel_figure(
         "Bars left after each stage, from all bars to those with a signal. Every rule must agree with the"
         " direction of the forecast.",
         funnel.rename_axis("stage"),
+        "Each stage counts the bars that passed it and all stages above.",
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #2e9802cd
@@ -309,7 +311,9 @@ def folds_table(
         )
         for k, f in enumerate(results["folds"].itertuples(), 1)
     ]
-    return as_table(rows, head)
+    better = int((results["folds"]["val_loss"] < results["folds"]["val_loss_of_zero"]).sum())
+    text = f"In {better} of {len(rows)} folds the validation loss was below that of forecasting no move."
+    return paragraph(text) + details("All folds", as_table(rows, head))
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #128201af
 def drift_piece(
@@ -347,7 +351,11 @@ def correlation_figure(
     title = "No input varies with the next move"
     if last.notna().any():
         best = last.abs().idxmax()
-        title = f"Most correlated with the next move: {best}, {last[best]:+.2f}"
+        chance = NormalDist().inv_cdf(1 - 0.5 / len(last)) / max(table["next move"].count(), 1) ** 0.5
+        title = (
+            f"The largest of {len(last)} correlations with the next move is {last[best]:+.2f} ({best});"
+            f" chance alone gives about {chance:.2f}"
+        )
     return figure(
         heat_map(matrix, title),
         title,
@@ -377,5 +385,6 @@ def importance_figure(
         " their information can stand in for each other, so each value is what a family adds to the rest.",
         table.rename_axis("family"),
         "Permutation importance on out-of-sample forecasts (Breiman 2001); thick line: one standard deviation"
-        " over folds and seeds; thin line: 95% interval of the mean, for all families together.",
+        " over folds and seeds; thin line: 95% interval of the mean, for all families together, cut at the"
+        " edge of the figure. In a long fold only a sample of the bars is forecast again.",
     )

@@ -159,7 +159,8 @@ def index_page(
     if not rows: sentence = "There is no report yet; cryptolstm report ETH/USD writes one."
     top = first_screen("Reports", many, sentence, [], ["cryptolstm"])
     table = as_table(rows, HEAD, "sortable filterable").markup
-    body = top.markup + (section_html("All pages", table) if rows else "")
+    feed_link = '<p class="quiet"><a href="feed.xml">RSS feed</a></p>'
+    body = top.markup + (section_html("All pages", table + feed_link) if rows else "")
     return page(body, "Reports", "the manifests of the reports")
 
 # %% ../../nbs/report/15_site.ipynb #ef326d9f

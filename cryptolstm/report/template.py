@@ -36,7 +36,7 @@ def content_policy(
     )
 
 # %% ../../nbs/report/00_template.ipynb #bcc56b5f
-NOTHING = re.compile(r'<p class="none">(.*?)</p>', re.S)
+NOTHING = re.compile(r'<p class="none">([^<]*)</p>')
 
 def section_id(
     heading: str,   # plain text
@@ -60,11 +60,13 @@ def page(
     body: str,    # HTML: a first screen, then sections
     title: str,   # plain text
     source: str = "the notebook beside this file",   # what it was generated from
+    manifest: bool = False,   # whether a manifest is added later
 ) -> str:         # the complete page
     "The complete page, with links to its sections and only the scripts that it needs."
     from jinja2 import Environment
     found = re.findall(r'<section id="([^"]+)"[^>]*><h2>(.*?)</h2>', body)
-    contents = [(i, html.unescape(re.sub("<[^>]+>", "", text))) for i, text in found]
+    contents = [(i, _plain(text)) for i, text in found] + [("manifest-table", "Manifest")] * manifest
+    lead = re.search(r'<p class="lead">(.*?)</p>', body)
     scripts = [asset("page.js")] if "<table" in body or contents else []
     if 'class="chart"' in body: scripts.insert(0, asset(CHARTS))
     template = Environment(autoescape=True, trim_blocks=True).from_string(asset("page.html"))
@@ -72,6 +74,7 @@ def page(
         body=body,
         title=title,
         source=source,
+        description=_plain(lead[1]) if lead else "",
         contents=contents,
         scripts=scripts,
         policy=content_policy(scripts),
@@ -79,10 +82,12 @@ def page(
         version=cryptolstm.__version__,
     )
 
+def _plain(markup: str) -> str: return html.unescape(re.sub("<[^>]+>", "", markup))
+
 # %% ../../nbs/report/00_template.ipynb #5288ffd8
 def notebook_html(
     notebook,     # an executed notebook (nbformat node)
-    title: str,   # of the page
+    title: str,   # of the page, if it has no first screen
 ) -> str:
     "Self-contained page of an executed report notebook: text and results, no code or library messages."
     parts, heading, prose, shown = [], None, "", ""
@@ -97,7 +102,9 @@ def notebook_html(
             else: prose = text   # the title of the notebook
         elif cell.cell_type == "code": shown += _outputs(cell)
     close()
-    return page("".join(parts), title)
+    body = "".join(parts)
+    result = re.search(r"<h1>(.*?)</h1>", body)   # of the first screen
+    return page(body, _plain(result[1]) if result else title, manifest=True)
 
 def _heading(source: str) -> tuple[str | None, str]:
     "The first line of a cell if it is a heading, and the rest as HTML."

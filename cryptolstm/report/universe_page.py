@@ -28,7 +28,7 @@ from .pieces import (QUALITY_CLASS, Piece, as_table, curve, details, first_scree
                                       nothing, paragraph, text_html)
 from .figures import cell_text, time_text
 from .plots import heat_map, plot_equity
-from .backtest_page import MEANING, card, chance_text, settings_table
+from .backtest_page import card, chance_text, settings_table, told
 from .performance_sections import moved_text
 
 # %% ../../nbs/report/13_universe_page.ipynb #b1e38ead
@@ -69,12 +69,11 @@ def plain_sentence(
     money = f"No signal was traded; holding all coins {held}."
     if x["trades"]:
         money = f"After costs, one account for all signals {moved_text(x['net_return'])}; holding all {held}."
-    bounds = {"hit_low": x["hit_expected"] + excess.low, "hit_high": x["hit_expected"] + excess.high}
+    expected = x["hit_expected"] or 0.0   # not needed without a hit rate
+    bounds = {"hit_low": expected + excess.low, "hit_high": expected + excess.high}
     level = Level.of(universe.verdict.level)
-    chance = chance_text({**x, **bounds})
-    if level == Level.NO_SKILL and "more often" in chance:
-        chance = f"{chance[:-1]}, but the tests of skill do not confirm it."
-    return " ".join(filter(None, (money, chance, MEANING[level])))
+    profit = bool(x["trades"]) and x["net_return"] > 0
+    return told(level, money, chance_text({**x, **bounds}, level), profit)
 
 # %% ../../nbs/report/13_universe_page.ipynb #39e2ba9f
 def verdict_box(
@@ -128,7 +127,7 @@ def key_figures(
     "The five key figures: label, value, and interval or reference."
     x, excess = universe.verdict.numbers, universe.tests.excess
     alone = int((universe.table["cw_p"] < SIGNIFICANCE).sum())
-    left = int((universe.table["cw_rw"] < SIGNIFICANCE).sum())
+    left, tested = int((universe.table["cw_rw"] < SIGNIFICANCE).sum()), universe.table["cw_rw"].count()
     interval = "undefined" if x["hit"] is None or math.isnan(excess.low) else (
         f"by chance {percent(x['hit_expected'])}; 95% interval of the difference"
         f" {100 * excess.low:+.1f} to {100 * excess.high:+.1f} points"
@@ -137,8 +136,12 @@ def key_figures(
     return [
         ("Return after costs", percent(x["net_return"], True), f"{EQUAL}, {x['trades']:,} orders"),
         ("Buy & hold of all", percent(x["buy_and_hold_return"], True), "same hours and costs"),
-        ("Direction right", "–" if x["hit"] is None else percent(x["hit"]), interval),
-        ("Tickers with skill", f"{left} of {len(universe.table)}", f"{alone} before the correction for many"),
+        ("Hit rate", "–" if x["hit"] is None else percent(x["hit"]), interval),
+        (
+            "Tickers beating persistence",
+            f"{left} of {tested}",
+            f"Clark–West, corrected; {alone} before correction",
+        ),
         ("Independent tickers", effective, f"{x['tickers']} tickers carry the information of {effective}"),
     ]
 

@@ -52,19 +52,21 @@
   const time = k => data.start + k * data.step;
   const when = seconds => new Date(seconds * 1000).toISOString().slice(0, 16).replace("T", " ");
   const points = values => values.map((v, k) => v === null ? {time: time(k)} : {time: time(k), value: v});
-  const percent = v => minus(`${v >= 0 ? "+" : ""}${v.toFixed(Math.abs(v) < 10 ? 2 : 1)}%`);
+  const percent = v => minus(`${v >= 0 ? "+" : ""}${v.toFixed(2)}%`);
   const price = v => minus(v.toLocaleString("en-US", {maximumSignificantDigits: 6}));
+  const smallest = values => Math.min(...values.filter(v => v > 0));
   const sides = {"-1": "short", 0: "flat", 1: "long"};
 
   const panes = {   // name → height, series: [label, colour, kind, values, text of a value, options]
-    price: () => ({stretch: 3, series: [["price", "grey", "candles", data.close, price, {}]]}),
+    price: () => ({stretch: 3, series: [["price", "grey", "candles", data.close, price,
+      {minMove: 10 ** (Math.floor(Math.log10(smallest(data.close))) - 4)}]]}),
     equity: () => ({stretch: 3, series: data.curves.map((c, k) => [
-      c.name, ["blue", "grey", "orange", "purple"][k % 4], "line", c.values, percent, {lineWidth: k ? 1 : 2, lineStyle: k < 2 ? 0 : 2}])}),
+      c.name, ["blue", "grey", "orange", "teal"][k % 4], "line", c.values, percent, {lineWidth: k ? 1 : 2, lineStyle: k < 2 ? 0 : 2}])}),
     drawdown: () => ({stretch: 1.2, series: [["drawdown", "red", "area", data.drawdown, percent, {}]]}),
     position: () => ({stretch: .8, series: [["position", "blue", "steps", data.position, v => sides[Math.sign(v)], {}]]}),
   };
   const add = (chart, [label, colour, kind, values, text, more], pane) => {
-    const L = LightweightCharts, c = token(colour), format = {type: "custom", formatter: text, minMove: .01};
+    const L = LightweightCharts, c = token(colour), format = {type: "custom", formatter: text, minMove: more.minMove ?? .01};
     const common = {priceFormat: format, priceLineVisible: false, lastValueVisible: false, ...more};
     if (kind === "candles") {
       const series = chart.addSeries(L.CandlestickSeries, {...common, upColor: "transparent", downColor: c, borderUpColor: c,
@@ -74,16 +76,22 @@
       return series;
     }
     const types = {line: [L.LineSeries, {color: c}], steps: [L.LineSeries, {color: c, lineType: 1, lineWidth: 1}],
-      area: [L.AreaSeries, {lineColor: c, topColor: `${c}10`, bottomColor: `${c}66`, lineWidth: 1, invertFilledArea: true}]};
+      area: [L.BaselineSeries, {baseValue: {type: "price", price: 0}, topLineColor: c, bottomLineColor: c, topFillColor1: "transparent",
+        topFillColor2: "transparent", bottomFillColor1: `${c}10`, bottomFillColor2: `${c}66`, lineWidth: 1, autoscaleInfoProvider: own => {
+          const range = own();
+          if (range) range.priceRange.maxValue = Math.max(0, range.priceRange.maxValue);
+          return range;
+        }}]};
     const series = chart.addSeries(types[kind][0], {...types[kind][1], ...common}, pane);
-    series.setData(points(values));
+    series.setData(kind === "steps" ? points(values).map(p => ({...p, color: token(p.value > 0 ? "blue" : p.value < 0 ? "orange" : "grey")}))
+      : points(values));
     return series;
   };
   const markers = () => data.trades.flatMap(t => [
     {time: time(t.entry), position: t.side > 0 ? "belowBar" : "aboveBar", shape: t.side > 0 ? "arrowUp" : "arrowDown",
       color: token(t.side > 0 ? "blue" : "orange"), size: 1.2},
     ...(t.exit === null ? [] : [{time: time(t.exit), position: t.side > 0 ? "aboveBar" : "belowBar",
-      shape: t.stopped ? "square" : "circle", color: token(t.stopped ? "red" : "grey"), size: .8}]),
+      shape: t.stopped ? "square" : "circle", color: token(t.stopped ? "red" : t.side > 0 ? "blue" : "orange"), size: .8}]),
   ]).sort((a, b) => a.time - b.time);
 
   const draw = box => {
@@ -95,10 +103,10 @@
     live.setAttribute("role", "group");
     live.setAttribute("aria-label", `Chart of ${names.join(", ")}; arrow keys move, plus and minus zoom`);
     const chart = LightweightCharts.createChart(live, {autoSize: true, width: live.clientWidth, height: live.clientHeight, localization: {locale: "en-US"},
-      timeScale: {timeVisible: true, minBarSpacing: .001, lockVisibleTimeRangeOnResize: true}, crosshair: {mode: 0}, handleScroll: {mouseWheel: false},
+      timeScale: {timeVisible: true, minBarSpacing: .001, lockVisibleTimeRangeOnResize: true}, crosshair: {mode: 0}, handleScroll: {mouseWheel: false, vertTouchDrag: false},
       handleScale: {mouseWheel: false}});
-    live.addEventListener("focusin", () => chart.applyOptions({handleScroll: {mouseWheel: true}, handleScale: {mouseWheel: true}}));
-    live.addEventListener("focusout", () => chart.applyOptions({handleScroll: {mouseWheel: false}, handleScale: {mouseWheel: false}}));
+    live.addEventListener("focusin", () => chart.applyOptions({handleScroll: {mouseWheel: true, vertTouchDrag: false}, handleScale: {mouseWheel: true}}));
+    live.addEventListener("focusout", () => chart.applyOptions({handleScroll: {mouseWheel: false, vertTouchDrag: false}, handleScale: {mouseWheel: false}}));
     live.addEventListener("pointerdown", () => live.focus({preventScroll: true}));
     let shown = [], marks = null;
     const fill = () => {   // also when the colours change
@@ -189,7 +197,7 @@
     if (!wide) return ["tabindex", "role", "aria-label"].forEach(name => box.removeAttribute(name));
     box.tabIndex = 0;
     box.setAttribute("role", "region");
-    box.setAttribute("aria-label", "Table, can be scrolled");
+    box.setAttribute("aria-label", `Table in ${box.closest("section")?.querySelector("h2").textContent ?? "the result"}, can be scrolled`);
   });
   addEventListener("resize", reachable);
   reachable();

@@ -98,7 +98,9 @@ def findings(page) -> list[str]:
     "What axe-core finds on a page that is serious or critical."
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
+    # its preloading reads style sheets again, which a page that was opened from a file must not do
+    options = {"resultTypes": ["violations"], "preload": False}
+    found = Axe().run(page, options=options).response["violations"]
     return [
         f"{v['id']} ({v['impact']}): {node['target']} {node['html'][:150]} {node['failureSummary'][:300]}"
         for v in found

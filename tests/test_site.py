@@ -13,6 +13,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from browser import MISSING, STICKING_OUT, chromium, find, findings, opened, served
+from playwright.sync_api import expect
 from typer.testing import CliRunner
 
 from cryptolstm.cli.main import app
@@ -124,6 +126,49 @@ def test_reports_are_published_without_notebooks_and_accounts(built):
     link = ElementTree.parse(reports / "feed.xml").findtext("channel/item/link")
     assert link == f"https://cryptolstm.github.io/cryptolstm/reports/{run}"
 
+
+# ---- the site in a browser -------------------------------------------------------------------------------
+
+in_browser = pytest.mark.skipif(find() is None, reason=MISSING)
+SHOWN = ("index", "get_started", "how_to_read_a_report", "tutorials/reading_a_report", "settings", "course",
+         "core/files", "report/charts", "search", "reports/index")
+
+
+@pytest.fixture(scope="module")
+def browser(built):
+    with chromium() as found: yield found
+
+
+@in_browser
+@pytest.mark.parametrize("width, scheme", [(390, "light"), (768, "light"), (1440, "dark")])
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_page_of_the_site_is_quiet_fits_the_screen_and_can_be_read(name, width, scheme, browser, built):
+    with opened(browser, (built[0] / f"{name}.html").as_uri(), width, scheme) as view:
+        view.keep(f"site-{name.replace('/', '-')}-{width}-{scheme}")
+        assert view.page.evaluate("document.scrollingElement.scrollWidth") <= width
+        assert view.page.evaluate(STICKING_OUT) == []
+        assert findings(view.page) == []
+        view.quiet()
+
+
+@in_browser
+def test_the_site_is_quiet_on_a_server_and_its_search_finds_words(browser, built):
+    with served(built[0]) as address:
+        for name in SHOWN:
+            with opened(browser, f"{address}/{name}.html") as view: view.quiet()
+        with opened(browser, f"{address}/search.html?q=memorised") as view:
+            expect(view.page.locator("#search-results")).to_contain_text("no skill")
+            view.quiet()
+
+
+@in_browser
+def test_the_search_also_works_in_files(browser, built):
+    with opened(browser, f"{(built[0] / 'search.html').as_uri()}?q=memorised") as view:
+        expect(view.page.locator("#search-results")).to_contain_text("no skill")
+        view.quiet()
+
+
+# ---- links and imports -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("broken, sentence", {
     '<a href="none.html">x</a>': "links to none.html, which does not exist",

@@ -102,7 +102,7 @@ MOST_POINTS = 600   # of a line; a panel has no more columns
 def thinned(
     values: pd.Series | pd.DataFrame,   # in order of time
 ) -> pd.Series | pd.DataFrame:
-    "At most every n-th value, and the last one."
+    "Every n-th value, so that there are few enough, and the last one."
     step = -(-len(values) // MOST_POINTS)
     return values.iloc[sorted({*range(0, len(values), step), len(values) - 1})] if step > 1 else values
 
@@ -151,9 +151,8 @@ def plot_trades(
         times = np.array([some["entry_time"], ends, ends], "datetime64[ns]").T.ravel()
         prices = np.array([some["entry_price"], some["exit_price"], np.full(len(some), np.nan)]).T.ravel()
         ax.plot(times, prices, color=colour, lw=1.3)   # one line, interrupted after each trade
-        ax.plot(
-            some["entry_time"], some["entry_price"], marker, ms=4, color=colour, label=f"{name}: {len(some)}"
-        )
+        shown, label = thinned(some), f"{name}: {len(some)}"   # of very many trades, every n-th has a marker
+        ax.plot(shown["entry_time"], shown["entry_price"], marker, ms=4, color=colour, label=label)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
     ax.set_ylabel("close")
     legend(ax); _dates(ax)

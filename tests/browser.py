@@ -70,6 +70,7 @@ def opened(browser, url: str, width: int = 1440, scheme: str = "light", **contex
     "Open a page in a context of its own; yields its `View`."
     size = {"width": width, "height": HEIGHTS[width]}
     place = browser.new_context(viewport=size, color_scheme=scheme, **context)
+    place.set_default_timeout(120_000)   # others may use the cores
     view = View(place.new_page(), [], [])
     view.page.on("console", lambda m: m.type in ("error", "warning") and view.problems.append(m.text))
     view.page.on("pageerror", lambda e: view.problems.append(str(e)))

@@ -39,7 +39,10 @@ def chance_text(
         interval = f"95% interval {100 * x['hit_low']:.1f} to {percent(x['hit_high'])}"
         return f"{right} ({interval}): too few forecasts to tell whether that is more than chance."
     if level != Level.NO_SKILL: return f"{right}; by chance it would be {chance}."
-    if x["hit_low"] <= x["hit_expected"] <= x["hit_high"]: return f"{right}, no better than chance."
+    if x["hit_low"] <= x["hit_expected"] <= x["hit_high"]:
+        near = abs(x["hit"] - x["hit_expected"]) < 0.01
+        if near: return f"{right}, no better than chance."
+        return f"{right}, not clearly better than chance ({chance})."
     if x["hit"] < x["hit_expected"]: return f"{right}, less often than by chance."
     return f"{right}, more often than by chance ({chance}), but the tests of skill do not confirm it."
 
@@ -149,7 +152,8 @@ def verdict_box(
     others = "".join(card(*facts[name]) for name in shown if name not in v.decided)
     return Piece(
         f"<p>{text_html(v.sentence)}</p><p class=by>Decided by</p>"
-        f'<div class="cards decided {tone}">{decided}</div><div class=cards>{others}</div>'
+        f'<div class="cards decided {tone}">{decided}</div><p class=by>For comparison</p>'
+        f"<div class=cards>{others}</div>"
         f'<p class=quiet>{text_html(f"{tried}. {tested}")}</p>'
     )
 

@@ -381,7 +381,7 @@ def importance_figure(
         f"Loss of forecast skill if the inputs of one family come from other bars of the same fold. Without"
         f" {table.index[0]}, the squared error rises by {percent(first['mean'], digits=2)} of that of"
         f" forecasting no move, with a standard deviation of {cell_text(first['sd'], '.2%')} over"
-        f" {first['n']:.0f} pairs of a fold and a seed ({folds} folds, {members} seeds). Families that share"
+        f" {first['n']:.0f} pairs of a fold and a seed ({folds} folds, seeds: {members}). Families that share"
         " their information can stand in for each other, so each value is what a family adds to the rest.",
         table.rename_axis("family"),
         "Permutation importance on out-of-sample forecasts (Breiman 2001); thick line: one standard deviation"

@@ -91,7 +91,8 @@ def verdict_box(
     if tried: tested = f"{tried} of {len(proofs)} tickers were tested for leaks, {failed} failed."
     return Piece(
         f"<p>{text_html(v.sentence)}</p><p class=by>Decided by</p>"
-        f'<div class="cards decided {tone}">{decided}</div><div class=cards>{others}</div>'
+        f'<div class="cards decided {tone}">{decided}</div><p class=by>For comparison</p>'
+        f"<div class=cards>{others}</div>"
         f"<p class=quiet>{text_html(tested)}</p>"
     )
 

@@ -130,11 +130,12 @@
     chart.subscribeCrosshairMove(e => tell(e.time === undefined ? null : Math.round((e.time - data.start) / data.step)));
     const scale = chart.timeScale(), last = data.n - 1;
     const zoom = (from, to) => scale.setVisibleLogicalRange({from, to});
+    const whole = () => zoom(-.03 * last, 1.01 * last);   // room for the first label of the axis
     [["All", Infinity], ["30 d", 720], ["7 d", 168], ["1 d", 24]].forEach(([text, hours]) => {
       const bars = hours * 3600 / data.step;
       if (bars > last && hours !== Infinity) return;
       const button = make("button", {type: "button", textContent: text});
-      button.addEventListener("click", () => hours === Infinity ? scale.fitContent() : zoom(last - bars, last + 1));
+      button.addEventListener("click", () => hours === Infinity ? whole() : zoom(last - bars, last + 1));
       ranges.append(button);
     });
     live.addEventListener("keydown", e => {
@@ -145,7 +146,7 @@
       if (steps[e.key]) { e.preventDefault(); zoom(...steps[e.key]); }
     });
     fill();
-    scale.fitContent();
+    whole();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", fill);
     box.range = () => scale.getVisibleLogicalRange();
     box.show = trade => {
@@ -159,7 +160,7 @@
   // ---- CSV of the charts ----
   const csv = () => {
     const plain = ["open", "high", "low", "close", "drawdown", "position"].filter(name => data[name]);
-    const names = ["time", ...plain, ...data.curves.map(c => c.name)];
+    const names = ["time", ...plain.map(name => name === "drawdown" ? "drawdown (%)" : name), ...data.curves.map(c => `${c.name} (%)`)];
     const columns = [...plain.map(name => data[name]), ...data.curves.map(c => c.values)];
     const rows = data.drawdown.map((_, k) => [new Date(time(k) * 1000).toISOString(), ...columns.map(c => c[k] ?? "")].join(","));
     return [names.join(","), ...rows].join("\n") + "\n";

@@ -274,7 +274,7 @@ def test_a_click_on_a_trade_shows_it_in_the_chart(trades, prices):
         trade = known[number]
         assert first < trade["entry"] and (trade["exit"] or trade["entry"]) < last and last - first < 200
         assert trades.locator("tr.chosen").get_attribute("data-trade") == str(number)
-        expect(prices).to_be_in_viewport()
+        expect(prices).to_be_in_viewport(timeout=30_000)
 
 
 def test_the_charts_change_their_colours_with_the_page(trades):
@@ -316,7 +316,7 @@ def test_the_filter_leaves_the_rows_with_its_words_and_counts_them(trades, tradi
 
 
 def test_the_series_and_the_trades_are_saved_as_files(trades, trading_results):
-    results, plain = trading_results, ("time", "open", "high", "low", "close", "drawdown", "position")
+    results, plain = trading_results, ("time", "open", "high", "low", "close", "drawdown (%)", "position")
     for link in trades.locator(".tools.series a").all():
         rows = saved(trades, link)
         assert len(rows) == len(results["equity"])

@@ -95,7 +95,9 @@ def as_table(
     return Piece(f'<div class="{box}">{table}{top}<tbody>{body}</tbody></table></div>')
 
 def _is_number(x) -> bool: return not isinstance(x, Piece) and bool(NUMBER.match(str(x)))
-def _cell(x) -> str: return x.markup if isinstance(x, Piece) else text_html(str(x))
+def _cell(x) -> str:
+    if isinstance(x, Piece): return x.markup
+    return '<span title="undefined">–</span>' if x == "undefined" else text_html(str(x))
 
 # %% ../../nbs/report/00_pieces.ipynb #a511b78a
 UNDEFINED = ("undefined", "–", "")

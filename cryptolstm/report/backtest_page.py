@@ -92,14 +92,9 @@ def key_figures(
             return "no interval: too few trades" if traded else "it never traded"
         low, high = performance.interval_ends(row, form)
         return f"{percent(table.attrs['level'], digits=0)} interval {low} to {high}"
-    hit = (
-        "none had a direction"
-        if x["hit"] is None
-        else (
-            f"95% interval {100 * x['hit_low']:.1f} to {percent(x['hit_high'])};"
-        f" by chance {percent(x['hit_expected'])}"
-        )
-    )
+    hit, chance = "none had a direction", percent(x["hit_expected"]) if x["hit_expected"] is not None else "–"
+    if x["hit"] is not None:
+        hit = f"95% interval {100 * x['hit_low']:.1f} to {percent(x['hit_high'])}; by chance {chance}"
     won, rate = performance.no_trade_reason(results), results["win_rate_interval"]
     if traded: won = "none is closed"
     if traded and rate:

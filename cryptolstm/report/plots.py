@@ -50,7 +50,7 @@ def legend(ax, **more) -> None:
     ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, **more)
 
 def _dates(ax) -> None:
-    locator = mdates.AutoDateLocator(maxticks=6)
+    locator = mdates.AutoDateLocator(minticks=2, maxticks=6)   # with more it has no interval for four days
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
     ax.xaxis.get_offset_text().set(color=SOFT, size=8.5)

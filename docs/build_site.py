@@ -313,9 +313,11 @@ def build(
     (source := work / "source").mkdir(parents=True)
     stage(source, work)
     strict = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "--jobs", "auto"]
-    places = ["-c", str(ROOT / "docs"), "-d", str(work / "doctrees"), str(source), str(target)]
+    made = work / "html"   # MyST-NB leaves a folder beside the one it writes to
+    places = ["-c", str(ROOT / "docs"), "-d", str(work / "doctrees"), str(source), str(made)]
     # in a process of its own: this one has loaded every module of the package
     if subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", *strict, *places]).returncode: return 1
+    shutil.move(made, target)
     (target / ".nojekyll").touch()   # folders that begin with _ are part of the site
     for name in (".buildinfo", "_static/webpack-macros.html"): (target / name).unlink(missing_ok=True)
     name_toggles(target)

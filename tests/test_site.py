@@ -74,6 +74,10 @@ def test_the_site_is_built_without_a_warning(built):
     assert "WARNING" not in done.stderr and done.stdout.splitlines()[-1] == str(site)
 
 
+def test_nothing_is_left_beside_the_site(built):
+    assert [p.name for p in built[0].parent.glob("jupyter_execute*")] == []
+
+
 def test_every_link_and_anchor_exists_and_nothing_is_loaded_from_elsewhere(built):
     assert problems(built[0]) == [] and len(list(built[0].glob("*.html"))) > 20
 

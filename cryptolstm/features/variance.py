@@ -7,7 +7,7 @@ __all__ = ['LARGEST_JUMP', 'TINY', 'LEAST_SEASON', 'WARM_UP', 'SPANS', 'PLAIN', 
            'log_realised_variance', 'Season', 'seasonal_profile', 'VarianceTable', 'bitcoin', 'change', 'log_dollars',
            'variance_table']
 
-# %% ../../nbs/features/05_variance.ipynb #fd3b4538
+# %% ../../nbs/features/05_variance.ipynb #6b4a9a3f
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.bars import HOUR
 from .panel import Panel, market_mean, rolling_mean, sum_ahead
 
-# %% ../../nbs/features/05_variance.ipynb #766c7806
+# %% ../../nbs/features/05_variance.ipynb #848991ee
 LARGEST_JUMP = 0.2   # log return between two bars above which it is taken for a bad print
 
 def garman_klass(
@@ -35,7 +35,7 @@ def squared_returns(
     "Squared log returns from close to close."
     return np.diff(np.log(p.close), axis=0, prepend=np.log(p.close[:1])) ** 2
 
-# %% ../../nbs/features/05_variance.ipynb #661850ba
+# %% ../../nbs/features/05_variance.ipynb #5f868f7b
 TINY = 1e-8   # smallest variance whose logarithm is taken
 
 def log_floor(
@@ -54,7 +54,7 @@ def log_realised_variance(
     if horizon == 1: ahead = np.maximum(ahead, TINY)
     return np.log(np.where(~broken & (ahead > 0), ahead, np.nan))
 
-# %% ../../nbs/features/05_variance.ipynb #f926ef63
+# %% ../../nbs/features/05_variance.ipynb #a623d1aa
 @dataclass(frozen=True)
 class Season:
     "Seasonal profile of the variance, a factor with mean 1 per hour of the day (UTC) and per weekday."
@@ -83,7 +83,7 @@ def seasonal_profile(
     hours, days = (mean.groupby(key).mean() for key in (p.index.hour, p.index.day_of_week))
     return Season(*(tuple((x / x.mean()).tolist()) for x in (hours, days)))
 
-# %% ../../nbs/features/05_variance.ipynb #f37f3a42
+# %% ../../nbs/features/05_variance.ipynb #1d0daf79
 WARM_UP = 720   # hours of a ticker before its first features
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class VarianceTable:
         columns = {k: x[:, picked] for k, x in self.columns.items()}
         return replace(self, panel=self.panel.only(tickers), columns=columns)
 
-# %% ../../nbs/features/05_variance.ipynb #17aadf69
+# %% ../../nbs/features/05_variance.ipynb #85d72d3a
 SPANS = (1, 3, 6, 12, 24, 72, 168, 720)   # hours of the averages of a ticker
 
 def bitcoin(
@@ -145,7 +145,7 @@ def _plain(p: Panel) -> dict:
     squares = squared_returns(p)
     return {k: log_floor(rolling_mean(squares, int(k[1:]))) for k in PLAIN}
 
-# %% ../../nbs/features/05_variance.ipynb #5726fa8a
+# %% ../../nbs/features/05_variance.ipynb #89b05d85
 def change(
     x: np.ndarray,    # (hours, tickers)
     n: int,           # hours
@@ -154,7 +154,7 @@ def change(
     return np.vstack([np.full((n, x.shape[1]), np.nan), x[n:] - x[:-n]])
 
 def _returns(p: Panel, sigma: np.ndarray) -> dict:
-    "Recent returns in units of volatility, their negative parts, and the share of falling prices in the variance."
+    "Recent returns in units of volatility, their negative parts, and the share of falling prices."
     f, log = {}, np.log(p.close)
     for n in (1, 6, 24, 168):
         f[f"ret{n}"] = np.clip(change(log, n) / (sigma * np.sqrt(n)), -4, 4)
@@ -179,7 +179,7 @@ def _volumes(p: Panel) -> dict:
     f = {f"v{n}": np.clip(rolling_mean(v, n) - week, -3, 3) for n in (1, 6, 24)}
     return f | {"v168": np.clip(week - month, -3, 3), "mv24": market_mean(f["v24"])}
 
-# %% ../../nbs/features/05_variance.ipynb #b6509358
+# %% ../../nbs/features/05_variance.ipynb #aa1447c2
 def _calendar(index: pd.DatetimeIndex, horizon: int, season: Season) -> dict:
     "Log seasonal factor of the hours t+1 … t+h, and sine and cosine of the day and the week."
     ahead = pd.date_range(index[0], periods=len(index) + horizon, freq=HOUR)

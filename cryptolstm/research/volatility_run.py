@@ -7,7 +7,7 @@ __all__ = ['FEWEST_TICKERS', 'TRAILING', 'GARCHES', 'HARS', 'CALENDARS', 'STRONG
            'SECONDS_PER_SEED', 'VolatilityConfig', 'forecasters', 'in_use', 'VolatilityWalk', 'volatility_folds',
            'volatility_walk', 'targeting_error', 'VolatilityResult', 'newest_forecasts', 'summary_row']
 
-# %% ../../nbs/research/14_volatility_run.ipynb #e01143f3
+# %% ../../nbs/research/14_volatility_run.ipynb #d5d59a4c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +26,7 @@ from ..model.volatility_benchmarks import GARCH, Trailing
 from ..stats.variance_scores import (COVERAGES, common_errors, coverage, trailing_quantiles,
                                               volatility_errors, volatility_gains)
 
-# %% ../../nbs/research/14_volatility_run.ipynb #9c6236b3
+# %% ../../nbs/research/14_volatility_run.ipynb #af7e393b
 @dataclass(frozen=True)
 class VolatilityConfig:
     "Settings of a volatility run. Immutable."
@@ -55,7 +55,7 @@ class VolatilityConfig:
         "Bars needed of each ticker."
         return self.hours + self.train_hours + WARM_UP + self.horizon
 
-# %% ../../nbs/research/14_volatility_run.ipynb #5d186ea2
+# %% ../../nbs/research/14_volatility_run.ipynb #a7ee9e68
 FEWEST_TICKERS = 4   # of a universe
 TRAILING, GARCHES, HARS, CALENDARS = "trailing", "GARCH", "HAR", "calendar HAR"
 STRONGS, RIDGE, NETWORK, BLEND = "strong HAR", "ridge", "LSTM", "ridge + LSTM"
@@ -87,7 +87,7 @@ def in_use(
     if len(tickers) < FEWEST_TICKERS: return CALENDARS
     return BLEND if config.seeds else RIDGE
 
-# %% ../../nbs/research/14_volatility_run.ipynb #3cc670a5
+# %% ../../nbs/research/14_volatility_run.ipynb #ab4c8d4c
 @dataclass(frozen=True, eq=False)
 class VolatilityWalk:
     "Out-of-sample forecasts and their outcomes; every table is (tested hours × tickers)."
@@ -115,7 +115,7 @@ def volatility_folds(
         for s in starts
     ]
 
-# %% ../../nbs/research/14_volatility_run.ipynb #3bc3854b
+# %% ../../nbs/research/14_volatility_run.ipynb #22f6ba8e
 SECONDS, SECONDS_PER_SEED = 0.6, 3.0   # of a fold and ticker, about; for the progress line
 
 @with_progress
@@ -167,7 +167,7 @@ def _fold_table(index: pd.DatetimeIndex, folds: list, horizon: int) -> pd.DataFr
         for past, tested in folds
     ).rename_axis("fold")
 
-# %% ../../nbs/research/14_volatility_run.ipynb #a4544b99
+# %% ../../nbs/research/14_volatility_run.ipynb #e37a4bcc
 def targeting_error(
     error: pd.DataFrame,   # (hours × tickers) log realised minus log forecast variance
 ) -> float:
@@ -184,6 +184,12 @@ class VolatilityResult:
 
     @property
     def tickers(self) -> tuple: return self.walk.panel.tickers
+
+    @property
+    def title(self) -> str:
+        "Of its page."
+        many = len(self.tickers)
+        return f"Volatility of {many} tickers" if many > 1 else f"Volatility of {self.tickers[0]}"
 
     @cached_property
     def errors(self) -> pd.DataFrame:
@@ -214,7 +220,7 @@ class VolatilityResult:
         "Share of returns inside the intervals, per month and over all."
         return coverage(self.scores, self.quantiles)
 
-# %% ../../nbs/research/14_volatility_run.ipynb #a74ea67e
+# %% ../../nbs/research/14_volatility_run.ipynb #bdf051f8
 def newest_forecasts(
     result: VolatilityResult,
 ) -> pd.DataFrame:   # a row per ticker: close, sigma, annual, low_80, high_80, low_95, high_95

@@ -7,7 +7,7 @@ __all__ = ['TESTED', 'LEARNED', 'CUTS', 'LEAST_SHIFT', 'LEVEL', 'LEVELS', 'PACKA
            'volatility_certificate', 'shifted', 'volatility_placebos', 'volatility_verdict', 'volatility_trials',
            'volatility_bars', 'run_volatility', 'evaluate_volatility', 'volatility_summary']
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #01b62491
+# %% ../../nbs/research/15_volatility_checks.ipynb #13ad267d
 import hashlib, inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,11 +18,11 @@ import pandas as pd
 
 from ..core.bars import bars_hash
 from ..core.config import check_ticker
-from ..core.errors import OperationError, unknown_name
+from ..core.errors import OperationError
 from ..core.files import code_hash
 from ..core.progress import Progress, with_progress
-from ..core.settings import declared
 from ..core.text import finite_or_none
+from ..core.volatility_config import VolatilityConfig, volatility_config
 from ..data.client import market_bars
 from ..features.variance import VarianceTable
 from ..proof.leaks import Certificate, altered_futures, check_entry, differences, findings
@@ -31,10 +31,10 @@ from ..proof.trials import FixedLedger, Ledger, Trial, market_of, trial_span
 from .runs import read_tickers
 from .universe_run import attempts, common_end
 from .volatility_run import (BLEND, CALENDARS, FEWEST_TICKERS, GARCHES, HARS, RIDGE,
-                                                TRAILING, VolatilityConfig, VolatilityResult, forecasters,
-                                                in_use, newest_forecasts, summary_row, volatility_walk)
+                                                TRAILING, VolatilityResult, forecasters, in_use,
+                                                newest_forecasts, summary_row, volatility_walk)
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #0d6c09f0
+# %% ../../nbs/research/15_volatility_checks.ipynb #50d115e3
 TESTED, LEARNED = 240, 1200    # hours of the small walk
 CUTS = (100, 120, 121, 200)    # hours after its start; refits are at 0 and 120
 
@@ -59,7 +59,7 @@ def side_by_side(
     walk = volatility_walk(bars, config, models=models)
     return pd.concat([f.add_prefix(f"{k} ") for k, f in walk.forecasts.items()], axis=1)
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #5752a6c1
+# %% ../../nbs/research/15_volatility_checks.ipynb #81c476ef
 def volatility_certificate(
     bars: Mapping,                   # ticker → bars
     config: VolatilityConfig,
@@ -94,7 +94,7 @@ def _altered(bars: pd.DataFrame, removed: int, k: int, seed: int) -> pd.DataFram
     how = ("million", "shuffled", "millionth", "jumps")[k % 4]
     return altered_futures(bars, len(bars) - 1 - removed, seed, only=(how,))[how]
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #6b0540ad
+# %% ../../nbs/research/15_volatility_checks.ipynb #5ab0f379
 LEAST_SHIFT = 30 * 24
 
 def shifted(
@@ -126,7 +126,7 @@ def volatility_placebos(
     walk = volatility_walk(bars, config, models=models)
     return VolatilityResult(config, walk, name).errors["R2"].rename("R2")
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #d00e8229
+# %% ../../nbs/research/15_volatility_checks.ipynb #fac68553
 LEVEL = 0.01   # of the tests
 LEVELS = ("LEAK", "NO BETTER THAN TRAILING", "NO BETTER THAN HAR", "BETTER THAN HAR")
 
@@ -154,7 +154,7 @@ def volatility_verdict(
     if not trailing["p"] < LEVEL: return LEVELS[1], text
     return LEVELS[3 if har["p"] < LEVEL else 2], text
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #ad395e0e
+# %% ../../nbs/research/15_volatility_checks.ipynb #8661af76
 PACKAGE = Path(inspect.getfile(VolatilityConfig)).parents[1]
 
 def volatility_trials(
@@ -207,7 +207,7 @@ def volatility_bars(
         failed[t] = "its last bar is that of {} and the last one of the others that of {}".format(*ends)
     return {t: b.loc[:end] for t, b in bars.items()}
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #3e50d098
+# %% ../../nbs/research/15_volatility_checks.ipynb #cb471231
 @with_progress
 def run_volatility(
     bars: Mapping,                # ticker → bars
@@ -244,10 +244,7 @@ def evaluate_volatility(
     "Fetch the bars of tickers and evaluate their volatility forecasts. Raises the error of a single ticker."
     names = tickers.replace(",", " ").split() if isinstance(tickers, str) else tickers
     names = list(dict.fromkeys(map(check_ticker, names or read_tickers())))
-    for name in settings or {}:
-        if name not in declared(VolatilityConfig):
-            raise unknown_name("setting of a volatility run", name, declared(VolatilityConfig))
-    config, failed = VolatilityConfig(**(settings or {})), {}
+    config, failed = volatility_config(settings or {}), {}
     bars = volatility_bars(names, config, failed)
     if not bars: raise OperationError(f"there are no bars of any ticker; {next(iter(failed.values()))}")
     result = run_volatility(bars, config, ledger, placebos, progress=progress)

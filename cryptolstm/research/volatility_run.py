@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FEWEST_TICKERS', 'TRAILING', 'GARCHES', 'HARS', 'CALENDARS', 'STRONGS', 'RIDGE', 'NETWORK', 'BLEND', 'SECONDS',
-           'SECONDS_PER_SEED', 'VolatilityConfig', 'forecasters', 'in_use', 'VolatilityWalk', 'volatility_folds',
-           'volatility_walk', 'targeting_error', 'VolatilityResult', 'newest_forecasts', 'summary_row']
+           'SECONDS_PER_SEED', 'forecasters', 'in_use', 'VolatilityWalk', 'volatility_folds', 'volatility_walk',
+           'targeting_error', 'VolatilityResult', 'newest_forecasts', 'summary_row']
 
-# %% ../../nbs/research/14_volatility_run.ipynb #d5d59a4c
+# %% ../../nbs/research/14_volatility_run.ipynb #1981de48
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,47 +15,17 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from ..core.config import check_address, check_end, check_exchange
 from ..core.errors import InputError, TooFewRows
 from ..core.progress import Progress, with_progress
-from ..core.settings import check_settings, setting
+from ..core.volatility_config import WARM_UP, VolatilityConfig
 from ..features.panel import Panel, panel
-from ..features.variance import WARM_UP, log_realised_variance, seasonal_profile, variance_table
+from ..features.variance import log_realised_variance, seasonal_profile, variance_table
 from ..model.volatility import PLAIN, STRONG, CalendarHAR, PooledRidge
 from ..model.volatility_benchmarks import GARCH, Trailing
 from ..stats.variance_scores import (COVERAGES, common_errors, coverage, trailing_quantiles,
                                               volatility_errors, volatility_gains)
 
-# %% ../../nbs/research/14_volatility_run.ipynb #af7e393b
-@dataclass(frozen=True)
-class VolatilityConfig:
-    "Settings of a volatility run. Immutable."
-    horizon: int = setting(24, "hours ahead that are forecast", (1, 72), unit="hours")
-    hours: int = setting(4380, "hours tested, all out of sample", (48, 200_000), unit="hours")
-    train_hours: int = setting(8760, "hours before each training, at most", (1200, 200_000), unit="hours")
-    retrain_every: int = setting(4380, "hours between two trainings", (24, 200_000), unit="hours")
-    seeds: tuple[int, ...] = setting(
-        (), "seeds of the LSTM members of a universe; empty for the ridge regression alone", (0, 2**31 - 1)
-    )
-    end: str | None = setting(
-        None, "ISO time at which the last bar closes", off="the newest closed bar", check=check_end
-    )
-    exchange: str = setting(
-        "auto", 'ccxt id, "simulated", or "auto": stored bars, exchange, demo market', check=check_exchange
-    )
-    exchange_url: str | None = setting(
-        None, "another base address of the same API", off="the usual one", check=check_address
-    )
-    seed: int = setting(0, "of the demo market", (0, 2**31 - 1))
-
-    def __post_init__(self): check_settings(self)
-
-    @property
-    def bars(self) -> int:
-        "Bars needed of each ticker."
-        return self.hours + self.train_hours + WARM_UP + self.horizon
-
-# %% ../../nbs/research/14_volatility_run.ipynb #a7ee9e68
+# %% ../../nbs/research/14_volatility_run.ipynb #0624a63b
 FEWEST_TICKERS = 4   # of a universe
 TRAILING, GARCHES, HARS, CALENDARS = "trailing", "GARCH", "HAR", "calendar HAR"
 STRONGS, RIDGE, NETWORK, BLEND = "strong HAR", "ridge", "LSTM", "ridge + LSTM"
@@ -69,7 +39,7 @@ def forecasters(
     ladder = {
         TRAILING: Trailing(h),
         GARCHES: GARCH(h),
-        HARS: CalendarHAR(h, PLAIN),
+        HARS: CalendarHAR(h, PLAIN, penalty=0),
         CALENDARS: CalendarHAR(h),
     }
     if len(tickers) < FEWEST_TICKERS: return ladder
@@ -87,7 +57,7 @@ def in_use(
     if len(tickers) < FEWEST_TICKERS: return CALENDARS
     return BLEND if config.seeds else RIDGE
 
-# %% ../../nbs/research/14_volatility_run.ipynb #ab4c8d4c
+# %% ../../nbs/research/14_volatility_run.ipynb #ffff36dd
 @dataclass(frozen=True, eq=False)
 class VolatilityWalk:
     "Out-of-sample forecasts and their outcomes; every table is (tested hours × tickers)."
@@ -115,7 +85,7 @@ def volatility_folds(
         for s in starts
     ]
 
-# %% ../../nbs/research/14_volatility_run.ipynb #22f6ba8e
+# %% ../../nbs/research/14_volatility_run.ipynb #f94c6ccf
 SECONDS, SECONDS_PER_SEED = 0.6, 3.0   # of a fold and ticker, about; for the progress line
 
 @with_progress
@@ -167,7 +137,7 @@ def _fold_table(index: pd.DatetimeIndex, folds: list, horizon: int) -> pd.DataFr
         for past, tested in folds
     ).rename_axis("fold")
 
-# %% ../../nbs/research/14_volatility_run.ipynb #e37a4bcc
+# %% ../../nbs/research/14_volatility_run.ipynb #6dbd11ad
 def targeting_error(
     error: pd.DataFrame,   # (hours × tickers) log realised minus log forecast variance
 ) -> float:
@@ -220,7 +190,7 @@ class VolatilityResult:
         "Share of returns inside the intervals, per month and over all."
         return coverage(self.scores, self.quantiles)
 
-# %% ../../nbs/research/14_volatility_run.ipynb #bdf051f8
+# %% ../../nbs/research/14_volatility_run.ipynb #d2cfd8ee
 def newest_forecasts(
     result: VolatilityResult,
 ) -> pd.DataFrame:   # a row per ticker: close, sigma, annual, low_80, high_80, low_95, high_95

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['volatility_app', 'SEEDS', 'volatility_settings', 'volatility', 'print_volatility']
 
-# %% ../../nbs/cli/11_volatility.ipynb #c273dae2
+# %% ../../nbs/cli/11_volatility.ipynb #bfd10438
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from ..core.text import percent
 from ..core.volatility_config import VolatilityConfig, volatility_config
 from ..research.runs import params_file
 
-# %% ../../nbs/cli/11_volatility.ipynb #31a959cd
+# %% ../../nbs/cli/11_volatility.ipynb #2f6de379
 volatility_app = typer.Typer(no_args_is_help=True)
 SEEDS = (1, 2, 3)   # of `--network`
 
@@ -46,7 +46,7 @@ def volatility_settings(
 
 def _option(name: str): return typer.Option(help=help_text(declared(VolatilityConfig)[name]))
 
-# %% ../../nbs/cli/11_volatility.ipynb #a4ade8b9
+# %% ../../nbs/cli/11_volatility.ipynb #b7d7e5b1
 @volatility_app.command()
 def volatility(
     tickers: ManyArgument = None,
@@ -72,7 +72,7 @@ def volatility(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Walk-forward volatility forecasts, each score out of sample, next to trailing volatility, GARCH and HAR.
+    """Walk-forward volatility forecasts, scored out of sample beside trailing volatility, GARCH and HAR.
 
     Four tickers or more are forecast by one model of all of them; with fewer, each has a HAR with calendar of
     its own. Prints the newest forecasts with their intervals, then the scores."""

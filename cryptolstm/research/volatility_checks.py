@@ -7,7 +7,7 @@ __all__ = ['TESTED', 'LEARNED', 'CUTS', 'LEAST_SHIFT', 'LEVEL', 'LEVELS', 'PACKA
            'volatility_certificate', 'shifted', 'volatility_placebos', 'volatility_verdict', 'volatility_trials',
            'volatility_bars', 'run_volatility', 'evaluate_volatility', 'volatility_summary']
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #13ad267d
+# %% ../../nbs/research/15_volatility_checks.ipynb #cfca4036
 import hashlib, inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -34,7 +34,7 @@ from .volatility_run import (BLEND, CALENDARS, FEWEST_TICKERS, GARCHES, HARS, RI
                                                 TRAILING, VolatilityResult, forecasters, in_use,
                                                 newest_forecasts, summary_row, volatility_walk)
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #50d115e3
+# %% ../../nbs/research/15_volatility_checks.ipynb #4274da36
 TESTED, LEARNED = 240, 1200    # hours of the small walk
 CUTS = (100, 120, 121, 200)    # hours after its start; refits are at 0 and 120
 
@@ -59,7 +59,7 @@ def side_by_side(
     walk = volatility_walk(bars, config, models=models)
     return pd.concat([f.add_prefix(f"{k} ") for k, f in walk.forecasts.items()], axis=1)
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #81c476ef
+# %% ../../nbs/research/15_volatility_checks.ipynb #16bb0764
 def volatility_certificate(
     bars: Mapping,                   # ticker → bars
     config: VolatilityConfig,
@@ -94,7 +94,7 @@ def _altered(bars: pd.DataFrame, removed: int, k: int, seed: int) -> pd.DataFram
     how = ("million", "shuffled", "millionth", "jumps")[k % 4]
     return altered_futures(bars, len(bars) - 1 - removed, seed, only=(how,))[how]
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #5ab0f379
+# %% ../../nbs/research/15_volatility_checks.ipynb #af8a9b82
 LEAST_SHIFT = 30 * 24
 
 def shifted(
@@ -126,7 +126,7 @@ def volatility_placebos(
     walk = volatility_walk(bars, config, models=models)
     return VolatilityResult(config, walk, name).errors["R2"].rename("R2")
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #fac68553
+# %% ../../nbs/research/15_volatility_checks.ipynb #892c3e38
 LEVEL = 0.01   # of the tests
 LEVELS = ("LEAK", "NO BETTER THAN TRAILING", "NO BETTER THAN HAR", "BETTER THAN HAR")
 
@@ -154,7 +154,7 @@ def volatility_verdict(
     if not trailing["p"] < LEVEL: return LEVELS[1], text
     return LEVELS[3 if har["p"] < LEVEL else 2], text
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #8661af76
+# %% ../../nbs/research/15_volatility_checks.ipynb #b66cfb5e
 PACKAGE = Path(inspect.getfile(VolatilityConfig)).parents[1]
 
 def volatility_trials(
@@ -187,7 +187,7 @@ def volatility_bars(
     failed: dict,               # ticker → reason, extended
     home: Path | None = None,   # data folder; None = `CRYPTOLSTM_HOME`
 ) -> dict:                      # ticker → bars up to one end
-    "Bars of every ticker."
+    "Bars of every ticker. Raises the error of a single ticker, or `OperationError` if there are no bars."
     def fetched(ticker, end=config.end):
         return market_bars(
             ticker,
@@ -199,15 +199,16 @@ def volatility_bars(
             config.seed,
             needed="the volatility run",
         )
+    if len(tickers) == 1: return {tickers[0]: fetched(tickers[0])}
     bars = attempts(fetched, list(tickers), failed)
-    if not bars: return bars
+    if not bars: raise OperationError(f"there are no bars of any ticker; {next(iter(failed.values()))}")
     end = common_end([b.index[-1] for b in bars.values()])
     for t in [t for t, b in bars.items() if b.index[-1] < end]:
         ends = (f"{last:%Y-%m-%d %H:%M}" for last in (bars.pop(t).index[-1], end))
         failed[t] = "its last bar is that of {} and the last one of the others that of {}".format(*ends)
     return {t: b.loc[:end] for t, b in bars.items()}
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #cb471231
+# %% ../../nbs/research/15_volatility_checks.ipynb #5095237f
 @with_progress
 def run_volatility(
     bars: Mapping,                # ticker → bars
@@ -241,12 +242,11 @@ def evaluate_volatility(
     ledger: Ledger | FixedLedger | None = None,   # None = the one of `CRYPTOLSTM_HOME`
     progress: bool | Progress = False,
 ) -> VolatilityResult:   # `notes["failed"]`: ticker → why it has no bars
-    "Fetch the bars of tickers and evaluate their volatility forecasts. Raises the error of a single ticker."
+    "Fetch the bars of tickers and evaluate their forecasts. Raises the errors of `volatility_bars`."
     names = tickers.replace(",", " ").split() if isinstance(tickers, str) else tickers
     names = list(dict.fromkeys(map(check_ticker, names or read_tickers())))
     config, failed = volatility_config(settings or {}), {}
     bars = volatility_bars(names, config, failed)
-    if not bars: raise OperationError(f"there are no bars of any ticker; {next(iter(failed.values()))}")
     result = run_volatility(bars, config, ledger, placebos, progress=progress)
     return replace(result, notes=result.notes | {"failed": failed})
 
@@ -255,8 +255,9 @@ def volatility_summary(
 ) -> dict:                      # JSON-able
     "All figures of a run."
     def table(t):
-        return {k: {c: finite_or_none(v) for c, v in row.items()} for k, row in t.to_dict("index").items()}
-    folds = result.walk.folds.astype(str).to_dict("index")
+        rows = t.to_dict("index").items()
+        return {str(k): {str(c): finite_or_none(v) for c, v in row.items()} for k, row in rows}
+    folds = list(result.walk.folds.astype(str).to_dict("index").values())
     n = result.notes
     return {
         "tickers": list(result.tickers),

@@ -9,7 +9,7 @@ __all__ = ['CHANNELS', 'LARGEST', 'LEVEL', 'ABSOLUTE', 'VARIANCE', 'WARM_STEPS',
            'epoch_batches', 'train_member', 'member_level', 'VolatilityLSTM', 'FittedVolatilityLSTM', 'VolatilityBlend',
            'FittedBlend', 'ridge_and_lstm']
 
-# %% ../../nbs/model/18_volatility_network.ipynb #e980ae71
+# %% ../../nbs/model/18_volatility_network.ipynb #9c067aec
 import math, re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +28,7 @@ from .volatility import (ROWS_PER_COLUMN, PooledRidge, as_given, as_panel, as_va
                                          position, smearing, training_span)
 from ..stats.learners import FittedForecaster, Forecaster, TrainingSpan
 
-# %% ../../nbs/model/18_volatility_network.ipynb #817cc00e
+# %% ../../nbs/model/18_volatility_network.ipynb #c3e18b22
 @dataclass(frozen=True)
 class VolatilityNetwork:
     "Settings of the network and of its training."
@@ -56,7 +56,7 @@ class VolatilityNetwork:
         if not (0 < self.learning_rate < 1 and 0 <= self.decay < 1):
             raise InputError("learning_rate must be above 0, decay from 0, and both below 1")
 
-# %% ../../nbs/model/18_volatility_network.ipynb #fde5f49c
+# %% ../../nbs/model/18_volatility_network.ipynb #d1fe0e70
 CHANNELS = 6      # of a window
 LARGEST = 5.0     # limit of a channel
 
@@ -95,7 +95,7 @@ def channels(
     scale = (one, one, one, sigma, market_mean(sigma), one)
     return Channels(*(np.stack(x, axis=2).astype("float32") for x in (values, middle, scale)))
 
-# %% ../../nbs/model/18_volatility_network.ipynb #4456125c
+# %% ../../nbs/model/18_volatility_network.ipynb #a3b94970
 LEVEL = "g168"                          # log variance that forecasts are relative to
 ABSOLUTE = (LEVEL, "g720", "m720")      # variances that stay as they are
 VARIANCE = re.compile(r"[gqbme]\d+")    # columns of log variances
@@ -119,7 +119,7 @@ def check_market(
             " market; pass bars and features of all tickers and pick their forecasts"
         )
 
-# %% ../../nbs/model/18_volatility_network.ipynb #bdae276d
+# %% ../../nbs/model/18_volatility_network.ipynb #a22836c1
 @dataclass(frozen=True, eq=False)
 class FeatureScaling:
     "Mean and standard deviation of the features in the training rows."
@@ -132,11 +132,10 @@ class FeatureScaling:
         "Standardised features."
         return np.clip(np.nan_to_num((x - self.mean) / self.sd), -4, 4).astype("float32")
 
-# %% ../../nbs/model/18_volatility_network.ipynb #fa85bc77
+# %% ../../nbs/model/18_volatility_network.ipynb #55b93f3e
 def build_volatility_network(
     network: VolatilityNetwork,
     columns: int,               # features
-    fast: bool = True,          # False = `keras.layers.LSTM`
 ):                              # Keras model: windows "x" and features "side" → (batch, 1)
     "Build the network, with freshly drawn weights."
     with quiet_stderr():
@@ -145,13 +144,14 @@ def build_volatility_network(
         from cryptolstm.model.fast_lstm import FastLSTM
     x = keras.Input((network.steps, CHANNELS), name="x")
     side = keras.Input((columns,), name="side")
-    last = (FastLSTM(network.units, parts=1) if fast else layers.LSTM(network.units))(x)
-    both = layers.Concatenate()([last, layers.Dense(network.units, activation="tanh")(side)])
+    lstm = FastLSTM(network.units, parts=1, name="lstm")
+    features = layers.Dense(network.units, activation="tanh", name="features")
+    both = layers.Concatenate()([lstm(x), features(side)])
     dropped = layers.Dropout(network.dropout)(both)
-    output = layers.Dense(1, kernel_initializer="zeros")(dropped)
-    return keras.Model([x, side], output)
+    output = layers.Dense(1, kernel_initializer="zeros", name="output")
+    return keras.Model([x, side], output(dropped))
 
-# %% ../../nbs/model/18_volatility_network.ipynb #c5607a2f
+# %% ../../nbs/model/18_volatility_network.ipynb #e801dc78
 WARM_STEPS = 20     # training steps until the learning rate has its peak
 CLIP = 1.0          # largest norm of a gradient
 
@@ -163,7 +163,7 @@ def rate_share(
     warm = min(1.0, (step + 1) / WARM_STEPS)
     return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(steps, 1))))
 
-# %% ../../nbs/model/18_volatility_network.ipynb #648a3997
+# %% ../../nbs/model/18_volatility_network.ipynb #2b9c68a3
 @dataclass(frozen=True, eq=False)
 class CompiledVolatilityNetwork:
     "A compiled network that is used for many trainings and predictions."
@@ -206,7 +206,7 @@ def compile_volatility_network(
     state = [np.array(keras.ops.convert_to_numpy(v)) for v in net.optimizer.variables]
     return CompiledVolatilityNetwork(net, network, state)
 
-# %% ../../nbs/model/18_volatility_network.ipynb #2d552d7f
+# %% ../../nbs/model/18_volatility_network.ipynb #b24e1b16
 BLOCK = 2048   # windows predicted at once
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +229,7 @@ class KerasMember:
         ]
         return np.concatenate([np.empty((0, 1)), *parts])[:n, 0].astype("float64")
 
-# %% ../../nbs/model/18_volatility_network.ipynb #1b08e0fb
+# %% ../../nbs/model/18_volatility_network.ipynb #cd984811
 @dataclass(frozen=True, eq=False)
 class WindowData:
     "Inputs of a panel and the rows that are learned from or predicted."
@@ -271,7 +271,7 @@ def epoch_batches(
     starts = range(0, len(pick) - network.batch // 2 + 1, network.batch)
     return [pick[k:k + network.batch] for k in starts]
 
-# %% ../../nbs/model/18_volatility_network.ipynb #1712f5bb
+# %% ../../nbs/model/18_volatility_network.ipynb #36551984
 def train_member(
     data: WindowData,           # training rows
     target: np.ndarray,         # (n,) float32, of these rows
@@ -296,7 +296,7 @@ def train_member(
                 step += 1
     return KerasMember(network, data.side.shape[2], weights_of(ready.net))
 
-# %% ../../nbs/model/18_volatility_network.ipynb #3eb27a9b
+# %% ../../nbs/model/18_volatility_network.ipynb #f0387f82
 SMEARED = 12_000   # training rows that the level correction is computed from
 
 def member_level(
@@ -309,7 +309,7 @@ def member_level(
     pick = np.random.default_rng(seed).permutation(len(target))[:SMEARED]
     return smearing(target[pick].astype("float64"), data.predict([member], member.network, pick)[:, 0])
 
-# %% ../../nbs/model/18_volatility_network.ipynb #926f53fe
+# %% ../../nbs/model/18_volatility_network.ipynb #fe6e005d
 @dataclass(frozen=True)
 class VolatilityLSTM:
     "One network of the log realised variance for all tickers, a `Forecaster`."
@@ -352,7 +352,7 @@ class VolatilityLSTM:
                 f" least {WARM_UP + self.horizon - (-least // tickers):,} bars of each ticker"
             )
 
-# %% ../../nbs/model/18_volatility_network.ipynb #5f18ec1c
+# %% ../../nbs/model/18_volatility_network.ipynb #ae38cd92
 @dataclass(frozen=True, eq=False)
 class FittedVolatilityLSTM:
     "A fitted `VolatilityLSTM`; its networks are computed by Keras, or by onnxruntime if they were stored."
@@ -409,7 +409,7 @@ class FittedVolatilityLSTM:
             tuple(members), span,
         )
 
-# %% ../../nbs/model/18_volatility_network.ipynb #543de77e
+# %% ../../nbs/model/18_volatility_network.ipynb #15d118d4
 @dataclass(frozen=True)
 class VolatilityBlend:
     "The mean of several forecasters of a log variance, a `Forecaster`."

@@ -257,7 +257,9 @@ def low_volatility(
     table: CrossSection,
 ) -> pd.DataFrame:   # (hours, tickers), ranks; NaN where there is no forecast
     "Calm tickers first: the rank of the negative volatility of the last 30 days."
-    return pd.DataFrame(cross_rank(np.where(table.known, -table.sigma, np.nan)), table.index, list(table.tickers))
+    return pd.DataFrame(
+        cross_rank(np.where(table.known, -table.sigma, np.nan)), table.index, list(table.tickers)
+    )
 
 @dataclass(frozen=True)
 class FittedTilt:

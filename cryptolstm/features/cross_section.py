@@ -247,7 +247,7 @@ def cross_section(
     found |= volume_features(panel, returns) | relative_features(panel, returns, sigma)
     ranks = {f"rank_{k}": cross_rank(np.where(members, found[k], np.nan)) for k in RANKED}
     found |= ranks | calendar_features(panel.index, len(panel.tickers))
-    values = np.stack(list(found.values()), axis=2).astype("float32")
+    values = np.stack([x.astype("float32") for x in found.values()], axis=2)
     return CrossSection(panel.index, panel.tickers, tuple(found), values, members, sigma[720])
 
 # %% ../../nbs/features/04_cross_section.ipynb #e800e668

@@ -148,6 +148,7 @@ class RankBoosting:
     horizon: int = 24     # hours held
     members: int = 3      # models that are averaged
     seed: int = 0
+    trees: int = 200      # of each member
     every: int = 3        # hours between two training rows of a ticker
 
     def fit(self, panel: Panel, table=None, labels=None) -> FittedRegressors:
@@ -162,7 +163,7 @@ class RankBoosting:
         "One member."
         from sklearn.ensemble import HistGradientBoostingRegressor   # takes a second to load
         model = HistGradientBoostingRegressor(
-            max_iter=200, learning_rate=0.03, max_leaf_nodes=15, min_samples_leaf=500,
+            max_iter=self.trees, learning_rate=0.03, max_leaf_nodes=15, min_samples_leaf=500,
             l2_regularization=10, max_features=0.5, max_bins=127, early_stopping=False,
             random_state=self.seed + number,
         )

@@ -109,14 +109,14 @@ def check_permuted(
     atol: float = 1e-9,   # largest difference; sums in another order differ in the last bits
 ) -> pd.DataFrame:        # findings; empty = passed
     "Findings where scores do not follow their bars to another name."
-    names = swapped_names(full.columns, seed)
+    names = swapped_names(sorted(bars), seed)
     moved = f({names[x]: b for x, b in bars.items()})
+    here = same_rows(moved.rename(columns={y: x for x, y in names.items()}), full)
     found = []
-    for x, y in names.items():
-        same = np.isclose(full[x], moved[y].reindex(full.index), rtol=0, atol=atol, equal_nan=True)
-        bad = np.flatnonzero(~same)
+    for x in full:
+        bad = np.flatnonzero(~np.isclose(full[x], here[x], rtol=0, atol=atol, equal_nan=True))
         if not len(bad): continue
-        values = full[x].iloc[bad[0]], moved[y].iloc[bad[0]]
+        values = full[x].iloc[bad[0]], here[x].iloc[bad[0]]
         found.append(finding(full, x, full.index[bad[0]], len(bad), *values, check="permutation", cut=0))
     return findings(found)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEWEST_RANKED', 'WARM', 'TESTED', 'rank_tickers', 'stored_past', 'ticker_bars', 'rank_bars', 'frozen_pipeline',
            'walking_pipeline', 'certified_ranks', 'RankResult', 'as_text', 'rank_summary', 'plain_verdict',
-           'rank_accounts', 'rank_table', 'rank_trials', 'judged', 'tested_ranks', 'frozen_test', 'run_ranks']
+           'rank_accounts', 'rank_table', 'rank_trials', 'judged', 'evaluate_ranks', 'evaluate_frozen', 'run_ranks']
 
 # %% ../../nbs/research/13_rank_run.ipynb #5b5e732c
 import html
@@ -339,7 +339,7 @@ def judged(
 
 # %% ../../nbs/research/13_rank_run.ipynb #836ff2c3
 @with_progress
-def tested_ranks(
+def evaluate_ranks(
     bars: Universe,
     config: RankConfig,
     ledger: Ledger | None = None,      # None = that in `CRYPTOLSTM_HOME`
@@ -355,7 +355,7 @@ def tested_ranks(
     return judged(bars, config, walk, table, proof, ledger or Ledger(), failed=failed)
 
 @with_progress
-def frozen_test(
+def evaluate_frozen(
     fitted_on: Universe,               # bars that the models learn from
     bars: Universe,                    # bars of another market, all of them later
     config: RankConfig,
@@ -384,4 +384,4 @@ def run_ranks(
     ledger = Ledger(home) if ledger is None else ledger
     ledger.check()
     bars = rank_bars(chosen, config, failed, home, lambda ticker: progress.say(f"bars of {ticker}"))
-    return tested_ranks(bars, config, ledger, failed, progress)
+    return evaluate_ranks(bars, config, ledger, failed, progress)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core.errors import InputError
 from ..core.text import figure_text
 from ..features.panel import Panel, cross_rank
 from ..proof.verdict import Verdict
@@ -36,8 +35,8 @@ def hourly_ic(
     "Spearman's correlation within each hour."
     known = ranks.notna().to_numpy() & outcomes.notna().to_numpy()
     a, b = (cross_rank(np.where(known, x.to_numpy(), np.nan)) for x in (ranks, outcomes))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ic = np.nansum(a * b, axis=1) / np.sqrt(np.nansum(a * a, axis=1) * np.nansum(b * b, axis=1))
+    size = np.sqrt(np.nansum(a * a, axis=1) * np.nansum(b * b, axis=1))
+    ic = np.nansum(a * b, axis=1) / np.where(size > 0, size, 1.0)
     return pd.Series(np.where(known.sum(axis=1) >= FEWEST_TICKERS, ic, np.nan), ranks.index, name="ic")
 
 class MeanIC(NamedTuple):
@@ -66,7 +65,8 @@ def dynamic(
     ranks: pd.DataFrame,   # (hours, tickers)
 ) -> pd.DataFrame:         # NaN before `ENOUGH_TRAILING` forecasts of the ticker
     "Ranks without the trailing mean of each ticker."
-    return ranks - ranks.rolling(TRAILING, min_periods=ENOUGH_TRAILING).mean()
+    # rounded, so that a rank that never changed leaves exactly nothing
+    return (ranks - ranks.rolling(TRAILING, min_periods=ENOUGH_TRAILING).mean()).round(9)
 
 def monthly_ic(
     ranks: pd.DataFrame,      # (hours, tickers)
@@ -87,16 +87,13 @@ def rolled_labels(
     labels: np.ndarray,   # (hours, tickers), NaN where unknown
     seed: int,
 ) -> np.ndarray:          # the same values of each ticker at other hours
-    "Labels of each ticker, rolled in time. Raises `InputError` if they are too few."
+    "Labels of each ticker, rolled in time. A ticker with too few of them has none."
     rng, out = np.random.default_rng(seed), labels.copy()
     for column in out.T:
         known = np.flatnonzero(np.isfinite(column))
-        if not len(known): continue
-        if len(known) <= 2 * MARGIN:
-            raise InputError(
-                f"a ticker has {len(known)} known outcomes, too few to roll them; pass more than {2 * MARGIN}"
-            )
-        column[known] = np.roll(column[known], rng.integers(MARGIN, len(known) - MARGIN))
+        enough = len(known) > 2 * MARGIN
+        shift = rng.integers(MARGIN, len(known) - MARGIN) if enough else 0
+        column[known] = np.roll(column[known], shift) if enough else np.nan
     return out
 
 class PlaceboTest(NamedTuple):
@@ -285,5 +282,5 @@ def _sentence(level: RankLevel, x: Mapping, reasons: list[str]) -> str:
     elif level == RankLevel.TOO_SHORT:
         start = f"Too short to tell: {x['days']} days and {x['placebos']} placebos"
     elif level == RankLevel.CONFIRMED: start = "The ranks time the market beyond any fixed preference"
-    else: start = f"The dynamic IC is not confirmed: {', '.join(reasons)}"
+    else: start = f"The dynamic IC is not confirmed: {', and '.join(reasons)}"
     return f"{start}; {found}; {money}."

@@ -54,6 +54,7 @@ class RankConfig:
     )
     half_life: float = setting(24, "half-life of the smoothed ranks", (0.01, 10_000), unit="hours")
     boosted: int = setting(3, "boosted models that are averaged", (1, 100))
+    trees: int = setting(200, "trees of each boosted model", (1, 10_000))
     placebos: int = setting(20, "placebos with rolled labels", (ENOUGH_PLACEBOS, 10_000))
     fee: float = _same("fee")
     slippage: float = _same("slippage")
@@ -99,7 +100,7 @@ def fitted_models(
     horizon = config.horizon
     models = {
         RIDGE: RankRidge(horizon),
-        BOOSTED: RankBoosting(horizon, config.boosted, config.seed),
+        BOOSTED: RankBoosting(horizon, config.boosted, config.seed, config.trees),
         NET: RankElasticNet(horizon),
         TILT: StaticTilt(horizon),
     }
@@ -123,7 +124,8 @@ def placebo_model(
     config: RankConfig,
 ) -> RankEnsemble:
     "The model of a placebo: the ensemble with one boosted model, since most of the time is spent there."
-    return RankEnsemble((RankRidge(config.horizon), RankBoosting(config.horizon, 1, config.seed)))
+    boosting = RankBoosting(config.horizon, 1, config.seed, config.trees)
+    return RankEnsemble((RankRidge(config.horizon), boosting))
 
 # %% ../../nbs/research/13_rank_walk.ipynb #34d34d85
 class RankWalk(NamedTuple):
@@ -183,7 +185,7 @@ def fit_seconds(
 ) -> float:
     "Expected duration of the fits of a fold."
     rows = hours * len(table.tickers)
-    return (config.boosted + config.placebos) * (0.4 + 1.2e-5 * rows)
+    return (config.boosted + config.placebos) * (0.1 + 8e-8 * rows * config.trees)
 
 # %% ../../nbs/research/13_rank_walk.ipynb #81ec08e6
 def frozen_ranks(

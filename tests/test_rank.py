@@ -1,6 +1,6 @@
 """Ranks of a universe: what a rank may know, who may be ranked, what a verdict rests on, and the command."""
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,7 @@ from loopback import data_folder, recorded
 
 from cryptolstm.core.bars import HOUR
 from cryptolstm.core.errors import InputError, OperationError, TrainingSpanError
+from cryptolstm.core.rank_config import RankConfig
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.cross_section import cross_section, excess_outcomes, membership, rank_labels
 from cryptolstm.features.panel import cross_rank, panel
@@ -31,7 +32,7 @@ from cryptolstm.research.rank_run import (
     walking_pipeline,
 )
 from cryptolstm.research.rank_skill import dynamic, hourly_ic, mean_ic, positions, rank_account, smoothed
-from cryptolstm.research.rank_walk import ENSEMBLE, LOW_VOLATILITY, RIDGE, RankConfig, walk_ranks
+from cryptolstm.research.rank_walk import ENSEMBLE, LOW_VOLATILITY, RIDGE, walk_ranks
 
 SIX = ["AAA/USD", "BBB/USD", "BTC/USD", "CCC/USD", "DDD/USD", "EEE/USD"]
 SMALL = RankConfig(
@@ -381,7 +382,7 @@ def test_a_run_that_needs_more_hours_than_there_are_says_so(bars, tmp_path):
 
 
 def test_run_ranks_fetches_simulated_bars_and_judges_them(tmp_path):
-    found = run_ranks(SIX, SMALL, home=tmp_path)
+    found = run_ranks(SIX, asdict(SMALL), home=tmp_path)
     assert found.hours[-1] == pd.Timestamp("2024-05-31 23:00", tz="UTC")
     assert all(stamp["simulated"] for stamp in found.data.values())
     assert (tmp_path / "trials.sqlite").exists()

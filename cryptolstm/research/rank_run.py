@@ -8,7 +8,7 @@ __all__ = ['FEWEST_RANKED', 'WARM', 'TESTED', 'rank_tickers', 'stored_past', 'ti
            'rank_accounts', 'rank_table', 'rank_trials', 'judged', 'evaluate_ranks', 'evaluate_frozen', 'run_ranks']
 
 # %% ../../nbs/research/13_rank_run.ipynb #5b5e732c
-import html
+import html, re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,6 +22,7 @@ from ..core.config import check_ticker
 from ..core.errors import InputError, OperationError
 from ..core.files import code_hash, plain
 from ..core.progress import Progress, with_progress
+from ..core.rank_config import RankConfig, rank_config
 from ..core.text import figure_text
 from ..data.client import CryptoMarketDataClient, market_bars
 from ..data.exchange import NotListed
@@ -37,7 +38,7 @@ from .rank_leaks import (Universe, check_cut, known_by, members_of, rank_certifi
                                             universe_hash)
 from .rank_skill import (PlaceboTest, RankAccount, RankLevel, ic_row, monthly_ic,
                                             placebo_test, positions, rank_account, rank_verdict, smoothed)
-from .rank_walk import (ENSEMBLE, LOW_VOLATILITY, MODELS, RankConfig, RankWalk,
+from .rank_walk import (ENSEMBLE, LOW_VOLATILITY, MODELS, RankWalk,
                                            frozen_ranks, rank_folds, walk_ranks)
 from .runs import read_tickers
 from .universe import nested
@@ -48,9 +49,10 @@ from ..stats.overfit import sharpe_sample
 FEWEST_RANKED = 6   # tickers below which a universe is refused
 
 def rank_tickers(
-    tickers: Sequence[str] = (),   # BASE/QUOTE; none = those of tickers.txt
+    tickers: Sequence[str] | str = (),   # BASE/QUOTE, also as one text; none = those of tickers.txt
 ) -> list[str]:                    # canonical, without duplicates
     "The tickers of a test. Raises `InputError` for fewer than six, or for several quote currencies."
+    if isinstance(tickers, str): tickers = re.findall(r"[^\s,\[\]\"']+", tickers)
     chosen = list(dict.fromkeys(map(check_ticker, tickers))) or read_tickers()
     if len(chosen) < FEWEST_RANKED:
         raise InputError(
@@ -239,9 +241,11 @@ def rank_summary(
         "placebos": nested(result.placebos),
         "placebo_test": plain(result.test._asdict()),
         "monthly": nested(result.monthly),
-        "hours": len(result.hours),
-        "first": result.hours[0].isoformat(),
-        "last": result.hours[-1].isoformat(),
+        "joint": {
+            "hours": len(result.hours),
+            "first": result.hours[0].isoformat(),
+            "last": result.hours[-1].isoformat(),
+        },
         "members": {k: float(getattr(known, k)()) for k in ("min", "mean", "max")},
         "fits": [{k: x.isoformat() for k, x in asdict(span).items()} for span in result.spans],
         "frozen_on": result.frozen_on,
@@ -373,14 +377,14 @@ def evaluate_frozen(
 
 @with_progress
 def run_ranks(
-    tickers: Sequence[str] = (),       # BASE/QUOTE; none = those of tickers.txt
-    config: RankConfig | None = None,
+    tickers: Sequence[str] | str = (), # BASE/QUOTE, also as one text; none = those of tickers.txt
+    settings: Mapping | None = None,   # setting of `RankConfig` → value
     home: Path | None = None,          # data folder; None = `CRYPTOLSTM_HOME`
     ledger: Ledger | None = None,      # where the trials are entered; None = ledger in `home`
     progress: bool | Progress = False, # on stderr
 ) -> RankResult:
     "Fetch the bars of the tickers and test their ranks."
-    config, chosen, failed = RankConfig() if config is None else config, rank_tickers(tickers), {}
+    config, chosen, failed = rank_config(settings or {}), rank_tickers(tickers), {}
     ledger = Ledger(home) if ledger is None else ledger
     ledger.check()
     bars = rank_bars(chosen, config, failed, home, lambda ticker: progress.say(f"bars of {ticker}"))

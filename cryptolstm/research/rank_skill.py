@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEWEST_TICKERS', 'DAILY_LAGS', 'TRAILING', 'ENOUGH_TRAILING', 'MARGIN', 'PATIENCE', 'NEEDED_IC', 'NEEDED_T',
-           'ENOUGH_DAYS', 'ENOUGH_PLACEBOS', 'hourly_ic', 'MeanIC', 'mean_ic', 'dynamic', 'monthly_ic', 'rolled_labels',
-           'PlaceboTest', 'placebo_test', 'smoothed', 'kept_and_filled', 'positions', 'RankAccount', 'rank_account',
-           'RankLevel', 'failed_gates', 'rank_verdict', 'ic_row']
+           'ENOUGH_DAYS', 'hourly_ic', 'MeanIC', 'mean_ic', 'dynamic', 'monthly_ic', 'rolled_labels', 'PlaceboTest',
+           'placebo_test', 'smoothed', 'kept_and_filled', 'positions', 'RankAccount', 'rank_account', 'RankLevel',
+           'failed_gates', 'rank_verdict', 'ic_row']
 
 # %% ../../nbs/research/13_rank_skill.ipynb #18fe4303
 import math
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..core.rank_config import FEWEST_PLACEBOS
 from ..core.text import figure_text
 from ..features.panel import Panel, cross_rank
 from ..proof.verdict import Verdict
@@ -211,7 +212,7 @@ def rank_account(
 
 # %% ../../nbs/research/13_rank_skill.ipynb #b607215f
 NEEDED_IC, NEEDED_T = 0.03, 2.0           # gates of the dynamic IC
-ENOUGH_DAYS, ENOUGH_PLACEBOS = 90, 20     # days and placebos below which there is no verdict on skill
+ENOUGH_DAYS = 90                          # below which there is no verdict on skill
 
 class RankLevel(StrEnum):
     "What a test of ranks can show: text, tone of the page, exit code of `--gate`."
@@ -248,7 +249,7 @@ def rank_verdict(
     "Level and sentence of a test of ranks."
     reasons = failed_gates(model["dynamic"], test, rule["dynamic"])
     level = RankLevel.NOT_CONFIRMED if reasons else RankLevel.CONFIRMED
-    if model["days"] < ENOUGH_DAYS or test.n < ENOUGH_PLACEBOS: level = RankLevel.TOO_SHORT
+    if model["days"] < ENOUGH_DAYS or test.n < FEWEST_PLACEBOS: level = RankLevel.TOO_SHORT
     if leak: level = RankLevel.LEAK
     numbers = {
         **{k: model[k] for k in ("ic", "ic_t", "dynamic", "dynamic_t", "days")},

@@ -343,11 +343,11 @@ def test_a_delisted_ticker_leaves_the_portfolio_a_day_after_its_last_rank(result
 def test_each_model_is_a_trial_and_a_second_run_is_a_rerun(bars, tmp_path):
     ledger = Ledger(tmp_path)
     first = evaluate_ranks(bars, SMALL, ledger)
-    assert len(ledger.trials_of("RANKS/USD")) == 4 == len(first.standings)
+    assert len(ledger.trials_of("RANKS/USD", market="simulated:0")) == 4 == len(first.standings)
     again = evaluate_ranks(bars, SMALL, ledger)
-    assert len(ledger.trials_of("RANKS/USD")) == 4
+    assert len(ledger.trials_of("RANKS/USD", market="simulated:0")) == 4
     assert again.standings[ENSEMBLE].reruns == 1
-    found = ledger.trials_of("RANKS/USD").iloc[0]
+    found = ledger.trials_of("RANKS/USD", market="simulated:0").iloc[0]
     assert found["verdict"] == first.verdict.level
     assert {"model": "ensemble", "tickers": SIX}.items() <= json.loads(found["config"]).items()
 

@@ -252,7 +252,8 @@ def rank_verdict(
     if model["days"] < ENOUGH_DAYS or test.n < FEWEST_PLACEBOS: level = RankLevel.TOO_SHORT
     if leak: level = RankLevel.LEAK
     numbers = {
-        **{k: model[k] for k in ("ic", "ic_t", "dynamic", "dynamic_t", "days")},
+        **{k: float(model[k]) for k in ("ic", "ic_t", "dynamic", "dynamic_t")},
+        "days": int(model["days"]),
         "rule_ic": rule["ic"], "rule_dynamic": rule["dynamic"],
         "placebo_mean": test.mean, "placebo_sd": test.sd, "placebo_t": test.t, "placebos": test.n,
         "sharpe": figures["sharpe"], "sharpe_se": figures["sharpe_se"],
@@ -275,7 +276,7 @@ def _sentence(level: RankLevel, x: Mapping, reasons: list[str]) -> str:
     found = (
         f"the ranks have an IC of {ic('ic')} (low-volatility rule {ic('rule_ic')}) and a dynamic IC of"
         f" {ic('dynamic')} (rule {ic('rule_dynamic')}) with t {figure_text(x['dynamic_t'], '.1f')}, or"
-        f" {figure_text(x['placebo_t'], '.1f')} after correction by {x['placebos']} placebos"
+        f" {figure_text(round(x['placebo_t'], 1) + 0.0, '.1f')} after correction by {x['placebos']} placebos"
     )
     ratio = f"{figure_text(x['sharpe'], '.2f')} ± {figure_text(x['sharpe_se'], '.2f')}"
     money = f"the portfolio has a Sharpe ratio of {ratio} after costs, which decides nothing"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHOWN', 'CHECKS', 'SECTIONS', 'is_simulated', 'plain_sentence', 'key_figures', 'rank_notes', 'account_curves',
            'headline', 'verdict_box', 'ic_table', 'placebo_figure', 'plot_months', 'month_figure', 'portfolio_table',
-           'universe_table', 'certificate_table', 'fits_table', 'trials_table', 'settings_section', 'section',
-           'make_rank_manifest', 'rank_report']
+           'universe_table', 'certificate_table', 'fits_table', 'trials_table', 'settings_section', 'newest_table',
+           'section', 'make_rank_manifest', 'rank_report']
 
 # %% ../../nbs/report/18_rank_page.ipynb #a2816a07
 import shlex
@@ -319,12 +319,27 @@ def settings_section(
     ]
     return as_table(rows, ["setting", "value", "meaning"])
 
+def newest_table(
+    result: RankResult,
+) -> Piece:
+    "Ranks of the judged model at the last hour."
+    last = result.ranks[TESTED].iloc[-1].dropna().sort_values(ascending=False)
+    if not len(last): return nothing("No ticker is ranked at the last bar.")
+    rows = [(str(k), t, f"{x:+.2f}") for k, (t, x) in enumerate(last.items(), 1)]
+    when = time_text(result.hours[-1] + HOUR)
+    return as_table(rows, ["place", "ticker", "rank"]) + paragraph(
+        f"From the bar that closed at {when} UTC, for the next {result.config.horizon} hours; between -0.5 and"
+        " 0.5, not smoothed.",
+        "quiet",
+    )
+
 SECTIONS = {   # heading → functions of the result that make its pieces; in page order
     "Verdict": (verdict_box,),
     "Information coefficients": (ic_table,),
     "Placebos": (placebo_figure,),
     "Dynamic IC by month": (month_figure,),
     "Portfolio": (portfolio_table,),
+    "Newest ranks": (newest_table,),
     "How it is computed": (fits_table,),
     "Leak certificate": (certificate_table,),
     "Universe": (universe_table,),

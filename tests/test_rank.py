@@ -5,8 +5,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 import pytest
-from loopback import data_folder, recorded
+from bs4 import BeautifulSoup
+from loopback import ROOT, Loopback, data_folder, recorded
+from papermill import inspect_notebook
+from typer.testing import CliRunner
 
+from cryptolstm.cli.main import app
 from cryptolstm.core.bars import HOUR
 from cryptolstm.core.errors import InputError, OperationError, TrainingSpanError
 from cryptolstm.core.rank_config import RankConfig
@@ -21,6 +25,10 @@ from cryptolstm.model.rank import (
     low_volatility,
 )
 from cryptolstm.proof.trials import Ledger
+from cryptolstm.report.manifest import read_manifest
+from cryptolstm.report.rank_page import SECTIONS
+from cryptolstm.report.render import page_again
+from cryptolstm.report.site import report_entries
 from cryptolstm.research.rank_leaks import check_cut, members_of, rank_certificate
 from cryptolstm.research.rank_run import (
     evaluate_frozen,
@@ -31,7 +39,15 @@ from cryptolstm.research.rank_run import (
     evaluate_ranks,
     walking_pipeline,
 )
-from cryptolstm.research.rank_skill import dynamic, hourly_ic, mean_ic, positions, rank_account, smoothed
+from cryptolstm.research.rank_skill import (
+    dynamic,
+    hourly_ic,
+    mean_ic,
+    positions,
+    rank_account,
+    rank_verdict,
+    smoothed,
+)
 from cryptolstm.research.rank_walk import ENSEMBLE, LOW_VOLATILITY, RIDGE, walk_ranks
 
 SIX = ["AAA/USD", "BBB/USD", "BTC/USD", "CCC/USD", "DDD/USD", "EEE/USD"]
@@ -381,11 +397,103 @@ def test_a_run_that_needs_more_hours_than_there_are_says_so(bars, tmp_path):
         evaluate_ranks(bars, replace(SMALL, hours=700), Ledger(tmp_path))
 
 
+def test_a_delisted_ticker_stays_in_the_past_of_the_universe(client_home):
+    frames = {t: b for t, b in market().items() if t != "EEE/USD"} | {"EEE/USD": market()["AAA/USD"]}
+    with Loopback(frames, now="2024-06-01 00:30") as exchange:
+        exchange.delisted = {"DDD/USD"}
+        failed = {}
+        config = replace(SMALL, exchange="coinbaseexchange", exchange_url=exchange.url, end=None)
+        found = rank_bars([*SIX, "XYZ/USD"], config, failed)
+        assert list(failed) == ["XYZ/USD"] and "does not list XYZ/USD" in failed["XYZ/USD"]
+        assert found["DDD/USD"].index[-1] == frames["DDD/USD"].index[-1]
+        assert len(panel(found).index) == 2100
+        exchange.refuses = True          # the exchange has forgotten it, and the store has not
+        again = rank_bars(SIX, config, {})
+    for t in SIX: pd.testing.assert_frame_equal(found[t], again[t])
+
+
+def test_a_ticker_whose_bars_end_before_the_test_is_named(client_home):
+    frames = {t: b for t, b in market(2600).items()}
+    frames["DDD/USD"] = frames["DDD/USD"].iloc[:400]
+    with Loopback(frames, now="2024-06-01 00:30") as exchange:
+        exchange.delisted, failed = {"DDD/USD"}, {}
+        config = replace(SMALL, exchange="coinbaseexchange", exchange_url=exchange.url, end=None)
+        assert "DDD/USD" not in rank_bars(SIX, config, failed)
+    assert "before the tested span" in failed["DDD/USD"]
+
+
 def test_run_ranks_fetches_simulated_bars_and_judges_them(tmp_path):
     found = run_ranks(SIX, asdict(SMALL), home=tmp_path)
     assert found.hours[-1] == pd.Timestamp("2024-05-31 23:00", tz="UTC")
     assert all(stamp["simulated"] for stamp in found.data.values())
     assert (tmp_path / "trials.sqlite").exists()
+
+
+# the page and the command
+
+
+def test_the_page_has_every_section_and_says_what_was_found(result):
+    text = page_again(result, "universe_rank")
+    soup = BeautifulSoup(text, "html.parser")
+    assert [h.text for h in soup.select("section h2")] == list(SECTIONS)
+    assert "TOO SHORT" in soup.h1.text and "are too few to tell skill from luck" in text
+    names = {"ensemble (judged)", "low-volatility rule", "static tilt"}
+    assert names <= {td.text for td in soup.select("td")}
+    assert "SIMULATED MARKET" in text
+
+
+def test_the_page_of_an_unconfirmed_result_says_that_the_dynamic_ic_is_not_confirmed(result):
+    row, rule = ({"ic": 0.07, "ic_t": 2.0, "dynamic": x, "dynamic_t": 0.4, "days": 340} for x in (0.01, 0.0))
+    figures = result.accounts[ENSEMBLE].figures
+    verdict = rank_verdict(row, rule, result.test._replace(t=0.5), figures)
+    text = page_again(replace(result, verdict=verdict, frozen_on="binance"), "universe_rank")
+    assert "The dynamic IC is not confirmed" in text and "NOT CONFIRMED" in text
+    assert "The models were fitted on bars of binance" in text
+
+
+def test_the_parameters_of_the_report_notebook_are_typed_and_documented():
+    known = inspect_notebook(str(ROOT / "nbs" / "universe_rank.ipynb"))
+    kinds = {name: p["inferred_type_name"] for name, p in known.items()}
+    assert kinds == {"tickers": "str", "settings": "dict"}
+    assert all(p["help"] for p in known.values())
+
+
+COMMAND = [
+    "rank", *SIX, "--exchange", "simulated", "--end", "2024-06-01", "--hours", "600",
+    *(x for s in ("train_hours=1500", "trees=5", "boosted=1") for x in ("--set", s)),
+]
+
+
+def test_the_command_prints_one_json_object_and_writes_the_page(tmp_path, client_home):
+    done = CliRunner().invoke(app, [*COMMAND, "--json", "--report", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["verdict"]["level"] == "TOO SHORT" and found["certificate"]["passed"]
+    assert set(found["newest"]["ranks"]) == set(SIX)
+    text = (tmp_path / "universe_rank" / "universe_rank.html").read_text(encoding="utf-8")
+    command = read_manifest(text)["command"]
+    assert command.startswith("cryptolstm rank AAA/USD") and "end=2024-06-01T00:00:00+00:00" in command
+    entry = report_entries(tmp_path)[0]
+    assert (entry.ticker, entry.verdict, entry.simulated) == ("6 tickers", "TOO SHORT", True)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["BTC/USD", "ETH/USD"], "2 tickers cannot be ranked; pass at least 6"),
+        ([], "no ticker is given; pass six or more"),
+        ([*SIX, "ETH/EUR"], "the tickers are quoted in EUR and USD"),
+        ([*SIX, "--placebos", "3"], "placebos is 3; pass a whole number from 20"),
+        ([*SIX, "--horizon", "100"], "horizon is 100; pass a whole number from 1 to 72"),
+        ([*SIX, "--set", "tree=3"], "unknown setting of ranks tree; did you mean trees?"),
+        ([*SIX, "--exchange", "coinbas"], "unknown exchange coinbas"),
+        (["BTCUSD", *SIX], "is not a ticker"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence_with_exit_code_2(arguments, sentence):
+    done = CliRunner().invoke(app, ["rank", *arguments])
+    assert isinstance(done.exception, InputError) and done.exception.exit_code == 2
+    assert sentence in str(done.exception)
 
 
 # real candles, nightly

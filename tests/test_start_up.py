@@ -34,7 +34,7 @@ def run(arguments, code=LISTING, **environment):
 
 
 COMMANDS = ["", "backtest", "signal", "report", "report diff", "data", "data price", "models", "verify",
-            "prereg", "trade", "trade run", "trade-all", "trade status"]
+            "prereg", "rank", "trade", "trade run", "trade-all", "trade status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,6 +57,9 @@ ERRORS = {
     "signal --set rules.mcd=false": "unknown rule mcd",
     "signal --ticker BTCUSD": "is not a ticker",
     "signal --exchange coinbas": "unknown exchange coinbas",
+    "rank BTC/USD": "1 ticker cannot be ranked",
+    "rank BTC/USD --placebos 3": "placebos is 3",
+    "rank BTC/USD --exchange coinbas": "unknown exchange coinbas",
     "signal --retrain-threshold -1": "retrain_threshold is -1",
     "report BTC/USD --set fees=1": "did you mean fee?",
     "report BTC/USD --set network.epoch=1": "unknown network setting epoch",

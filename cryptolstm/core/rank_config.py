@@ -76,9 +76,8 @@ def check_rankable(
 ) -> None:
     "Raise `InputError` for fewer than six tickers, or for several quote currencies."
     if len(tickers) < FEWEST_RANKED:
-        raise InputError(
-            f"{len(tickers)} ticker{'s' * (len(tickers) != 1)} cannot be ranked; pass at least {FEWEST_RANKED}"
-        )
+        many = f"{len(tickers)} ticker{'s' * (len(tickers) != 1)}"
+        raise InputError(f"{many} cannot be ranked; pass at least {FEWEST_RANKED}")
     if len(quotes := {t.partition(":")[0].split("/")[1] for t in tickers}) > 1:
         raise InputError(
             f"the tickers are quoted in {' and '.join(sorted(quotes))}, and their volumes are compared; pass"

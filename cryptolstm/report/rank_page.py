@@ -328,8 +328,8 @@ def newest_table(
     rows = [(str(k), t, f"{x:+.2f}") for k, (t, x) in enumerate(last.items(), 1)]
     when = time_text(result.hours[-1] + HOUR)
     return as_table(rows, ["place", "ticker", "rank"]) + paragraph(
-        f"From the bar that closed at {when} UTC, for the next {result.config.horizon} hours; between -0.5 and"
-        " 0.5, not smoothed.",
+        f"From the bar that closed at {when} UTC, for the next {result.config.horizon} hours; between -0.5"
+        " and 0.5, not smoothed.",
         "quiet",
     )
 

@@ -162,9 +162,7 @@ class Entry:
     entry: str = setting("threshold", "condition of an entry", choices=ENTRY_MODES)
     threshold_scale: float = setting(1.0, "factor of the dynamic threshold", (0, 1e6), axis=True)
     p_min: float = setting(0.3, 'with "probability", the least P(move beyond the threshold)', (0, 1))
-    exceed: str = setting(
-        "calibrated", "source of P(move beyond the threshold in its direction)", choices=PROBABILITIES
-    )
+    exceed: str = setting("calibrated", "source of P(move beyond the threshold)", choices=PROBABILITIES)
     cost_margin: float = setting(
         0.5, 'with "cost", margin over the round-trip cost', (0, 100), unit="share of it"
     )
@@ -203,9 +201,7 @@ class Orders:
     )
     sizing: str = setting("all_in", "size of an entry", choices=SIZINGS, axis=True)
     size: float = setting(1.0, "the fraction, or the target of annual volatility", (1e-6, 10), axis=True)
-    sizing_volatility: str = setting(
-        "forecast", 'with sizing "volatility", the volatility that the size depends on', choices=VOLATILITIES
-    )
+    sizing_volatility: str = setting("forecast", "volatility used by sizing", choices=VOLATILITIES)
     exit: str = setting("neutral", "what closes a position", choices=EXIT_MODES, axis=True)
     min_hold: int = setting(
         0, "bars a position is held at least; a stop may end it earlier", (0, 10_000), unit="bars", axis=True

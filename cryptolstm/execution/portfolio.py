@@ -252,14 +252,14 @@ def _wishes(bars, signals, weights, run: dict, volatility=None) -> tuple[_Grid, 
     return grid, shares(sigma, run["weighting"], run["cap"])
 
 def _forecast_sigma(bars: Mapping, volatility: Mapping, grid: _Grid, sigma: np.ndarray) -> np.ndarray:
-    "The forecast volatility of each ticker where there is one, else `sigma`. `InputError` as for `portfolio`."
+    "The forecast volatility of each ticker where there is one, else `sigma`. `InputError` if invalid."
     if not isinstance(volatility, (Mapping, pd.DataFrame)) or set(volatility) != set(bars):
         raise InputError("volatility has other tickers than the bars; pass a column of forecasts for each")
     columns = []
     for ticker, frame in bars.items():
         try:
             values = aligned(volatility[ticker], frame.index, "volatility")
-            text = "volatility is {}; pass a standard deviation that is not negative, or NaN without a forecast"
+            text = "volatility is {}; pass a standard deviation that is not negative, or NaN where unknown"
             check_rows((values < 0) | np.isinf(values), frame.index, text, values)
         except InputError as e: raise InputError(f"{ticker}: {e}") from e
         columns.append(pd.Series(values, frame.index).reindex(grid.index).to_numpy())

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['FORECAST_BARS', 'SCORED_BARS', 'LEVELS', 'FEWEST_SCORES', 'QUANTILES', 'fewest_bars', 'log_moves', 'move_scores',
-           'conformal_quantile', 'Intervals', 'FittedIntervals', 'interval_table', 'interval_name', 'price_interval',
-           'interval_coverage']
+           'conformal_quantile', 'Intervals', 'FittedIntervals', 'interval_table', 'hourly_sigma', 'interval_name',
+           'training_intervals', 'price_interval', 'interval_coverage']
 
-# %% ../../nbs/model/17_intervals.ipynb #d9b0ee27
+# %% ../../nbs/model/17_intervals.ipynb #8b93d5bd
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from ..core.errors import TooFewRows
 from ..features.targets import target
 from .volatility import CalendarHAR, FittedCalendarHAR
 
-# %% ../../nbs/model/17_intervals.ipynb #e614d07c
+# %% ../../nbs/model/17_intervals.ipynb #11c372da
 FORECAST_BARS = 5040      # newest bars that are used: 180 days, and 720 bars before the first forecast
 SCORED_BARS = 2160        # newest bars whose forecasts are scored: 90 days, but at most a third of all
 LEVELS = (0.8, 0.95)      # of the intervals
@@ -27,12 +28,12 @@ def fewest_bars(
     horizon: int,   # bars ahead
 ) -> int:
     "Training bars that intervals need: 720 before the first forecast, and enough scores in the newest third."
-    return 3 * max(400 + horizon, (FEWEST_SCORES + 2) * horizon)
+    return 3 * max(460 + horizon, (FEWEST_SCORES + 2) * horizon)
 
 def log_moves(
-    bars: pd.DataFrame,   # on the regular grid
-    horizon: int,         # bars ahead
-) -> pd.Series:           # log return from each close to that `horizon` bars later; NaN if unknown or across a gap
+    bars: pd.DataFrame,  # on the regular grid
+    horizon: int,  # bars ahead
+) -> pd.Series:  # log return from each close to that `horizon` bars later; NaN if unknown or across a gap
     "Realised log returns over the horizon."
     return target(bars, pd.Series(horizon**-0.5, bars.index), horizon).rename("move")
 
@@ -47,7 +48,7 @@ def move_scores(
     with np.errstate(divide="ignore"): scores = (log_moves(bars, horizon).iloc[cut:].abs() / sigma).to_numpy()
     return scores[np.isfinite(scores)]
 
-# %% ../../nbs/model/17_intervals.ipynb #d3ad9838
+# %% ../../nbs/model/17_intervals.ipynb #3c8a5c6b
 def conformal_quantile(
     scores: np.ndarray,   # (n,) in any order
     level: float,         # share that the quantile should cover
@@ -63,7 +64,7 @@ def conformal_quantile(
     share = np.ceil((independent + 1) * level - 1e-9) / independent
     return float(np.sort(scores)[int(np.ceil(share * len(scores) - 1e-9)) - 1])
 
-# %% ../../nbs/model/17_intervals.ipynb #c5d6cc14
+# %% ../../nbs/model/17_intervals.ipynb #426d169d
 QUANTILES = 201   # stored of the distribution of the scores, from the smallest to the largest
 
 @dataclass(frozen=True)
@@ -72,11 +73,12 @@ class Intervals:
     horizon: int = 1   # bars ahead
 
     def fit(self, table: pd.DataFrame | None, bars: pd.DataFrame) -> "FittedIntervals":
-        "Fit on the newest `FORECAST_BARS` bars; the features are not used. `TooFewRows` if there are too few."
+        "Fit on the newest `FORECAST_BARS` bars, without the features. Raises `TooFewRows` if they are few."
         bars = bars.iloc[-FORECAST_BARS:]
-        scores = move_scores(bars, self.horizon)
+        with threadpool_limits(1):   # sums split over threads depend on their number
+            scores = move_scores(bars, self.horizon)
+            volatility = CalendarHAR(self.horizon).fit(None, bars)
         factors = tuple(conformal_quantile(scores, level, self.horizon) for level in LEVELS)
-        volatility = CalendarHAR(self.horizon).fit(None, bars)
         errors = tuple(np.quantile(scores, np.linspace(0, 1, QUANTILES)).tolist())
         return FittedIntervals(self.horizon, volatility, factors, errors, len(scores))
 
@@ -134,13 +136,30 @@ def interval_table(
     widths = {interval_name(level): factor * sigma for level, factor in zip(LEVELS, factors, strict=True)}
     return pd.DataFrame({"sigma_ahead": sigma, **widths})
 
+def hourly_sigma(
+    sigma: pd.Series,   # of the log return over the horizon
+    horizon: int,       # bars ahead
+) -> pd.Series:         # of an hourly log return, as the sizing of orders requires
+    "σ over a horizon as a σ per hour."
+    return (sigma / np.sqrt(horizon)).rename("volatility")
+
 def interval_name(
     level: float,   # one of `LEVELS`
 ) -> str:
     "Column of an interval, e.g. interval_80."
     return f"interval_{100 * level:.0f}"
 
-# %% ../../nbs/model/17_intervals.ipynb #e28fb240
+# %% ../../nbs/model/17_intervals.ipynb #5a463a31
+def training_intervals(
+    model,                # `ModelRecord` of the training: its horizon, and the end of its span
+    bars: pd.DataFrame,   # with the bars of the training and those before it
+) -> FittedIntervals | None:
+    "Intervals of a training; None if there are too few bars."
+    seen = bars.loc[: pd.Timestamp(model.trained_until)]
+    try: return Intervals(model.config.horizon).fit(None, seen)
+    except TooFewRows: return None
+
+# %% ../../nbs/model/17_intervals.ipynb #2e1ab8a0
 def price_interval(
     close: float | pd.Series,   # last close, quote currency
     width: float | pd.Series,   # half the width, a log return
@@ -148,9 +167,9 @@ def price_interval(
     "Ends of an interval around the last close."
     return close * np.exp(-width), close * np.exp(width)
 
-# %% ../../nbs/model/17_intervals.ipynb #b2865c76
+# %% ../../nbs/model/17_intervals.ipynb #f216801c
 def interval_coverage(
-    predictions: pd.DataFrame,   # with the columns of `FittedIntervals.predict`
+    predictions: pd.DataFrame,   # with the columns of `FittedIntervals.predict`, if there are any
     moves: pd.Series,            # from `log_moves`, at least the same bars
     horizon: int = 1,            # bars ahead
 ) -> pd.DataFrame:               # a row per level: bars, independent, covered, low, high, width
@@ -158,7 +177,7 @@ def interval_coverage(
     from statsmodels.stats.proportion import proportion_confint   # a signal does not need it
     rows, moves = [], moves.loc[predictions.index].abs()
     for level in LEVELS:
-        width = predictions[interval_name(level)]
+        width = predictions.get(interval_name(level), pd.Series(np.nan, predictions.index))
         known = moves.notna() & width.notna()
         n, share = int(known.sum()), float((moves <= width)[known].mean())
         free = n // horizon

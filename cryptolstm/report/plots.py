@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'INK', 'SOFT', 'LINE', 'BLUE', 'ORANGE', 'GREY', 'RED', 'TEAL', 'SIMULATED', 'STYLES', 'MOST_POINTS',
-           'MOST_DOTS', 'panel', 'legend', 'svg', 'thinned', 'plot_equity', 'plot_drawdown', 'plot_trades',
+           'MOST_DOTS', 'panel', 'legend', 'date_axis', 'svg', 'thinned', 'plot_equity', 'plot_drawdown', 'plot_trades',
            'plot_rolling_sharpe', 'plot_distribution', 'plot_decision', 'plot_predictions', 'heat_map', 'plot_funnel',
            'plot_fan', 'plot_reliability', 'plot_placebo', 'importance_conclusion', 'plot_importance']
 
@@ -49,7 +49,8 @@ def legend(ax, **more) -> None:
     "Add a legend in the style of the reports."
     ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, **more)
 
-def _dates(ax) -> None:
+def date_axis(ax) -> None:
+    "Label the time axis in the style of the reports."
     locator = mdates.AutoDateLocator(minticks=2, maxticks=6)   # with more it has no interval for four days
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
@@ -119,7 +120,7 @@ def plot_equity(
     ax.axhline(0, color=INK, lw=0.8)
     _percents(ax.yaxis, np.ptp(ax.get_ylim()))
     ax.set_ylabel("net return")
-    legend(ax, loc="best"); _dates(ax)
+    legend(ax, loc="best"); date_axis(ax)
     return fig
 
 def plot_drawdown(
@@ -132,7 +133,7 @@ def plot_drawdown(
     fall = thinned(equity / np.maximum(equity.cummax(), initial_balance) - 1)
     ax.fill_between(fall.index, fall, 0, color=RED, alpha=0.35, lw=0)
     ax.set_ylim(min(fall.min() * 1.1, -0.01), 0)
-    _percents(ax.yaxis, -fall.min()); ax.set_ylabel("drawdown"); _dates(ax)
+    _percents(ax.yaxis, -fall.min()); ax.set_ylabel("drawdown"); date_axis(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #2708dca4
@@ -155,7 +156,7 @@ def plot_trades(
         ax.plot(shown["entry_time"], shown["entry_price"], marker, ms=4, color=colour, label=label)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
     ax.set_ylabel("close")
-    legend(ax); _dates(ax)
+    legend(ax); date_axis(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #63c93cef
@@ -171,7 +172,7 @@ def plot_rolling_sharpe(
         ax.plot(ratio.index, ratio, label=name, **style)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_ylabel("annual Sharpe ratio")
-    legend(ax); _dates(ax)
+    legend(ax); date_axis(ax)
     return fig
 
 def plot_distribution(
@@ -200,8 +201,9 @@ def plot_decision(
     trained_until,          # open time of the last bar the model has seen
     past: pd.DataFrame,     # previous decisions, with `signal`
     simulated: bool = False,
+    intervals: Mapping | None = None,   # percent → lowest and highest price, e.g. {"80": (98.0, 102.0)}
 ) -> list[Figure]:          # last week, last day
-    "Price before one decision, with the forecast and the threshold."
+    "Price before one decision, with the forecast, the threshold and the intervals."
     hour = pd.Timedelta("1h")
     (first, week), (second, day) = panel(simulated=simulated), panel(simulated=simulated)
     for ax, rows in ((week, table.iloc[-168:]), (day, table.iloc[-24:])):
@@ -212,6 +214,9 @@ def plot_decision(
     week.set_ylabel("close, last 7 days"); day.set_ylabel(f"close, last 24 hours and {horizon} h ahead")
     span = (table.index[-1] + hour, table.index[-1] + (1 + horizon) * hour)
     ahead = _forecast(day, span, float(table["close"].iloc[-1]), predicted, threshold)
+    for k, (level, ends) in enumerate((intervals or {}).items()):
+        style = dict(color=TEAL, lw=6 - 3 * k, alpha=0.55, solid_capstyle="butt", label=f"{level}% interval")
+        ahead += day.plot([span[1], span[1]], ends, zorder=3 - k, **style)
     legend(week, loc="best")
     legend(day, handles=ahead, loc="best")   # the other panel names the other lines
     return [first, second]
@@ -224,7 +229,7 @@ def _closes(ax, rows: pd.DataFrame, trained_until: pd.Timestamp) -> None:
     ax.plot(known, rows["close"], color=GREY, lw=1.3, label="used in training")
     new = dict(color=BLUE, lw=1.6, marker="o", ms=2.5, label="not used in training")
     ax.plot(known[unseen], rows["close"][unseen], **new)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); _dates(ax)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); date_axis(ax)
 
 def _forecast(ax, span: tuple, close: float, predicted: float | None, threshold: float | None) -> list:
     "Draw the threshold and the forecast; return what was drawn."
@@ -349,7 +354,7 @@ def plot_fan(
     ax.plot(split.index, split["prediction"], ".", ms=3.5, color=RED, label=label)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_ylabel("forecast (standard deviations)")
-    legend(ax); _dates(ax)
+    legend(ax); date_axis(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #bf121a5f

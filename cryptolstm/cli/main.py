@@ -23,6 +23,7 @@ from .signal import signal_app
 from .research import reports_app, research_app
 from .settings import settings_app
 from .trade import all_app, trade_app
+from .volatility import volatility_app
 
 # %% ../../nbs/cli/07_main.ipynb #0d6a954b
 app = typer.Typer(
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(signal_app)
 app.add_typer(research_app)
+app.add_typer(volatility_app)
 app.add_typer(data_app, name="data")
 app.add_typer(proof_app)
 app.add_typer(models_app, name="models")

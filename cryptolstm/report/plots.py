@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'INK', 'SOFT', 'LINE', 'BLUE', 'ORANGE', 'GREY', 'RED', 'TEAL', 'SIMULATED', 'STYLES', 'MOST_POINTS',
-           'MOST_DOTS', 'panel', 'legend', 'date_axis', 'svg', 'thinned', 'plot_equity', 'plot_drawdown', 'plot_trades',
-           'plot_rolling_sharpe', 'plot_distribution', 'plot_decision', 'plot_predictions', 'heat_map', 'plot_funnel',
-           'plot_fan', 'plot_reliability', 'plot_placebo', 'importance_conclusion', 'plot_importance']
+           'MOST_DOTS', 'panel', 'legend', 'date_axis', 'percent_axis', 'svg', 'thinned', 'plot_equity',
+           'plot_drawdown', 'plot_trades', 'plot_rolling_sharpe', 'plot_distribution', 'plot_decision',
+           'plot_predictions', 'heat_map', 'plot_funnel', 'plot_fan', 'plot_reliability', 'plot_placebo',
+           'importance_conclusion', 'plot_importance']
 
 # %% ../../nbs/report/02_plots.ipynb #dd5662f0
 import hashlib, html, io, re
@@ -56,7 +57,7 @@ def date_axis(ax) -> None:
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
     ax.xaxis.get_offset_text().set(color=SOFT, size=8.5)
 
-def _percents(axis, reach: float) -> None:
+def percent_axis(axis, reach: float) -> None:
     "Label an axis of shares in percent, with a decimal if the values are small."
     axis.set_major_formatter(PercentFormatter(1, decimals=0 if reach > 0.05 else 1 if reach > 0.005 else 2))
 
@@ -118,7 +119,7 @@ def plot_equity(
         curve = thinned(curve)
         ax.plot(curve.index, curve / initial_balance - 1, label=name, **style)
     ax.axhline(0, color=INK, lw=0.8)
-    _percents(ax.yaxis, np.ptp(ax.get_ylim()))
+    percent_axis(ax.yaxis, np.ptp(ax.get_ylim()))
     ax.set_ylabel("net return")
     legend(ax, loc="best"); date_axis(ax)
     return fig
@@ -133,7 +134,7 @@ def plot_drawdown(
     fall = thinned(equity / np.maximum(equity.cummax(), initial_balance) - 1)
     ax.fill_between(fall.index, fall, 0, color=RED, alpha=0.35, lw=0)
     ax.set_ylim(min(fall.min() * 1.1, -0.01), 0)
-    _percents(ax.yaxis, -fall.min()); ax.set_ylabel("drawdown"); date_axis(ax)
+    percent_axis(ax.yaxis, -fall.min()); ax.set_ylabel("drawdown"); date_axis(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #2708dca4
@@ -188,7 +189,7 @@ def plot_distribution(
         ax.hist(r, edges, histtype="step", label=name, color=style["color"], lw=style["lw"])
     ax.axvline(0, color=INK, lw=0.8)
     ax.set_xlabel("return of a day"); ax.set_ylabel("days")
-    _percents(ax.xaxis, reach); ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    percent_axis(ax.xaxis, reach); ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     legend(ax)
     return fig
 
@@ -433,7 +434,7 @@ def plot_importance(
     ax.set_yticks(at, [name.replace("_", " ") for name in t.index])
     ax.invert_yaxis()
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    _percents(ax.xaxis, reach)
+    percent_axis(ax.xaxis, reach)
     ax.set_xlabel("rise of the squared error")
     fig.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="outside lower center", ncols=3)
     ax.grid(axis="y", visible=False)

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from ..core.errors import TooFewRows
 from ..features.targets import target
+from ..features.variance import WARM_UP
 from .volatility import CalendarHAR, FittedCalendarHAR
 
 # %% ../../nbs/model/17_intervals.ipynb #11c372da
@@ -96,14 +97,15 @@ class FittedIntervals:
 
     def predict(self,
         table: pd.DataFrame | None,   # not used
-        bars: pd.DataFrame,           # with at least 720 bars before the first row, or its values are NaN
+        bars: pd.DataFrame,           # with 720 bars before the first row; NaN in rows with fewer
         start: int = 0,               # first row to forecast; earlier rows are context
     ) -> pd.DataFrame:                # sigma_ahead, interval_80, interval_95
         """σ of the log return over the horizon, and half the width of each interval, also as a log return.
 
         Raises `TrainingSpanError` for bars not after the span."""
         sigma = np.exp(self.volatility.predict(None, bars, start) / 2)
-        return interval_table(sigma, self.factors)
+        known = np.arange(start, len(bars)) >= WARM_UP   # a shorter history gives other averages
+        return interval_table(sigma.where(known), self.factors)
 
     def beyond(self,
         ratio: np.ndarray,   # distances in units of the forecast σ

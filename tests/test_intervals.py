@@ -1,5 +1,5 @@
-"""Intervals for the close: as wide as they claim, out of sample, the same live and in a backtest, and the size of an
-order that follows from the same forecast of the volatility."""
+"""Intervals for the close cover what they claim, out of sample, and are the same live and in a backtest;
+sizes and probabilities follow from the same forecast of the volatility."""
 import json
 from dataclasses import replace
 
@@ -209,7 +209,8 @@ def live(tmp_path_factory):
 
 def test_the_live_interval_is_the_one_of_a_backtest_with_the_same_bars(live):
     now, whole, _ = live
-    run = replace(LIVE, hours=49, retrain_every=48, train_hours=240)   # the last fold tests the decided bar alone
+    # the last fold tests the decided bar alone
+    run = replace(LIVE, hours=49, retrain_every=48, train_hours=240)
     walk = walk_forward(whole, run)
     last, ahead = walk.predictions.iloc[-1], now.signal["predicted_interval"]
     assert walk.folds["trained_until"].iloc[-1] == now.model.trained_until
@@ -362,7 +363,7 @@ def test_a_decision_carries_the_forecast_of_the_size(live):
 # ---------------------------------------------------------------- probability
 @pytest.mark.parametrize("horizon", [1, 6])
 def test_the_probability_of_the_distribution_is_the_observed_frequency(horizon):
-    "Half of the moves beyond the threshold, since a direction that is drawn by lot is right half of the time."
+    "Half of the moves beyond the threshold, since a direction drawn by lot is right half of the time."
     bars = demo_market(9000, seed=8)
     table, run = features(bars), RunConfig(horizon=horizon, exceed="distribution")
     fitted = Intervals(horizon).fit(None, bars.iloc[:5040])
@@ -380,7 +381,8 @@ def test_the_probability_of_the_distribution_is_the_observed_frequency(horizon):
 
 def test_a_run_by_the_distribution_has_a_probability_wherever_it_has_a_forecast(walked):
     bars, walk = walked
-    run = replace(RUN, exceed="distribution", entry="probability", p_min=0.05, rules={"likely": 0.08, "adx": False})
+    rules = {"likely": 0.08, "adx": False}
+    run = replace(RUN, exceed="distribution", entry="probability", p_min=0.05, rules=rules)
     result = backtest(bars, run)
     p = result["predictions"]["p_exceed"]
     assert p.between(0, 0.5).all() and walk.predictions["p_exceed"].isna().all()

@@ -7,7 +7,7 @@ __all__ = ['LARGEST_JUMP', 'TINY', 'LEAST_SEASON', 'SPANS', 'PLAIN', 'garman_kla
            'log_realised_variance', 'Season', 'seasonal_profile', 'VarianceTable', 'bitcoin', 'change', 'log_dollars',
            'variance_table']
 
-# %% ../../nbs/features/05_variance.ipynb #67a17895
+# %% ../../nbs/features/05_variance.ipynb #5ece21a6
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..core.bars import HOUR
 from ..core.volatility_config import WARM_UP
 from .panel import Panel, market_mean, rolling_mean, sum_ahead
 
-# %% ../../nbs/features/05_variance.ipynb #519eca84
+# %% ../../nbs/features/05_variance.ipynb #57812080
 LARGEST_JUMP = 0.2   # log return between two bars above which it is taken for a bad print
 
 def garman_klass(
@@ -36,7 +36,7 @@ def squared_returns(
     "Squared log returns from close to close."
     return np.diff(np.log(p.close), axis=0, prepend=np.log(p.close[:1])) ** 2
 
-# %% ../../nbs/features/05_variance.ipynb #f75005e0
+# %% ../../nbs/features/05_variance.ipynb #7efff6fc
 TINY = 1e-8   # smallest variance whose logarithm is taken
 
 def log_floor(
@@ -50,12 +50,12 @@ def log_realised_variance(
     horizon: int,    # hours ahead
 ) -> np.ndarray:     # (hours, tickers); NaN if not yet known, spanning a gap, or where nothing moved
     "Log of the realised variance over the hours t+1 … t+h."
-    broken = sum_ahead(p.gap.astype(float), horizon) > 0
+    broken = (sum_ahead(p.gap.astype(float), horizon) > 0) | p.gap   # the first return starts at this close
     ahead = sum_ahead(squared_returns(p), horizon) if horizon > 1 else sum_ahead(garman_klass(p), 1)
     if horizon == 1: ahead = np.maximum(ahead, TINY)
     return np.log(np.where(~broken & (ahead > 0), ahead, np.nan))
 
-# %% ../../nbs/features/05_variance.ipynb #b4449d40
+# %% ../../nbs/features/05_variance.ipynb #0306c63e
 @dataclass(frozen=True)
 class Season:
     "Seasonal profile of the variance, a factor with mean 1 per hour of the day (UTC) and per weekday."
@@ -84,7 +84,7 @@ def seasonal_profile(
     hours, days = (mean.groupby(key).mean() for key in (p.index.hour, p.index.day_of_week))
     return Season(*(tuple((x / x.mean()).tolist()) for x in (hours, days)))
 
-# %% ../../nbs/features/05_variance.ipynb #5a943540
+# %% ../../nbs/features/05_variance.ipynb #f73db873
 @dataclass(frozen=True, eq=False)
 class VarianceTable:
     "Features of a panel."
@@ -114,7 +114,7 @@ class VarianceTable:
         columns = {k: x[:, picked] for k, x in self.columns.items()}
         return replace(self, panel=self.panel.only(tickers), columns=columns)
 
-# %% ../../nbs/features/05_variance.ipynb #20a70f2d
+# %% ../../nbs/features/05_variance.ipynb #dd63a06a
 SPANS = (1, 3, 6, 12, 24, 72, 168, 720)   # hours of the averages of a ticker
 
 def bitcoin(
@@ -144,7 +144,7 @@ def _plain(p: Panel) -> dict:
     squares = squared_returns(p)
     return {k: log_floor(rolling_mean(squares, int(k[1:]))) for k in PLAIN}
 
-# %% ../../nbs/features/05_variance.ipynb #593da41a
+# %% ../../nbs/features/05_variance.ipynb #ad8dcacb
 def change(
     x: np.ndarray,    # (hours, tickers)
     n: int,           # hours
@@ -178,7 +178,7 @@ def _volumes(p: Panel) -> dict:
     f = {f"v{n}": np.clip(rolling_mean(v, n) - week, -3, 3) for n in (1, 6, 24)}
     return f | {"v168": np.clip(week - month, -3, 3), "mv24": market_mean(f["v24"])}
 
-# %% ../../nbs/features/05_variance.ipynb #952e078e
+# %% ../../nbs/features/05_variance.ipynb #624a738e
 def _calendar(index: pd.DatetimeIndex, horizon: int, season: Season) -> dict:
     "Log seasonal factor of the hours t+1 … t+h, and sine and cosine of the day and the week."
     ahead = pd.date_range(index[0], periods=len(index) + horizon, freq=HOUR)

@@ -41,8 +41,14 @@ class OnnxNetwork:
     def predict(
         self,
         windows: np.ndarray,   # (n, lookback, columns), scaled rows
+        side: np.ndarray | None = None,   # (n, features) beside the windows, if the network has such an input
     ) -> np.ndarray:           # (n,) float64
         "One prediction per window."
-        return self.session.run(None, {"x": np.ascontiguousarray(windows, "float32")})[0][:, 0].astype(
-            "float64"
-        )
+        inputs = {"x": windows} if side is None else {"x": windows, "side": side}
+        arrays = {k: np.ascontiguousarray(v, "float32") for k, v in inputs.items()}
+        return self.session.run(None, arrays)[0][:, 0].astype("float64")
+
+    @property
+    def shapes(self) -> dict[str, tuple]:
+        "Shape of one window of each input."
+        return {x.name: tuple(x.shape[1:]) for x in self.session.get_inputs()}

@@ -288,6 +288,7 @@ OTHER_PAGES = {   # kind → why it is not read
         " the current one"
     ),
     "universe": "several tickers; pass the page of one of them, to which it links",
+    "ranks": "ranks of several tickers; its manifest holds the command that makes it again",
     "failed": "a ticker without a result, so there is nothing to verify or compare",
 }
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEWEST_TICKERS', 'TRAILING', 'GARCHES', 'HARS', 'CALENDARS', 'STRONGS', 'RIDGE', 'NETWORK', 'BLEND', 'SECONDS',
            'SECONDS_PER_SEED', 'forecasters', 'in_use', 'VolatilityWalk', 'volatility_folds', 'volatility_walk',
-           'targeting_error', 'VolatilityResult', 'newest_forecasts', 'summary_row']
+           'targeting_error', 'VolatilityResult', 'newest_table', 'newest_forecasts', 'summary_row']
 
-# %% ../../nbs/research/14_volatility_run.ipynb #1981de48
+# %% ../../nbs/research/14_volatility_run.ipynb #1f4449c2
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,10 +22,11 @@ from ..features.panel import Panel, panel
 from ..features.variance import log_realised_variance, seasonal_profile, variance_table
 from ..model.volatility import PLAIN, STRONG, CalendarHAR, PooledRidge
 from ..model.volatility_benchmarks import GARCH, Trailing
+from ..model.volatility_network import VolatilityLSTM
 from ..stats.variance_scores import (COVERAGES, common_errors, coverage, trailing_quantiles,
                                               volatility_errors, volatility_gains)
 
-# %% ../../nbs/research/14_volatility_run.ipynb #0624a63b
+# %% ../../nbs/research/14_volatility_run.ipynb #b0efd3d7
 FEWEST_TICKERS = 4   # of a universe
 TRAILING, GARCHES, HARS, CALENDARS = "trailing", "GARCH", "HAR", "calendar HAR"
 STRONGS, RIDGE, NETWORK, BLEND = "strong HAR", "ridge", "LSTM", "ridge + LSTM"
@@ -44,9 +45,7 @@ def forecasters(
     }
     if len(tickers) < FEWEST_TICKERS: return ladder
     ladder |= {STRONGS: CalendarHAR(h, STRONG), RIDGE: PooledRidge(h)}
-    if config.seeds:
-        from cryptolstm.model.volatility_network import VolatilityLSTM   # loads TensorFlow
-        ladder[NETWORK] = VolatilityLSTM(h, config.seeds)
+    if config.seeds: ladder[NETWORK] = VolatilityLSTM(h, config.seeds)
     return ladder
 
 def in_use(
@@ -57,7 +56,7 @@ def in_use(
     if len(tickers) < FEWEST_TICKERS: return CALENDARS
     return BLEND if config.seeds else RIDGE
 
-# %% ../../nbs/research/14_volatility_run.ipynb #ffff36dd
+# %% ../../nbs/research/14_volatility_run.ipynb #d29f9cc2
 @dataclass(frozen=True, eq=False)
 class VolatilityWalk:
     "Out-of-sample forecasts and their outcomes; every table is (tested hours × tickers)."
@@ -85,7 +84,7 @@ def volatility_folds(
         for s in starts
     ]
 
-# %% ../../nbs/research/14_volatility_run.ipynb #f94c6ccf
+# %% ../../nbs/research/14_volatility_run.ipynb #e97b387c
 SECONDS, SECONDS_PER_SEED = 0.6, 3.0   # of a fold and ticker, about; for the progress line
 
 @with_progress
@@ -137,7 +136,7 @@ def _fold_table(index: pd.DatetimeIndex, folds: list, horizon: int) -> pd.DataFr
         for past, tested in folds
     ).rename_axis("fold")
 
-# %% ../../nbs/research/14_volatility_run.ipynb #6dbd11ad
+# %% ../../nbs/research/14_volatility_run.ipynb #a87fe214
 def targeting_error(
     error: pd.DataFrame,   # (hours × tickers) log realised minus log forecast variance
 ) -> float:
@@ -190,19 +189,28 @@ class VolatilityResult:
         "Share of returns inside the intervals, per month and over all."
         return coverage(self.scores, self.quantiles)
 
-# %% ../../nbs/research/14_volatility_run.ipynb #d2cfd8ee
-def newest_forecasts(
-    result: VolatilityResult,
-) -> pd.DataFrame:   # a row per ticker: close, sigma, annual, low_80, high_80, low_95, high_95
-    "Forecast volatility from the newest bar, and the intervals of the close in h hours."
-    walk, h = result.walk, result.config.horizon
-    sigma = np.exp(walk.forecasts[result.used].iloc[-1] / 2)
-    table = pd.DataFrame({"close": walk.panel.close[-1], "sigma": sigma, "annual": sigma * np.sqrt(8760 / h)})
+# %% ../../nbs/research/14_volatility_run.ipynb #d1d3d55b
+def newest_table(
+    close: np.ndarray,        # (tickers,) last closes
+    log_variance: pd.Series,  # of the next hours, by ticker
+    quantiles: pd.Series,     # conformal quantile per coverage
+    horizon: int,
+) -> pd.DataFrame:            # a row per ticker: close, sigma, annual, low_80, high_80, low_95, high_95
+    "Forecast volatility, and the intervals of the close in h hours."
+    sigma = np.exp(log_variance / 2)
+    table = pd.DataFrame({"close": close, "sigma": sigma, "annual": sigma * np.sqrt(8760 / horizon)})
     for q in COVERAGES:
-        width = result.quantiles[q].iloc[-1] * sigma
+        width = quantiles[q] * sigma
         table[f"low_{q:.0%}"[:-1]] = table["close"] * np.exp(-width)
         table[f"high_{q:.0%}"[:-1]] = table["close"] * np.exp(width)
     return table.rename_axis("ticker")
+
+def newest_forecasts(
+    result: VolatilityResult,
+) -> pd.DataFrame:   # from `newest_table`
+    "Forecasts from the newest bar."
+    last = result.walk.forecasts[result.used].iloc[-1]
+    return newest_table(result.walk.panel.close[-1], last, result.quantiles.iloc[-1], result.config.horizon)
 
 def summary_row(
     result: VolatilityResult,

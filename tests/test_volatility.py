@@ -198,7 +198,7 @@ def test_the_command_forecasts_recorded_candles_and_writes_a_page(client_home, t
             "1440",
             "--set",
             "train_hours=4320",
-            "--placebo",
+            "--placebos",
             "2",
             "--report",
         ]

@@ -19,10 +19,12 @@ from .terminal import say
 from .data import data_app
 from .models import models_app
 from .proof import proof_app
+from .rank import rank_app
 from .signal import signal_app
 from .research import reports_app, research_app
 from .settings import settings_app
 from .trade import all_app, trade_app
+from .volatility import volatility_app
 
 # %% ../../nbs/cli/07_main.ipynb #0d6a954b
 app = typer.Typer(
@@ -33,6 +35,8 @@ app = typer.Typer(
 )
 app.add_typer(signal_app)
 app.add_typer(research_app)
+app.add_typer(volatility_app)
+app.add_typer(rank_app)
 app.add_typer(data_app, name="data")
 app.add_typer(proof_app)
 app.add_typer(models_app, name="models")

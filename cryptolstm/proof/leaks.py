@@ -295,6 +295,7 @@ _DESCRIPTIONS = {
     "start": "the value depends on where the data starts",
     "labels": "the features know the outcome better than any honest forecast could",
     "plausible": "right more often than any honest forecast could be",
+    "permutation": "the scores depend on the names or the order of the tickers",
 }
 
 def failure_text(

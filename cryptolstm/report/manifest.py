@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'TABLES', 'SCHEMA', 'OPEN', 'CLOSE', 'OTHER_PAGES', 'sha256_of', 'canonical_json', 'notebook_stamp',
-           'report_command', 'make_manifest', 'make_signal_manifest', 'make_universe_manifest', 'check_manifest',
-           'manifest_section', 'embed', 'split', 'read_manifest']
+           'report_command', 'make_manifest', 'stamped', 'make_signal_manifest', 'make_universe_manifest',
+           'check_manifest', 'manifest_section', 'embed', 'split', 'read_manifest']
 
 # %% ../../nbs/report/03_manifest.ipynb #874c1efb
 import hashlib, html, json, platform, shlex
@@ -118,7 +118,7 @@ def make_manifest(
     return {**body, "sha256": sha256_of(canonical_json(body))}
 
 # %% ../../nbs/report/03_manifest.ipynb #d5b4c430
-def _stamped(body: Mapping, page: str, notebook: Mapping | None) -> dict:
+def stamped(body: Mapping, page: str, notebook: Mapping | None) -> dict:
     "What all manifests end with; `sha256` is the hash of all other entries."
     body = {
         "schema": 2,
@@ -137,7 +137,7 @@ def make_signal_manifest(
 ) -> dict:
     "The manifest of a signal page, for programs; `verify` cannot re-run a signal."
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    return _stamped({"kind": "signal", "made_at": made, "signal": signal}, page, notebook)
+    return stamped({"kind": "signal", "made_at": made, "signal": signal}, page, notebook)
 
 def make_universe_manifest(
     summary: Mapping,  # from `universe_summary`
@@ -146,7 +146,7 @@ def make_universe_manifest(
 ) -> dict:
     "The manifest of a universe page, for programs; `verify` re-runs the pages of its tickers."
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    return _stamped({"kind": "universe", "made_at": made, **summary}, page, notebook)
+    return stamped({"kind": "universe", "made_at": made, **summary}, page, notebook)
 
 # %% ../../nbs/report/03_manifest.ipynb #64a29a31
 _TEXT, _TABLE, _COUNT = {"type": "string"}, {"type": "object"}, {"type": "integer", "minimum": 1}
@@ -288,6 +288,7 @@ OTHER_PAGES = {   # kind → why it is not read
         " the current one"
     ),
     "universe": "several tickers; pass the page of one of them, to which it links",
+    "ranks": "ranks of several tickers; its manifest holds the command that makes it again",
     "failed": "a ticker without a result, so there is nothing to verify or compare",
 }
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'INK', 'SOFT', 'LINE', 'BLUE', 'ORANGE', 'GREY', 'RED', 'TEAL', 'SIMULATED', 'STYLES', 'MOST_POINTS',
-           'MOST_DOTS', 'panel', 'legend', 'svg', 'thinned', 'plot_equity', 'plot_drawdown', 'plot_trades',
-           'plot_rolling_sharpe', 'plot_distribution', 'plot_decision', 'plot_predictions', 'heat_map', 'plot_funnel',
-           'plot_fan', 'plot_reliability', 'plot_placebo', 'importance_conclusion', 'plot_importance']
+           'MOST_DOTS', 'panel', 'legend', 'date_axis', 'percent_axis', 'svg', 'thinned', 'plot_equity',
+           'plot_drawdown', 'plot_trades', 'plot_rolling_sharpe', 'plot_distribution', 'plot_decision',
+           'plot_predictions', 'heat_map', 'plot_funnel', 'plot_fan', 'plot_reliability', 'plot_placebo',
+           'importance_conclusion', 'plot_importance']
 
 # %% ../../nbs/report/02_plots.ipynb #dd5662f0
 import hashlib, html, io, re
@@ -49,13 +50,13 @@ def legend(ax, **more) -> None:
     "Add a legend in the style of the reports."
     ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, **more)
 
-def _dates(ax) -> None:
+def date_axis(ax) -> None:
     locator = mdates.AutoDateLocator(minticks=2, maxticks=6)   # with more it has no interval for four days
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
     ax.xaxis.get_offset_text().set(color=SOFT, size=8.5)
 
-def _percents(axis, reach: float) -> None:
+def percent_axis(axis, reach: float) -> None:
     "Label an axis of shares in percent, with a decimal if the values are small."
     axis.set_major_formatter(PercentFormatter(1, decimals=0 if reach > 0.05 else 1 if reach > 0.005 else 2))
 
@@ -117,9 +118,9 @@ def plot_equity(
         curve = thinned(curve)
         ax.plot(curve.index, curve / initial_balance - 1, label=name, **style)
     ax.axhline(0, color=INK, lw=0.8)
-    _percents(ax.yaxis, np.ptp(ax.get_ylim()))
+    percent_axis(ax.yaxis, np.ptp(ax.get_ylim()))
     ax.set_ylabel("net return")
-    legend(ax, loc="best"); _dates(ax)
+    legend(ax, loc="best"); date_axis(ax)
     return fig
 
 def plot_drawdown(
@@ -132,7 +133,7 @@ def plot_drawdown(
     fall = thinned(equity / np.maximum(equity.cummax(), initial_balance) - 1)
     ax.fill_between(fall.index, fall, 0, color=RED, alpha=0.35, lw=0)
     ax.set_ylim(min(fall.min() * 1.1, -0.01), 0)
-    _percents(ax.yaxis, -fall.min()); ax.set_ylabel("drawdown"); _dates(ax)
+    percent_axis(ax.yaxis, -fall.min()); ax.set_ylabel("drawdown"); date_axis(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #2708dca4
@@ -155,7 +156,7 @@ def plot_trades(
         ax.plot(shown["entry_time"], shown["entry_price"], marker, ms=4, color=colour, label=label)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
     ax.set_ylabel("close")
-    legend(ax); _dates(ax)
+    legend(ax); date_axis(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #63c93cef
@@ -171,7 +172,7 @@ def plot_rolling_sharpe(
         ax.plot(ratio.index, ratio, label=name, **style)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_ylabel("annual Sharpe ratio")
-    legend(ax); _dates(ax)
+    legend(ax); date_axis(ax)
     return fig
 
 def plot_distribution(
@@ -187,7 +188,7 @@ def plot_distribution(
         ax.hist(r, edges, histtype="step", label=name, color=style["color"], lw=style["lw"])
     ax.axvline(0, color=INK, lw=0.8)
     ax.set_xlabel("return of a day"); ax.set_ylabel("days")
-    _percents(ax.xaxis, reach); ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    percent_axis(ax.xaxis, reach); ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     legend(ax)
     return fig
 
@@ -224,7 +225,7 @@ def _closes(ax, rows: pd.DataFrame, trained_until: pd.Timestamp) -> None:
     ax.plot(known, rows["close"], color=GREY, lw=1.3, label="used in training")
     new = dict(color=BLUE, lw=1.6, marker="o", ms=2.5, label="not used in training")
     ax.plot(known[unseen], rows["close"][unseen], **new)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); _dates(ax)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); date_axis(ax)
 
 def _forecast(ax, span: tuple, close: float, predicted: float | None, threshold: float | None) -> list:
     "Draw the threshold and the forecast; return what was drawn."
@@ -349,7 +350,7 @@ def plot_fan(
     ax.plot(split.index, split["prediction"], ".", ms=3.5, color=RED, label=label)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_ylabel("forecast (standard deviations)")
-    legend(ax); _dates(ax)
+    legend(ax); date_axis(ax)
     return fig
 
 # %% ../../nbs/report/02_plots.ipynb #bf121a5f
@@ -428,7 +429,7 @@ def plot_importance(
     ax.set_yticks(at, [name.replace("_", " ") for name in t.index])
     ax.invert_yaxis()
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    _percents(ax.xaxis, reach)
+    percent_axis(ax.xaxis, reach)
     ax.set_xlabel("rise of the squared error")
     fig.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="outside lower center", ncols=3)
     ax.grid(axis="y", visible=False)

@@ -8,7 +8,7 @@ __all__ = ['TONES', 'WORTH_IT', 'SECTIONS', 'plain_sentence', 'key_figures', 'he
            'placebo_section', 'proof_section', 'folds_table', 'data_table', 'settings_section', 'section',
            'make_volatility_manifest', 'volatility_report']
 
-# %% ../../nbs/report/19_volatility_page.ipynb #b990b257
+# %% ../../nbs/report/19_volatility_page.ipynb #7aa84e39
 import math, shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -35,7 +35,7 @@ from ..research.volatility_run import (CALENDARS, GARCHES, HARS, NETWORK, RIDGE,
                                                 VolatilityResult, newest_forecasts)
 from ..stats.variance_scores import COVERAGES, common_errors, daily_test, log_loss, qlike
 
-# %% ../../nbs/report/19_volatility_page.ipynb #d985f864
+# %% ../../nbs/report/19_volatility_page.ipynb #b4180156
 TONES = dict(zip(LEVELS, ("alarm", "calm", "calm", "good"), strict=True))
 
 def plain_sentence(
@@ -101,7 +101,7 @@ def headline(
     )
     return Piece(screen.markup, volatility_summary(result))
 
-# %% ../../nbs/report/19_volatility_page.ipynb #f6383750
+# %% ../../nbs/report/19_volatility_page.ipynb #253bcd82
 def plot_volatility(
     realised: pd.Series,     # annual, per day
     forecast: pd.Series,     # on the same days
@@ -141,7 +141,7 @@ def realised_figure(
         " variances, annual, averaged over tickers.",
     )
 
-# %% ../../nbs/report/19_volatility_page.ipynb #adccd044
+# %% ../../nbs/report/19_volatility_page.ipynb #6cc1e488
 def newest_table(
     result: VolatilityResult,
 ) -> Piece:
@@ -173,13 +173,13 @@ def scores_table(
         rows.append((
             f"{name} (in use)" if name == result.used else name,
             f"{r['QLIKE']:.3f}",
-            "–" if gain is None else f"{gain['t']:+.1f}",
+            "–" if gain is None else cell_text(gain["t"], "+.1f"),
             f"{r['log MSE']:.3f}",
-            "–" if other is None else f"{other['t']:+.1f}",
+            "–" if other is None else cell_text(other["t"], "+.1f"),
             "–" if other is None else f"{other['below_1']:.0f} of {other['tickers']:.0f}",
             percent(r["R2"]),
             f"{r['RV/F']:.2f}",
-            "–" if not np.isfinite(r["slope"]) else f"{r['slope']:.2f} ± {r['slope_se']:.2f}",
+            "–" if not np.isfinite(r["slope_se"]) else f"{r['slope']:.2f} ± {r['slope_se']:.2f}",
         ))
     tests = ["t against trailing", "log MSE", "t against HAR", "p < 1%"]
     head = ["forecast", "QLIKE", *tests, "R²", "RV/F", "slope ± SE"]
@@ -212,7 +212,7 @@ def network_text(
         f" (t = {gain['t']:.1f}): the network {what}."
     )
 
-# %% ../../nbs/report/19_volatility_page.ipynb #37ad746d
+# %% ../../nbs/report/19_volatility_page.ipynb #be52d0c6
 def tickers_table(
     result: VolatilityResult,
 ) -> Piece:
@@ -264,7 +264,7 @@ def coverage_section(
         as_table(rows, ["month", "inside 80%", "inside 95%", "returns"]) if len(months) else Piece()
     )
 
-# %% ../../nbs/report/19_volatility_page.ipynb #72c60357
+# %% ../../nbs/report/19_volatility_page.ipynb #495f26bd
 def sizing_section(
     result: VolatilityResult,
 ) -> Piece:
@@ -326,7 +326,7 @@ def settings_section(
     ]
     return as_table(rows, ["setting", "value", "meaning"])
 
-# %% ../../nbs/report/19_volatility_page.ipynb #ac49bed2
+# %% ../../nbs/report/19_volatility_page.ipynb #8ab36e45
 SECTIONS = {   # heading → functions of the result that make its pieces; in page order
     "Newest forecast": (newest_table,),
     "Scores": (scores_table,),
@@ -348,7 +348,7 @@ def section(
     if heading not in SECTIONS: raise unknown_name("section", heading, SECTIONS)
     return sum((piece(result) for piece in SECTIONS[heading]), Piece())
 
-# %% ../../nbs/report/19_volatility_page.ipynb #c1a77682
+# %% ../../nbs/report/19_volatility_page.ipynb #ac6119de
 def make_volatility_manifest(
     summary: Mapping,  # from `volatility_summary`
     page: str,         # its page without the manifest

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'TABLES', 'SCHEMA', 'MOST_TICKERS', 'MOST_PLACEBOS', 'DEEPEST', 'SCHEMAS', 'OPEN', 'CLOSE', 'OTHER_PAGES',
-           'sha256_of', 'canonical_json', 'notebook_stamp', 'report_command', 'make_manifest', 'stamped',
+           'sha256_of', 'canonical_json', 'notebook_stamp', 'report_command', 'run_command', 'make_manifest', 'stamped',
            'make_signal_manifest', 'make_universe_manifest', 'make_run_manifest', 'check_manifest', 'manifest_section',
            'embed', 'split', 'depth', 'read_manifest']
 
 # %% ../../nbs/report/03_manifest.ipynb #874c1efb
 import hashlib, html, json, platform, shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from ..core.config import RunConfig, merge_settings, read_params
@@ -87,6 +87,18 @@ def report_command(
         for key, x in pairs.items():
             words += ["--set", f"{key}={x if isinstance(x, str) else json.dumps(x)}"]
     return shlex.join(words)
+
+# %% ../../nbs/report/03_manifest.ipynb #f01f0305
+def run_command(
+    words: Sequence[str],   # name of the command, tickers, and options besides those of the settings
+    settings: Mapping,      # of the run
+    usual: Mapping,         # default settings
+    until: str,             # time at which the last bar closed
+) -> str:
+    "The command that repeats a run of several tickers on these hours and writes its page."
+    given = {k: v for k, v in settings.items() if json.dumps(v) != json.dumps(usual[k])} | {"end": until}
+    texts = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
+    return shlex.join(["cryptolstm", *words, "--report", *(w for text in texts for w in ("--set", text))])
 
 # %% ../../nbs/report/03_manifest.ipynb #96295f79
 def make_manifest(

@@ -371,5 +371,6 @@ def rank_report(
     out: Path | None = None,    # folder of the reports, as for `reports_folder`
 ) -> Report:
     "Write the page of a result."
-    values = {"tickers": " ".join(tickers), "settings": dict(settings)}
+    known = {k: getattr(result.config, k) for k in settings}   # without the dates of YAML
+    values = {"tickers": " ".join(tickers), "settings": known}
     return report_of(result, "universe_rank", values, values, "universe_rank", make_rank_manifest, out)

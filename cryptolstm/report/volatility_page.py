@@ -9,7 +9,7 @@ __all__ = ['TONES', 'WORTH_IT', 'SECTIONS', 'plain_sentence', 'key_figures', 'he
            'make_volatility_manifest', 'volatility_report']
 
 # %% ../../nbs/report/19_volatility_page.ipynb #d6c2f1fe
-import math
+import json, math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -373,5 +373,6 @@ def volatility_report(
     out: Path | None = None,    # folder of the reports, as for `reports_folder`
 ) -> Report:
     "Write the page of a result."
-    values = {"tickers": " ".join(tickers), "settings": dict(settings), "placebos": placebos}
+    known = json.loads(json.dumps({k: getattr(result.config, k) for k in settings}))   # no dates of YAML
+    values = {"tickers": " ".join(tickers), "settings": known, "placebos": placebos}
     return report_of(result, "volatility", values, values, "volatility", make_volatility_manifest, out)

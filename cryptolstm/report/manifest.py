@@ -96,7 +96,8 @@ def run_command(
     until: str,             # time at which the last bar closed
 ) -> str:
     "The command that repeats a run of several tickers on these hours and writes its page."
-    given = {k: v for k, v in settings.items() if json.dumps(v) != json.dumps(usual[k])} | {"end": until}
+    given = {k: v for k, v in settings.items() if k != "end" and json.dumps(v) != json.dumps(usual[k])}
+    given["end"] = until
     texts = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
     return shlex.join(["cryptolstm", *words, "--report", *(w for text in texts for w in ("--set", text))])
 
@@ -387,7 +388,7 @@ def split(
     text: str,           # a page with a manifest
     kinds: Iterable[str] = (),   # of `SCHEMAS` that are read besides backtests
 ) -> tuple[str, dict]:   # the page without its manifest, and the manifest
-    "The inverse of `embed`. Raises `InputError` if there is no manifest of these kinds, see `check_manifest`."
+    "The inverse of `embed`. Raises `InputError` if there is none of these kinds, see `check_manifest`."
     before, found, rest = text.rpartition(OPEN)
     block, closed, after = rest.partition(CLOSE)
     if not found or not closed:

@@ -93,7 +93,8 @@ def report_entry(
 
 def _ticker(manifest: dict) -> str | None:
     tickers = manifest.get("tickers")
-    if isinstance(tickers, list): return text_of(tickers[0]) if len(tickers) == 1 else f"{len(tickers)} tickers"
+    if isinstance(tickers, list):
+        return text_of(tickers[0]) if len(tickers) == 1 else f"{len(tickers)} tickers"
     return text_of(entry_of(manifest, "signal", "ticker")) or text_of(manifest.get("ticker"))
 
 def _span_of(manifest: dict) -> tuple:
@@ -101,7 +102,8 @@ def _span_of(manifest: dict) -> tuple:
     each = next(iter(_tables(one)), None)   # stamps of several tickers have the same span
     names = (("tested_from", "first"), ("tested_until", "last"))
     return tuple(
-        time_of(entry_of(one, data) or entry_of(several, joint) or entry_of(each, data)) for data, joint in names
+        time_of(entry_of(one, data) or entry_of(several, joint) or entry_of(each, data))
+        for data, joint in names
     )
 
 def _tables(data: object) -> list: return list(data.values()) if isinstance(data, dict) else []

@@ -30,7 +30,7 @@ from ..research.rank_walk import fit_seconds
 from ..research.volatility_run import SECONDS, SECONDS_PER_SEED, VolatilityResult
 
 # %% ../../nbs/report/22_verify_kinds.ipynb #78ee66cc
-LONGEST, MOST_BARS = 48 * 3600, 4_000_000   # seconds; hours times tickers
+LONGEST, MOST_BARS = 12 * 3600, 4_000_000   # seconds; hours times tickers
 
 def check_size(
     data: Mapping,      # ticker → stamp of its bars
@@ -43,7 +43,8 @@ def check_size(
     told = "make it again with the command in its manifest, if you trust that"
     if bars > MOST_BARS:
         raise InputError(
-            f"the run of the page covers {bars:,} hours times tickers and at most {MOST_BARS:,} are read; {told}"
+            f"the run of the page covers {bars:,} hours times tickers and at most {MOST_BARS:,} are read;"
+            f" {told}"
         )
     if seconds > LONGEST:
         raise InputError(
@@ -169,7 +170,7 @@ def run_consistent(
     kind: RunKind,
     manifest: Mapping,
 ) -> bool:
-    "Whether entries that a manifest has twice are equal. Raises `InputError` for invalid or too large settings."
+    "Whether entries that a manifest has twice are equal. Raises `InputError` for invalid or large settings."
     check_size(manifest["data"], kind.seconds(manifest))
     data = manifest["data"]
     sentences = Standing(**manifest["trial"]).sentence() if "trial" in manifest else None
@@ -242,7 +243,8 @@ def run_again(
 ) -> tuple[list[dict], list[str]]:   # findings, notes
     "Compare the figures and the text of a page with those of a second run."
     if manifest.get("frozen_on"):
-        text = f"not computed again: the page does not say on which bars of {manifest['frozen_on']} it was fitted"
+        market = manifest["frozen_on"]
+        text = f"not computed again: the page does not say on which bars of {market} it was fitted"
         return [finding("figures", None, text)], []
     result = kind.repeat(manifest, bars, progress)
     found = compare_runs(manifest, kind.manifest(result))

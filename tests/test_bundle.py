@@ -244,7 +244,7 @@ def test_another_number_in_the_record_is_noticed(trained, tmp_path):
 def as_format_2(folder):
     "Rewrite the record in the format from before ONNX files, training length and end of the training rows."
     table = json.loads((folder / "bundle.json").read_text())
-    for name in ("hours", "fitted_until", "price_scale", "onnx"): del table[name]
+    for name in ("hours", "fitted_until", "price_scale", "onnx", "intervals"): del table[name]
     for name in ("seeds", "target", "activation", "loss", "plateau_factor", "max_train_seconds"):
         del table["config"][name]
     for name in ("members", "by_member", "stopped"): del table["training"][name]
@@ -275,8 +275,8 @@ def test_a_model_of_an_earlier_version_predicts_but_is_not_continued(trained, tm
 
 def test_a_later_format_is_one_sentence(trained, tmp_path):
     path = save_bundle(trained[0], tmp_path / "m") / "bundle.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 4}))
-    with pytest.raises(OperationError, match="format 4, this version reads 2 to 3"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 5}))
+    with pytest.raises(OperationError, match="format 5, this version reads 2 to 4"):
         load_bundle(tmp_path / "m")
 
 

@@ -81,7 +81,7 @@ def questions(draw, rules=RULES):
         fee=draw(st.floats(0, 0.01)),
         cost_margin=draw(st.floats(0, 2)),
         rules=(
-            draw(st.sampled_from([{}, {"adx": False}, {"adx": 10, "rsi": 80, "volume": 0.5}]))
+            draw(st.sampled_from([{}, {"adx": False}, {"adx": 10, "rsi": 80}, {"likely": 0.1}]))
             if rules is RULES
             else {}
         ),

@@ -18,7 +18,7 @@ from cryptolstm.features.indicators import features
 from cryptolstm.stats.performance import figures
 from cryptolstm.execution.kernel import COUNTS, MAX_WAIT, REASONS
 from cryptolstm.execution.orders import KernelInputs, checked_orders, entry_share, kernel_inputs
-from cryptolstm.execution.simulate import run_kernel, simulate
+from cryptolstm.execution.simulate import SERIES, run_kernel, simulate
 from cryptolstm.execution.reference import run_reference, simulate_reference
 from cryptolstm.research.baselines import HOLD, REVERSAL, performance
 from cryptolstm.report.figures import DETAILS, FIGURES, figure_rows
@@ -130,6 +130,10 @@ def cases(draw, exchange=True, **kind):
         setup["sigma"] = pd.Series(
             np.where(g.random(len(bars)) < 0.1, [0.0], g.uniform(0.001, 0.1, len(bars))), bars.index
         ).mask(g.random(len(bars)) < 0.1)
+        if draw(st.booleans()):   # forecasts of σ for most of the bars
+            ahead = pd.Series(g.uniform(0.001, 0.1, len(bars)), bars.index)
+            setup["volatility"] = ahead.mask(g.random(len(bars)) < 0.3)
+            setup["sizing_volatility"] = draw(st.sampled_from(["forecast", "trailing"]))
     return bars, draw(signals(len(bars))), setup
 
 
@@ -146,7 +150,7 @@ def assert_same_rows(a, b, scale):
 DEFAULTS = {
     k: p.default
     for k, p in inspect.signature(simulate).parameters.items()
-    if k not in ("bars", "signal", "atr", "sigma")
+    if k not in SERIES
 }
 
 # -- the kernel against the reference
@@ -190,8 +194,9 @@ def computed(equity, low_equity, position, trades, cash, quantity, last, counts)
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_kernel_equals_the_plain_reference(case, seed):
     bars, signal, setup = case
-    run = checked_orders(DEFAULTS | {k: v for k, v in setup.items() if k not in ("atr", "sigma")})
-    drawn = run, kernel_inputs(bars, signal, setup.get("atr"), setup.get("sigma"), run)
+    run = checked_orders(DEFAULTS | {k: v for k, v in setup.items() if k not in SERIES})
+    given_ = setup.get("atr"), setup.get("sigma"), run, setup.get("volatility")
+    drawn = run, kernel_inputs(bars, signal, *given_)
     # 2,000 cases, each with its own settings
     for run, data in (drawn, *(another([seed, i]) for i in range(1, 8))):
         close_to(
@@ -342,7 +347,7 @@ def test_nothing_depends_on_the_future_and_no_bar_on_its_own_signal(case, data):
     cut = data.draw(st.integers(1, len(bars) - 1))
     # the truncated bars must still be hourly
     assume((np.diff(bars.index[:cut].asi8) == np.diff(bars.index.asi8).min()).any() or cut == 1)
-    past = setup | {k: setup[k].iloc[:cut] for k in ("atr", "sigma") if k in setup}
+    past = setup | {k: setup[k].iloc[:cut] for k in SERIES if k in setup}
     other = signal.copy()
     # another signal at the close of the last bar before the cut
     other[cut - 1] = (signal[cut - 1] + 2) % 3 - 1
@@ -415,6 +420,7 @@ def test_runs_cut_where_nothing_is_held_join_to_the_whole(case, data):
     series = {
         "atr": setup.get("atr", average_true_range(bars)),
         "sigma": setup.get("sigma", np.log(bars["close"]).diff().rolling(24).std()),
+        "volatility": setup.get("volatility", pd.Series(np.nan, bars.index)),
     }
     def part(rows, **more):
         return simulate(

@@ -18,7 +18,7 @@ from cryptolstm.core.errors import InputError
 from cryptolstm.core.config import (Display, Entry, Learning, Market, Orders, RunConfig, run_config,
                                     run_from_namespace)
 from cryptolstm.core.settings import check_value, declared, parameter_line
-from cryptolstm.execution.simulate import simulate
+from cryptolstm.execution.simulate import SERIES, simulate
 from cryptolstm.core.grid import AXES
 from cryptolstm.model.settings import ModelConfig, model_config
 from cryptolstm.report.render import report_parameters
@@ -82,7 +82,7 @@ def test_every_setting_has_a_meaning_and_its_default_is_a_value(declared_in, nam
 def test_simulate_takes_the_settings_of_orders_with_the_two_documented_differences():
     known = inspect.signature(simulate).parameters
     orders = declared(Orders)
-    assert set(orders) == set(known) - {"bars", "signal", "atr", "sigma"}
+    assert set(orders) == set(known) - set(SERIES)
     differences = {
         n: (s.default, known[n].default) for n, s in orders.items() if s.default != known[n].default
     }

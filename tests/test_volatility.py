@@ -198,7 +198,7 @@ def test_the_command_forecasts_recorded_candles_and_writes_a_page(client_home, t
             "1440",
             "--set",
             "train_hours=4320",
-            "--placebo",
+            "--placebos",
             "2",
             "--report",
         ]
@@ -228,7 +228,7 @@ def test_the_command_forecasts_recorded_candles_and_writes_a_page(client_home, t
         (["BTC/USD", "--horizon", "0"], "from 1 to 72"),
         (["BTC/USD", "--set", "retrain=5"], "retrain"),
         (["BTC/USD", "--params", "nowhere"], "nowhere"),
-        (["BTC/USD", "--placebo", "-1"], "placebo"),
+        (["BTC/USD", "--placebos", "-1"], "placebo"),
     ],
 )
 def test_bad_input_is_one_sentence_and_loads_nothing_heavy(words, said, tmp_path):

@@ -17,8 +17,8 @@ from ..core.errors import InputError
 from ..core.text import SIGNAL_NAMES
 from ..core.config import check_no_pool, check_threshold
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
-                                     UrlOption, ZoneOption, build_run, emit, facts, setting_option,
-                                     settings, warn_simulated)
+                                     UrlOption, ZoneOption, build_run, emit, facts, setting_option, settings,
+                                     warn_simulated)
 from .universe import (AllOption, ManyArgument, WorkersOption, check_one, chosen_tickers,
                                      signal_universe)
 
@@ -96,7 +96,7 @@ def print_signal(
     "Print the signal, its reason, its data, and the result of each rule."
     from cryptolstm.core.bars import display_time
     from cryptolstm.proof.provenance import market_text
-    from cryptolstm.strategy.answer import NO_SKILL, calibration_text, no_skill, signal_reason
+    from cryptolstm.strategy.answer import NO_SKILL, calibration_text, interval_text, no_skill, signal_reason
     out = Console(highlight=False)
     def number(x, sign=""):
         return "-" if x is None else f"{x:{sign},.6g}"
@@ -132,6 +132,7 @@ def print_signal(
                     f" {number(s['price_difference'], '+')}; the threshold is {number(s['threshold'])}"
                 ),
             ),
+            *([("interval", text)] if (text := interval_text(s)) else []),
             ("confidence", "not calibrated" if s["confidence"] is None else f"{s['confidence']:.3f}"),
             ("calibrated", f"on {calibration_text(s)}"),
             *(chance if s["entry"] == "probability" else []),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TickerOption', 'TickerArgument', 'TickersOption', 'ExchangeOption', 'UrlOption', 'JsonOption', 'SetOption',
            'ParamsOption', 'ZoneOption', 'TIME', 'setting_option', 'checked_url', 'one_ticker', 'all_tickers', 'say',
-           'emit', 'print_rows', 'assignment', 'settings', 'given_settings', 'many_settings', 'build_run', 'facts',
-           'warn_simulated']
+           'emit', 'print_rows', 'assignment', 'settings', 'given_settings', 'many_settings', 'params_table',
+           'build_run', 'facts', 'warn_simulated']
 
 # %% ../../nbs/cli/00_terminal.ipynb #8e74863c
 import json, re
@@ -180,6 +180,21 @@ def many_settings(
     if "ticker" in known: raise InputError("--set ticker is for one ticker; pass the tickers as arguments")
     for ticker in tickers: run_settings(ticker, params, known)
     return known
+
+# %% ../../nbs/cli/00_terminal.ipynb #d3136620
+def params_table(
+    params: Path | None,   # YAML, or the name of one in params/; None = none
+) -> dict:                 # key → value, not checked
+    "The table of a parameter file. Raises `InputError` if there is no such file or it holds no table."
+    if params is None: return {}
+    path = params_file(params)
+    if not path.is_file(): raise InputError(f"there is no parameter file {path}; pass one of params/*.yaml")
+    try: text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
+    table = read_yaml(text, str(path)) or {}
+    if not isinstance(table, dict): raise InputError(f"{path} is no table; write lines such as horizon: 24")
+    return table
 
 # %% ../../nbs/cli/00_terminal.ipynb #c3714167
 def build_run(

@@ -5,25 +5,23 @@
 # %% auto #0
 __all__ = ['volatility_app', 'SEEDS', 'volatility_settings', 'volatility', 'newest_rows', 'print_now', 'print_volatility']
 
-# %% ../../nbs/cli/11_volatility.ipynb #255b1968
+# %% ../../nbs/cli/11_volatility.ipynb #0abb0d75
 import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, emit, print_rows,
-                                     settings, warn_simulated)
+from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, emit, params_table,
+                                     print_rows, settings, warn_simulated)
 from .universe import AllOption, ManyArgument, chosen_tickers, end_failed
 from ..core.config import check_placebo
 from ..core.errors import InputError
 from ..core.settings import declared, help_text
-from ..core.strict_yaml import read_yaml
 from ..core.text import percent
 from ..core.volatility_config import VolatilityConfig, volatility_config
-from ..research.runs import params_file
 
-# %% ../../nbs/cli/11_volatility.ipynb #d9125c10
+# %% ../../nbs/cli/11_volatility.ipynb #8815c7c4
 volatility_app = typer.Typer(no_args_is_help=True)
 SEEDS = (1, 2, 3)   # of `--network`
 
@@ -33,21 +31,14 @@ def volatility_settings(
     options: dict,                    # named options; None = not given
 ) -> dict:                            # setting → value, checked
     "The settings of a command line."
-    file = {}
-    if params:
-        path = params_file(params)
-        if not path.is_file():
-            raise InputError(f"there is no parameter file {path}; pass one of params/*.yaml")
-        file = read_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
-        if not isinstance(file, dict):
-            raise InputError(f"{path} is no table; write lines such as horizon: 24")
+    file = {k: v for k, v in params_table(params).items() if k not in ("kind", "hypothesis")}
     values = {**file, **settings(assignments), **{k: v for k, v in options.items() if v is not None}}
     volatility_config({k: v for k, v in values.items() if k != "tickers"})
     return values
 
 def _option(name: str): return typer.Option(help=help_text(declared(VolatilityConfig)[name]))
 
-# %% ../../nbs/cli/11_volatility.ipynb #57caff4b
+# %% ../../nbs/cli/11_volatility.ipynb #5295d73d
 @volatility_app.command()
 def volatility(
     tickers: ManyArgument = None,
@@ -62,7 +53,7 @@ def volatility(
     now: Annotated[
         bool, typer.Option("--now", help="only the newest forecast, from a stored model, without a test")
     ] = False,
-    placebo: Annotated[int, typer.Option(help="number of placebo runs, which know nothing")] = 9,
+    placebos: Annotated[int, typer.Option(help="number of placebo runs, which know nothing")] = 9,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
     params: Annotated[
@@ -91,7 +82,7 @@ def volatility(
     listed = values.pop("tickers", [])
     chosen = chosen_tickers(tickers, ticker, every) or chosen_tickers(listed, None, False)
     if not chosen: raise InputError("no ticker is given; pass one or more, such as BTC/USD ETH/USD, or --all")
-    placebos = check_placebo(placebo)
+    placebos = check_placebo(placebos)
     if now and report: raise InputError("--report is the page of a test; leave it out, or leave --now out")
     if now: return print_now(chosen, values, as_json)
     from cryptolstm.research.volatility_checks import evaluate_volatility, volatility_summary

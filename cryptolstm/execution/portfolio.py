@@ -213,7 +213,7 @@ def _check_portfolio(run: dict) -> dict:
     if run["weighting"] not in WEIGHTINGS: raise unknown_name("weighting", run["weighting"], WEIGHTINGS)
     return run
 
-def _wishes(bars, signals, weights, run: dict) -> tuple[_Grid, np.ndarray]:
+def _wishes(bars, signals, weights, run: dict, volatility=None) -> tuple[_Grid, np.ndarray]:
     "Grid and shares of a portfolio. `InputError` for weights that sum to more than 1."
     if (signals is None) == (weights is None):
         raise InputError("pass either signals or weights, and not both")
@@ -248,7 +248,23 @@ def _wishes(bars, signals, weights, run: dict) -> tuple[_Grid, np.ndarray]:
         )
     sigma = np.full(grid.close.shape, np.nan)
     if run["weighting"] == "risk": sigma = np.column_stack([measured_sigma(c) for c in grid.close.T])
+    if volatility is not None: sigma = _forecast_sigma(bars, volatility, grid, sigma)
     return grid, shares(sigma, run["weighting"], run["cap"])
+
+def _forecast_sigma(bars: Mapping, volatility: Mapping, grid: _Grid, sigma: np.ndarray) -> np.ndarray:
+    "The forecast volatility of each ticker where there is one, else `sigma`. `InputError` if invalid."
+    if not isinstance(volatility, (Mapping, pd.DataFrame)) or set(volatility) != set(bars):
+        raise InputError("volatility has other tickers than the bars; pass a column of forecasts for each")
+    columns = []
+    for ticker, frame in bars.items():
+        try:
+            values = aligned(volatility[ticker], frame.index, "volatility")
+            text = "volatility is {}; pass a standard deviation that is not negative, or NaN where unknown"
+            check_rows((values < 0) | np.isinf(values), frame.index, text, values)
+        except InputError as e: raise InputError(f"{ticker}: {e}") from e
+        columns.append(pd.Series(values, frame.index).reindex(grid.index).to_numpy())
+    known = np.column_stack(columns)
+    return np.where(np.isnan(known), sigma, known)
 
 # %% ../../nbs/execution/05_portfolio.ipynb #07aff6d6
 def portfolio(
@@ -263,6 +279,9 @@ def portfolio(
     cap: float = 1.0,                   # largest share of one ticker
     band: float = 0.01,                 # weights: drift that is not rebalanced
     borrow_rate: float = 0.0,           # share of a short's notional, per day
+    # with weighting="risk": ticker → (n,) forecast volatility, as for `simulate`; NaN and None = that of the
+    # last 24 hours
+    volatility: Mapping | pd.DataFrame | None = None,
 ) -> dict:
     """Trade several tickers on one balance. `InputError` names ticker, row or setting.
 
@@ -275,7 +294,7 @@ def portfolio(
             for k in ("initial_balance", "fee", "slippage", "weighting", "cap", "band", "borrow_rate")
         }
     )
-    grid, share = _wishes(bars, signals, weights, run)
+    grid, share = _wishes(bars, signals, weights, run, volatility)
     n, m = grid.close.shape
     book, equity, quantity = np.zeros(m, BOOK), np.empty(n), np.empty((n, m))
     lost = _walk_many(
@@ -346,6 +365,7 @@ def portfolio_reference(
     weights: Mapping | pd.DataFrame | None = None,
     initial_balance: float = 100_000.0, fee: float = 0.001, slippage: float = 0.0, weighting: str = "equal",
     cap: float = 1.0, band: float = 0.01, borrow_rate: float = 0.0,
+    volatility: Mapping | pd.DataFrame | None = None,
 ) -> dict:
     "`portfolio` in plain Python: slow, easy to verify by reading."
     given = locals()
@@ -355,7 +375,7 @@ def portfolio_reference(
             for k in ("initial_balance", "fee", "slippage", "weighting", "cap", "band", "borrow_rate")
         }
     )
-    grid, share = _wishes(bars, signals, weights, run)
+    grid, share = _wishes(bars, signals, weights, run, volatility)
     tickers = range(len(bars))
     fills, rent, last, order = {i: [] for i in tickers}, dict.fromkeys(tickers, 0.0), {}, {}
     # gone: amount written off; holding: the side, free of rounding

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .kernel import COUNTS, MAX_WAIT, OPEN, REASONS, TRADE
 from .orders import KernelInputs, checked_orders, kernel_inputs
-from .simulate import simulate, simulation_result
+from .simulate import SERIES, simulate, simulation_result
 
 # %% ../../nbs/execution/03_reference.ipynb #31300a3f
 def simulate_reference(
@@ -21,16 +21,17 @@ def simulate_reference(
     signal,               # as for `simulate`
     atr=None,             # as for `simulate`
     sigma=None,           # as for `simulate`
+    volatility=None,      # as for `simulate`
     **settings,           # the other arguments of `simulate`
 ) -> dict:                # as from `simulate`
     "`simulate` in plain Python with other bookkeeping: hundreds of times slower, easy to verify by reading."
     defaults = {
         k: p.default
         for k, p in inspect.signature(simulate).parameters.items()
-        if k not in ("bars", "signal", "atr", "sigma")
+        if k not in SERIES
     }
     run = checked_orders({**defaults, **settings})
-    data = kernel_inputs(bars, signal, atr, sigma, run)
+    data = kernel_inputs(bars, signal, atr, sigma, run, volatility)
     return simulation_result(bars, run, data, *run_reference(data, run))
 
 def run_reference(

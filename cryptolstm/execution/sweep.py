@@ -20,8 +20,8 @@ from ..core.grid import AXES, check_grid
 from ..core.text import finite_or_none
 from .kernel import OPEN, TRADE, Terms, compiled, terms, walk_bars
 from .orders import (aligned, check_rows, checked_orders, entry_share, kernel_inputs,
-                                         measured_sigma)
-from .simulate import simulate
+                                         measured_sigma, sizing_sigma)
+from .simulate import SERIES, simulate
 
 # %% ../../nbs/execution/06_sweep.ipynb #0d7041e4
 SCORES = (
@@ -163,7 +163,7 @@ MAX_RETURNS = 100_000_000   # stored numbers if the returns of every point are r
 DEFAULTS = {
     k: p.default
     for k, p in inspect.signature(simulate).parameters.items()
-    if k not in ("bars", "signal", "atr", "sigma")
+    if k not in SERIES
 }
 
 def _check_points(base: dict, grid: Mapping[str, list]) -> dict:
@@ -222,7 +222,7 @@ def sweep(
     # (n,) size of the predicted move, quote currency; required for the axis threshold_scale
     move=None,
     threshold=None,            # (n,) the threshold at scale 1
-    atr=None, sigma=None,      # as for `simulate`
+    atr=None, sigma=None, volatility=None,   # as for `simulate`
     # also return the net hourly returns of every point, required for the probability of overfitting
     returns: bool = False,
     **settings                 # the other arguments of `simulate`; the axes replace theirs
@@ -248,11 +248,14 @@ def sweep(
         atr,
         sigma,
         {**run, "stop_atr": 1.0 if ranged else None, "take_profit_atr": None, "trailing_atr": None},
+        volatility,
     )
     over = [_on_grid(x, bars.index, data, what) for x, what in ((move, "move"), (threshold, "threshold"))]
-    shares, place = _shares(
-        run, grid, data, None if sigma is None else _on_grid(sigma, bars.index, data, "sigma")
-    )
+    known = [
+        None if x is None else _on_grid(x, bars.index, data, what)
+        for x, what in ((sigma, "sigma"), (volatility, "volatility"))
+    ]
+    shares, place = _shares(run, grid, data, sizing_sigma(data.close, *known, run["sizing_volatility"]))
     points = _points(run, grid, columns, place)
     if returns and len(points) * len(data.close) > MAX_RETURNS:
         raise InputError(

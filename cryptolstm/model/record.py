@@ -21,6 +21,7 @@ from ..features.targets import implied_return
 from ..features.windows import InputScaler, real_rows, window_ends, window_start
 from ..stats.calibration import confidence
 from ..stats.learners import TrainingSpan
+from .intervals import FittedIntervals, interval_table
 from .settings import ModelConfig, check_network, member_seeds
 
 # %% ../../nbs/model/01_record.ipynb #4171f48c
@@ -43,6 +44,8 @@ class ModelRecord:
     hours: int | None = None         # requested training bars; None = unknown
     # target "price" only: {"center", "scale"}, median and interquartile range of the training prices
     price_scale: dict | None = None
+    # σ and intervals of the move over the horizon; None if the bars were too few, or in a model of format 3
+    intervals: FittedIntervals | None = field(default=None, repr=False, compare=False)
     # once stored: {"difference"} from Keras, or {"refused"}, why there is no ONNX file
     onnx: dict | None = field(default=None, compare=False)
 
@@ -134,8 +137,16 @@ class ModelRecord:
             confidence(self.calibration, prediction.to_numpy()), index=prediction.index, name="confidence"
         )
 
+    def moves(self,
+        bars: pd.DataFrame,    # with 720 bars before the first row
+        start: int = 0,        # first row to forecast; earlier rows are context
+    ) -> pd.DataFrame:         # sigma_ahead, interval_80 and interval_95, see `FittedIntervals.predict`
+        "Forecast σ of the move over the horizon, and half the width of its intervals; NaN without intervals."
+        if self.intervals is not None: return self.intervals.predict(None, bars, start)
+        return interval_table(pd.Series(np.nan, bars.index[start:]))
+
 # %% ../../nbs/model/01_record.ipynb #d559cfd6
-FORMAT, READABLE = 3, (2, 3)   # 2 had no ONNX file
+FORMAT, READABLE = 4, (2, 3, 4)   # 2 had no ONNX file, 3 no intervals
 
 def write_record(
     record: ModelRecord,   # only the fields of `ModelRecord` are written, not those of a subclass
@@ -146,6 +157,7 @@ def write_record(
     table = {k.name: getattr(record, k.name) for k in fields(ModelRecord)} | {
         "config": asdict(record.config),
         "scaler": record.scaler.to_dict(),
+        "intervals": None if record.intervals is None else record.intervals.to_dict(),
         **more,
     }
     write_table(table, folder)
@@ -236,6 +248,8 @@ def read_record(
     _check_members(folder, hashes, table)
     table.pop("format")
     table["scaler"] = InputScaler(**table["scaler"])
+    if table.get("intervals") is not None:
+        table["intervals"] = FittedIntervals.from_dict(table["intervals"])
     return table
 
 def _check_members(folder: Path, hashes: dict, table: dict) -> None:

@@ -7,7 +7,7 @@ __all__ = ['CODE', 'KIND', 'SEEN', 'MORE', 'RETRAIN', 'volatility_code', 'Volati
            'train_volatility', 'volatility_graph', 'input_shapes', 'write_member', 'save_volatility', 'load_volatility',
            'VolatilityRequest', 'CurrentVolatility', 'store_volatility', 'current_volatility_model']
 
-# %% ../../nbs/model/19_volatility_store.ipynb #6d6d567b
+# %% ../../nbs/model/19_volatility_store.ipynb #4a05dbfe
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -34,7 +34,7 @@ from .volatility_network import (CHANNELS, FittedBlend, FittedVolatilityLSTM, Ke
                                                  compile_volatility_network)
 from ..stats.learners import TrainingSpan
 
-# %% ../../nbs/model/19_volatility_store.ipynb #cc27abb2
+# %% ../../nbs/model/19_volatility_store.ipynb #3f7c1576
 CODE = (panel_module, variance_module, ridge_module, network_module)   # what forecasts depend on
 
 def volatility_code() -> str:   # 16 hexadecimal digits
@@ -42,7 +42,7 @@ def volatility_code() -> str:   # 16 hexadecimal digits
     sources = {m.__name__: hashlib.sha256(Path(m.__file__).read_bytes()).hexdigest() for m in CODE}
     return config_hash(sources)
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VolatilityModel:
     "The volatility model of a universe, and what it was trained on."
     ridge: FittedPooledRidge
@@ -53,6 +53,13 @@ class VolatilityModel:
     code: str                            # from `volatility_code`
     trained_at: str                      # ISO UTC
     difference: float | None = None      # largest of an ONNX file from Keras; None = not stored
+
+    def __repr__(self) -> str:
+        networks = 0 if self.lstm is None else len(self.lstm.members)
+        return (
+            f"VolatilityModel({len(self.tickers)} tickers, {self.horizon} h ahead, {networks} networks,"
+            f" trained until {self.span.outcome:%Y-%m-%d %H:%M})"
+        )
 
     @property
     def forecaster(self) -> FittedBlend | FittedPooledRidge:
@@ -77,7 +84,7 @@ class VolatilityModel:
         "Log variances over the next hours. Raises `TrainingSpanError` for bars not after the span."
         return self.forecaster.predict(table, bars, start)
 
-# %% ../../nbs/model/19_volatility_store.ipynb #ddb7e8b8
+# %% ../../nbs/model/19_volatility_store.ipynb #2e3fa77c
 def common_market(
     bars: Mapping,          # ticker → bars
 ) -> str | None:            # None = unknown
@@ -116,7 +123,7 @@ def train_volatility(
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
-# %% ../../nbs/model/19_volatility_store.ipynb #367db85f
+# %% ../../nbs/model/19_volatility_store.ipynb #d6dd41eb
 def volatility_graph(
     member: KerasMember,
 ):                        # `onnx.ModelProto` with the inputs "x" (windows) and "side" (features)
@@ -151,7 +158,7 @@ def write_member(
     inputs = tuple(rng.normal(scale=2.0, size=(32, *s)).astype("float32") for s in shapes.values())
     return write_checked(volatility_graph(member), file, inputs, member.predict(*inputs))
 
-# %% ../../nbs/model/19_volatility_store.ipynb #86cb8ead
+# %% ../../nbs/model/19_volatility_store.ipynb #44ef119b
 KIND = "volatility"   # of the record
 
 def save_volatility(
@@ -185,7 +192,7 @@ def save_volatility(
     )
     return folder
 
-# %% ../../nbs/model/19_volatility_store.ipynb #311cd238
+# %% ../../nbs/model/19_volatility_store.ipynb #95bacf66
 def load_volatility(
     folder: Path | str,    # written by `save_volatility`
 ) -> VolatilityModel:      # its networks are computed by onnxruntime
@@ -219,7 +226,7 @@ def _stored_lstm(record: dict, files: list[Path]) -> FittedVolatilityLSTM:
         if member.shapes != wanted: raise ValueError(f"{file.name} has other inputs than its record says")
     return lstm
 
-# %% ../../nbs/model/19_volatility_store.ipynb #53931670
+# %% ../../nbs/model/19_volatility_store.ipynb #b0744cad
 SEEN = "the stored model has seen bars from the newest one on"
 MORE = 2   # a model is trained again if so many times its training hours are at hand
 
@@ -272,7 +279,7 @@ class VolatilityRequest:
         if age < retrain_threshold: return False, f"its training span ended {age:.0f} h ago"
         return True, f"its training span ended {age:.0f} h ago, the threshold is {retrain_threshold:g} h"
 
-# %% ../../nbs/model/19_volatility_store.ipynb #fa1853ae
+# %% ../../nbs/model/19_volatility_store.ipynb #f1216069
 RETRAIN = 168.0   # hours after which a training span is too old
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from . import performance_sections as performance
 from .pieces import (Piece, as_table, details, first_screen, notices, nothing, paragraph,
                                       quality_piece, text_html)
 from .figures import cell_text, time_text
+from .interval_section import interval_piece
+from .volatility_section import volatility_piece
 from .tear_sheet import tear_sheet_link
 
 # %% ../../nbs/report/09_backtest_page.ipynb #66231c94
@@ -308,6 +310,7 @@ SECTIONS = {   # heading → functions of the results that make its pieces; in p
         forecasts.fan_figure,
     ),
     "Calibration": (forecasts.calibration_piece,),
+    "Volatility forecast": (volatility_piece, interval_piece),
     "Skill by hour, volatility and month": (forecasts.skill_by_tables,),
     "From forecast to signal": (forecasts.entry_text, forecasts.funnel_figure, forecasts.rules_table),
     "Feature importance": (forecasts.importance_figure,),

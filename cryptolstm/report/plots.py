@@ -51,6 +51,7 @@ def legend(ax, **more) -> None:
     ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, **more)
 
 def date_axis(ax) -> None:
+    "Label the time axis in the style of the reports."
     locator = mdates.AutoDateLocator(minticks=2, maxticks=6)   # with more it has no interval for four days
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
@@ -201,8 +202,9 @@ def plot_decision(
     trained_until,          # open time of the last bar the model has seen
     past: pd.DataFrame,     # previous decisions, with `signal`
     simulated: bool = False,
+    intervals: Mapping | None = None,   # percent → lowest and highest price, e.g. {"80": (98.0, 102.0)}
 ) -> list[Figure]:          # last week, last day
-    "Price before one decision, with the forecast and the threshold."
+    "Price before one decision, with the forecast, the threshold and the intervals."
     hour = pd.Timedelta("1h")
     (first, week), (second, day) = panel(simulated=simulated), panel(simulated=simulated)
     for ax, rows in ((week, table.iloc[-168:]), (day, table.iloc[-24:])):
@@ -213,6 +215,9 @@ def plot_decision(
     week.set_ylabel("close, last 7 days"); day.set_ylabel(f"close, last 24 hours and {horizon} h ahead")
     span = (table.index[-1] + hour, table.index[-1] + (1 + horizon) * hour)
     ahead = _forecast(day, span, float(table["close"].iloc[-1]), predicted, threshold)
+    for k, (level, ends) in enumerate((intervals or {}).items()):
+        style = dict(color=TEAL, lw=6 - 3 * k, alpha=0.55, solid_capstyle="butt", label=f"{level}% interval")
+        ahead += day.plot([span[1], span[1]], ends, zorder=3 - k, **style)
     legend(week, loc="best")
     legend(day, handles=ahead, loc="best")   # the other panel names the other lines
     return [first, second]

@@ -8,7 +8,7 @@ __all__ = ['TONES', 'WORTH_IT', 'SECTIONS', 'plain_sentence', 'key_figures', 'he
            'placebo_section', 'proof_section', 'folds_table', 'data_table', 'settings_section', 'section',
            'make_volatility_manifest', 'volatility_report']
 
-# %% ../../nbs/report/19_volatility_page.ipynb #b990b257
+# %% ../../nbs/report/19_volatility_page.ipynb #d6c2f1fe
 import math, shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -35,7 +35,7 @@ from ..research.volatility_run import (CALENDARS, GARCHES, HARS, NETWORK, RIDGE,
                                                 VolatilityResult, newest_forecasts)
 from ..stats.variance_scores import COVERAGES, common_errors, daily_test, log_loss, qlike
 
-# %% ../../nbs/report/19_volatility_page.ipynb #d985f864
+# %% ../../nbs/report/19_volatility_page.ipynb #053c336c
 TONES = dict(zip(LEVELS, ("alarm", "calm", "calm", "good"), strict=True))
 
 def plain_sentence(
@@ -101,7 +101,7 @@ def headline(
     )
     return Piece(screen.markup, volatility_summary(result))
 
-# %% ../../nbs/report/19_volatility_page.ipynb #f6383750
+# %% ../../nbs/report/19_volatility_page.ipynb #4106e1fe
 def plot_volatility(
     realised: pd.Series,     # annual, per day
     forecast: pd.Series,     # on the same days
@@ -126,22 +126,28 @@ def realised_figure(
     per_year = math.sqrt(8760 / h)
     known = walk.realised.notna() & walk.forecasts[result.used].notna()
     lines = {
-        name: per_year * np.exp(f.where(known) / 2).mean(axis=1).dropna().iloc[::24]
+        name: per_year * np.exp(f.where(known) / 2).mean(axis=1).dropna()
         for name, f in (("realised", walk.realised), ("forecast", walk.forecasts[result.used]))
     }
     table = pd.DataFrame(lines)
+    table = table.iloc[::24] if h >= 24 else table.resample("D").mean().dropna()
     simulated = any(d.get("simulated") for d in result.notes["data"].values())
     both = table.corr().iloc[0, 1]
     who = "the mean ticker" if len(result.tickers) > 1 else result.tickers[0]
     return figure(
         plot_volatility(table["realised"], table["forecast"], simulated),
-        f"Volatility of {who} over {h} hours: forecast and outcome correlate at {both:.2f}",
+        f"Volatility of {who}, {h} {'hour' if h == 1 else 'hours'} ahead: forecast and outcome correlate at"
+        f" {both:.2f}",
         data=table,
-        how=f"Every 24 hours: the forecast made then, and what the next {h} hours brought. Square roots of"
-        " variances, annual, averaged over tickers.",
+        how=(
+            "Once a day: the forecast made then, and what followed."
+            if h >= 24
+            else "Daily means of the forecasts and" " of what followed."
+        )
+        + " Square roots of variances, annual, averaged over tickers.",
     )
 
-# %% ../../nbs/report/19_volatility_page.ipynb #adccd044
+# %% ../../nbs/report/19_volatility_page.ipynb #6737de44
 def newest_table(
     result: VolatilityResult,
 ) -> Piece:
@@ -173,13 +179,13 @@ def scores_table(
         rows.append((
             f"{name} (in use)" if name == result.used else name,
             f"{r['QLIKE']:.3f}",
-            "–" if gain is None else f"{gain['t']:+.1f}",
+            "–" if gain is None else cell_text(gain["t"], "+.1f"),
             f"{r['log MSE']:.3f}",
-            "–" if other is None else f"{other['t']:+.1f}",
+            "–" if other is None else cell_text(other["t"], "+.1f"),
             "–" if other is None else f"{other['below_1']:.0f} of {other['tickers']:.0f}",
             percent(r["R2"]),
             f"{r['RV/F']:.2f}",
-            "–" if not np.isfinite(r["slope"]) else f"{r['slope']:.2f} ± {r['slope_se']:.2f}",
+            "–" if not np.isfinite(r["slope_se"]) else f"{r['slope']:.2f} ± {r['slope_se']:.2f}",
         ))
     tests = ["t against trailing", "log MSE", "t against HAR", "p < 1%"]
     head = ["forecast", "QLIKE", *tests, "R²", "RV/F", "slope ± SE"]
@@ -212,7 +218,7 @@ def network_text(
         f" (t = {gain['t']:.1f}): the network {what}."
     )
 
-# %% ../../nbs/report/19_volatility_page.ipynb #37ad746d
+# %% ../../nbs/report/19_volatility_page.ipynb #4e2a26c1
 def tickers_table(
     result: VolatilityResult,
 ) -> Piece:
@@ -264,7 +270,7 @@ def coverage_section(
         as_table(rows, ["month", "inside 80%", "inside 95%", "returns"]) if len(months) else Piece()
     )
 
-# %% ../../nbs/report/19_volatility_page.ipynb #72c60357
+# %% ../../nbs/report/19_volatility_page.ipynb #01cb3848
 def sizing_section(
     result: VolatilityResult,
 ) -> Piece:
@@ -326,7 +332,7 @@ def settings_section(
     ]
     return as_table(rows, ["setting", "value", "meaning"])
 
-# %% ../../nbs/report/19_volatility_page.ipynb #ac49bed2
+# %% ../../nbs/report/19_volatility_page.ipynb #499c7be0
 SECTIONS = {   # heading → functions of the result that make its pieces; in page order
     "Newest forecast": (newest_table,),
     "Scores": (scores_table,),
@@ -348,7 +354,7 @@ def section(
     if heading not in SECTIONS: raise unknown_name("section", heading, SECTIONS)
     return sum((piece(result) for piece in SECTIONS[heading]), Piece())
 
-# %% ../../nbs/report/19_volatility_page.ipynb #c1a77682
+# %% ../../nbs/report/19_volatility_page.ipynb #3220f6ef
 def make_volatility_manifest(
     summary: Mapping,  # from `volatility_summary`
     page: str,         # its page without the manifest

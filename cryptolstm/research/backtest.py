@@ -39,6 +39,7 @@ from ..execution.trade_log import trade_table
 from ..model.settings import input_columns, model_config
 from ..model.drift import drift, reference
 from ..model.importance import importance_table
+from ..model.intervals import interval_coverage, log_moves
 from ..proof.leaks import Certificate
 from ..proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict, verdict
@@ -332,6 +333,7 @@ def backtest(
             drift=drift_of(walk, run),
             fan=seed_fan(walk.predictions),
             importance=importance_table(walk.importance),
+            intervals=interval_coverage(walk.predictions, log_moves(bars, run.horizon), run.horizon),
         ),
         decisions=decisions,
         performance=Performance(result, money, monthly),
@@ -421,6 +423,7 @@ def summary(
         "quality": results["quality"].to_dict(10),
         "drift": None if results["drift"] is None else _table(results["drift"]),
         "importance": _table(results["importance"]),
+        "intervals": _table(results["intervals"]),
         "calibration": {
             event: {**c["figures"], "parts": _table(c["parts"])}
             for event, c in results["calibration"].items()

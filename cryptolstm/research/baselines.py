@@ -22,7 +22,7 @@ from ..stats.learners import LEARNERS, fold_forecasts
 from ..stats.performance import all_figures
 from ..execution.simulate import order_settings, simulate
 from ..strategy.threshold import exceedance, exceedance_curve
-from ..strategy.rules import rules_of
+from ..strategy.rules import needs_probability, rules_of
 from ..strategy.decide import decide
 from .walkforward import WalkForward
 from .replay import COSTS, trade
@@ -108,8 +108,9 @@ def rules_alone(
     index: pd.DatetimeIndex,   # the tested bars
 ) -> pd.Series:            # −1, 0, 1
     "Signal of the rules without a forecast: a side that all rules allow; 0 if that is both or neither."
+    rules = [rule for rule in rules_of(run).values() if not rule.of_forecast]
     sides = [
-        np.logical_and.reduce([getattr(rule, side)(table).loc[index] for rule in rules_of(run).values()])
+        np.logical_and.reduce([getattr(rule, side)(table).loc[index] for rule in rules])
         for side in ("long", "short")
     ]
     return pd.Series(sides[0].astype(int) - sides[1].astype(int), index)
@@ -135,11 +136,14 @@ def learner_exceedance(
     run: RunConfig,        # entry, train_hours, horizon
     learners: dict,        # from `learner_forecasts`
 ) -> dict[str, pd.Series]: # learner → P(beyond the threshold) per tested bar; empty if unused
-    """Calibrated probabilities of the learners, fold by fold.
+    """Probabilities of the learners, fold by fold, from the source that the run names.
 
     The calibration uses the network's validation bars: forecasts of a fit that ends before them, and outcomes
     known before the fold."""
-    if run.entry != "probability": return {}
+    if not needs_probability(run): return {}
+    if run.exceed == "distribution":   # the same for every forecaster with a direction
+        p = walk.predictions["p_exceed"]
+        return {name: p.where(f.loc[p.index].fillna(0) != 0) for name, f in learners.items()}
     y, out = target(bars, walk.table["sigma"], run.horizon), {name: [] for name in learners}
     for number, fold in walk.folds.iterrows():
         past = walk.table.loc[:fold["tested_from"] - (run.horizon + 1) * HOUR]
@@ -174,7 +178,7 @@ def trade_baselines(
 
     Variants of the strategy also use its stop and sizing."""
     known = walk.table.loc[tested.index]
-    orders = dict(atr=known["atr"], sigma=known["sigma"])
+    orders = dict(atr=known["atr"], sigma=known["sigma"], volatility=walk.volatility(run.horizon))
     forecast = walk.predictions["prediction"]
     signals = {
         RULES_ALONE: rules_alone(walk.table, run, tested.index),

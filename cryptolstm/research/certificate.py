@@ -28,6 +28,8 @@ from ..stats.skill import hit_rate, information_coefficient, pesaran_timmermann,
 from ..stats.learners import LEARNERS, fold_forecasts
 from ..stats.calibration import MIN_CALIBRATION
 from ..model.settings import model_config
+from ..model.intervals import fewest_bars
+from ..strategy.rules import needs_probability
 from ..proof.leaks import (Certificate, Pipeline, altered_futures, check_entry, check_start,
                                     differences, finding, findings, leak_certificate, run_pipeline, same_bits)
 
@@ -100,7 +102,7 @@ def small_run(
     few = {"epochs": 1, "refit_epochs": 1, "max_train_seconds": None, "seeds": list(config.seeds[:2])}
     enough = 200 + 4 * h
     # enough forecasts to calibrate a probability
-    if run.entry == "probability": enough, few = 2 * MIN_CALIBRATION + 4 * h, {**few, "val_fraction": .5}
+    if needs_probability(run): enough, few = 2 * MIN_CALIBRATION + 4 * h, {**few, "val_fraction": .5}
     return replace(
         run,
         train_hours=enough,
@@ -137,6 +139,7 @@ def small_bars(
     run: RunConfig,         # of the small run
     pool: Mapping | None,   # ticker → bars of the others, for a run with a pool
     n: int,                 # number of bars
+    before: int = 0,        # more bars before them, which may have gaps
 ) -> dict[str, pd.DataFrame]:   # ticker → bars of the same hours; the ticker of the run first
     "Bars of the small run, with those of the others of a pool that have the fewest gaps."
     grids = {t: _on_grid(b) for t, b in whole_pool(bars, run, pool).items() if t != run.ticker}
@@ -145,7 +148,7 @@ def small_bars(
     gaps = pd.concat([bars["is_gap"], *missing.values()], axis=1).any(axis=1)
     part = newest_unbroken(bars.assign(is_gap=gaps), n)
     tables = {run.ticker: bars, **{t: grids[t] for t in others}}
-    return {t: b.loc[part.index[0] : part.index[-1]] for t, b in tables.items()}
+    return {t: b.loc[part.index[0] - before * HOUR : part.index[-1]] for t, b in tables.items()}
 
 def _on_grid(bars: pd.DataFrame) -> pd.DataFrame:
     return check_bars(bars if "is_gap" in bars else regular_grid(check_bars(bars)))
@@ -264,7 +267,9 @@ def check_retraining(
     differ between two identical runs are ignored."""
     small = small_run(run)
     # 250: the volatility rule needs 240
-    parts = small_bars(bars, small, pool, 60 + small.lookback + small.train_hours + small.hours + 250)
+    n = 60 + small.lookback + small.train_hours + small.hours + 250
+    more = max(small.hours + fewest_bars(run.horizon) - n, 0)   # intervals need a longer history
+    parts = small_bars(bars, small, pool, n, more)
     small, part = replace(small, pool=list(parts)), parts[run.ticker]
     tried, cut = {"pool": small.pool} if small.pool else {}, len(part) - AFTER
     def again(tables, hours):
@@ -485,19 +490,21 @@ def certificate(
     pool: Mapping | None = None,
 ) -> Certificate:                        # its columns are those of the features
     "Test a whole run for leaks: features, decisions, training, labels, orders, outcome."
-    bars = _on_grid(bars)
+    whole = bars = _on_grid(bars)
     if newest is not None: bars = bars.iloc[-newest:]
     ours = features is indicators.features
     # test the functions of the run as they currently stand in `replay`
-    whole = ours and decide is None
-    if whole: from cryptolstm.research import replay   # imports Keras, which other pipelines do not need
+    complete = ours and decide is None
+    if complete: from cryptolstm.research import replay   # imports Keras, which other pipelines do not need
     def our_decisions(table): return open_decisions(replay.decide, table, run)
-    pipeline = full_pipeline(features, our_decisions if whole else decide)
-    proof = leak_certificate(pipeline, bars, None, None, seed, thorough=thorough, fresh=fresh and not whole)
+    pipeline = full_pipeline(features, our_decisions if complete else decide)
+    again = fresh and not complete
+    proof = leak_certificate(pipeline, bars, None, None, seed, thorough=thorough, fresh=again)
     table = run_pipeline(features, bars)
     checks = [*proof.checks, *_start_entry(pipeline, bars, warmup)]
-    if whole:
-        checks.append(check_retraining(replay.run_line, bars, run, pool))
+    if complete:
+        history = whole.loc[bars.index[0] - fewest_bars(run.horizon) * HOUR :]   # for the intervals
+        checks.append(check_retraining(replay.run_line, history, run, pool))
         checks.append(check_orders(replay.trade, bars, table, run, seed=seed))
     tested = min(720, len(bars) // 2)
     moves = label("return", bars, table["sigma"], run.horizon) if ours else _moves(bars, run.horizon)

@@ -20,9 +20,10 @@ from ..features.indicators import features
 from ..features.targets import label
 from ..stats.skill import huber
 from ..execution.simulate import order_settings, simulate
+from ..model.intervals import hourly_sigma
 from ..model.record import ModelRecord
 from ..model.challenge import paired_test
-from ..strategy.threshold import exceed_of
+from ..strategy.threshold import model_exceedance
 from ..strategy.decide import decide
 
 # %% ../../nbs/research/09_compare.ipynb #6a923fc3
@@ -107,10 +108,17 @@ def _traded(
     model: ModelRecord, run: RunConfig, table: pd.DataFrame, bars: pd.DataFrame, first: int, note: Mapping
 ) -> tuple[pd.DataFrame, dict]:
     "Decisions of a model from row `first` on, and a simulation of trading them."
-    decisions = decide(model.predict(table, bars, start=first), table, run, exceed=exceed_of(note))
-    rows = table.iloc[first:]
+    forecast = model.predict(table, bars, start=first)
+    exceed = model_exceedance(model, note, forecast, table, bars, run)
+    decisions, rows = decide(forecast, table, run, exceed=exceed), table.iloc[first:]
+    ahead = hourly_sigma(model.moves(bars, first)["sigma_ahead"], model.config.horizon)
     return decisions, simulate(
-        bars.iloc[first:], decisions["signal"], atr=rows["atr"], sigma=rows["sigma"], **order_settings(run)
+        bars.iloc[first:],
+        decisions["signal"],
+        atr=rows["atr"],
+        sigma=rows["sigma"],
+        volatility=ahead,
+        **order_settings(run),
     )
 
 def _side(loss: pd.Series, loss_of_zero: pd.Series, decisions: pd.DataFrame, result: dict) -> dict:

@@ -30,9 +30,10 @@ from ..features.indicators import features
 from .walkforward import WalkForward, pooled_walk_forward, walk_forward
 
 # %% ../../nbs/research/01_forecasts.ipynb #410d66aa
-# settings that do not change the forecasts; `threshold_scale` does, because `p_exceed` depends on it, and the
-# bars that the settings of the market select are in the key themselves
-TRADING = {f.name for part in (Market, Entry, Orders) for f in fields(part)} - {"hours", "threshold_scale"}
+# settings that do not change the forecasts; `threshold_scale` and `exceed` do, because `p_exceed` depends on
+# them, and the bars that the settings of the market select are in the key themselves
+TRADING = {f.name for part in (Market, Entry, Orders) for f in fields(part)}
+TRADING -= {"hours", "threshold_scale", "exceed"}
 
 def forecast_key(
     bars: pd.DataFrame,   # history and tested span

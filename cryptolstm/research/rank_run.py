@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WARM', 'TESTED', 'rank_tickers', 'ended_bars', 'ticker_bars', 'rank_bars', 'frozen_pipeline', 'walking_pipeline',
            'certified_ranks', 'RankResult', 'as_text', 'newest_ranks', 'rank_summary', 'plain_verdict', 'rank_accounts',
-           'rank_table', 'rank_trials', 'judged', 'evaluate_ranks', 'evaluate_frozen', 'run_ranks']
+           'rank_table', 'rank_subject', 'rank_trials', 'judged', 'evaluate_ranks', 'evaluate_frozen', 'run_ranks']
 
 # %% ../../nbs/research/13_rank_run.ipynb #5b5e732c
 import html, re
@@ -31,6 +31,7 @@ from ..features.cross_section import MONTH, CrossSection, cross_section, excess_
 from ..features.panel import Panel, panel
 from ..model.rank import FittedRanks, RankRidge
 from ..proof.leaks import Certificate, check_entry
+from ..proof.prereg import Subject, with_preregistration
 from ..proof.provenance import data_stamp
 from ..proof.trials import Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict
@@ -104,8 +105,11 @@ def rank_bars(
     for t in [t for t, b in bars.items() if real and provenance(b).fallback]:
         failed[t] = f"{provenance(bars.pop(t)).fallback}, and the other tickers have real bars"
     if len(bars) < FEWEST_RANKED:
-        why = "; ".join(f"{t}: {reason}" for t, reason in failed.items())
-        raise OperationError(f"{len(bars)} tickers have bars, {FEWEST_RANKED} are needed to rank ({why})")
+        first, reason = next(iter(failed.items()))
+        others = f"; so or otherwise {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise OperationError(
+            f"{len(bars)} tickers have bars, {FEWEST_RANKED} are needed to rank ({first}: {reason}{others})"
+        )
     end = common_end([b.index[-1] for b in bars.values()])
     first = end - (config.needed - 1) * HOUR
     for t in [t for t, b in bars.items() if b.index[-1] < first]:
@@ -288,6 +292,17 @@ def rank_table(
     rows = {name: ic_row(r, outcomes) | accounts[name].figures for name, r in ranks.items()}
     return pd.DataFrame.from_dict(rows, orient="index").astype({"sharpe": float}).rename_axis("ranks")
 
+def rank_subject(
+    config: RankConfig,
+    tickers: Sequence[str],
+    model: str = ENSEMBLE,
+    frozen_on: str = "",
+) -> Subject:
+    "What the ledger calls a test. All universes of one quote currency share a name, to be counted together."
+    quote = tickers[0].partition(":")[0].split("/")[1]
+    settings = {"model": model, "tickers": sorted(tickers), "frozen_on": frozen_on}
+    return Subject(f"RANKS/{quote}", tuple(tickers), settings)
+
 def rank_trials(
     result_config: RankConfig,
     accounts: Mapping[str, RankAccount],
@@ -295,15 +310,15 @@ def rank_trials(
     data: Mapping[str, Mapping],   # ticker → stamp
     frozen_on: str = "",
 ) -> dict[str, Trial]:
-    "A trial per model. All universes of one quote currency share a name, so that they are counted together."
+    "A trial per model."
     tickers = list(bars)
-    name = f"RANKS/{tickers[0].partition(':')[0].split('/')[1]}"
     found, code = {}, code_hash(Path(cryptolstm.__file__).parent)
     for model in MODELS:
         s = plain(sharpe_sample(accounts[model].net)._asdict())
-        config = {**asdict(result_config), "model": model, "tickers": tickers, "frozen_on": frozen_on}
+        subject = rank_subject(result_config, tickers, model, frozen_on)
+        config = {**asdict(result_config), **subject.settings}
         found[model] = Trial(
-            name, market_of(data[tickers[0]]), **trial_span(accounts[model].net.index),
+            subject.name, market_of(data[tickers[0]]), **trial_span(accounts[model].net.index),
             data_hash=universe_hash(bars), config=config, hit=None, code=code,
             returns=accounts[model].net.to_numpy(), **{k: s[k] for k in ("sharpe", "n", "skew", "kurtosis")},
         )
@@ -336,7 +351,11 @@ def judged(
     trials = rank_trials(config, accounts, bars, data, frozen_on)
     ledger.enter_all(list(trials.values()))
     ledger.conclude(trials[TESTED], verdict.level)
-    standings = {name: s for name, t in trials.items() if (s := ledger.standing_of(t)) is not None}
+    standings = {
+        name: with_preregistration(s, ledger, t)
+        for name, t in trials.items()
+        if (s := ledger.standing_of(t)) is not None
+    }
     return RankResult(
         config, walk.ranks, outcomes, whole.frame(table.members).iloc[rows], shown, fakes, test,
         monthly_ic(walk.ranks[TESTED], outcomes), accounts, walk.spans, certificate, verdict, data,

@@ -31,11 +31,12 @@ def trade(
     atr: pd.Series | None = None,
     # per bar; passed with `atr`, so that volatility sizing covers the hours before the tested bars
     sigma: pd.Series | None = None,
+    volatility: pd.Series | None = None,   # per bar; passed with `atr`: forecast σ per hour, for the sizing
 ) -> dict:                  # from `simulate`
     "Trade a signal at the costs of a run; without `atr` all in, without stops, and a neutral signal closes."
     settings = order_settings(run)
     if atr is None: return simulate(bars, signal, **{k: settings[k] for k in COSTS})
-    return simulate(bars, signal, **settings, atr=atr, sigma=sigma)
+    return simulate(bars, signal, **settings, atr=atr, sigma=sigma, volatility=volatility)
 
 # %% ../../nbs/research/02_replay.ipynb #3730ea85
 def log_return(
@@ -77,5 +78,6 @@ def run_line(
             run,
             atr=walk.table["atr"].loc[index],
             sigma=walk.table["sigma"].loc[index],
+            volatility=walk.volatility(run.horizon),
         ),
     )

@@ -42,6 +42,7 @@ class Forecasts:
     drift: pd.DataFrame | None   # features against their distribution in training
     fan: dict | None             # spread of several seeds
     importance: pd.DataFrame     # per family of indicators, most important first; see `importance_table`
+    intervals: pd.DataFrame      # coverage of the intervals for the close, see `interval_coverage`
 
 # %% ../../nbs/research/05_result.ipynb #253485ca
 @dataclass(frozen=True)

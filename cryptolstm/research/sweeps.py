@@ -24,6 +24,7 @@ from ..stats.overfit import deflation, pbo, sharpe_sample, spa_test
 from ..execution.simulate import order_settings
 from ..execution.sweep import best_point, surface_summary, sweep
 from ..proof.trials import Standing, Trial, market_of, trial_span
+from ..strategy.rules import needs_probability
 from ..strategy.threshold import entry_threshold
 from ..strategy.decide import decide
 from .baselines import buy_and_hold
@@ -39,6 +40,7 @@ def sweep_forecasts(
     returns: bool = False,      # as for `sweep`
     # P(beyond the threshold) per bar, from `walk_forward`; required for entry="probability"
     exceed: pd.Series | None = None,
+    volatility: pd.Series | None = None,   # forecast σ per hour, for the sizing
 ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:   # from `sweep`
     "Trade forecasts over a grid, with signals from `decide`. Raises `InputError` if an axis has no effect."
     grid, known = check_grid(grid), table.loc[prediction.index]
@@ -54,6 +56,7 @@ def sweep_forecasts(
             grid,
             atr=known["atr"],
             sigma=known["sigma"],
+            volatility=volatility,
             returns=returns,
             **settings,
         )
@@ -61,6 +64,11 @@ def sweep_forecasts(
         raise InputError(
             f"entry={run.entry} has no threshold to scale; leave threshold_scale out of the grid or use"
             " entry=threshold"
+        )
+    if needs_probability(run):
+        raise InputError(
+            "the rule likely depends on the threshold; leave threshold_scale out of the grid or set rules:"
+            " {likely: false}"
         )
     free = decide(prediction, table, replace(run, threshold_scale=0.0))
     return sweep(
@@ -71,6 +79,7 @@ def sweep_forecasts(
         threshold=entry_threshold(known, replace(run, threshold_scale=1.0)),
         atr=known["atr"],
         sigma=known["sigma"],
+        volatility=volatility,
         returns=returns,
         **settings,
     )
@@ -94,7 +103,14 @@ def sweep_run(
     predictions, known = walk.predictions, walk.table
     tested = bars.loc[predictions.index]
     table, returns = sweep_forecasts(
-        tested, predictions["prediction"], known, run, grid, returns=True, exceed=predictions["p_exceed"]
+        tested,
+        predictions["prediction"],
+        known,
+        run,
+        grid,
+        returns=True,
+        exceed=predictions["p_exceed"],
+        volatility=walk.volatility(run.horizon),
     )
     held = buy_and_hold(tested, order_settings(run))["final_balance"] / run.initial_balance - 1
     return {

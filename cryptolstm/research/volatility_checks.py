@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TESTED', 'LEARNED', 'TINY_NETWORK', 'CUTS', 'LEAST_SHIFT', 'LEVEL', 'LEVELS', 'PACKAGE', 'small_universe',
            'side_by_side', 'volatility_certificate', 'shifted', 'volatility_placebos', 'volatility_verdict',
-           'volatility_trials', 'volatility_bars', 'run_volatility', 'evaluate_volatility', 'volatility_summary']
+           'volatility_subject', 'volatility_trials', 'volatility_bars', 'run_volatility', 'evaluate_volatility',
+           'volatility_summary']
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #54b40f69
+# %% ../../nbs/research/15_volatility_checks.ipynb #b59771b5
 import hashlib, inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from ..data.client import market_bars
 from ..features.variance import VarianceTable
 from ..model.volatility_network import VolatilityLSTM, VolatilityNetwork
 from ..proof.leaks import Certificate, altered_futures, check_entry, differences, findings
+from ..proof.prereg import Subject, with_preregistration
 from ..proof.provenance import data_stamp
 from ..proof.trials import FixedLedger, Ledger, Trial, market_of, trial_span
 from .runs import read_tickers
@@ -35,7 +37,7 @@ from .volatility_run import (BLEND, CALENDARS, FEWEST_TICKERS, GARCHES, HARS, NE
                                                 RIDGE, TRAILING, VolatilityResult, forecasters, in_use,
                                                 newest_forecasts, summary_row, volatility_walk)
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #dd5c5ce8
+# %% ../../nbs/research/15_volatility_checks.ipynb #68dbd1ee
 TESTED, LEARNED = 240, 1200    # hours of the small walk
 TINY_NETWORK = VolatilityNetwork(units=4, epochs=1)   # with the windows of the whole one
 CUTS = (100, 120, 121, 200)    # hours after its start; refits are at 0 and 120
@@ -63,7 +65,7 @@ def side_by_side(
     walk = volatility_walk(bars, config, models=models)
     return pd.concat([f.add_prefix(f"{k} ") for k, f in walk.forecasts.items()], axis=1)
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #6339b374
+# %% ../../nbs/research/15_volatility_checks.ipynb #20761c64
 def volatility_certificate(
     bars: Mapping,                   # ticker → bars
     config: VolatilityConfig,
@@ -98,7 +100,7 @@ def _altered(bars: pd.DataFrame, removed: int, k: int, seed: int) -> pd.DataFram
     how = ("million", "shuffled", "millionth", "jumps")[k % 4]
     return altered_futures(bars, len(bars) - 1 - removed, seed, only=(how,))[how]
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #ba13e0c6
+# %% ../../nbs/research/15_volatility_checks.ipynb #0fc354f2
 LEAST_SHIFT = 30 * 24
 
 def shifted(
@@ -130,7 +132,7 @@ def volatility_placebos(
     walk = volatility_walk(bars, config, models=models)
     return VolatilityResult(config, walk, name).errors["R2"].rename("R2")
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #e35cc6e5
+# %% ../../nbs/research/15_volatility_checks.ipynb #294765ba
 LEVEL = 0.01   # of the tests
 LEVELS = ("LEAK", "NO BETTER THAN TRAILING", "NO BETTER THAN HAR", "BETTER THAN HAR")
 
@@ -158,8 +160,16 @@ def volatility_verdict(
     if not trailing["p"] < LEVEL: return LEVELS[1], text
     return LEVELS[3 if har["p"] < LEVEL else 2], text
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #8f18a088
+# %% ../../nbs/research/15_volatility_checks.ipynb #0baca6a2
 PACKAGE = Path(inspect.getfile(VolatilityConfig)).parents[1]
+
+def volatility_subject(
+    config: VolatilityConfig,
+    tickers: Sequence[str],
+) -> Subject:
+    "What the ledger calls a test of these tickers."
+    name = f"volatility of {' '.join(sorted(tickers))}"
+    return Subject(name, tuple(tickers), {"forecast": in_use(config, tickers)})
 
 def volatility_trials(
     result: VolatilityResult,
@@ -170,7 +180,7 @@ def volatility_trials(
     names = sorted(result.walk.forecasts, key=lambda name: name == result.used)
     return [
         Trial(
-            f"volatility of {' '.join(result.tickers)}",
+            volatility_subject(result.config, result.tickers).name,
             market_of(next(iter(data.values()))),
             **trial_span(result.walk.realised.index),
             data_hash=hashes,
@@ -212,7 +222,7 @@ def volatility_bars(
         failed[t] = "its last bar is that of {} and the last one of the others that of {}".format(*ends)
     return {t: b.loc[:end] for t, b in bars.items()}
 
-# %% ../../nbs/research/15_volatility_checks.ipynb #c3ce17ce
+# %% ../../nbs/research/15_volatility_checks.ipynb #28d33877
 @with_progress
 def run_volatility(
     bars: Mapping,                # ticker → bars
@@ -233,6 +243,7 @@ def run_volatility(
     found = volatility_placebos(bars, config, placebos) if placebos else pd.Series(dtype=float)
     trials = volatility_trials(result, data)
     for trial in trials: standing = ledger.enter(trial)
+    standing = with_preregistration(standing, ledger, trials[-1])
     notes = {"data": data, "certificate": proof, "placebos": found, "standing": standing}
     result = replace(result, notes=notes)
     level, sentence = volatility_verdict(result)

@@ -35,7 +35,8 @@ from ..model.training import LSTM
 from ..model.training_loop import batch_of, member_epochs, step_seconds, training_steps
 from ..model.challenge import calibration_pairs, validation_pairs
 from ..model.importance import permutation_importance
-from ..strategy.threshold import exceedance, exceedance_curve
+from ..model.intervals import hourly_sigma, training_intervals
+from ..strategy.threshold import distribution_exceedance, exceedance, exceedance_curve
 
 # %% ../../nbs/research/00_walkforward.ipynb #fd371b68
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ class WalkForward:
     "Out-of-sample predictions of a run and the folds they came from."
     # index = tested bars; prediction (σ units), realised (NaN if unknown), confidence, p_exceed (P(beyond the
     # threshold), NaN if not calibrated), spread (standard deviation of a fan's members, else NaN), disagree
-    # (members differ in direction), fold; for a volatility network also har
+    # (members differ in direction), fold; sigma_ahead (forecast σ of the log return over the horizon, NaN if
+    # bars are too few), interval_80 and interval_95 (half the width, a log return); for a volatility network
+    # also har
     predictions: pd.DataFrame
     # one row per fold: spans, windows, epochs, validation loss, n_exceed (forecasts the fold was calibrated
     # on) and exceed (whether P(beyond) could be calibrated)
@@ -168,6 +171,13 @@ class WalkForward:
     others: Mapping = field(default_factory=dict, repr=False)
     # (fold, seed of a member) × family of indicators, from `permutation_importance`; see `importance_table`
     importance: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+
+    def volatility(self,
+        horizon: int,          # of the run
+    ) -> pd.Series | None:     # per tested bar; None if the predictions have none
+        "Forecast σ per hour, for the sizing of orders."
+        if "sigma_ahead" not in self.predictions: return None
+        return hourly_sigma(self.predictions["sigma_ahead"], horizon)
 
 # %% ../../nbs/research/00_walkforward.ipynb #17a5fcea
 def fold_pairs(
@@ -203,14 +213,19 @@ def fold_predictions(
     near = slice(window_start(bars, fold.test_start, run.lookback), fold.test_end)
     each = bundle.predict_each(table.iloc[near], bars.iloc[near], start=fold.test_start - near.start)
     prediction = each.mean(axis=1, skipna=False)
+    moves = bundle.moves(bars.iloc[: fold.test_end], fold.test_start)
+    rows, volatility = table.loc[prediction.index], (bundle.intervals, moves["sigma_ahead"])
+    p = exceedance(curve, prediction, rows, run)
+    if run.exceed == "distribution": p = distribution_exceedance(*volatility, prediction, rows, run)
     out = pd.DataFrame(
         {
             "prediction": prediction,
             "confidence": bundle.confidence(prediction),
-            "p_exceed": exceedance(curve, prediction, table.loc[prediction.index], run),
+            "p_exceed": p,
             "spread": each.std(axis=1, skipna=False),
             "disagree": np.sign(each).nunique(axis=1) > 1,
             "fold": fold.number,
+            **moves,
         }
     )
     if bundle.config.target == "volatility":
@@ -309,7 +324,8 @@ def _predict(
     fold = t.folds[number]
     pairs = fold_pairs(bundle, fold, t.table, t.bars, t.predictions, windows)
     calibration = calibrate(pairs["prediction"].to_numpy(), pairs["realised"].to_numpy(), run.horizon)
-    bundle, curve = replace(bundle, calibration=calibration), exceedance_curve(pairs, t.table, run.horizon)
+    bundle = replace(bundle, calibration=calibration, intervals=training_intervals(bundle, t.bars))
+    curve = exceedance_curve(pairs, t.table, run.horizon)
     t.predictions.append(fold_predictions(bundle, fold, t.table, t.bars, curve, run))
     t.rows.append(_fold_row(bundle, fold, t.bars, curve))
     t.importance.append(_fold_importance(bundle, fold, t))

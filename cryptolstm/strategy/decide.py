@@ -42,7 +42,7 @@ def decide(
     run: RunConfig = RunConfig(),       # entry, thresholds, horizon, rules, short_volume
     rules: Mapping[str, Rule] = RULES,  # all must pass; pass fewer to drop some
     # `exceedance_curve` of the forecasting model, or P(beyond) per bar, as from `walk_forward`; required by
-    # entry="probability"
+    # entry="probability" and by the rule "likely"
     exceed: Mapping | pd.Series | None = None,
 ) -> pd.DataFrame:                      # one row per bar
     """Direction where the threshold is exceeded (or likely enough to be), signal where all rules agree.
@@ -50,19 +50,28 @@ def decide(
     Columns: prediction, predicted_price, difference, threshold, p_exceed, direction, one bool per rule, and
     signal."""
     check_decidable(run)
+    rules = rules_of(run, rules)
     if run.entry == "probability" and exceed is None:
         raise InputError(
             "entry=probability needs the calibration of the model that forecast, and none was passed; pass"
             " exceed=exceedance_curve(pairs, table), or entry=threshold"
         )
-    rules = rules_of(run, rules)
+    if exceed is None and any(rule.of_forecast for rule in rules.values()):
+        raise InputError(
+            "the rule likely needs the calibration of the model that forecast, and none was passed; pass"
+            " exceed=exceedance_curve(pairs, table), or rules: {likely: false}"
+        )
     rows = table.loc[prediction.index]
     price = predicted_price(rows["close"], prediction, rows["sigma"], run.horizon)
     difference, bound = price - rows["close"], entry_threshold(rows, run)
     p = p_exceed_of(exceed, prediction, rows, run)
     clears = p >= run.p_min if run.entry == "probability" else difference.abs() > bound
     direction = np.sign(difference).where(clears, 0).fillna(0).astype(int)
-    values = {name: rule.value(table).loc[rows.index].to_numpy() for name, rule in rules.items()}
+    given = {True: table, False: table}
+    if any(rule.of_forecast for rule in rules.values()): given[True] = table.assign(p_exceed=p)
+    values = {
+        name: rule.value(given[rule.of_forecast]).loc[rows.index].to_numpy() for name, rule in rules.items()
+    }
     checks = {
         name: pd.Series(
             np.where(direction > 0, rule.meets(values[name], "long"), rule.meets(values[name], "short"))

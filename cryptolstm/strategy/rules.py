@@ -16,7 +16,8 @@ from ..core.config import RunConfig
 if TYPE_CHECKING: import pandas as pd   # rules are checked before it is loaded
 
 # %% auto #0
-__all__ = ['COMPARE', 'RULES', 'Rule', 'volatility_share', 'trend_strength', 'same_bound', 'rules_of', 'check_decidable']
+__all__ = ['COMPARE', 'RULES', 'Rule', 'volatility_share', 'trend_strength', 'same_bound', 'rules_of', 'needs_probability',
+           'check_decidable']
 
 # %% ../../nbs/strategy/01_rules.ipynb #0a2339ef
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -31,6 +32,9 @@ class Rule:
     mirror: Callable = lambda bound: 0.0 - bound   # → the bound for a short
     # smallest and largest valid bound; None = it cannot be changed
     span: tuple | None = None
+    on: bool = True      # without being named in the `rules` of a run
+    # its number is P(beyond the threshold) of the forecast, which `decide` adds to the table as `p_exceed`
+    of_forecast: bool = False
 
     def condition(self, side: str) -> tuple[str, float]:
         "Comparison sign and bound for \"long\" or \"short\"."
@@ -92,6 +96,16 @@ RULES: dict[str, Rule] = {
     "volume": Rule(
         "volume / its 20-bar mean", lambda t: t["volume_ratio"], (">", "<"), 1, same_bound, (0, 100)
     ),
+    "likely": Rule(
+        "P(beyond the threshold)",
+        lambda t: t["p_exceed"],
+        (">=", ">="),
+        0.1,
+        same_bound,
+        (0, 1),
+        on=False,
+        of_forecast=True,
+    ),
 }
 
 # %% ../../nbs/strategy/01_rules.ipynb #6fca10c9
@@ -102,11 +116,8 @@ def rules_of(
     "The rules of a run. `InputError` for an unknown name or an invalid bound."
     for name in run.rules:
         if name not in {*RULES, *rules}: raise unknown_name("rule", name, {*RULES, *rules})
-    out = {
-        name: _with_bound(name, rule, run.rules.get(name, True))
-        for name, rule in rules.items()
-        if run.rules.get(name) is not False
-    }
+    asked = {name: run.rules.get(name, rule.on) for name, rule in rules.items()}
+    out = {name: _with_bound(name, rules[name], asked[name]) for name in rules if asked[name] is not False}
     if run.short_volume == "above" and "volume" in out:
         out["volume"] = replace(out["volume"], signs=(">", ">"))
     return out
@@ -122,6 +133,12 @@ def _with_bound(name: str, rule: Rule, bound: float | bool) -> Rule:
             " drop it"
         )
     return replace(rule, bound=bound)
+
+def needs_probability(
+    run: RunConfig,   # its entry and rules
+) -> bool:
+    "Whether the decisions of a run depend on P(beyond the threshold)."
+    return run.entry == "probability" or any(rule.of_forecast for rule in rules_of(run).values())
 
 # %% ../../nbs/strategy/01_rules.ipynb #79e2cdfc
 def check_decidable(

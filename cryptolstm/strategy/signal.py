@@ -29,7 +29,7 @@ from ..model.registry import (USUAL, Version, current_version, line_lock, line_n
                                        save_version, use_version)
 from ..model.challenge import age_hours, challenge, line_forecasts
 from ..model.drift import WINDOW
-from .threshold import exceed_of, exceedance
+from .threshold import model_exceedance
 from .rules import check_decidable
 from .decide import decide
 from .upkeep import (CALIBRATION_BARS, CALIBRATION_VERSIONS, Request, calibrate_model,
@@ -50,9 +50,10 @@ def past_decisions(
     direction was predicted (NA if there is none), `version` the name of the version."""
     forecasts = line_forecasts(history, table, bars, last + 1).iloc[:-1]
     z, rows = forecasts["prediction"], table.loc[forecasts.index]
-    exceed = pd.Series(0.0, z.index)
+    exceed = pd.Series(np.nan, z.index)
     for k, version in enumerate(history):
-        exceed += exceedance(exceed_of(version.note), z, rows, run).where(forecasts["version"] == k, 0)
+        own = z[forecasts["version"] == k]
+        exceed[own.index] = model_exceedance(version.model, version.note, own, table, bars, run)
     decisions = decide(z, table, run, exceed=exceed)
     realised = label("return", bars, table["sigma"], run.horizon).loc[z.index]
     observed = predicted_price(rows["close"], realised, rows["sigma"], run.horizon) - rows["close"]
@@ -179,12 +180,9 @@ class SignalGenerator:
         )
         version, reason, notes, tried = self._version(request, bars, table, retrain_threshold)
         history = request.history(version, bars, WINDOW + run.horizon)
-        decision = decide(
-            version.model.predict(table, bars, start=len(bars) - 1),
-            table,
-            run,
-            exceed=exceed_of(version.note),
-        ).iloc[-1]
+        forecast = version.model.predict(table, bars, start=len(bars) - 1)
+        exceed = model_exceedance(version.model, version.note, forecast, table, bars, run)
+        decision = decide(forecast, table, run, exceed=exceed).iloc[-1]
         return Decision(
             signal_dict(run, bars, table, decision, history, reason, tried, notes), run, bars, table, history
         )

@@ -20,6 +20,7 @@ from ..data.names import chosen_market
 from ..data.exchange import market_name
 from ..stats.calibration import calibrate
 from ..model.settings import ModelConfig
+from ..model.intervals import training_intervals
 from ..model.record import ModelRecord
 from ..model.live_model import LiveModel
 from ..model.registry import Version, usable_version, version_folders
@@ -166,7 +167,7 @@ def calibrate_model(
     table: pd.DataFrame,      # features
     bars: pd.DataFrame,       # the bars they were computed from
 ) -> tuple[ModelRecord, dict]:   # the calibrated model, and entries for `version.json`
-    "Calibrate a model on bars that moved no weight of it; compute validation figures and drift reference."
+    "Calibrate a model, fit its intervals, and compute validation figures and drift reference."
     horizon, validation = bundle.config.horizon, validation_pairs(bundle, table, bars)
     fitted_from = first_fitted(bundle, history[0] if history else None)
     before = forecasts_before(bundle, fitted_from, table, bars)
@@ -188,4 +189,5 @@ def calibrate_model(
         },
     }
     calibration = calibrate(pairs["prediction"].to_numpy(), pairs["realised"].to_numpy(), horizon)
-    return replace(bundle, calibration=calibration), note
+    intervals = training_intervals(bundle, bars)
+    return replace(bundle, calibration=calibration, intervals=intervals), note

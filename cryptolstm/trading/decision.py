@@ -62,6 +62,7 @@ def decision_record(
         "close": float(bars["close"].iloc[-1]),
         "atr": finite_or_none(table["atr"].iloc[-1]),
         "sigma": finite_or_none(table["sigma"].iloc[-1]),
+        "volatility": _volatility(signal),
         **{k: signal[k] for k in ("predicted_price", "threshold", "p_exceed", "confidence", "warnings")},
         "prediction": _forecast(decision),
         "reason": signal_reason(signal),
@@ -83,6 +84,11 @@ def _forecast(decision: Decision) -> float | None:
     "The network's output for the decided bar."
     bars = decision.bars
     return finite_or_none(decision.model.predict(decision.table, bars, start=len(bars) - 1).iloc[-1])
+
+def _volatility(signal: dict) -> float | None:
+    "Forecast σ of an hourly log return over the horizon; None if unknown."
+    ahead = signal["predicted_interval"]
+    return None if ahead is None else ahead["sigma"] / ahead["horizon"] ** 0.5
 
 # %% ../../nbs/trading/06_decision.ipynb #e41c677b
 WITH_SKILL = (Level.NOT_PROFITABLE, Level.NOT_SIGNIFICANT, Level.CANDIDATE)

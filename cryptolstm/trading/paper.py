@@ -89,7 +89,7 @@ def paper_account(
         if d.acted is None or d.bar not in rows: continue
         k = rows[d.bar]
         acted[k], atr[k] = d.acted, _known(d.detail.get("atr"))
-        sigma[k] = _known(d.detail.get("sigma"))
+        sigma[k] = _known(_sigma(d.detail, orders))
     signal = followed_signal(bars, acted, {"atr": atr, "sigma": sigma}, settings)
     share = entry_share(
         bars["close"].to_numpy(), orders.sizing, orders.size, sigma=sigma, cap=orders.max_leverage
@@ -101,6 +101,11 @@ def paper_account(
     return PaperAccount(result, bars, signal, side, target, enters, reason, float(share[-1]))
 
 def _known(value: float | None) -> float: return np.nan if value is None else value
+
+def _sigma(detail: Mapping, orders: Orders) -> float | None:
+    "The σ that the size of an entry depends on; decisions of earlier releases have no forecast of it."
+    forecast = detail.get("volatility") if orders.sizing_volatility == "forecast" else None
+    return detail.get("sigma") if forecast is None else forecast
 
 # %% ../../nbs/trading/02_paper.ipynb #7e191ef3
 def _next_open(

@@ -20,7 +20,7 @@ from ..data.client import market_bars
 from ..features.indicators import features
 from ..model.registry import read_version
 from ..strategy.decide import decide
-from ..strategy.threshold import exceed_of
+from ..strategy.threshold import model_exceedance
 from ..strategy.upkeep import stored_model
 from .broker import Fill
 from .decision import inputs_hash
@@ -47,7 +47,8 @@ def repeated_decision(
     forecast, known = float(prediction.iloc[-1]), detail["prediction"]
     if not np.isclose(forecast, np.nan if known is None else known, rtol=1e-5, atol=1e-7, equal_nan=True):
         return "forecast differs"
-    row = decide(prediction, table, run, exceed=exceed_of(version.note)).iloc[-1]
+    exceed = model_exceedance(version.model, version.note, prediction, table, bars, run)
+    row = decide(prediction, table, run, exceed=exceed).iloc[-1]
     return "" if int(row["signal"]) == decided.signal else "decision differs"
 
 def decision_parity(

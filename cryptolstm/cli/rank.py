@@ -53,9 +53,10 @@ def print_ranks(
         | {"net Sharpe": shown(r["sharpe"], ".2f"), "± SE": shown(r["sharpe_se"], ".2f")}
         for name, r in found["table"].items()
     ]
-    mean, sd = (shown(test[k], ".3f") for k in ("mean", "sd"))
     print_rows(rows, "no ranks")
-    print(f"{test['n']} placebos: dynamic IC {mean} with a standard deviation of {sd}.")
+    if test["mean"] is not None:
+        mean, sd = (figure_text(test[k], ".3f") for k in ("mean", "sd"))
+        print(f"{test['n']} placebos: dynamic IC {mean} with a standard deviation of {sd}.")
     newest = sorted(((r, t) for t, r in found["newest"]["ranks"].items() if r is not None), reverse=True)
     print_rows(
         [{"place": k, "ticker": t, "rank": f"{r:+.2f}"} for k, (r, t) in enumerate(newest, 1)],

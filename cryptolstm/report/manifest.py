@@ -255,7 +255,8 @@ def manifest_section(
     cpu = manifest.get("determinism") or {}
     known = manifest.get("versions")
     listed = known.items() if isinstance(known, Mapping) else ()
-    commands = [manifest.get("command"), "cryptolstm verify FILE" if "command" in manifest and "kind" not in manifest else None]
+    verifiable = "command" in manifest and "kind" not in manifest   # only a backtest has no kind
+    commands = [manifest.get("command"), "cryptolstm verify FILE" if verifiable else None]
     rows = {
         "Made at": manifest.get("made_at"),
         "Commit": manifest.get("git_commit"),

@@ -105,11 +105,8 @@ def rank_bars(
     for t in [t for t, b in bars.items() if real and provenance(b).fallback]:
         failed[t] = f"{provenance(bars.pop(t)).fallback}, and the other tickers have real bars"
     if len(bars) < FEWEST_RANKED:
-        first, reason = next(iter(failed.items()))
-        others = f"; so or otherwise {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise OperationError(
-            f"{len(bars)} tickers have bars, {FEWEST_RANKED} are needed to rank ({first}: {reason}{others})"
-        )
+        first = next((f" ({t}: {reason}; {len(failed)} in all)" for t, reason in failed.items()), "")
+        raise OperationError(f"{len(bars)} tickers have bars, {FEWEST_RANKED} are needed to rank{first}")
     end = common_end([b.index[-1] for b in bars.values()])
     first = end - (config.needed - 1) * HOUR
     for t in [t for t, b in bars.items() if b.index[-1] < first]:

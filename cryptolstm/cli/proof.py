@@ -62,8 +62,8 @@ def verify(
     """Re-run a report from its manifest and compare.
 
     The exit code is 0 if the page holds, 1 if not, 3 if its bars or its notebook are missing here."""
-    from cryptolstm.report.verify import verify as check
-    result = check(page, quick, progress=True)
+    from cryptolstm.report.verify_kinds import verify_page
+    result = verify_page(page, quick, progress=True)
     answer(result, OUTCOMES[result["outcome"]][0], as_json, print_verified)
 
 

@@ -503,6 +503,8 @@ class FixedLedger:
 
     def check(self) -> None: "Do nothing."
     def enter(self, trial: Trial) -> Standing: return self.standing
+    def enter_all(self, trials: Sequence[Trial], index: int = -1) -> Standing: return self.standing
+    def standing_of(self, trial: Trial) -> Standing | None: return self.standing
     def conclude(self, trial: Trial, verdict: str) -> None: "Do nothing."
     def overfitting(self, trial: Trial) -> dict | None: return self.among
 

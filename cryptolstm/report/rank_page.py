@@ -9,10 +9,8 @@ __all__ = ['SHOWN', 'CHECKS', 'SECTIONS', 'is_simulated', 'plain_sentence', 'key
            'section', 'make_rank_manifest', 'rank_report']
 
 # %% ../../nbs/report/18_rank_page.ipynb #a2816a07
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ from ..proof.provenance import data_notes, market_text
 from .backtest_page import card
 from .charts import chart, chart_series, figure, series_piece
 from .figures import cell_text, time_text
-from .manifest import stamped
+from .manifest import make_run_manifest, run_command
 from .performance_sections import moved_text
 from .pieces import Piece, as_table, first_screen, notices, nothing, paragraph, text_html
 from .plots import BLUE, GREY, INK, legend, panel, plot_equity, plot_placebo
@@ -363,13 +361,9 @@ def make_rank_manifest(
     notebook: Mapping | None = None,   # from `notebook_stamp`
 ) -> dict:
     "The manifest of a page of ranks, for programs, with the command that makes it again."
-    usual, last = RankConfig(), pd.Timestamp(summary["joint"]["last"]) + HOUR
-    given = {k: v for k, v in summary["config"].items() if v != getattr(usual, k)}
-    words = ["cryptolstm", "rank", *summary["tickers"], "--report"]
-    for name, value in {**given, "end": last.isoformat()}.items(): words += ["--set", f"{name}={value}"]
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    command = {} if summary["frozen_on"] else {"command": shlex.join(words)}
-    return stamped({"made_at": made, **command, **summary}, page, notebook)
+    until = (pd.Timestamp(summary["joint"]["last"]) + HOUR).isoformat()
+    command = run_command(["rank", *summary["data"]], summary["config"], vars(RankConfig()), until)
+    return make_run_manifest(summary, "" if summary["frozen_on"] else command, page, notebook)
 
 def rank_report(
     result: RankResult,

@@ -9,10 +9,9 @@ __all__ = ['TONES', 'WORTH_IT', 'SECTIONS', 'plain_sentence', 'key_figures', 'he
            'make_volatility_manifest', 'volatility_report']
 
 # %% ../../nbs/report/19_volatility_page.ipynb #d6c2f1fe
-import math, shlex
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from ..core.volatility_config import VolatilityConfig
 from ..proof.provenance import data_notes, market_text
 from .charts import figure
 from .figures import cell_text, time_text
-from .manifest import stamped
+from .manifest import make_run_manifest, run_command
 from .pieces import Piece, as_table, first_screen, notices, nothing, paragraph
 from .plots import GREY, INK, STYLES, date_axis, legend, panel, percent_axis, thinned
 from .render import Report, report_of
@@ -361,15 +360,10 @@ def make_volatility_manifest(
     notebook: Mapping | None = None,   # from `notebook_stamp`
 ) -> dict:
     "The manifest of a volatility page, for programs, with the command that makes it again."
-    given = {k: v for k, v in summary["settings"].items() if v != getattr(VolatilityConfig(), k)}
-    words = ["cryptolstm", "volatility", *summary["tickers"], "--report"]
-    last = pd.Timestamp(summary["newest"]["bar"]) + HOUR
-    for name, value in {**given, "end": last.isoformat()}.items():
-        words += ["--set", f"{name}={list(value) if isinstance(value, tuple) else value}"]
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    return stamped(
-        {"kind": "volatility", "made_at": made, "command": shlex.join(words), **summary}, page, notebook
-    )
+    words = ["volatility", *summary["data"], "--placebos", str(len(summary["placebos"]))]
+    until = (pd.Timestamp(summary["newest"]["bar"]) + HOUR).isoformat()
+    command = run_command(words, summary["settings"], vars(VolatilityConfig()), until)
+    return make_run_manifest({"kind": "volatility", **summary}, command, page, notebook)
 
 def volatility_report(
     result: VolatilityResult,

@@ -34,7 +34,7 @@ from ..model.rank import FittedRanks, RankRidge
 from ..proof.leaks import Certificate, check_entry
 from ..proof.prereg import Subject, with_preregistration
 from ..proof.provenance import data_stamp
-from ..proof.trials import Ledger, Standing, Trial, market_of, trial_span
+from ..proof.trials import FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict
 from .rank_leaks import (Universe, check_cut, known_by, members_of, rank_certificate,
                                             universe_hash)
@@ -338,7 +338,7 @@ def judged(
     walk: RankWalk,
     table: CrossSection,           # features of the panel of these bars
     certificate: Certificate,
-    ledger: Ledger,
+    ledger: Ledger | FixedLedger,
     frozen_on: str = "",           # market that the models were fitted on, if it is another one
     failed: Mapping[str, str] | None = None,
 ) -> RankResult:
@@ -374,7 +374,7 @@ def judged(
 def evaluate_ranks(
     bars: Universe,
     config: RankConfig,
-    ledger: Ledger | None = None,      # None = that in `CRYPTOLSTM_HOME`
+    ledger: Ledger | FixedLedger | None = None,   # None = that in `CRYPTOLSTM_HOME`
     failed: Mapping[str, str] | None = None,
     progress: bool | Progress = False,
 ) -> RankResult:
@@ -392,7 +392,7 @@ def evaluate_frozen(
     bars: Universe,                    # bars of another market, all of them later
     config: RankConfig,
     name: str,                         # of the first market
-    ledger: Ledger | None = None,      # None = that in `CRYPTOLSTM_HOME`
+    ledger: Ledger | FixedLedger | None = None,   # None = that in `CRYPTOLSTM_HOME`
     progress: bool | Progress = False,
 ) -> RankResult:
     "Test ranks of models that were fitted on another market."
@@ -408,7 +408,7 @@ def run_ranks(
     tickers: Sequence[str] | str = (), # BASE/QUOTE, also as one text; none = those of tickers.txt
     settings: Mapping | None = None,   # setting of `RankConfig` → value
     home: Path | None = None,          # data folder; None = `CRYPTOLSTM_HOME`
-    ledger: Ledger | None = None,      # where the trials are entered; None = ledger in `home`
+    ledger: Ledger | FixedLedger | None = None,   # where the trials are entered; None = ledger in `home`
     progress: bool | Progress = False, # on stderr
 ) -> RankResult:
     "Fetch the bars of the tickers and test their ranks."

@@ -116,9 +116,9 @@ def walk_ranks(
     "Ranks of all tested hours, walking forward."
     progress = Progress() if progress is None else progress
     folds, each, fakes, models = rank_folds(panel.index, config), [], [], []
-    progress.begin(sum(fit_seconds(table, fold.start, config) for fold in folds), f"{len(folds)} fits")
+    progress.begin(sum(fit_seconds(table.tickers, fold.start, config) for fold in folds), f"{len(folds)} fits")
     for number, fold in enumerate(folds, 1):
-        progress.stage(f"ranks {number}/{len(folds)}", fit_seconds(table, fold.start, config))
+        progress.stage(f"ranks {number}/{len(folds)}", fit_seconds(table.tickers, fold.start, config))
         past, early = (x.rows(slice(0, fold.start)) for x in (panel, table))
         seen, known = (x.rows(slice(0, fold.stop)) for x in (panel, table))
         models.append(fitted_models(past, early, config))
@@ -130,12 +130,12 @@ def walk_ranks(
     return RankWalk(ranks, joined(fakes), [fitted[RIDGE].span for fitted in models], models[0])
 
 def fit_seconds(
-    table: CrossSection,
+    tickers: Sequence[str],
     hours: int,              # training hours
     config: RankConfig,
 ) -> float:
     "Expected duration of the fits of a fold."
-    rows = hours * len(table.tickers)
+    rows = hours * len(tickers)
     return (config.boosted + config.placebos) * (0.1 + 8e-8 * rows * config.trees)
 
 # %% ../../nbs/research/13_rank_walk.ipynb #81ec08e6
@@ -149,7 +149,7 @@ def frozen_ranks(
     "Ranks of another market. Raises `TrainingSpanError` if its hours are not later."
     progress = Progress() if progress is None else progress
     early = cross_section(fitted_on, config.members)
-    seconds = fit_seconds(early, len(early.index), config)
+    seconds = fit_seconds(early.tickers, len(early.index), config)
     progress.begin(seconds, "one fit")
     progress.stage("frozen ranks", seconds)
     fitted = fitted_models(fitted_on, early, config)

@@ -20,7 +20,7 @@ import pandas as pd
 from ..core.bars import bars_hash
 from ..core.config import check_ticker
 from ..core.errors import OperationError
-from ..core.files import code_hash
+from ..core.files import code_hash, plain
 from ..core.progress import Progress, with_progress
 from ..core.text import finite_or_none
 from ..core.volatility_config import VolatilityConfig, volatility_config
@@ -287,6 +287,7 @@ def volatility_summary(
         "placebos": [finite_or_none(v) for v in n["placebos"]],
         "certificate": None if n["certificate"] is None else n["certificate"].to_dict(),
         "standing": n["standing"].sentence(),
+        "trial": plain(asdict(n["standing"])),
         "failed": n.get("failed", {}),
         "folds": folds,
         "data": n["data"],

@@ -418,7 +418,8 @@ def test_a_ticker_whose_bars_end_before_the_test_is_named(client_home):
     with Loopback(frames, now="2024-06-01 00:30") as exchange:
         exchange.delisted, failed = {"DDD/USD"}, {}
         config = replace(SMALL, exchange="coinbaseexchange", exchange_url=exchange.url, end=None)
-        assert "DDD/USD" not in rank_bars(SIX, config, failed)
+        with pytest.raises(OperationError, match="5 tickers have bars.*DDD/USD: its bars end at"):
+            rank_bars(SIX, config, failed)
     assert "before the tested span" in failed["DDD/USD"]
 
 

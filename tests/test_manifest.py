@@ -81,7 +81,7 @@ def test_a_fresh_page_is_verified_in_full_in_any_display_zone(page, stored_home,
     monkeypatch.setenv("CRYPTOLSTM_DISPLAY_ZONE", "Asia/Tokyo")
     result = verify(page, home=stored_home)
     asked = ["page", "manifest", "notebook", "bars", "data", "verdict", "metrics", *TABLES]
-    asked += ["equity_sparkline", "text"]
+    asked += ["equity_sparkline", "intervals", "text"]
     assert result["ok"] and [f["what"] for f in result["findings"]] == asked
     assert {
         "skill",

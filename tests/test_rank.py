@@ -418,7 +418,8 @@ def test_a_ticker_whose_bars_end_before_the_test_is_named(client_home):
     with Loopback(frames, now="2024-06-01 00:30") as exchange:
         exchange.delisted, failed = {"DDD/USD"}, {}
         config = replace(SMALL, exchange="coinbaseexchange", exchange_url=exchange.url, end=None)
-        assert "DDD/USD" not in rank_bars(SIX, config, failed)
+        with pytest.raises(OperationError, match="5 tickers have bars.*DDD/USD: its bars end at"):
+            rank_bars(SIX, config, failed)
     assert "before the tested span" in failed["DDD/USD"]
 
 
@@ -436,7 +437,7 @@ def test_the_page_has_every_section_and_says_what_was_found(result):
     text = page_again(result, "universe_rank")
     soup = BeautifulSoup(text, "html.parser")
     assert [h.text for h in soup.select("section h2")] == list(SECTIONS)
-    assert "TOO SHORT" in soup.h1.text and "are too few to tell skill from luck" in text
+    assert "TOO SHORT" in soup.h1.text and "too short to tell skill from luck" in text
     names = {"ensemble (judged)", "low-volatility rule", "static tilt"}
     assert names <= {td.text for td in soup.select("td")}
     assert "SIMULATED MARKET" in text

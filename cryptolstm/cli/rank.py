@@ -6,13 +6,14 @@
 __all__ = ['rank_app', 'rank_settings', 'rank_option', 'print_ranks', 'rank']
 
 # %% ../../nbs/cli/12_rank.ipynb #1fd36a71
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .research import OutOption
 from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, ZoneOption, emit,
-                                     print_rows, settings, warn_simulated)
+                                     params_table, print_rows, settings, warn_simulated)
 from .universe import AllOption, ManyArgument, chosen_tickers, end_failed
 from ..core.config import use_display
 from ..core.errors import InputError
@@ -25,10 +26,12 @@ from ..data.names import check_market
 def rank_settings(
     assignments: list[str] | None,   # from `--set`
     options: dict,                   # named options; None = not given
-) -> dict:                           # setting → value, checked
+    params: Path | None = None,      # YAML, or the name of one in params/
+) -> dict:                           # setting → value, checked; "tickers" if the file names some
     "The settings of a command line. Raises `InputError` for an unknown setting, value or exchange."
-    values = {**settings(assignments), **{k: v for k, v in options.items() if v is not None}}
-    check_market(rank_config(values).exchange)
+    file = {k: v for k, v in params_table(params).items() if k not in ("kind", "hypothesis")}
+    values = {**file, **settings(assignments), **{k: v for k, v in options.items() if v is not None}}
+    check_market(rank_config({k: v for k, v in values.items() if k != "tickers"}).exchange)
     return values
 
 def rank_option(name: str):
@@ -50,9 +53,10 @@ def print_ranks(
         | {"net Sharpe": shown(r["sharpe"], ".2f"), "± SE": shown(r["sharpe_se"], ".2f")}
         for name, r in found["table"].items()
     ]
-    mean, sd = (shown(test[k], ".3f") for k in ("mean", "sd"))
     print_rows(rows, "no ranks")
-    print(f"{test['n']} placebos: dynamic IC {mean} with a standard deviation of {sd}.")
+    if test["mean"] is not None:
+        mean, sd = (figure_text(test[k], ".3f") for k in ("mean", "sd"))
+        print(f"{test['n']} placebos: dynamic IC {mean} with a standard deviation of {sd}.")
     newest = sorted(((r, t) for t, r in found["newest"]["ranks"].items() if r is not None), reverse=True)
     print_rows(
         [{"place": k, "ticker": t, "rank": f"{r:+.2f}"} for k, (r, t) in enumerate(newest, 1)],
@@ -75,6 +79,9 @@ def rank(
     placebos: Annotated[int | None, rank_option("placebos")] = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
+    params: Annotated[
+        Path | None, typer.Option(help="YAML with settings and tickers, or the name of one in params/")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="any other setting, e.g. --set retrain_every=2190")
     ] = None,
@@ -95,7 +102,8 @@ def rank(
     use_display({"display_zone": display_zone})
     chosen = chosen_tickers(tickers, ticker, every)
     named = {"horizon": horizon, "hours": hours, "end": end, "top": top, "placebos": placebos}
-    values = rank_settings(set_, {**named, "exchange": exchange, "exchange_url": exchange_url})
+    values = rank_settings(set_, {**named, "exchange": exchange, "exchange_url": exchange_url}, params)
+    chosen = chosen or chosen_tickers(values.pop("tickers", []), None, False)
     if not chosen: raise InputError("no ticker is given; pass six or more, such as BTC/USD ETH/USD, or --all")
     check_rankable(chosen)
     from cryptolstm.research.rank_run import rank_summary, run_ranks

@@ -41,7 +41,7 @@ def calibration_note(
 ) -> str | None:           # a sentence; None if every fold has one or none is needed
     "Note on folds without a calibrated probability of a move beyond the threshold."
     without = folds.loc[~folds["exceed"].astype(bool), "n_exceed"]
-    if run.entry != "probability" or not len(without): return None
+    if run.entry != "probability" or run.exceed != "calibrated" or not len(without): return None
     return (
         f"{len(without)} of {len(folds)} folds entered nothing: they had too little to calibrate a"
         f" probability on (at fewest {without.min():,} forecasts, {MIN_CALIBRATION} are needed); a larger"

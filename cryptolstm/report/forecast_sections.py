@@ -251,15 +251,18 @@ def _entry_bound(run: RunConfig) -> str:
 def _probability_entry(run: RunConfig, p: pd.Series) -> str:
     "Entry condition of entry=probability, compared with the probabilities of the run."
     times = "" if run.threshold_scale == 1 else f"{run.threshold_scale:g} times "
+    source = "is calibrated anew in every fold, on forecasts made before it"
     sizes = "No forecast has one, since no fold had enough forecasts to calibrate it"
+    if run.exceed == "distribution":
+        source = "follows in every fold from the forecast volatility and the sizes of moves before it"
+        sizes = "No forecast has one, since no fold had enough bars to forecast the volatility"
     if p.notna().any():
         sizes = f"Its median was {percent(p.median())}, its maximum {percent(p.max())}"
         if p.isna().any(): sizes += f"; {p.isna().sum():,} of {len(p):,} bars have none"
     return (
         f"A signal requires a probability of at least {percent(run.p_min)} that the price moves, in the"
         f" predicted direction, by more than {times}the dynamic threshold (half an ATR plus 0.3 σ), and every"
-        " rule must agree. The probability is calibrated anew in every fold, on forecasts made before it."
-        f" {sizes}."
+        f" rule must agree. The probability {source}. {sizes}."
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #64c23263

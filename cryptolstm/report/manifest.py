@@ -125,6 +125,7 @@ def make_manifest(
         "metrics": {k: result[k] for k in METRICS},
         **{k: result[k] for k in TABLES},
         "equity_sparkline": result["equity_sparkline"],
+        **({"intervals": result["intervals"]} if "intervals" in result else {}),
         **({"placebo": result["placebo"]} if result.get("placebo") else {}),
         "notebook": notebook,
         "page_sha256": sha256_of(page),
@@ -249,13 +250,14 @@ SCHEMA = _entries(
         "display_zone": _TEXT,
         **dict.fromkeys(TABLES, _RESULT),
         "equity_sparkline": {"type": "array", "maxItems": 60, "items": _RETURN},
+        "intervals": _RESULT,
         "search": _entries(_SEARCH, ("different", "within", "other_tickers", "preregistration")),
         "placebo": _entries({"n": _COUNT, "runs": {"type": "array", "items": _RUN}}),
         "notebook": {"anyOf": [{"type": "null"}, _NOTEBOOK]},
         "page_sha256": _HASH,
         "sha256": _HASH,
     },
-    ("placebo", "equity_sparkline"),   # pages of earlier versions have no drawing
+    ("placebo", "equity_sparkline", "intervals"),   # pages of earlier versions have no drawing, no intervals
     additionalProperties=False,
 )
 
@@ -341,7 +343,8 @@ def manifest_section(
     cpu = manifest.get("determinism") or {}
     known = manifest.get("versions")
     listed = known.items() if isinstance(known, Mapping) else ()
-    commands = [manifest.get("command"), "cryptolstm verify FILE" if "command" in manifest else None]
+    verifiable = "command" in manifest and "kind" not in manifest   # only a backtest has no kind
+    commands = [manifest.get("command"), "cryptolstm verify FILE" if verifiable else None]
     rows = {
         "Made at": manifest.get("made_at"),
         "Commit": manifest.get("git_commit"),

@@ -51,7 +51,8 @@ def plain_sentence(
     means = {
         RankLevel.LEAK: "The ranks use the future, so no figure on this page is valid.",
         RankLevel.TOO_SHORT: (
-            f"{x['days']} days are too few to tell skill from luck; {ENOUGH_DAYS} are needed."
+            f"The test is too short to tell skill from luck: it has {x['days']} of the {ENOUGH_DAYS} days"
+            " that are needed."
         ),
         RankLevel.CONFIRMED: (
             "The models rank the tickers better than chance, and not only by a fixed preference: the part of"

@@ -20,7 +20,7 @@ from ..core.bars import HOUR, display_time, local_time
 from ..core.config import RunConfig, check_no_pool
 from ..model.settings import model_config
 from ..proof.provenance import data_notes, data_stamp, market_text
-from ..strategy.answer import NO_SKILL, calibration_text, no_skill, signal_reason
+from ..strategy.answer import NO_SKILL, P_EXCEED, calibration_text, no_skill, signal_reason
 from ..strategy.signal import Decision
 from .charts import figure
 from .pieces import Piece, as_table, first_screen, notices, paragraph, text_html
@@ -127,7 +127,8 @@ def _signal_facts(now: Decision) -> list[tuple[str, str, str]]:
 
 def _probability_use(s: dict) -> str:
     "What the entry rule requires of the probability."
-    what = "not calibrated" if s["p_exceed"] is None else "in the predicted direction"
+    unknown = "not known" if s["p_exceed_definition"] == P_EXCEED["distribution"] else "not calibrated"
+    what = unknown if s["p_exceed"] is None else "in the predicted direction"
     if s["entry"] != "probability": return f"{what}; not used by this entry rule"
     return f"{what}; {percent(s['p_min'], digits=0)} is required"
 

@@ -276,7 +276,8 @@ def compare_results(
     "Compare the results of a page with those of a second run."
     now = make_manifest(json.loads(canonical_json(again)), "")
     stamps = ({k: v for k, v in m["data"].items() if k not in TRUSTED} for m in (manifest, now))
-    tables = ("verdict", "metrics", *TABLES, *(k for k in ("equity_sparkline", "placebo") if k in manifest))
+    optional = (k for k in ("equity_sparkline", "intervals", "placebo") if k in manifest)
+    tables = ("verdict", "metrics", *TABLES, *optional)
     found = [compare_tables(name, manifest[name], now[name], tolerance(manifest)) for name in tables]
     old, new = (m["determinism"].get("parts") for m in (manifest, now))
     if old not in (None, new): found.append(compare_tables("parts of a batch", old, new))

@@ -282,7 +282,8 @@ def _sentence(level: RankLevel, x: Mapping, reasons: list[str]) -> str:
     money = f"the portfolio has a Sharpe ratio of {ratio} after costs, which decides nothing"
     if level == RankLevel.LEAK: start = "The ranks use the future, so no figure is valid"
     elif level == RankLevel.TOO_SHORT:
-        start = f"Too short to tell: {x['days']} days and {x['placebos']} placebos"
-    elif level == RankLevel.CONFIRMED: start = "The ranks time the market beyond any fixed preference"
+        days = f"{x['days']} day{'s' * (x['days'] != 1)}"
+        start = f"Too short to tell: {days} and {x['placebos']} placebos"
+    elif level == RankLevel.CONFIRMED: start = "The ranks show timing skill beyond fixed preferences"
     else: start = f"The dynamic IC is not confirmed: {', and '.join(reasons)}"
     return f"{start}; {found}; {money}."

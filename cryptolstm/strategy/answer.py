@@ -318,7 +318,10 @@ def signal_reason(
     if s["predicted_price"] is None:
         return "there is no forecast for this bar: some of its last hours are missing"
     if by_p and s["p_exceed"] is None:
-        return f"{_uncalibrated(s['n_calibration'])}, and without a probability nothing is entered"
+        why = _uncalibrated(s["n_calibration"])
+        if s.get("p_exceed_definition") == P_EXCEED["distribution"]:
+            why = "the volatility could not be forecast from so few bars"
+        return f"{why}, and without a probability nothing is entered"
     if s["direction"] == 0: return _probability(s) if by_p else _below(s["entry"])
     bound = "costs" if s["entry"] == "cost" else "threshold"
     entry = f"{_probability(s)} ({side})" if by_p else f"the forecast is beyond the {bound} ({side})"

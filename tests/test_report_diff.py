@@ -271,6 +271,8 @@ def broken(pages, tmp_path):
         "an entry less": (text.replace('"made_at"', '"made"'), "cannot be used"),
         "signal": (embed(BLANK, signal), "is the page of a signal"),
         "universe": (embed(BLANK, universe), "the page of several tickers"),
+        "volatility": (embed(BLANK, {"kind": "volatility"}), "the page of volatility forecasts"),
+        "ranks": (embed(BLANK, {"kind": "ranks"}), "the page of ranks of several tickers"),
     }
     for name, (content, _) in files.items():
         assert content != text

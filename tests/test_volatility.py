@@ -216,7 +216,7 @@ def test_the_command_forecasts_recorded_candles_and_writes_a_page(client_home, t
     text = BeautifulSoup(page, "html.parser").get_text(" ")
     for heading in SECTIONS:
         assert heading in text
-    assert "cryptolstm volatility ADA/USD" in read_manifest(page)["command"]
+    assert "cryptolstm volatility BTC/USD" in read_manifest(page)["command"]
     assert "SIMULATED" not in text
 
 

@@ -343,8 +343,7 @@ def manifest_section(
     cpu = manifest.get("determinism") or {}
     known = manifest.get("versions")
     listed = known.items() if isinstance(known, Mapping) else ()
-    verifiable = "command" in manifest and "kind" not in manifest   # only a backtest has no kind
-    commands = [manifest.get("command"), "cryptolstm verify FILE" if verifiable else None]
+    commands = [manifest.get("command"), "cryptolstm verify FILE" if "command" in manifest else None]
     rows = {
         "Made at": manifest.get("made_at"),
         "Commit": manifest.get("git_commit"),

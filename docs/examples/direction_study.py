@@ -3,9 +3,9 @@ over tickers, trained for longer horizons, or averaged over seeds?
 
     python docs/examples/direction_study.py --exchange binance --end 2023-07-01 BTC/USDT ETH/USDT ...
 
-Trains once on the hours before the tested ones, forecasts the tested ones, and prints Diebold-Mariano tests of
-daily means over all tickers. Bars come from the store; `cryptolstm data import` puts recorded ones there. Every
-variant is entered in the trial ledger."""
+Trains once on the hours before the tested ones, forecasts the tested ones, and prints Diebold-Mariano tests
+of daily means over all tickers. Bars come from the store; `cryptolstm data import` puts recorded ones there.
+Every variant is entered in the trial ledger."""
 
 import argparse
 import json

@@ -232,7 +232,8 @@ def calendar_features(
 ) -> dict[str, np.ndarray]:
     "Hour of the day as sine and cosine, and day of the week, in UTC."
     angle = 2 * np.pi * index.hour.to_numpy() / 24
-    each = {"hour_sin": np.sin(angle), "hour_cos": np.cos(angle), "weekday": index.day_of_week.to_numpy(float)}
+    weekday = index.day_of_week.to_numpy(float)
+    each = {"hour_sin": np.sin(angle), "hour_cos": np.cos(angle), "weekday": weekday}
     return {k: np.repeat(x[:, None], tickers, axis=1) for k, x in each.items()}
 
 def cross_section(

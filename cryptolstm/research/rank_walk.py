@@ -116,7 +116,8 @@ def walk_ranks(
     "Ranks of all tested hours, walking forward."
     progress = Progress() if progress is None else progress
     folds, each, fakes, models = rank_folds(panel.index, config), [], [], []
-    progress.begin(sum(fit_seconds(table.tickers, fold.start, config) for fold in folds), f"{len(folds)} fits")
+    seconds = sum(fit_seconds(table.tickers, fold.start, config) for fold in folds)
+    progress.begin(seconds, f"{len(folds)} fits")
     for number, fold in enumerate(folds, 1):
         progress.stage(f"ranks {number}/{len(folds)}", fit_seconds(table.tickers, fold.start, config))
         past, early = (x.rows(slice(0, fold.start)) for x in (panel, table))

@@ -36,6 +36,7 @@ ALL = RunConfig(
     trailing_atr=2,
     sizing="fraction",
     size=0.5,
+    sizing_volatility="trailing",
     exit="opposite",
     min_hold=2,
     max_hold=9,
@@ -64,10 +65,10 @@ def test_whoever_trades_a_run_trades_every_setting_of_it(two, monkeypatch):
     table, given = features(bars), []
     assert {k for k, v in order_settings(ALL).items() if v == getattr(RunConfig(), k)} == set() and len(
         order_settings(ALL)
-    ) == 20
+    ) == 21
 
     def spy(*args, **settings):
-        given.append({k: v for k, v in settings.items() if k not in ("atr", "sigma")})
+        given.append({k: v for k, v in settings.items() if k not in simulate.SERIES})
         return simulate.simulate(*args, **settings)
 
     for module in (compare, replay): monkeypatch.setattr(module, "simulate", spy)

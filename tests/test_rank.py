@@ -58,11 +58,12 @@ SMALL = RankConfig(
 
 
 def market(hours: int = 2100) -> dict:
-    "Six tickers of the demo market: one is listed late, one is delisted, one has a hole."
+    "Six tickers of the demo market: one is listed late, one is delisted, one has a hole, one no origin."
     bars = {t: demo_market(hours, seed=k, end="2024-06-01", ticker=t) for k, t in enumerate(SIX)}
     bars["BBB/USD"] = bars["BBB/USD"].iloc[500:]
     bars["DDD/USD"] = bars["DDD/USD"].iloc[:1800]
     bars["EEE/USD"] = bars["EEE/USD"].drop(bars["EEE/USD"].index[1650:1660])
+    bars["CCC/USD"].attrs = {}      # from a file of one's own
     return bars
 
 
@@ -439,7 +440,7 @@ def test_the_page_has_every_section_and_says_what_was_found(result):
     assert [h.text for h in soup.select("section h2")] == list(SECTIONS)
     assert "TOO SHORT" in soup.h1.text and "too short to tell skill from luck" in text
     names = {"ensemble (judged)", "low-volatility rule", "static tilt"}
-    assert names <= {td.text for td in soup.select("td")}
+    assert names | {"unknown"} <= {td.text for td in soup.select("td")}
     assert "SIMULATED MARKET" in text
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WARM', 'TESTED', 'rank_tickers', 'ended_bars', 'ticker_bars', 'too_few', 'rank_bars', 'frozen_pipeline',
            'walking_pipeline', 'certified_ranks', 'RankResult', 'as_text', 'newest_ranks', 'rank_summary',
-           'plain_verdict', 'rank_accounts', 'rank_table', 'rank_subject', 'rank_trials', 'judged', 'evaluate_ranks',
-           'evaluate_frozen', 'run_ranks']
+           'plain_verdict', 'rank_accounts', 'rank_table', 'rank_subject', 'rank_trials', 'bars_stamp', 'judged',
+           'evaluate_ranks', 'evaluate_frozen', 'run_ranks']
 
 # %% ../../nbs/research/13_rank_run.ipynb #5b5e732c
 import html, re
@@ -332,6 +332,14 @@ def rank_trials(
     return found
 
 # %% ../../nbs/research/13_rank_run.ipynb #516c49e0
+def bars_stamp(
+    bars: pd.DataFrame,
+    first: pd.Timestamp,   # first tested hour
+) -> dict:                 # JSON-able
+    "Where the bars of a ticker are from. Bars of one's own come from an unknown exchange."
+    tested = bars.loc[first:] if bars.index[-1] >= first else bars
+    return {"exchange": "unknown", **data_stamp(bars, tested)}
+
 def judged(
     bars: Universe,
     config: RankConfig,
@@ -354,7 +362,7 @@ def judged(
     test = placebo_test(shown.loc[TESTED, "dynamic"], fakes["dynamic"].to_numpy())
     rule, figures = shown.loc[LOW_VOLATILITY], accounts[TESTED].figures
     verdict = rank_verdict(shown.loc[TESTED], rule, test, figures, not certificate.passed)
-    data = {t: data_stamp(b, b.loc[first:] if len(b.loc[first:]) else b) for t, b in bars.items()}
+    data = {t: bars_stamp(b, first) for t, b in bars.items()}
     trials = rank_trials(config, accounts, bars, data, frozen_on)
     ledger.enter_all(list(trials.values()))
     ledger.conclude(trials[TESTED], verdict.level)

@@ -150,6 +150,7 @@ def test_the_printed_command_makes_the_page_again(folder, name):
     assert part in first["command"] and "--placebos 1" in first["command"]
 
 
+@pytest.mark.slow
 def test_the_printed_command_of_ranks_makes_the_page_again(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("CRYPTOLSTM_HOME", str(folder / "home"))
     first = manifest_of(folder, "ranks")
@@ -280,7 +281,7 @@ def test_no_manifest_ends_in_a_traceback(folder, tmp_path, name):
     text, manifest = "<html><body></body></html>", manifest_of(folder, name)
     target, tried = tmp_path / "page.html", 0
     for number, path in enumerate(places(manifest)):
-        for value in HOSTILE[number % 5 :: 5]:   # each entry with some of them
+        for value in HOSTILE[number % 7 :: 7]:   # each entry with some of them
             changed = json.loads(json.dumps(manifest))
             part = changed
             for key in path[:-1]: part = part[key]
@@ -290,7 +291,7 @@ def test_no_manifest_ends_in_a_traceback(folder, tmp_path, name):
             try: verify_page(target, quick=True, home=folder / "home")
             except InputError as e: assert len(str(e)) < 400
             tried += 1
-    assert tried > 100
+    assert tried > 70
 
 
 def without_end(manifest: dict, name: str) -> dict[str, dict]:

@@ -13,7 +13,7 @@ import typer
 
 from .research import OutOption
 from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, ZoneOption, emit,
-                                     params_table, print_rows, settings, warn_simulated)
+                                     check_over, print_rows, settings, test_table, warn_simulated)
 from .universe import AllOption, ManyArgument, chosen_tickers, end_failed
 from ..core.config import use_display
 from ..core.errors import InputError
@@ -29,7 +29,7 @@ def rank_settings(
     params: Path | None = None,      # YAML, or the name of one in params/
 ) -> dict:                           # setting → value, checked; "tickers" if the file names some
     "The settings of a command line. Raises `InputError` for an unknown setting, value or exchange."
-    file = {k: v for k, v in params_table(params).items() if k not in ("kind", "hypothesis")}
+    file = test_table(params, "rank")
     values = {**file, **settings(assignments), **{k: v for k, v in options.items() if v is not None}}
     check_market(rank_config({k: v for k, v in values.items() if k != "tickers"}).exchange)
     return values
@@ -63,6 +63,8 @@ def print_ranks(
         "no ticker is ranked at the last bar",
     )
     print(f"{found['certificate']['sentence']}")
+    from cryptolstm.proof.trials import Standing
+    if own := found.get("trials", {}).get("ensemble"): print(f"{Standing(**own).sentence()}.")
 
 # %% ../../nbs/cli/12_rank.ipynb #82a7524f
 rank_app = typer.Typer(no_args_is_help=True)
@@ -103,9 +105,11 @@ def rank(
     chosen = chosen_tickers(tickers, ticker, every)
     named = {"horizon": horizon, "hours": hours, "end": end, "top": top, "placebos": placebos}
     values = rank_settings(set_, {**named, "exchange": exchange, "exchange_url": exchange_url}, params)
-    chosen = chosen or chosen_tickers(values.pop("tickers", []), None, False)
+    listed = values.pop("tickers", [])
+    chosen = chosen or chosen_tickers(listed, None, False)
     if not chosen: raise InputError("no ticker is given; pass six or more, such as BTC/USD ETH/USD, or --all")
     check_rankable(chosen)
+    check_over(rank_config(values))
     from cryptolstm.research.rank_run import rank_summary, run_ranks
     result = run_ranks(chosen, values, progress=True)
     found = rank_summary(result)

@@ -6,11 +6,12 @@
 __all__ = ['TickerOption', 'TickerArgument', 'TickersOption', 'ExchangeOption', 'UrlOption', 'JsonOption', 'SetOption',
            'ParamsOption', 'ZoneOption', 'TIME', 'setting_option', 'checked_url', 'one_ticker', 'all_tickers', 'say',
            'emit', 'print_rows', 'assignment', 'settings', 'given_settings', 'many_settings', 'params_table',
-           'build_run', 'facts', 'warn_simulated']
+           'test_table', 'check_over', 'build_run', 'facts', 'warn_simulated']
 
 # %% ../../nbs/cli/00_terminal.ipynb #8e74863c
 import json, re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -195,6 +196,27 @@ def params_table(
     table = read_yaml(text, str(path)) or {}
     if not isinstance(table, dict): raise InputError(f"{path} is no table; write lines such as horizon: 24")
     return table
+
+# %% ../../nbs/cli/00_terminal.ipynb #4f83d04c
+def test_table(
+    params: Path | None,   # as for `params_table`
+    kind: str,             # of the command, e.g. "rank"
+) -> dict:                 # settings, and perhaps "tickers"
+    "The settings of a file for tests of forecasts. Raises `InputError` for a file of another kind."
+    table = params_table(params)
+    if table.get("kind", kind) != kind:
+        raise InputError(f"{params} is of the kind {shown(table['kind'])}; pass one of kind: {kind}")
+    return {k: v for k, v in table.items() if k not in ("kind", "hypothesis")}
+
+# %% ../../nbs/cli/00_terminal.ipynb #4541bbee
+def check_over(
+    config,    # settings with `end` and `exchange`
+) -> None:
+    "Raise `InputError` if a test of real bars ends in the future."
+    if config.end is None or config.exchange == "simulated": return
+    from cryptolstm.core.bars import as_utc   # loads pandas
+    if (end := as_utc(config.end)) > datetime.now(UTC):
+        raise InputError(f"the test ends at {end:%Y-%m-%d %H:%M} UTC, which has not passed; run it then")
 
 # %% ../../nbs/cli/00_terminal.ipynb #c3714167
 def build_run(

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, emit, params_table,
-                                     print_rows, settings, warn_simulated)
+from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, check_over, emit,
+                                     print_rows, settings, test_table, warn_simulated)
 from .universe import AllOption, ManyArgument, chosen_tickers, end_failed
 from ..core.config import check_placebo
 from ..core.errors import InputError
@@ -31,7 +31,7 @@ def volatility_settings(
     options: dict,                    # named options; None = not given
 ) -> dict:                            # setting → value, checked
     "The settings of a command line."
-    file = {k: v for k, v in params_table(params).items() if k not in ("kind", "hypothesis")}
+    file = test_table(params, "volatility")
     values = {**file, **settings(assignments), **{k: v for k, v in options.items() if v is not None}}
     volatility_config({k: v for k, v in values.items() if k != "tickers"})
     return values
@@ -83,6 +83,7 @@ def volatility(
     chosen = chosen_tickers(tickers, ticker, every) or chosen_tickers(listed, None, False)
     if not chosen: raise InputError("no ticker is given; pass one or more, such as BTC/USD ETH/USD, or --all")
     placebos = check_placebo(placebos)
+    check_over(volatility_config(values))
     if now and report: raise InputError("--report is the page of a test; leave it out, or leave --now out")
     if now: return print_now(chosen, values, as_json)
     from cryptolstm.research.volatility_checks import evaluate_volatility, volatility_summary
@@ -153,6 +154,7 @@ def print_volatility(
     if found["forecast"] == "calendar HAR":
         print("Fewer than four tickers have no universe to learn from, so the calendar HAR is used.")
     newest = {k: row for k, row in found["newest"].items() if k != "bar"}
+    print(f"From the bar of {found['newest']['bar'][:16].replace('T', ' ')} UTC:")
     print_rows(newest_rows(newest, found["settings"]["horizon"]), "no forecast")
     print_rows(
         [
@@ -164,4 +166,4 @@ def print_volatility(
         ],
         "no scores",
     )
-    print(f"{found['standing']}.")
+    print(f"{found['standing']}; each forecaster is a trial.")

@@ -255,6 +255,7 @@ class PooledRidge:
         penalty = np.r_[np.full(k, self.alpha), np.full(n, 1e-6)]
         w = np.linalg.solve(a.T @ a / len(a) + np.diag(penalty), a.T @ y[learn] / len(a))
         intercepts = w[k:] + smearing(y[learn], a @ w)
+        intercepts[learn.sum(axis=0) < FEWEST_ROWS] = np.nan   # a ticker that is too young
         span = training_span(p, learn, self.horizon)
         return FittedPooledRidge(self.horizon, names, p.tickers, season, mean, sd, w[:k], intercepts, span)
 
@@ -273,7 +274,7 @@ class FittedPooledRidge:
     span: TrainingSpan
 
     def predict(self, table: VarianceTable | None, bars, start: int = 0) -> pd.Series | pd.DataFrame:
-        "Log variances over the next hours; NaN where a feature is unknown."
+        "Log variances over the next hours; NaN where a feature is unknown or a ticker was too young to fit."
         p = as_panel(bars)
         self.span.check_out_of_sample(p.index[start:])
         x = as_variances(table, p, self.horizon, self.season).stack(self.columns)

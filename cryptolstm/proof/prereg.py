@@ -8,6 +8,7 @@ __all__ = ['PACKAGE', 'LEFT_OUT', 'Preregistration', 'stored_hours', 'Subject', 
 
 # %% ../../nbs/proof/06_prereg.ipynb #9ab569af
 import inspect, json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,8 +166,15 @@ def with_preregistration(
     if not rows: return standing
     nearest = min(rows, key=lambda row: len(differences(row, trial)))
     runs = ledger.trials_of(trial.ticker, (nearest.first, nearest.until), trial.market)
+    # a run of several forecasters enters one trial for each
+    runs = runs[[_forecaster(c) == _forecaster(trial.config) for c in runs["config"]]]
     look = int(len(runs) + runs["reruns"].sum())
     return replace(standing, preregistration=statement(nearest, differences(nearest, trial), look, len(rows)))
+
+def _forecaster(config: Mapping | str) -> object:
+    "The forecaster of a trial, None for a backtest."
+    table = json.loads(config) if isinstance(config, str) else config
+    return table.get("forecast") or table.get("model")
 
 def statement(
     registered: Preregistration,

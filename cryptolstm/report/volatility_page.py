@@ -29,13 +29,15 @@ from .manifest import make_run_manifest, run_command
 from .pieces import Piece, as_table, first_screen, notices, nothing, paragraph
 from .plots import GREY, INK, STYLES, date_axis, legend, panel, percent_axis, thinned
 from .render import Report, report_of
-from ..research.volatility_checks import LEVELS, volatility_summary
+from cryptolstm.research.volatility_checks import (
+    LEAK, LEVELS, NOT_HAR, NOT_TRAILING, TOO_SHORT, volatility_summary
+)
 from ..research.volatility_run import (CALENDARS, GARCHES, HARS, NETWORK, RIDGE, TRAILING,
                                                 VolatilityResult, newest_forecasts)
 from ..stats.variance_scores import COVERAGES, common_errors, daily_test, log_loss, qlike
 
 # %% ../../nbs/report/19_volatility_page.ipynb #053c336c
-TONES = dict(zip(LEVELS, ("alarm", "calm", "calm", "good"), strict=True))
+TONES = dict(zip(LEVELS, ("alarm", "warn", "calm", "calm", "good"), strict=True))
 
 def plain_sentence(
     result: VolatilityResult,
@@ -43,12 +45,17 @@ def plain_sentence(
     "What was found, for a reader without background."
     level, h = result.notes["verdict"]["level"], result.config.horizon
     hours = "the next hour" if h == 1 else f"the next {h} hours"
-    if level == LEVELS[0]: return f"The result must not be used: {result.notes['verdict']['sentence']}"
-    if level == LEVELS[1]:
+    if level == LEAK: return f"The result must not be used: {result.notes['verdict']['sentence']}"
+    if level == TOO_SHORT:
+        return "The tested span is too short to say how well the volatility is forecast."
+    if level == NOT_TRAILING:
         return f"The volatility of {hours} was not forecast better than by that of a day."
     share = percent(float(result.errors.loc[result.used, "R2"]), digits=0)
-    how = f"The volatility of {hours} can be forecast: the {result.used} explains {share} of its variation"
-    if level == LEVELS[2]: return f"{how}, but not more than the standard method (HAR)."
+    how = (
+        f"The volatility of {hours} can be forecast: the {result.used} explains {share} of its variation (R²"
+        " of logs)"
+    )
+    if level == NOT_HAR: return f"{how}, but not more than the standard method (HAR)."
     return f"{how}, more than the standard method (HAR). It tells no direction of prices."
 
 def key_figures(
@@ -299,7 +306,10 @@ def proof_section(
     text = nothing("The run was not tested for leaks.") if proof is None else paragraph(
         proof.sentence, "quiet" if proof.passed else "note alarm"
     )
-    return text + paragraph(f"{result.notes['standing'].sentence()}.", "quiet")
+    return text + paragraph(
+        f"{result.notes['standing'].sentence()}; each of {len(result.walk.forecasts)} forecasters is one.",
+        "quiet",
+    )
 
 def folds_table(
     result: VolatilityResult,
@@ -326,7 +336,11 @@ def settings_section(
     "All settings of the run."
     values, told = asdict(result.config), declared(VolatilityConfig)
     rows = [
-        (k, ", ".join(map(str, v)) if isinstance(v, tuple) else str(v), told[k].described())
+        (
+            k,
+            told[k].off if v is None else " ".join(map(str, v)) or "none" if isinstance(v, tuple) else str(v),
+            told[k].described(),
+        )
         for k, v in values.items()
     ]
     return as_table(rows, ["setting", "value", "meaning"])

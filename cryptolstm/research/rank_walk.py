@@ -117,7 +117,7 @@ def walk_ranks(
     progress = Progress() if progress is None else progress
     folds, each, fakes, models = rank_folds(panel.index, config), [], [], []
     seconds = sum(fit_seconds(table.tickers, fold.start, config) for fold in folds)
-    progress.begin(seconds, f"{len(folds)} fits")
+    progress.begin(seconds, f"{len(folds)} fit{'s' * (len(folds) > 1)}")
     for number, fold in enumerate(folds, 1):
         progress.stage(f"ranks {number}/{len(folds)}", fit_seconds(table.tickers, fold.start, config))
         past, early = (x.rows(slice(0, fold.start)) for x in (panel, table))

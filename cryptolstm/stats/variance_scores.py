@@ -116,7 +116,7 @@ def volatility_gains(
     against: str,                        # the forecaster to compare with
     horizon: int = 24,                   # hours ahead
     loss: str = "QLIKE",                 # or "log MSE"
-) -> pd.DataFrame:   # a row per other forecaster: gain (share of the loss), t, p, tickers, below 1% and 5%
+) -> pd.DataFrame:   # per other forecaster: gain (share of the loss), t, p, days, tickers, below_1, below_5
     "Diebold-Mariano tests of every forecaster against one of them, pooled and for each ticker."
     if loss not in LOSSES: raise unknown_name("loss", loss, LOSSES)
     if against not in forecasts: raise unknown_name("forecaster", against, forecasts)
@@ -131,6 +131,7 @@ def volatility_gains(
             "gain": float(np.nanmean(saved) / np.nanmean(losses[against])),
             "t": pooled.t,
             "p": pooled.p,
+            "days": pooled.days,
             "tickers": len(each),
             "below_1": sum(p < 0.01 for p in each),
             "below_5": sum(p < 0.05 for p in each),

@@ -28,7 +28,7 @@ MODULE_URL = f"{CONFIG['DEFAULT']['doc_host']}{CONFIG['DEFAULT']['doc_baseurl']}
 EXPLANATIONS = ["how_to_read_a_report", "why_no_skill_is_normal", "findings", "what_leaks_look_like",
                 "costs", "glossary", "proof", "published_traps", "size_and_power", "determinism",
                 "first_design"]
-REFERENCE = ["commands", "settings", "data", "models", "volatility", "trading", "scale", "files",
+REFERENCE = ["commands", "settings", "data", "models", "forecasts", "trading", "scale", "files",
              "performance"]
 SECTIONS = {   # page → title, introduction
     "tutorials/index": ("Tutorials", "Notebooks to follow step by step, on simulated bars or on your own."),

@@ -339,8 +339,8 @@ def test_a_later_format_and_a_removed_folder_are_no_damage(line):
     root, found = line
     path = found[2] / "bundle.json"
     whole = path.read_text()
-    path.write_text(json.dumps(json.loads(whole) | {"format": 4}))
-    with pytest.raises(OperationError, match="format 4, this version reads"):
+    path.write_text(json.dumps(json.loads(whole) | {"format": 5}))
+    with pytest.raises(OperationError, match="format 5, this version reads"):
         usable_version("line", load_bundle, root)
     assert found[2].is_dir()
     os.rename(found[2], root / "elsewhere")

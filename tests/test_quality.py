@@ -369,7 +369,8 @@ def test_every_report_notebook_has_a_section_on_data_quality():
     for path in reports:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         # the table of the market data of many tickers has the quality of each
-        heading = "Market data" if path.stem == "universe" else "Data quality"
+        headings = {"universe": "Market data", "volatility": "Market data", "universe_rank": "Universe"}
+        heading = headings.get(path.stem, "Data quality")
         assert any(
             re.search(rf'quality_piece\(|section\(results, "{heading}"\)', "".join(c["source"]))
             for c in cells

@@ -501,6 +501,8 @@ OTHER = {
     "exchange": "kraken",
     "exchange_url": "http://127.0.0.1:1",
     "sizing": "fraction",
+    "sizing_volatility": "trailing",
+    "exceed": "distribution",
     "entry": "cost",
     "short_volume": "above",
     "exit": "opposite",

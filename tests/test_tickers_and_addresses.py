@@ -48,7 +48,7 @@ def invoke(name: str, *words):
 def test_the_commands_that_take_a_ticker():
     metavars = {n for n, c in commands().items() for p in c.params
                 if p.param_type_name == "argument" and p.name in ("pair", "tickers")}
-    assert metavars == set(WITH_TICKER) and len(WITH_TICKER) == 18
+    assert metavars == set(WITH_TICKER) and len(WITH_TICKER) == 20
     assert {"signal", "backtest", "report", "data fetch", "data check", "data price"} < metavars
 
 

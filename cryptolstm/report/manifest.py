@@ -398,7 +398,8 @@ def split(
     try:
         manifest = json.loads(block, parse_constant=float)
         canonical_json(manifest).encode()   # no NaN, no half of a surrogate pair
-        if depth(manifest) > DEEPEST: raise ValueError("its tables are nested too deeply")
+        deep = isinstance(manifest, dict) and "kind" in manifest and depth(manifest) > DEEPEST
+        if deep: raise ValueError("its tables are nested too deeply")
     except (ValueError, RecursionError) as e:
         raise InputError(
             f"the manifest of the page is not JSON ({str(e)[:100]}); the page is damaged, make it again"

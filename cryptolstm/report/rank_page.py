@@ -246,15 +246,16 @@ def portfolio_table(
 def universe_table(
     result: RankResult,
 ) -> Piece:
-    "A row per ticker: market, bars, gaps, hours as a member, hash."
+    "A row per ticker: market, bars, gaps, quality, hours as a member, hash."
     rows = []
     for ticker, stamp in result.data.items():
         rows.append((
             ticker, market_text(stamp), time_text(stamp["first"]), f"{stamp['bars']:,}", f"{stamp['gaps']:,}",
-            percent(float(result.members[ticker].mean())), f"{stamp['sha256'][:10]}…",
+            result.quality.get(ticker, "–"), percent(float(result.members[ticker].mean())),
+            f"{stamp['sha256'][:10]}…",
         ))
     count = result.members.sum(axis=1)
-    head = ["ticker", "market", "first bar (UTC)", "bars", "missing", "member", "sha256"]
+    head = ["ticker", "market", "first bar (UTC)", "bars", "missing", "data", "member", "sha256"]
     left = [(t, why) for t, why in result.failed.items()]
     return (
         as_table(rows, head)

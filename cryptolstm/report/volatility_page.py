@@ -321,13 +321,14 @@ def folds_table(
 def data_table(
     result: VolatilityResult,
 ) -> Piece:
-    "A row per ticker: market, bars, gaps, hash."
+    "A row per ticker: market, bars, gaps, quality, hash."
+    quality = result.notes["quality"]
     rows = [
-        (t, market_text(d), f"{d['bars']:,}", f"{d['gaps']:,}", f"{d['sha256'][:10]}…")
+        (t, market_text(d), f"{d['bars']:,}", f"{d['gaps']:,}", quality[t], f"{d['sha256'][:10]}…")
         for t, d in result.notes["data"].items()
     ]
     failed = [(t, why) for t, why in result.notes.get("failed", {}).items()]
-    shown = as_table(rows, ["ticker", "market", "bars", "missing", "sha256"])
+    shown = as_table(rows, ["ticker", "market", "bars", "missing", "data", "sha256"])
     return shown + (as_table(failed, ["left out", "reason"]) if failed else Piece())
 
 def settings_section(

@@ -27,6 +27,7 @@ from ..core.rank_config import FEWEST_RANKED, RankConfig, check_rankable, rank_c
 from ..core.text import figure_text, finite_or_none
 from ..data.client import CryptoMarketDataClient, market_bars
 from ..data.exchange import NotListed
+from ..data.quality import quality_report
 from ..data.store import hour_time, read_store
 from ..features.cross_section import MONTH, CrossSection, cross_section, excess_outcomes
 from ..features.panel import Panel, panel
@@ -197,6 +198,7 @@ class RankResult:
     standings: dict[str, Standing]         # model → its standing in the ledger
     failed: dict[str, str] = field(default_factory=dict)   # ticker → why it has no bars
     frozen_on: str = ""                    # market that the models were fitted on, if it is another one
+    quality: dict[str, str] = field(default_factory=dict)   # ticker → grade of its bars
 
     @property
     def title(self) -> str: return f"Ranks of {len(self.outcomes.columns)} tickers"
@@ -374,7 +376,7 @@ def judged(
     return RankResult(
         config, walk.ranks, outcomes, whole.frame(table.members).iloc[rows], shown, fakes, test,
         monthly_ic(walk.ranks[TESTED], outcomes), accounts, walk.spans, certificate, verdict, data,
-        standings, dict(failed or {}), frozen_on,
+        standings, dict(failed or {}), frozen_on, {t: quality_report(b).grade for t, b in bars.items()},
     )
 
 # %% ../../nbs/research/13_rank_run.ipynb #836ff2c3

@@ -26,6 +26,7 @@ from ..core.progress import Progress, with_progress
 from ..core.text import finite_or_none
 from ..core.volatility_config import VolatilityConfig, volatility_config
 from ..data.client import market_bars
+from ..data.quality import quality_report
 from ..features.variance import VarianceTable
 from ..model.volatility_network import VolatilityLSTM, VolatilityNetwork
 from ..proof.leaks import Certificate, altered_futures, check_entry, differences, findings
@@ -260,7 +261,8 @@ def run_volatility(
     trials = volatility_trials(result, data)
     for trial in trials: standing = ledger.enter(trial)
     standing = with_preregistration(standing, ledger, trials[-1])
-    notes = {"data": data, "certificate": proof, "placebos": found, "standing": standing}
+    quality = {t: quality_report(b).grade for t, b in bars.items()}
+    notes = {"data": data, "quality": quality, "certificate": proof, "placebos": found, "standing": standing}
     result = replace(result, notes=notes)
     level, sentence = volatility_verdict(result)
     ledger.conclude(trials[-1], level)

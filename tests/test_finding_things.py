@@ -372,9 +372,11 @@ def test_a_parameter_file_is_named_as_in_a_report_by_every_command_that_takes_on
     (tmp_path / "smoke").mkdir()   # a folder of that name is no parameter file
     assert build_run(Path("smoke"), None, {}).train_hours == 400
     takes = [c for c in all_commands() if "--params" in invoke(*c, "--help").stdout]
-    assert takes == [("signal",), ("backtest",), ("report",), ("check-leaks",), ("models", "compare"),
-                     ("trade", "run"), ("trade-all",)]
-    for words in (["signal"], ["backtest"], ["report", "ETH/USD"], ["check-leaks"], ["trade"], ["trade-all"]):
+    assert takes == [("signal",), ("backtest",), ("report",), ("volatility",), ("rank",), ("check-leaks",),
+                     ("models", "compare"), ("trade", "run"), ("trade-all",)]
+    commands = (["signal"], ["backtest"], ["report", "ETH/USD"], ["volatility"], ["rank"], ["check-leaks"],
+                ["trade"], ["trade-all"])
+    for words in commands:
         error = invoke(*words, "--params", "smok").exception
         assert str(error) == "unknown parameter file smok; did you mean smoke?" and error.exit_code == 2
         missing = invoke(*words, "--params", "smok.yaml").exception

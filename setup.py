@@ -9,7 +9,7 @@ parser.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 name = cfg["lib_name"]
 # The report notebooks and parameter files of the checkout, which report.render finds in an installed package.
-notebooks = ["backtest.ipynb", "signal.ipynb", "universe.ipynb", "universe_rank.ipynb"]
+notebooks = ["backtest.ipynb", "signal.ipynb", "universe.ipynb", "universe_rank.ipynb", "volatility.ipynb"]
 project = {f"{name}.project.nbs": notebooks, f"{name}.project.params": ["*.yaml"]}
 setup(
     name=name,

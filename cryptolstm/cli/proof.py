@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['proof_app', 'MARKS', 'OUTCOMES', 'TESTS', 'ABOUT', 'answer', 'check_rows', 'verify', 'print_verified', 'yours',
-           'check_leaks', 'print_proof', 'test_settings', 'test_subject', 'prereg', 'print_registration',
+           'check_leaks', 'print_proof', 'registered_settings', 'registered_subject', 'prereg', 'print_registration',
            'compare_tickers', 'read_result', 'print_tickers']
 
 # %% ../../nbs/cli/03_proof.ipynb #da97f996
@@ -183,7 +183,7 @@ def print_proof(proof: dict) -> None:
 TESTS = {"volatility": volatility_config, "rank": rank_config}   # `kind` of a parameter file → its settings
 ABOUT = ("kind", "hypothesis", "tickers")   # keys of such a file that are no settings
 
-def test_settings(
+def registered_settings(
     kind: str,                        # of a parameter file
     file: Mapping,
     assignments: list[str] | None,    # from `--set`
@@ -197,7 +197,7 @@ def test_settings(
     given = {k: v for k, v in options.items() if v is not None}
     return TESTS[kind]({**known, **settings(assignments), **given})
 
-def test_subject(
+def registered_subject(
     kind: str,       # checked
     file: Mapping,   # of parameters
     run,             # from `test_settings`
@@ -225,11 +225,11 @@ def prereg(
     if not hypothesis:
         raise InputError('there is no hypothesis; pass e.g. --hypothesis "the direction is forecast"')
     options, kind = {"end": end}, file.get("kind")
-    run = test_settings(kind, file, set_, options) if kind else build_run(params, set_, options)
+    run = registered_settings(kind, file, set_, options) if kind else build_run(params, set_, options)
     if run.end is None:
         raise InputError("end is not set, so the tested hours are not known; pass e.g. --end 2031-03-01")
     from cryptolstm.proof.prereg import preregister
-    made = preregister(run, hypothesis, subject=test_subject(kind, file, run) if kind else None)
+    made = preregister(run, hypothesis, subject=registered_subject(kind, file, run) if kind else None)
     answer({**asdict(made), "hours": made.hours, "sentence": made.sentence()}, 0, as_json, print_registration)
 
 

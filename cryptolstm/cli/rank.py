@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from .research import OutOption
-from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, ZoneOption, emit,
-                                     check_over, print_rows, settings, test_table, warn_simulated)
-from .universe import AllOption, ManyArgument, chosen_tickers, end_failed
+from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, ZoneOption,
+                                     check_over, forecast_settings, print_rows)
+from .universe import AllOption, ManyArgument, chosen_tickers, end_test
 from ..core.config import use_display
 from ..core.errors import InputError
 from ..core.rank_config import RankConfig, check_rankable, rank_config
@@ -27,12 +27,11 @@ def rank_settings(
     assignments: list[str] | None,   # from `--set`
     options: dict,                   # named options; None = not given
     params: Path | None = None,      # YAML, or the name of one in params/
-) -> dict:                           # setting → value, checked; "tickers" if the file names some
+) -> tuple[dict, list]:              # setting → value, checked; tickers of the file
     "The settings of a command line. Raises `InputError` for an unknown setting, value or exchange."
-    file = test_table(params, "rank")
-    values = {**file, **settings(assignments), **{k: v for k, v in options.items() if v is not None}}
-    check_market(rank_config({k: v for k, v in values.items() if k != "tickers"}).exchange)
-    return values
+    values, listed = forecast_settings(params, "rank", assignments, options)
+    check_market(rank_config(values).exchange)
+    return values, listed
 
 def rank_option(name: str):
     "Option of the command for one setting."
@@ -104,23 +103,17 @@ def rank(
     use_display({"display_zone": display_zone})
     chosen = chosen_tickers(tickers, ticker, every)
     named = {"horizon": horizon, "hours": hours, "end": end, "top": top, "placebos": placebos}
-    values = rank_settings(set_, {**named, "exchange": exchange, "exchange_url": exchange_url}, params)
-    listed = values.pop("tickers", [])
+    named |= {"exchange": exchange, "exchange_url": exchange_url}
+    values, listed = rank_settings(set_, named, params)
     chosen = chosen or chosen_tickers(listed, None, False)
     if not chosen: raise InputError("no ticker is given; pass six or more, such as BTC/USD ETH/USD, or --all")
     check_rankable(chosen)
     check_over(rank_config(values))
     from cryptolstm.research.rank_run import rank_summary, run_ranks
     result = run_ranks(chosen, values, progress=True)
-    found = rank_summary(result)
+    page = None
     if report:
         from cryptolstm.report.rank_page import rank_report
         page = rank_report(result, chosen, values, out)
-        found["report"] = str(page.html)
-    warn_simulated(next(iter(found["data"].values())))
-    if as_json: emit(found)
-    else:
-        print_ranks(found)
-        if report: print(page.html, page.newest, sep="\n")
-    end_failed(found["failed"])
+    end_test(rank_summary(result), page, as_json, print_ranks)
     if gate: raise typer.Exit(result.level.exit_code)

@@ -6,7 +6,7 @@
 __all__ = ['TickerOption', 'TickerArgument', 'TickersOption', 'ExchangeOption', 'UrlOption', 'JsonOption', 'SetOption',
            'ParamsOption', 'ZoneOption', 'TIME', 'setting_option', 'checked_url', 'one_ticker', 'all_tickers', 'say',
            'emit', 'print_rows', 'assignment', 'settings', 'given_settings', 'many_settings', 'params_table',
-           'test_table', 'check_over', 'build_run', 'facts', 'warn_simulated']
+           'forecast_settings', 'check_over', 'build_run', 'facts', 'warn_simulated']
 
 # %% ../../nbs/cli/00_terminal.ipynb #8e74863c
 import json, re
@@ -198,15 +198,18 @@ def params_table(
     return table
 
 # %% ../../nbs/cli/00_terminal.ipynb #4f83d04c
-def test_table(
-    params: Path | None,   # as for `params_table`
-    kind: str,             # of the command, e.g. "rank"
-) -> dict:                 # settings, and perhaps "tickers"
-    "The settings of a file for tests of forecasts. Raises `InputError` for a file of another kind."
+def forecast_settings(
+    params: Path | None,              # as for `params_table`
+    kind: str,                        # of the command, e.g. "rank"
+    assignments: list[str] | None,    # from `--set`
+    options: Mapping,                 # named options; None = not given
+) -> tuple[dict, list]:               # setting → value, not checked; tickers that the file names
+    "The settings of a test of forecasts. Raises `InputError` for a file of another kind."
     table = params_table(params)
     if table.get("kind", kind) != kind:
         raise InputError(f"{params} is of the kind {shown(table['kind'])}; pass one of kind: {kind}")
-    return {k: v for k, v in table.items() if k not in ("kind", "hypothesis")}
+    file = {k: v for k, v in table.items() if k not in ("kind", "hypothesis", "tickers")}
+    return {**file, **given_settings(assignments, options)}, table.get("tickers", [])
 
 # %% ../../nbs/cli/00_terminal.ipynb #4541bbee
 def check_over(

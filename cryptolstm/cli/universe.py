@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ManyArgument', 'AllOption', 'WorkersOption', 'SchedulerOption', 'COLUMNS', 'chosen_tickers', 'check_one',
-           'end_failed', 'backtest_universe', 'signal_of', 'signal_jobs', 'signal_row', 'signal_universe']
+           'end_failed', 'end_test', 'backtest_universe', 'signal_of', 'signal_jobs', 'signal_row', 'signal_universe']
 
 # %% ../../nbs/cli/09_universe.ipynb #c1cf365f
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,20 @@ def end_failed(
     "Print the tickers that failed and end with exit code 1, if there are any."
     for ticker, reason in failed.items(): say(f"error: {ticker}: {reason}", "red")
     if failed: raise typer.Exit(1)
+
+def end_test(
+    found: dict,                  # JSON-able result, with "data" and "failed"
+    page,                         # `Report`, or None if none was written
+    as_json: bool,
+    show: Callable[[dict], None], # prints the result
+) -> None:
+    "Print the result of a test of forecasts; exit code 1 if a ticker failed."
+    warn_simulated(next(iter(found["data"].values())))
+    if as_json: emit(found | ({"report": str(page.html)} if page else {}))
+    else:
+        show(found)
+        if page: print(page.html, page.newest, sep="\n")
+    end_failed(found["failed"])
 
 # %% ../../nbs/cli/09_universe.ipynb #8558b4d1
 def backtest_universe(

@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, check_over, emit,
-                                     print_rows, settings, test_table, warn_simulated)
-from .universe import AllOption, ManyArgument, chosen_tickers, end_failed
+                                     forecast_settings, print_rows, warn_simulated)
+from .universe import AllOption, ManyArgument, chosen_tickers, end_failed, end_test
 from ..core.config import check_placebo
 from ..core.errors import InputError
 from ..core.settings import declared, help_text
@@ -29,12 +29,11 @@ def volatility_settings(
     params: Path | None,              # YAML, or the name of one in params/
     assignments: list[str] | None,    # from `--set`
     options: dict,                    # named options; None = not given
-) -> dict:                            # setting → value, checked
+) -> tuple[dict, list]:               # setting → value, checked; tickers of the file
     "The settings of a command line."
-    file = test_table(params, "volatility")
-    values = {**file, **settings(assignments), **{k: v for k, v in options.items() if v is not None}}
-    volatility_config({k: v for k, v in values.items() if k != "tickers"})
-    return values
+    values, listed = forecast_settings(params, "volatility", assignments, options)
+    volatility_config(values)
+    return values, listed
 
 def _option(name: str): return typer.Option(help=help_text(declared(VolatilityConfig)[name]))
 
@@ -78,8 +77,7 @@ def volatility(
         "exchange": exchange,
         "exchange_url": exchange_url,
     }
-    values = volatility_settings(params, set_, {**named, "seeds": SEEDS if network else None})
-    listed = values.pop("tickers", [])
+    values, listed = volatility_settings(params, set_, {**named, "seeds": SEEDS if network else None})
     chosen = chosen_tickers(tickers, ticker, every) or chosen_tickers(listed, None, False)
     if not chosen: raise InputError("no ticker is given; pass one or more, such as BTC/USD ETH/USD, or --all")
     placebos = check_placebo(placebos)
@@ -88,17 +86,11 @@ def volatility(
     if now: return print_now(chosen, values, as_json)
     from cryptolstm.research.volatility_checks import evaluate_volatility, volatility_summary
     result = evaluate_volatility(chosen, values, placebos, progress=True)
-    found = volatility_summary(result)
+    page = None
     if report:
         from cryptolstm.report.volatility_page import volatility_report
         page = volatility_report(result, chosen, values, placebos)
-        found["report"] = str(page.html)
-    warn_simulated(next(iter(found["data"].values())))
-    if as_json: emit(found)
-    else:
-        print_volatility(found)
-        if report: print(page.html, page.newest, sep="\n")
-    end_failed(found["failed"])
+    end_test(volatility_summary(result), page, as_json, print_volatility)
 
 def newest_rows(
     newest: dict,    # ticker → row of `newest_table`

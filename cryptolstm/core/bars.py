@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'HOUR', 'BAR_FAULTS', 'MAX_GAP', 'LONGEST_SPANNED', 'PROVENANCE_NOTES', 'BARS_PER_YEAR', 'DAYS_PER_YEAR',
            'as_utc', 'local_time', 'display_time', 'check_index', 'invalid_bars', 'check_bars', 'regular_grid',
-           'grid_until', 'segment_ids', 'bars_hash', 'Provenance', 'stamp', 'provenance']
+           'grid_until', 'segment_ids', 'bars_hash', 'universe_hash', 'Provenance', 'stamp', 'provenance']
 
 # %% ../../nbs/core/04_bars.ipynb #e95347ec
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -195,6 +196,12 @@ def bars_hash(
     h = hashlib.sha256(np.ascontiguousarray(bars.index.as_unit("ns").asi8, "<i8").tobytes())
     for c in COLUMNS: h.update(np.ascontiguousarray(bars[c].to_numpy("float64"), "<f8").tobytes())
     return h.hexdigest()
+
+def universe_hash(
+    hashes: Mapping[str, str],   # ticker → `bars_hash` of its bars
+) -> str:                        # 64 hexadecimal digits; the order of the tickers does not matter
+    "SHA-256 of the bars of several tickers."
+    return hashlib.sha256("".join(f"{t} {h}" for t, h in sorted(hashes.items())).encode()).hexdigest()
 
 # %% ../../nbs/core/04_bars.ipynb #559d60b2
 @dataclass(frozen=True, repr=False)

@@ -6,8 +6,8 @@
 __all__ = ['ENTRY_MODES', 'SHORT_VOLUMES', 'PROBABILITIES', 'EXIT_MODES', 'SIZINGS', 'VOLATILITIES', 'NESTED', 'QUICK',
            'DEFAULT_EXCHANGE', 'check_ticker', 'check_end', 'check_exchange', 'check_address', 'check_rules',
            'check_network', 'check_pool', 'check_placebo', 'check_threshold', 'Market', 'Learning', 'Entry', 'Orders',
-           'check_orders', 'RunConfig', 'pool_tickers', 'check_no_pool', 'whole_pool', 'run_config', 'Display',
-           'use_display', 'needed_text', 'merge_settings', 'quick_note', 'read_params', 'run_from_namespace']
+           'check_orders', 'RunConfig', 'run_setting', 'pool_tickers', 'check_no_pool', 'whole_pool', 'run_config',
+           'Display', 'use_display', 'needed_text', 'merge_settings', 'quick_note', 'read_params', 'run_from_namespace']
 
 # %% ../../nbs/core/07_config.ipynb #c62b5d77
 import os, re
@@ -289,6 +289,17 @@ class RunConfig(Orders, Entry, Learning, Market):
     def part(self, kind: type):
         "One of the four parts, e.g. `run.part(Orders)`."
         return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
+
+# %% ../../nbs/core/07_config.ipynb #6b7e3350
+def run_setting(
+    name: str,      # of a setting of `RunConfig`
+    default=None,   # None = the same
+):                  # field of a dataclass
+    "Declare a setting of another configuration like that of a run."
+    s = declared(RunConfig)[name]
+    between = None if s.low is None else (s.low, s.high)
+    kind = {k: getattr(s, k) for k in ("unit", "off", "check")}
+    return setting(s.default if default is None else default, s.meaning, between, **kind)
 
 # %% ../../nbs/core/07_config.ipynb #2bd966a3
 def pool_tickers(

@@ -9,24 +9,17 @@ __all__ = ['FEWEST_PLACEBOS', 'FEWEST_RANKED', 'RankConfig', 'rank_config', 'che
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .config import RunConfig
+from .config import run_setting
 from .errors import InputError, unknown_name
 from .settings import check_settings, declared, setting
 
 # %% ../../nbs/core/12_rank_config.ipynb #4d36914e
 FEWEST_PLACEBOS = 20   # below which a verdict would rest on the luck of a few
 
-def _same(name: str, default=None):
-    "A setting of `RunConfig`, perhaps with another default."
-    s = declared(RunConfig)[name]
-    between = None if s.low is None else (s.low, s.high)
-    kind = {k: getattr(s, k) for k in ("unit", "off", "check")}
-    return setting(s.default if default is None else default, s.meaning, between, **kind)
-
 @dataclass(frozen=True)
 class RankConfig:
     "Settings of a test of ranks. Immutable."
-    hours: int = _same("hours", 8760)
+    hours: int = run_setting("hours", 8760)
     horizon: int = setting(24, "hours held, from the next open", (1, 72), unit="hours")
     train_hours: int = setting(
         4320, "hours before the tested ones at least; the first 720 warm up", (1000, 200_000), unit="hours"
@@ -44,13 +37,13 @@ class RankConfig:
     boosted: int = setting(3, "boosted models that are averaged", (1, 100))
     trees: int = setting(200, "trees of each boosted model", (1, 10_000))
     placebos: int = setting(FEWEST_PLACEBOS, "placebos with rolled labels", (FEWEST_PLACEBOS, 10_000))
-    fee: float = _same("fee")
-    slippage: float = _same("slippage")
-    borrow_rate: float = _same("borrow_rate")
-    seed: int = _same("seed")
-    end: str | None = _same("end")
-    exchange: str = _same("exchange")
-    exchange_url: str | None = _same("exchange_url")
+    fee: float = run_setting("fee")
+    slippage: float = run_setting("slippage")
+    borrow_rate: float = run_setting("borrow_rate")
+    seed: int = run_setting("seed")
+    end: str | None = run_setting("end")
+    exchange: str = run_setting("exchange")
+    exchange_url: str | None = run_setting("exchange_url")
 
     def __post_init__(self): check_settings(self)
 

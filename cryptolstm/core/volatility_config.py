@@ -9,7 +9,7 @@ __all__ = ['WARM_UP', 'VolatilityConfig', 'volatility_config']
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .config import check_address, check_end, check_exchange
+from .config import run_setting
 from .errors import unknown_name
 from .settings import check_settings, declared, setting
 
@@ -26,15 +26,9 @@ class VolatilityConfig:
     seeds: tuple[int, ...] = setting(
         (), "seeds of the LSTM members of a universe; empty for the ridge regression alone", (0, 2**31 - 1)
     )
-    end: str | None = setting(
-        None, "ISO time at which the last bar closes", off="the newest closed bar", check=check_end
-    )
-    exchange: str = setting(
-        "auto", 'ccxt id, "simulated", or "auto": stored bars, exchange, demo market', check=check_exchange
-    )
-    exchange_url: str | None = setting(
-        None, "another base address of the same API", off="the usual one", check=check_address
-    )
+    end: str | None = run_setting("end")
+    exchange: str = run_setting("exchange")
+    exchange_url: str | None = run_setting("exchange_url")
     seed: int = setting(0, "of the demo market", (0, 2**31 - 1))
 
     def __post_init__(self): check_settings(self)

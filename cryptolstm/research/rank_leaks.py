@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Universe', 'RankPipeline', 'known_by', 'same_rows', 'check_cut', 'altered_universes', 'check_altered',
-           'swapped_names', 'check_permuted', 'check_members', 'members_of', 'universe_hash', 'rank_certificate']
+           'swapped_names', 'check_permuted', 'check_members', 'members_of', 'rank_certificate']
 
 # %% ../../nbs/research/13_rank_leaks.ipynb #5a3ab0a0
 from collections.abc import Callable, Iterable, Mapping
@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from ..core.bars import bars_hash
+from ..core.bars import bars_hash, universe_hash
 from ..core.errors import InputError
-from ..core.files import config_hash
 from ..features.cross_section import cross_section, membership
 from ..features.panel import panel
 from ..proof.leaks import (Certificate, altered_futures, check_entry, differences, finding,
@@ -146,12 +145,6 @@ def members_of(
     return whole.frame(membership(whole, most))
 
 # %% ../../nbs/research/13_rank_leaks.ipynb #1aa92558
-def universe_hash(
-    bars: Universe,
-) -> str:
-    "Hash of the bars of all tickers."
-    return config_hash({x: bars_hash(b) for x, b in bars.items()})
-
 def rank_certificate(
     f: RankPipeline,
     bars: Universe,
@@ -177,4 +170,5 @@ def rank_certificate(
         check_entry("permutation", [], check_permuted(f, bars, full, seed)),
         check_entry("membership", rows, pd.concat([x for x in listed if len(x)] or listed[:1])),
     ]
-    return Certificate(checks, len(full), universe_hash(bars), None, seed, list(full))
+    digest = universe_hash({x: bars_hash(b) for x, b in bars.items()})
+    return Certificate(checks, len(full), digest, None, seed, list(full))

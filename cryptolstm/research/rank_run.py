@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 import cryptolstm
-from ..core.bars import HOUR, provenance
+from ..core.bars import HOUR, provenance, universe_hash
 from ..core.config import check_ticker
 from ..core.errors import OperationError
 from ..core.files import code_hash, plain
@@ -37,8 +37,7 @@ from ..proof.prereg import Subject, with_preregistration
 from ..proof.provenance import data_stamp
 from ..proof.trials import FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict
-from .rank_leaks import (Universe, check_cut, known_by, members_of, rank_certificate,
-                                            universe_hash)
+from .rank_leaks import (Universe, check_cut, known_by, members_of, rank_certificate)
 from .rank_skill import (PlaceboTest, RankAccount, RankLevel, ic_row, monthly_ic,
                                             placebo_test, positions, rank_account, rank_verdict, smoothed)
 from .rank_walk import (ENSEMBLE, LOW_VOLATILITY, MODELS, RankWalk,
@@ -321,6 +320,7 @@ def rank_trials(
 ) -> dict[str, Trial]:
     "A trial per model."
     tickers = list(bars)
+    digest = universe_hash({t: d["sha256"] for t, d in data.items()})
     found, code = {}, code_hash(Path(cryptolstm.__file__).parent)
     for model in MODELS:
         s = plain(sharpe_sample(accounts[model].net)._asdict())
@@ -328,7 +328,7 @@ def rank_trials(
         config = {**asdict(result_config), **subject.settings}
         found[model] = Trial(
             subject.name, market_of(data[tickers[0]]), **trial_span(accounts[model].net.index),
-            data_hash=universe_hash(bars), config=config, hit=None, code=code,
+            data_hash=digest, config=config, hit=None, code=code,
             returns=accounts[model].net.to_numpy(), **{k: s[k] for k in ("sharpe", "n", "skew", "kurtosis")},
         )
     return found

@@ -10,7 +10,7 @@ __all__ = ['TESTED', 'LEARNED', 'TINY_NETWORK', 'CUTS', 'LEAST_SHIFT', 'LEVEL', 
            'evaluate_volatility', 'volatility_summary']
 
 # %% ../../nbs/research/15_volatility_checks.ipynb #b59771b5
-import hashlib, inspect
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.bars import bars_hash
+from ..core.bars import bars_hash, universe_hash
 from ..core.config import check_ticker
 from ..core.errors import OperationError
 from ..core.files import code_hash, plain
@@ -94,7 +94,7 @@ def volatility_certificate(
             )
     cuts = {"repeat": [len(full) - 1]}
     checks = [check_entry(name, cuts.get(name, list(CUTS)), findings(rows)) for name, rows in found.items()]
-    digest = hashlib.sha256("".join(bars_hash(b) for b in parts.values()).encode()).hexdigest()
+    digest = universe_hash({t: bars_hash(b) for t, b in parts.items()})
     return Certificate(checks, sum(map(len, parts.values())), digest, None, seed, list(full))
 
 def _altered(bars: pd.DataFrame, removed: int, k: int, seed: int) -> pd.DataFrame:
@@ -189,7 +189,7 @@ def volatility_trials(
     data: Mapping,             # ticker → data stamp
 ) -> list[Trial]:              # one per forecaster; that in use is the last
     "Ledger entries of a run."
-    hashes = hashlib.sha256("".join(d["sha256"] for d in data.values()).encode()).hexdigest()
+    hashes = universe_hash({t: d["sha256"] for t, d in data.items()})
     names = sorted(result.walk.forecasts, key=lambda name: name == result.used)
     return [
         Trial(

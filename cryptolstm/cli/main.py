@@ -69,7 +69,10 @@ def global_options(
 def main() -> None:
     "Entry point of the `cryptolstm` command."
     try: app()
-    except CryptolstmError as e: say(f"error: {e}", "red"); sys.exit(e.exit_code)
+    except CryptolstmError as e:
+        say(f"error: {e}", "red")
+        if details := getattr(e, "details", ""): say(details)   # the traceback of the user's code
+        sys.exit(e.exit_code)
     except OSError as e:
         say(
             f"error: {e.filename or 'a file'} cannot be used ({e.strerror or e}); check its rights and the"

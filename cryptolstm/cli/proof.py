@@ -57,13 +57,17 @@ def verify(
     quick: Annotated[
         bool, typer.Option("--quick", help="page, manifest and stored bars only; no second run")
     ] = False,
+    code: Annotated[
+        list[str] | None,
+        typer.Option(help="module:name of the author's code that may be run; can be repeated"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Re-run a report from its manifest and compare.
 
     The exit code is 0 if the page holds, 1 if not, 3 if its bars or its notebook are missing here."""
     from cryptolstm.report.verify_kinds import verify_page
-    result = verify_page(page, quick, progress=True)
+    result = verify_page(page, quick, progress=True, code=code or ())
     answer(result, OUTCOMES[result["outcome"]][0], as_json, print_verified)
 
 
@@ -135,7 +139,8 @@ def check_leaks(
     )
     from cryptolstm.core.bars import provenance
     from cryptolstm.data.client import market_bars
-    from cryptolstm.features.indicators import WARMUP, features as our_features
+    from cryptolstm.features.indicators import WARMUP
+    from cryptolstm.features.indicators import features as our_features
     from cryptolstm.proof.pipelines import load_function
     from cryptolstm.research import certificate
     if hours < 100: raise InputError(f"hours is {hours}; pass at least 100, or no cut lies inside")
@@ -165,7 +170,7 @@ def check_leaks(
 def _pool(bars, run: RunConfig, hours: int) -> dict:
     "Bars of the other tickers that the network is trained on; empty without a pool."
     if not run.pool: return {}
-    from cryptolstm.research.backtest import pool_bars   # loads TensorFlow
+    from cryptolstm.research.backtest import pool_bars  # loads TensorFlow
     return pool_bars(bars, run, hours, progress=True)
 
 

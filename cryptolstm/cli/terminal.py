@@ -115,7 +115,7 @@ def print_rows(
     empty: str,         # printed if there is no row
 ) -> None:
     "Print a list as a table. Its lines are not wrapped in a pipe."
-    from cryptolstm.core.bars import local_time   # loads pandas
+    from cryptolstm.core.bars import local_time  # loads pandas
     def shown(value) -> str:
         if TIME.match(str(value)): return local_time(value)
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else value
@@ -146,7 +146,8 @@ def assignment(
             " pass for instance --set network.epochs=5 or --set rules.macd=false"
         )
     parsed = read_yaml(value, f"--set {shortened(name)}", "pass for instance 3, 0.5, text or [32, 16]")
-    if outer in NESTED and not dot and not isinstance(parsed, dict):
+    code = outer == "rules" and isinstance(parsed, str)   # the name of a table of the user
+    if outer in NESTED and not dot and not isinstance(parsed, dict) and not code:
         raise InputError(
             f"--set {outer} is {shown(parsed)}; pass one of its settings, for instance --set {NESTED[outer]}"
         )
@@ -217,7 +218,7 @@ def check_over(
 ) -> None:
     "Raise `InputError` if a test of real bars ends in the future."
     if config.end is None or config.exchange == "simulated": return
-    from cryptolstm.core.bars import as_utc   # loads pandas
+    from cryptolstm.core.bars import as_utc  # loads pandas
     if (end := as_utc(config.end)) > datetime.now(UTC):
         raise InputError(f"the test ends at {end:%Y-%m-%d %H:%M} UTC, which has not passed; run it then")
 

@@ -57,6 +57,7 @@ def differs(
         "",
     ):
         return difference
+    if config.features: return ""   # the columns of the user follow from the settings
     columns, wanted = bundle.scaler.columns, input_columns(config)
     if columns == wanted: return ""
     other = [c for c in wanted if c not in columns] or [c for c in columns if c not in wanted]
@@ -125,6 +126,7 @@ def paired_test(
 
     `p_worse` is one-sided (a has the larger loss), `p` two-sided."""
     from scipy import stats
+
     from cryptolstm.stats.skill import LEAST, hac_lags, hac_variance
     d = np.asarray(a, float) - np.asarray(b, float)
     n = len(d)

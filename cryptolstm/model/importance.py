@@ -22,6 +22,8 @@ def family_places(
 ) -> dict[str, list[int]]:    # family → positions of its columns; none for absent families
     "Where the columns of each family of `FEATURES` are among the inputs of a network."
     places = {family: [columns.index(c) for c in own if c in columns] for family, own in FEATURES.items()}
+    ours = {"close", *(c for own in FEATURES.values() for c in own)}
+    places["own"] = [k for k, c in enumerate(columns) if c not in ours]   # of the user
     return {family: found for family, found in places.items() if found}
 
 # %% ../../nbs/model/15_importance.ipynb #af93d15e

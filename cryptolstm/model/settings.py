@@ -8,12 +8,14 @@ __all__ = ['TARGETS', 'PRECISIONS', 'LOSSES', 'ACTIVATIONS', 'SEED', 'EPOCHS', '
            'member_seeds']
 
 # %% ../../nbs/model/00_settings.ipynb #0d153ff4
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ..core.errors import InputError, shown, unknown_name
 from ..core.settings import check_value, declared, setting
-from ..core.config import RunConfig
+from ..core.config import RunConfig, run_setting
+from ..core.user_code import source_hash
 
 # %% ../../nbs/model/00_settings.ipynb #84be6e94
 TARGETS = {
@@ -83,11 +85,21 @@ class ModelConfig:
         unit="seconds",
         off="no limit",
     )
+    features: str | None = run_setting("features")
+    features_mode: str = run_setting("features_mode")
+    forecaster: str | None = run_setting("forecaster")
+    forecaster_args: str = setting("{}", "its arguments as JSON", check=str)
+    source: str | None = setting(
+        None, "hash of the files of features and forecaster", check=lambda text: text
+    )
 
 # `network` overrides that restore the original specification
 LITERAL = {"bn_momentum": 0.99, "target": "price"}
 # settings of the network that are settings of the run
-OF_THE_RUN = ("lookback", "horizon", "seed")
+OF_THE_RUN = (
+    *("lookback", "horizon", "seed"),
+    *("features", "features_mode", "forecaster", "forecaster_args", "source"),
+)
 
 # %% ../../nbs/model/00_settings.ipynb #d70f56fb
 MOST_MEMORY = 4    # GB of a training step
@@ -129,8 +141,16 @@ def model_config(
     for name in run.network:
         if name not in known: raise unknown_name("network setting", name, known)
     values = {name: check_value(known[name], value, "network ") for name, value in run.network.items()}
-    config = ModelConfig(**{name: getattr(run, name) for name in OF_THE_RUN}, **values)
+    of_run = {name: getattr(run, name) for name in OF_THE_RUN} | {
+        "forecaster_args": json.dumps(run.forecaster_args, sort_keys=True),
+        "source": source_hash((run.features, run.forecaster)),
+    }
+    config = ModelConfig(**of_run, **values)
     check_network(config)
+    if run.forecaster and config.target != "return":
+        raise InputError(
+            f"target={config.target} is for the LSTM; pass target=return with a forecaster of your own"
+        )
     if run.pool and config.target == "price":
         raise InputError(
             "target=price cannot pool tickers, whose prices have no scale in common; pass target=return, or"
@@ -140,11 +160,15 @@ def model_config(
 
 # %% ../../nbs/model/00_settings.ipynb #0bbd4c95
 def input_columns(
-    config: ModelConfig,   # its target
+    config: ModelConfig,   # its target, and features of the user
+    table=None,            # feature table, needed for features of the user
 ) -> list[str]:            # columns of the feature table, in the network's order
     "The input features of a network."
-    from cryptolstm.features.indicators import INPUTS   # loads pandas
-    return [*INPUTS, "close"] if config.target == "price" else list(INPUTS)
+    from cryptolstm.features.indicators import INPUTS  # loads pandas
+    from cryptolstm.features.own_features import own_columns
+    own = own_columns(table) if config.features else []
+    ours = [] if own and config.features_mode == "instead" else INPUTS
+    return [*ours, *own, *(["close"] if config.target == "price" else [])]
 
 # %% ../../nbs/model/00_settings.ipynb #97cf7641
 def member_seeds(

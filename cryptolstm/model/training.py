@@ -6,24 +6,24 @@
 __all__ = ['SAME_KIND', 'warm_start_refusal', 'time_limits', 'fit', 'LSTM']
 
 # %% ../../nbs/model/09_training.ipynb #ce0b3874
-import hashlib, time
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
 
 from ..core.machine import quiet_stderr
-from ..core.bars import as_utc, bars_hash, provenance
-from ..features.windows import window_start
+from ..core.bars import as_utc
 from ..stats.calibration import calibrate
 from ..scale.processes import Workers
 from .settings import ModelConfig, input_columns, member_seeds
 from .fast_lstm import threads_fixed
 from .bundle import ModelBundle
-from .training_data import TrainingData, training_data, training_parts
+from .training_data import (TrainingData, training_data, training_origin, training_parts,
+                                            training_spans)
 from .training_loop import prediction_loss, train_in_process, train_seed
+from .own_forecaster import check_alone
 
 # %% ../../nbs/model/09_training.ipynb #06230dd5
 with quiet_stderr():
@@ -42,7 +42,9 @@ def warm_start_refusal(
 ) -> str:                           # "" if its weights may be continued
     "Why the weights must not be continued: the purge between training and validation, across two models."
     if old.config != config: return "the old model has other settings"
-    if old.scaler.columns != input_columns(config): return "the old model was trained on other features"
+    # the columns of the user follow from the settings, which are equal
+    if not config.features and old.scaler.columns != input_columns(config):
+        return "the old model was trained on other features"
     if old.ticker != ticker and None not in (old.ticker, ticker):
         return f"the old model was trained on {old.ticker}, this one is on {ticker}"
     if len(old.members) != len(member_seeds(config)):
@@ -173,36 +175,6 @@ def _val_losses(bundle: ModelBundle, data: TrainingData, z: np.ndarray) -> tuple
     )
     return tuple(float(np.mean(prediction_loss(config.loss, y - v))) for v in (z.mean(axis=1), still))
 
-# %% ../../nbs/model/09_training.ipynb #1017d74b
-def _spans(parts: list, config: ModelConfig, old: ModelBundle | None) -> dict:
-    "Span of a training and hash of its bars; `fitted_until` includes the model it was continued from."
-    seen, fitted = [], []
-    for p in parts:
-        ends = np.r_[p.train, p.val]
-        if len(ends):
-            start = window_start(p.bars, ends[0], config.lookback)
-            seen.append(p.bars.iloc[start : ends[-1] + config.horizon + 1])
-        if len(p.train): fitted.append(p.bars.index[p.train[-1] + config.horizon])
-    hashes = [bars_hash(s) for s in seen]
-    return {
-        "trained_from": min(s.index[0] for s in seen).isoformat(),
-        "trained_until": max(s.index[-1] for s in seen).isoformat(),
-        "fitted_until": max([*fitted, *([] if old is None else [as_utc(old.fitted_until)])]).isoformat(),
-        "data_hash": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
-    }
-
-def _origin(parts: list, bars: pd.DataFrame | Mapping) -> dict:
-    "Ticker and exchange a model was trained on, and the time of training."
-    markets = sorted(
-        {str(m) for p in parts if (m := provenance(p.bars).market_or_exchange) is not None}
-    )
-    ticker = ", ".join(sorted(bars)) if isinstance(bars, Mapping) else provenance(bars).ticker
-    return {
-        "ticker": ticker,
-        "exchange": ", ".join(markets) or None,
-        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
 # %% ../../nbs/model/09_training.ipynb #57629ca4
 def fit(
     # training bars, all of them closed; or {ticker: (bars, features)}
@@ -222,7 +194,7 @@ def fit(
     Raises `OperationError` if the first epoch diverges; `training["stopped"]` names any other end."""
     parts = training_parts(bars, table, config)
     data, scaler, price_scale = training_data(parts, config)
-    origin, begins = _origin(parts, bars), min(p.bars.index[p.val[0]] for p in parts if len(p.val))
+    origin, begins = training_origin(parts, bars), min(p.bars.index[p.val[0]] for p in parts if len(p.val))
     refused = (
         ""
         if warm_start is None
@@ -240,10 +212,12 @@ def fit(
         training={},
         hours=hours,
         price_scale=price_scale,
-        **_spans(parts, config, old),
+        **training_spans(parts, config, None if old is None else old.fitted_until),
         **origin
     )
     z = bundle.outputs(data.x, data.val)
+    if config.forecaster:   # a network of the user
+        check_alone(z, bundle.outputs(data.x, data.val[: (len(z) + 1) // 2]), config.forecaster)
     training = _training_record(bundle, parts, data, records, z, old) | {
         "single_threaded": workers is not None,
         "warm_started": old is not None,

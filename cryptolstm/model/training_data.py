@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PASS', 'MIN_WINDOWS', 'training_pool', 'TrainingPart', 'windows_needed', 'training_ends', 'training_parts',
-           'TrainingData', 'training_data']
+           'TrainingData', 'training_data', 'training_spans', 'training_origin']
 
 # %% ../../nbs/model/07_training_data.ipynb #b42dcf28
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, TooFewRows
-from ..core.bars import check_index
+from ..core.bars import as_utc, bars_hash, check_index, provenance
 from ..features.targets import label, target
 from ..features.windows import (InputScaler, fit_scaler, pooled_split, real_rows, window_ends,
                                          window_start)
 from .settings import ModelConfig, check_network, input_columns
+from datetime import UTC, datetime
 
 # %% ../../nbs/model/07_training_data.ipynb #8d0b6f11
 def training_pool(
@@ -29,12 +31,12 @@ def training_pool(
     "The bars and features passed, checked for consistency. Raises `InputError` naming the ticker that fails."
     pool = {f" of {k}": bars[k] for k in sorted(bars)} if isinstance(bars, Mapping) else {"": (bars, table)}
     if not pool: raise InputError(f"there is no ticker to train on; {PASS}")
-    for of, pair in pool.items(): _check_pair(of, pair, [*input_columns(config), "sigma", "close"])
+    for of, pair in pool.items(): _check_pair(of, pair, config)
     return list(pool.values())
 
 PASS = "pass fit(bars, table, config) or fit({ticker: (bars, table)}, config=config)"
 
-def _check_pair(of: str, pair: tuple, columns: list) -> None:
+def _check_pair(of: str, pair: tuple, config: ModelConfig) -> None:
     "Raise `InputError` unless one ticker's bars and features are consistent."
     if (
         not isinstance(pair, (tuple, list))
@@ -51,7 +53,7 @@ def _check_pair(of: str, pair: tuple, columns: list) -> None:
             f"the features{of} have other rows than the bars ({len(t):,} against {len(b):,}); pass"
             " features(bars) of these bars"
         )
-    if missing := [c for c in columns if c not in t]:
+    if missing := [c for c in (*input_columns(config, t), "sigma", "close") if c not in t]:
         raise InputError(f"the features{of} lack the column {missing[0]}; pass features(bars)")
 
 # %% ../../nbs/model/07_training_data.ipynb #e02b1fb0
@@ -84,7 +86,7 @@ def training_ends(
 ) -> np.ndarray:           # row numbers, ascending
     "The rows at which a complete window with a known target ends."
     y = label(config.target, bars, table["sigma"], config.horizon).to_numpy("float64")
-    ends = window_ends(table[input_columns(config)], bars, config.lookback)
+    ends = window_ends(table[input_columns(config, table)], bars, config.lookback)
     return ends[np.isfinite(y[ends])]
 
 # %% ../../nbs/model/07_training_data.ipynb #b1464ff3
@@ -113,7 +115,7 @@ def training_parts(
 def _too_few_windows(pool: list, ends: list, config: ModelConfig) -> TooFewRows:
     "The error for too few windows, with the number of bars that would be enough for one ticker."
     found, needed, n = sum(map(len, ends)), windows_needed(config), sum(len(b) for b, _ in pool)
-    known = sum(int(np.isfinite(t[input_columns(config)]).all(axis=1).sum()) for _, t in pool)
+    known = sum(int(np.isfinite(t[input_columns(config, t)]).all(axis=1).sum()) for _, t in pool)
     if len(pool) > 1:
         return TooFewRows(
             f"{n} bars of {len(pool)} tickers ({known} with known features) give {found} complete"
@@ -164,7 +166,7 @@ def training_data(
 
 def _fitted_scaler(parts: list[TrainingPart], config: ModelConfig) -> InputScaler:
     rows = [
-        p.table[input_columns(config)].iloc[
+        p.table[input_columns(config, p.table)].iloc[
             window_start(p.bars, p.train[0], config.lookback) : p.train[-1] + 1
         ]
         for p in parts
@@ -175,3 +177,40 @@ def _fitted_scaler(parts: list[TrainingPart], config: ModelConfig) -> InputScale
 def _price_scale(prices: np.ndarray) -> dict:
     low, middle, high = np.quantile(prices, [0.25, 0.5, 0.75])
     return {"center": float(middle), "scale": float(high - low) or 1.0}
+
+# %% ../../nbs/model/07_training_data.ipynb #81645135
+def training_spans(
+    parts: list[TrainingPart],   # from `training_parts`
+    config: ModelConfig,         # lookback and horizon
+    before: str | None = None,   # `fitted_until` of the model whose weights are continued
+) -> dict:                       # trained_from, trained_until, fitted_until and data_hash of a `ModelRecord`
+    "Span of a training and hash of its bars; `fitted_until` includes the model it was continued from."
+    seen, fitted = [], [] if before is None else [as_utc(before)]
+    for p in parts:
+        ends = np.r_[p.train, p.val]
+        if len(ends):
+            start = window_start(p.bars, ends[0], config.lookback)
+            seen.append(p.bars.iloc[start : ends[-1] + config.horizon + 1])
+        if len(p.train): fitted.append(p.bars.index[p.train[-1] + config.horizon])
+    hashes = [bars_hash(s) for s in seen]
+    return {
+        "trained_from": min(s.index[0] for s in seen).isoformat(),
+        "trained_until": max(s.index[-1] for s in seen).isoformat(),
+        "fitted_until": max(fitted).isoformat(),
+        "data_hash": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    }
+
+def training_origin(
+    parts: list[TrainingPart],     # from `training_parts`
+    bars: pd.DataFrame | Mapping,  # as passed to it
+) -> dict:                         # ticker, exchange and trained_at of a `ModelRecord`
+    "Ticker and exchange a model was trained on, and the time of training."
+    markets = sorted(
+        {str(m) for p in parts if (m := provenance(p.bars).market_or_exchange) is not None}
+    )
+    ticker = ", ".join(sorted(bars)) if isinstance(bars, Mapping) else provenance(bars).ticker
+    return {
+        "ticker": ticker,
+        "exchange": ", ".join(markets) or None,
+        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

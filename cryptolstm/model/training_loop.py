@@ -17,9 +17,9 @@ from ..core.errors import OperationError
 from ..core.machine import quiet_stderr
 from ..stats.skill import huber
 from ..scale.processes import report, told_to_stop
-from .settings import ModelConfig, input_columns, member_seeds
-from .network import (Batches, architecture_of, compiled_network, in_float32,
-                                      initial_weights, raw_outputs, reset_network, seeded, weights_of)
+from .settings import ModelConfig, member_seeds
+from .network import (Batches, architecture_of, compiled_network, in_float32, initial_weights,
+                                      raw_outputs, reset_network, seeded, weights_of)
 from .training_data import TrainingData
 
 # %% ../../nbs/model/08_training_loop.ipynb #5af431de
@@ -239,10 +239,11 @@ def training_seconds(
     config: ModelConfig,
     train: int,                # training windows
     val: int,                  # validation windows
+    columns: int,              # of a window
     continued: bool = False,   # from the weights of an earlier model
 ) -> float:                    # at most
     "Estimate the duration of a training from a few measured steps."
     size = batch_of(config, train)
-    seconds = step_seconds(config, size, len(input_columns(config)))
+    seconds = step_seconds(config, size, columns)
     limit = config.max_train_seconds or float("inf")
     return min(seconds * training_steps(config, train, val, size, continued), limit)

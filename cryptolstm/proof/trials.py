@@ -25,7 +25,11 @@ from ..core.bars import HOUR, as_utc
 # %% ../../nbs/proof/03_trials.ipynb #6700e68f
 WHERE_FROM = ("end", "exchange", "exchange_url")   # source of the bars, which are identified by their hash
 # later settings, with the value that changes nothing: trials of earlier releases have the same hash
-LATER = (("pool", []), ("exceed", "calibrated"), ("sizing_volatility", "forecast"))
+LATER = (
+    *(("pool", []), ("exceed", "calibrated"), ("sizing_volatility", "forecast")),
+    *((name, None) for name in ("features", "forecaster", "decide", "source")),
+    *(("features_mode", "add"), ("forecaster_args", {})),
+)
 
 @dataclass(frozen=True)
 class Trial:

@@ -123,7 +123,7 @@ def headline(
         plain_sentence(results),
         key_figures(results),
         [
-            "Walk-forward backtest of an LSTM",
+            f"Walk-forward backtest of {results['config'].forecaster or 'an LSTM'}",
             market_text(data),
             span,
             f"{len(results['predictions']):,} hours",
@@ -209,14 +209,19 @@ def data_table(
                 + " before its fold; the last fifth of them selects the epoch"
                 + (f"; forecasts of {time_text(made)} UTC reused" if made else "")
             ),
-            "Network": (
-                f"{first['weights']:,} weights; {first['windows_per_weight']:.4f} training windows per weight"
-                + (" (underpowered)" if first["underpowered"] else "")
-            ),
+            **({"Network": _weights(first)} if first["weights"] else {}),
+            **({"Code of the author": f"{', '.join(run.code)}; files {run.source}"} if run.code else {}),
             "Missing bars": f"{data['gaps']:,} of {data['bars']:,}",
             "Costs": f"{fee} fee and {slippage} slippage per side",
             "Hash of the bars": f"sha256 {data['sha256'][:16]}…",
         }
+    )
+
+def _weights(first: Mapping) -> str:   # row of the first fold
+    "Size of a network, in words."
+    small = " (underpowered)" if first["underpowered"] else ""
+    return (
+        f"{first['weights']:,} weights; {first['windows_per_weight']:.4f} training windows per weight{small}"
     )
 
 # %% ../../nbs/report/09_backtest_page.ipynb #24038832

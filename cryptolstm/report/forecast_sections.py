@@ -16,7 +16,6 @@ import pandas as pd
 from ..core.bars import local_time
 from ..core.text import display_zone, p_text, percent
 from ..core.config import RunConfig
-from ..features.indicators import INPUTS
 from ..stats.calibration import MIN_CALIBRATION
 from ..model.drift import MIN_REFERENCE, WINDOW
 from ..model.importance import FEWEST
@@ -27,6 +26,8 @@ from .pieces import Piece, as_table, details, interval_text, is_simulated, nothi
 from .figures import cell_text
 from .plots import (MOST_DOTS, heat_map, importance_conclusion, plot_fan, plot_funnel,
                                      plot_importance, plot_predictions, plot_reliability)
+from ..core.user_code import forecaster_name
+from ..model.settings import input_columns, model_config
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #a2b7ccc9
 SKILL_HEAD = [
@@ -70,6 +71,7 @@ def comparison_table(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "The network compared with each of the other forecasters."
+    name = forecaster_name(results["config"].forecaster)
     rows = [
         (name, f"{int(r['n']):,}", cell_text(r["dm"], ".2f"), cell_text(r["dm_p"], "p"))
         for name, r in results["against"].iterrows()
@@ -80,14 +82,14 @@ def comparison_table(
         f" spans, but they see the inputs of one bar, the network those of {results['config'].lookback}, and"
         " they use no validation bars. A confidence set p below 0.1 means that another forecaster is better.",
         "quiet",
-    ) + as_table(rows, ["LSTM compared with", "bars", "DM", "DM p"]))
+    ) + as_table(rows, [f"{name} compared with", "bars", "DM", "DM p"]))
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #8aa62bb2
 def prediction_figure(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "Realised against predicted moves."
-    row, moves = results["skill"].loc["LSTM"], results["predictions"]
+    row, moves = results["skill"].loc[forecaster_name(results["config"].forecaster)], results["predictions"]
     chance = float(row["hit_expected"]) if pd.notna(row["hit_expected"]) else 0.5
     panels = plot_predictions(moves, chance, simulated=is_simulated(results))
     if not panels: return paragraph("There are too few forecasts to show.", "quiet")
@@ -348,7 +350,8 @@ def correlation_figure(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "Rank correlations of the network's inputs and the next move, as a heat map."
-    table = results["features"][INPUTS].assign(**{"next move": results["predictions"]["realised"]})
+    columns = input_columns(model_config(results["config"]), results["features"])
+    table = results["features"][columns].assign(**{"next move": results["predictions"]["realised"]})
     matrix = table.corr("spearman")
     last = matrix["next move"].drop("next move")
     title = "No input varies with the next move"

@@ -23,6 +23,7 @@ from ..core.progress import Relay
 from ..research.runs import PACKED, project_folder, run_settings
 from .manifest import embed, make_manifest, notebook_stamp
 from .template import SHEET
+from ..core.user_code import UserCodeError
 
 # %% ../../nbs/report/04_render.ipynb #3bad2e1d
 @dataclass(frozen=True)
@@ -131,6 +132,10 @@ def execute_report(
 # %% ../../nbs/report/04_render.ipynb #95be7fc5
 def _cause(error) -> CryptolstmError:
     "The error that ended a notebook, as an error of this package."
+    if error.ename == UserCodeError.__name__:
+        cause = UserCodeError(error.evalue)
+        cause.details = "\n".join(error.traceback[1:])
+        return cause
     for kind in (InputError, OperationError):
         if error.ename in _names(kind): return kind(error.evalue)
     return OperationError(
@@ -236,6 +241,7 @@ def page_again(
 
     Raises `InputError` if there is no such notebook."""
     import nbformat
+
     from cryptolstm.report.template import notebook_html
     nb = evaluated(nbformat.read(shipped_notebook(notebook), as_version=4), results)
     title = results["config"].ticker if isinstance(results, Mapping) else results.title

@@ -6,12 +6,12 @@
 __all__ = ['SAME', 'DECIMAL', 'TRUSTED', 'STANDING', 'BACKTEST', 'finding', 'bars_again', 'check_text', 'same_exchange',
            'check_notebook', 'check_stored', 'check_tickers', 'check_pool', 'outcome', 'tolerance', 'close_enough',
            'same_text', 'numbers_of', 'agree', 'compare_tables', 'compare_results', 'compare_pages', 'rerun',
-           'check_standing', 'check_again', 'text_again', 'drawing_notes', 'PageKind', 'backtest_bars',
+           'check_standing', 'check_again', 'text_again', 'drawing_notes', 'check_code', 'PageKind', 'backtest_bars',
            'backtest_again', 'verify']
 
 # %% ../../nbs/report/11_verify.ipynb #1f59b3e2
 import json, math, re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -31,6 +31,7 @@ from ..data.store import DamagedStore, bar_path, hour_number, hour_time, load_st
 from ..data.demo import demo_market
 from ..proof.trials import FixedLedger, Ledger, Standing
 from .manifest import TABLES, canonical_json, embed, make_manifest, sha256_of, split
+from ..core.user_code import code_names, source_hash, without_code
 
 # %% ../../nbs/report/11_verify.ipynb #7a71795a
 def finding(
@@ -90,7 +91,7 @@ def check_text(
 
 def _consistent(manifest: Mapping) -> bool:
     "Whether entries that a manifest has twice are equal. Raises `InputError` for invalid settings."
-    run, data = run_config(manifest["config"]), manifest["data"]
+    run, data = run_config(without_code(manifest["config"])), manifest["data"]
     seeds = {"run": run.seed, "market": data.get("seed")}
     return (
         manifest["ticker"] == run.ticker == data["ticker"]
@@ -370,7 +371,7 @@ def rerun(
     """Run the backtest of a page again, always with a leak certificate and without an entry in the ledger.
 
     Notes on the origin of the bars and the figures of placebo runs are taken from the page."""
-    from cryptolstm.research.backtest import backtest   # loads TensorFlow: `quick` need not wait
+    from cryptolstm.research.backtest import backtest  # loads TensorFlow: `quick` need not wait
     from cryptolstm.research.placebo import placebo_table
     s, run, data = manifest["search"], run_config(manifest["config"]), manifest["data"]
     standing = Standing(s["trial"], **{k: s[k] for k in STANDING if k in s})
@@ -406,7 +407,7 @@ def check_again(
     pool: Mapping | None = None,  # ticker → bars of the others, for a page with a pool
 ) -> tuple[list[dict], list[str]]:   # findings, notes
     "Compare the numbers and the text of a page with those of a second run."
-    from cryptolstm.research.backtest import summary, trial_of   # loads TensorFlow
+    from cryptolstm.research.backtest import summary, trial_of  # loads TensorFlow
     results = rerun(manifest, bars, progress, pool)
     found = compare_results(manifest, summary(results))
     trusted = {k: manifest["data"][k] for k in TRUSTED if k in manifest["data"]}
@@ -440,6 +441,24 @@ def drawing_notes(manifest: Mapping) -> list[str]:
     if drawn and tolerance(manifest) == SAME: return []
     return ["of its figures only the words were compared, of its files nothing"]
 
+# %% ../../nbs/report/11_verify.ipynb #f1fb0dbf
+def check_code(
+    config: Mapping,       # settings of a page
+    named: Sequence[str],  # code that may be run
+) -> list[dict]:           # findings; empty if the run can be repeated
+    "Why the code of a page is not run."
+    asked = code_names(config)
+    if missing := [name for name in asked if name not in named]:
+        text = " ".join(f"--code {name}" for name in missing)
+        return [
+            finding("metrics", None, f"not computed again: look at the code of its author, then pass {text}")
+        ]
+    if asked and source_hash(asked) != config.get("source"):
+        return [
+            finding("code", False, f"the files of {', '.join(asked)} are not those the page was made with")
+        ]
+    return []
+
 # %% ../../nbs/report/11_verify.ipynb #50006233
 @dataclass(frozen=True)
 class PageKind:
@@ -468,6 +487,7 @@ def verify(
     home: Path | None = None,    # folder of the bar store and the ledger
     progress: bool = False,      # show the progress of the second run
     kinds: Mapping | None = None,   # kind → `PageKind`, of pages that are no backtests
+    code: Sequence[str] = (),    # names of the author's code that may be run
 ) -> dict:                       # outcome, ok, quick, path, findings, notes
     "Verify a page, its bars and its numbers. Raises `InputError` if it is not a page of this package."
     path = Path(path)
@@ -482,7 +502,9 @@ def verify(
     stored, bars = kind.stored(manifest, home)
     found += [*beside, *stored]
     known = [f["ok"] for f in stored]
-    if not quick and all(known):
+    authors = [] if quick else check_code(manifest["config"], code)
+    if authors: found += authors
+    elif not quick and all(known):
         again, more = kind.again(manifest, split(text, kinds or ())[0], bars, home, progress)
         found, notes = found + again, notes + more
     elif not quick:

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_CURVE', 'BETWEEN', 'AFTER', 'MOST_OTHERS', 'AT_THE_OPEN', 'IMPLAUSIBLE', 'UNUSUAL', 'FADE', 'LEAST_TRIED',
-           'FEW_LABELS', 'stand_in', 'open_decisions', 'full_pipeline', 'small_run', 'newest_unbroken', 'fewest_gaps',
-           'small_bars', 'line_table', 'label_findings', 'scaler_findings', 'adverse_future', 'check_retraining',
-           'fills_outside', 'check_orders', 'largest_correlation', 'exceeds', 'check_labels', 'check_plausible',
-           'certificate']
+           'FEW_LABELS', 'LEAK_SECONDS', 'LEAK_BARS', 'stand_in', 'open_decisions', 'full_pipeline', 'small_run',
+           'newest_unbroken', 'fewest_gaps', 'small_bars', 'line_table', 'label_findings', 'scaler_findings',
+           'adverse_future', 'check_retraining', 'fills_outside', 'check_orders', 'largest_correlation', 'exceeds',
+           'check_labels', 'check_plausible', 'check_features', 'with_fresh', 'certificate']
 
 # %% ../../nbs/research/04_certificate.ipynb #d61ec101
-import hashlib, json
+import hashlib, json, time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from ..core.errors import InputError
+from ..core.errors import InputError, OperationError
 from ..core.text import finite_or_none
 from ..core.bars import HOUR, check_bars, regular_grid
 from ..core.config import RunConfig, whole_pool
@@ -30,8 +30,11 @@ from ..stats.calibration import MIN_CALIBRATION
 from ..model.settings import model_config
 from ..model.intervals import fewest_bars
 from ..strategy.rules import needs_probability
-from ..proof.leaks import (Certificate, Pipeline, altered_futures, check_entry, check_start,
-                                    differences, finding, findings, leak_certificate, run_pipeline, same_bits)
+from ..proof.leaks import (Certificate, Pipeline, altered_futures, check_entry, check_fresh,
+                                    check_start, differences, failure_text, finding, findings, fresh_runs,
+                                    leak_certificate, run_pipeline, same_bits, unseen)
+from ..features.own_features import feature_table, own_features
+from functools import partial
 
 # %% ../../nbs/research/04_certificate.ipynb #5b44be78
 def stand_in(
@@ -267,7 +270,7 @@ def check_retraining(
     differ between two identical runs are ignored."""
     small = small_run(run)
     # 250: the volatility rule needs 240
-    n = 60 + small.lookback + small.train_hours + small.hours + 250
+    n = 60 + small.lookback + small.train_hours + small.hours + (WARMUP if run.features else 250)
     more = max(small.hours + fewest_bars(run.horizon) - n, 0)   # intervals need a longer history
     parts = small_bars(bars, small, pool, n, more)
     small, part = replace(small, pool=list(parts)), parts[run.ticker]
@@ -473,6 +476,43 @@ def _start_entry(f: Pipeline, bars: pd.DataFrame, warmup: int) -> list[dict]:
     )
     return [check_entry("start", at, check_start(f, bars, warmup, at))] if len(bars) > warmup + 1 else []
 
+# %% ../../nbs/research/04_certificate.ipynb #3f3dc475
+LEAK_SECONDS, LEAK_BARS = 20.0, 1500   # budget of the check before a training, and the newest bars it uses
+
+def check_features(
+    bars: pd.DataFrame,                # on the regular grid
+    run: RunConfig,                    # its features
+    seconds: float = LEAK_SECONDS,     # roughly; the fewer calls it allows, the fewer cuts are tried
+) -> None:
+    "Raise `OperationError` with the column of the user's features that uses the future."
+    f, part, began = partial(own_features, name=run.features), bars.iloc[-LEAK_BARS:], time.perf_counter()
+    f(part)
+    calls = seconds / max(time.perf_counter() - began, 1e-6)
+    size = len(part)
+    few = (
+        None if calls > 100 else np.linspace(size // 4, size - 2, max(int(calls / 4), 2)).astype(int).tolist()
+    )
+    proof = leak_certificate(f, part, few, None, run.seed, thorough=False)
+    if proof.passed: return
+    raise OperationError(
+        f"{run.features} uses the future: column {proof.offending}, {failure_text(proof.failed[0])};"
+        " nothing was trained"
+    )
+
+# %% ../../nbs/research/04_certificate.ipynb #473bdfa1
+def with_fresh(
+    proof: Certificate,
+    features: Pipeline,    # bars → features, with those of the user
+    bars: pd.DataFrame,
+    seed: int = 0,         # of the alteration
+) -> Certificate:          # with one more check
+    "A certificate that also runs the features in new processes, where earlier calls cannot help them."
+    runs = fresh_runs(features, bars, seed)
+    found = check_fresh(run_pipeline(features, bars), runs)
+    cuts = [cut for _, cut, *_ in runs]
+    entry = {**check_entry("fresh process", cuts, found), "warning": unseen(runs)}
+    return replace(proof, checks=[*proof.checks, entry])
+
 # %% ../../nbs/research/04_certificate.ipynb #8e40752b
 def certificate(
     bars: pd.DataFrame,                  # bar frame of the run
@@ -493,6 +533,7 @@ def certificate(
     whole = bars = _on_grid(bars)
     if newest is not None: bars = bars.iloc[-newest:]
     ours = features is indicators.features
+    if ours and run.features: features = partial(feature_table, config=run)
     # test the functions of the run as they currently stand in `replay`
     complete = ours and decide is None
     if complete: from cryptolstm.research import replay   # imports Keras, which other pipelines do not need
@@ -500,6 +541,7 @@ def certificate(
     pipeline = full_pipeline(features, our_decisions if complete else decide)
     again = fresh and not complete
     proof = leak_certificate(pipeline, bars, None, None, seed, thorough=thorough, fresh=again)
+    if fresh and ours and run.features: proof = with_fresh(proof, features, bars, seed)
     table = run_pipeline(features, bars)
     checks = [*proof.checks, *_start_entry(pipeline, bars, warmup)]
     if complete:

@@ -26,8 +26,9 @@ from ..core.machine import cpu_kind, versions
 from ..core.bars import bars_hash
 from ..core.config import Entry, Market, Orders, RunConfig, whole_pool
 from ..core.progress import Progress, with_progress
-from ..features.indicators import features
 from .walkforward import WalkForward, pooled_walk_forward, walk_forward
+from ..core.user_code import source_hash
+from ..features.own_features import feature_table
 
 # %% ../../nbs/research/01_forecasts.ipynb #410d66aa
 # settings that do not change the forecasts; `threshold_scale` and `exceed` do, because `p_exceed` depends on
@@ -49,6 +50,7 @@ def forecast_key(
         *_identity(bars),
         *([t, *_identity(b)] for t, b in whole_pool(bars, run, pool).items() if run.pool),
         plain(settings),
+        source_hash((run.features, run.forecaster)),
         versions(),
         cpu_kind(),
         code_hash(Path(cryptolstm.__file__).parent),
@@ -99,7 +101,7 @@ def unpacked_forecasts(
         for name in ("tested_from", "tested_until"):
             folds[name] = pd.to_datetime(folds[name]).dt.as_unit(bars.index.unit)
         made_at = stored["made_at"]
-        return WalkForward(predictions, folds, features(bars), None, made_at, importance=importance)
+        return WalkForward(predictions, folds, feature_table(bars, run), None, made_at, importance=importance)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as e:
         raise OperationError("the stored forecasts are damaged") from e
 

@@ -26,6 +26,7 @@ from ..stats.overfit import block_length
 from ..proof.trials import FixedLedger, Ledger
 from .result import Result
 from .backtest import backtest, run_backtest
+from ..core.user_code import forecaster_name
 
 # %% ../../nbs/research/07_placebo.ipynb #34fee59e
 LABELS, ORDER, MARKET = "permuted labels", "permuted blocks of returns", "demo market"
@@ -139,7 +140,7 @@ def placebo_figures(
     found: dict,   # from `backtest`
 ) -> dict:         # name of `SHOWN` → number, None where undefined
     "Figures by which real and placebo runs are compared."
-    row, traded = found["skill"].loc["LSTM"], len(found["trades"]) > 0
+    row, traded = found["skill"].loc[forecaster_name(found["config"].forecaster)], len(found["trades"]) > 0
     numbers = {
         "hit": row["hit"],
         "ic": row["ic"],

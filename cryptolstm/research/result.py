@@ -21,6 +21,7 @@ from ..data.quality import QualityReport
 from ..proof.leaks import Certificate
 from ..proof.verdict import Verdict
 from .baselines import HOLD
+from ..core.user_code import forecaster_name
 
 # %% ../../nbs/research/05_result.ipynb #93ff14d1
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def ten_figures(
     result: Mapping,   # a `Result`, or a dict with its names
 ) -> dict[str, str]:
     "The figures to read beside a verdict, as text."
-    hold, model = result["baseline_returns"][HOLD], result["skill"].loc["LSTM"]
+    hold, name = result["baseline_returns"][HOLD], forecaster_name(result["config"].forecaster)
+    model = result["skill"].loc[name]
     return {
         "total return": percent(result["total_return"], signed=True),
         HOLD: percent(hold, signed=True),

@@ -33,6 +33,7 @@ from ..execution.portfolio import portfolio
 from ..proof.verdict import LUCK, Level, Verdict, luck_reasons, p_equation, reading, verdict_level
 from .baselines import REVERSAL, past_return
 from .result import Result
+from ..core.user_code import forecaster_name
 
 # %% ../../nbs/research/10_universe.ipynb #72d8328a
 class Joint(NamedTuple):
@@ -381,7 +382,7 @@ def universe_table(
     "Results by ticker, with p-values corrected for their number (Romano–Wolf: for those of the joint hours)."
     rows = {}
     for t, r in universe.results.items():
-        skill, sharpe_ratio = r["skill"].loc["LSTM"], r["sharpe_ratio"]
+        skill, sharpe_ratio = r["skill"].loc[forecaster_name(r["config"].forecaster)], r["sharpe_ratio"]
         rows[t] = {
             "verdict": r["verdict"].level,
             "hours": len(r["predictions"]),

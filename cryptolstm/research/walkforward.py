@@ -21,7 +21,7 @@ from ..core.bars import check_bars
 from ..core.config import (QUICK, RunConfig, merge_settings, needed_text, pool_tickers, quick_note,
                                     run_config)
 from ..core.progress import Progress, duration_text, with_progress
-from ..features.indicators import WARMUP, features
+from ..features.indicators import INPUTS, WARMUP
 from ..features.targets import label
 from ..features.windows import window_start
 from ..stats.calibration import calibrate
@@ -37,6 +37,9 @@ from ..model.challenge import calibration_pairs, validation_pairs
 from ..model.importance import permutation_importance
 from ..model.intervals import hourly_sigma, training_intervals
 from ..strategy.threshold import distribution_exceedance, exceedance, exceedance_curve
+from ..features.own_features import feature_table
+from ..model.own_forecaster import FORECASTER, NETWORK, forecaster_kind
+from ..model.own_model import UserForecaster
 
 # %% ../../nbs/research/00_walkforward.ipynb #fd371b68
 @dataclass(frozen=True)
@@ -131,13 +134,14 @@ def estimate(
     run: RunConfig,
     progress: Progress,        # shows the estimate and begins; nothing is measured if it is not shown
     workers: Workers | None = None,   # processes that train the members of a fan
+    columns: int = len(INPUTS),       # of a window
 ) -> list[float]:              # seconds per fold; 0 if the progress is not shown or has begun
     "Estimate the duration of the trainings from a few measured steps."
     config, tickers = model_config(run), len(pool_tickers(run))
     if not progress.shown: return [0.0] * len(folds)
     if progress.planned: return progress.planned
     size = batch_of(config, round(run.train_hours * (1 - config.val_fraction)) * tickers)
-    step = step_seconds(config, size, len(input_columns(config)))
+    step = step_seconds(config, size, columns)
     if workers is not None: step *= 1.5 / min(workers.processes, len(member_seeds(config)))
     limit = config.max_train_seconds or float("inf")
     progress.planned = [min(step * fold_steps(config, f, size, tickers), limit) for f in folds]
@@ -281,8 +285,11 @@ def _walks(
     bars, config, bundle = {name: check_bars(bars[name]) for name in sorted(bars)}, model_config(run), None
     spans = pool_folds(bars, run)
     tickers = {name: _ticker(b, spans[name], config) for name, b in bars.items()}
-    network, folds = LSTM(config, run.train_hours, workers), spans[run.ticker]
-    planned = estimate(folds, run, progress, workers)
+    columns, folds = len(input_columns(config, tickers[run.ticker].table)), spans[run.ticker]
+    if forecaster_kind(config, columns) == NETWORK:
+        network = LSTM(config, run.train_hours, workers)
+        planned = estimate(folds, run, progress, workers, columns)
+    else: network, planned = UserForecaster(config, run.train_hours), [0.0] * len(folds)
     for f, seconds in zip(folds, planned, strict=True):
         seen = {name: _seen(t, f.number, label_bars) for name, t in tickers.items()}
         progress.stage(f"training {f.number + 1} of {len(folds)}", seconds)
@@ -295,7 +302,7 @@ def _walks(
 
 def _ticker(bars: pd.DataFrame, folds: list[Fold], config: ModelConfig) -> _Ticker:
     "A ticker before the first fold."
-    table = features(bars)
+    table = feature_table(bars, config)
     # a predicted price is compared by the return it implies
     kind = "volatility" if config.target == "volatility" else "return"
     return _Ticker(bars, table, folds, label(kind, bars, table["sigma"], config.horizon), [], [], [])
@@ -306,7 +313,9 @@ def _seen(t: _Ticker, number: int, label_bars: Callable | None) -> tuple[pd.Data
     seen, known = t.bars.iloc[rows], t.table.iloc[rows]
     return seen if label_bars is None else label_bars(seen, known), known
 
-def _fitted(network: LSTM, seen: dict, old: ModelBundle | None, on_epoch: Callable) -> ModelBundle:
+def _fitted(
+    network: LSTM | UserForecaster, seen: dict, old: ModelBundle | None, on_epoch: Callable
+) -> ModelBundle:
     "Model of a fold, trained on one ticker or on all."
     if len(seen) > 1: return network.fit(None, seen, old, on_epoch)
     ((bars, table),) = seen.values()
@@ -333,6 +342,8 @@ def _predict(
 
 def _fold_importance(bundle: ModelBundle, fold: Fold, t: _Ticker) -> pd.DataFrame:
     "Permutation importance of each family on the tested bars of a fold: seed × family."
+    if bundle.training.get("kind") == FORECASTER:
+        return pd.DataFrame(dtype="float64")   # it makes its own inputs
     near = slice(window_start(t.bars, fold.test_start, bundle.config.lookback), fold.test_end)
     outcomes = t.realised.iloc[fold.tested]
     return permutation_importance(

@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..core.errors import InputError, unknown_name
 from ..core.bars import BARS_PER_YEAR
+from ..core.user_code import forecaster_name
 
 # %% ../../nbs/stats/03_overfit.ipynb #50c8a1d4
 class SharpeSample(NamedTuple):
@@ -259,7 +260,7 @@ def across_tickers(
 
 def _ticker_row(r: dict) -> dict:
     "The row of one result."
-    skill = r["skill"]["LSTM"]
+    skill = r["skill"][forecaster_name(r["config"].get("forecaster"))]
     tests = [skill[name] for name in ("cw_p", "cw_mean_p", "pt_p")]
     figures = {
         "hit": skill["hit"],

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import InputError, unknown_name
 from ..core.config import RunConfig
+from ..core.user_code import UserCodeError, load_code
 
 if TYPE_CHECKING: import pandas as pd   # rules are checked before it is loaded
 
 # %% auto #0
-__all__ = ['COMPARE', 'RULES', 'Rule', 'volatility_share', 'trend_strength', 'same_bound', 'rules_of', 'needs_probability',
-           'check_decidable']
+__all__ = ['COMPARE', 'RULES', 'Rule', 'volatility_share', 'trend_strength', 'same_bound', 'user_rules', 'rules_of',
+           'needs_probability', 'check_decidable']
 
 # %% ../../nbs/strategy/01_rules.ipynb #0a2339ef
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -108,15 +109,26 @@ RULES: dict[str, Rule] = {
     ),
 }
 
+# %% ../../nbs/strategy/01_rules.ipynb #1f73fc09
+def user_rules(
+    name: str,             # "module:table"
+) -> Mapping[str, Rule]:
+    "A table of rules of the user. Raises `UserCodeError` if it is none."
+    rules = load_code(name)
+    if isinstance(rules, Mapping) and all(hasattr(rule, "meets") for rule in rules.values()): return rules
+    raise UserCodeError(f"{name} is no table of rules; make it a dictionary of name: Rule(...)")
+
 # %% ../../nbs/strategy/01_rules.ipynb #6fca10c9
 def rules_of(
     run: RunConfig,                     # its `rules` and `short_volume`
     rules: Mapping[str, Rule] = RULES,  # the base table; pass fewer rows to drop some
 ) -> dict[str, Rule]:                   # the rules in force
-    "The rules of a run. `InputError` for an unknown name or an invalid bound."
-    for name in run.rules:
+    "The rules of a run: ours or the user's. `InputError` for an unknown name or an invalid bound."
+    if isinstance(run.rules, str): rules, changes = user_rules(run.rules) if rules is RULES else rules, {}
+    else: changes = run.rules
+    for name in changes:
         if name not in {*RULES, *rules}: raise unknown_name("rule", name, {*RULES, *rules})
-    asked = {name: run.rules.get(name, rule.on) for name, rule in rules.items()}
+    asked = {name: changes.get(name, rule.on) for name, rule in rules.items()}
     out = {name: _with_bound(name, rules[name], asked[name]) for name in rules if asked[name] is not False}
     if run.short_volume == "above" and "volume" in out:
         out["volume"] = replace(out["volume"], signs=(">", ">"))

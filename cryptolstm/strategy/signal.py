@@ -22,7 +22,7 @@ from ..data.names import chosen_market
 from ..features.indicators import WARMUP, features
 from ..features.targets import label, predicted_price
 from ..features.windows import window_start
-from ..model.settings import ModelConfig, model_config
+from ..model.settings import ModelConfig, input_columns, model_config
 from ..model.record import ModelRecord
 from ..model.training_data import training_ends, training_parts, windows_needed
 from ..model.registry import (USUAL, Version, current_version, line_lock, line_name, read_version,
@@ -97,7 +97,8 @@ def begin_training(
     share = 1 / sum(member_epochs(config, continued))
     if line.shown:
         part = training_parts(bars, table, config)[0]
-        seconds = training_seconds(config, len(part.train), len(part.val), continued)
+        columns = len(input_columns(config, table))
+        seconds = training_seconds(config, len(part.train), len(part.val), columns, continued)
         line.begin(seconds, "1 training")
         line.stage("training", seconds)
     return lambda error: line.step(share)

@@ -151,7 +151,8 @@ def rank_entries(
 ) -> list[tuple[Standing, Trial]]:
     "The entries of the models."
     from cryptolstm.research.rank_run import rank_trials   # loads TensorFlow
-    trials = rank_trials(result.config, result.accounts, bars, result.data, result.frozen_on)
+    r = result
+    trials = rank_trials(r.config, r.accounts, bars, r.data, r.frozen_on, r.failed)
     return [(standing, trials[name]) for name, standing in result.standings.items()]
 
 def rank_manifest(

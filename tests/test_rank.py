@@ -30,7 +30,7 @@ from cryptolstm.model.rank import (
 from cryptolstm.proof.prereg import preregister
 from cryptolstm.proof.trials import Ledger
 from cryptolstm.report.manifest import read_manifest
-from cryptolstm.report.rank_page import SECTIONS, plain_sentence
+from cryptolstm.report.rank_page import SECTIONS, make_rank_manifest, plain_sentence
 from cryptolstm.report.render import page_again
 from cryptolstm.report.site import report_entries
 from cryptolstm.research.rank_leaks import check_cut, members_of, rank_certificate
@@ -512,8 +512,8 @@ def test_a_registered_test_survives_a_ticker_without_bars(bars, tmp_path):
 
 
 def test_the_command_of_a_page_asks_for_the_ticker_without_bars_again(result):
-    text = page_again(replace(result, failed={"XYZ/USD": "it has no bars"}), "universe_rank")
-    assert "EEE/USD XYZ/USD" in read_manifest(text)["command"]
+    summary = rank_summary(replace(result, failed={"XYZ/USD": "it has no bars"}))
+    assert "EEE/USD XYZ/USD" in make_rank_manifest(summary, "")["command"]
 
 
 def test_the_pre_registration_of_2027_states_every_setting_and_one_criterion():

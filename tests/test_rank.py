@@ -1,6 +1,8 @@
 """Ranks of a universe: what a rank may know, who may be ranked, what a verdict rests on, and the command."""
 import json
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +13,10 @@ from papermill import inspect_notebook
 from typer.testing import CliRunner
 
 from cryptolstm.cli.main import app
+from cryptolstm.cli.terminal import params_table
 from cryptolstm.core.bars import HOUR
 from cryptolstm.core.errors import InputError, OperationError, TrainingSpanError
-from cryptolstm.core.rank_config import RankConfig
+from cryptolstm.core.rank_config import RankConfig, rank_config
 from cryptolstm.data.demo import demo_market
 from cryptolstm.features.cross_section import cross_section, excess_outcomes, membership, rank_labels
 from cryptolstm.features.panel import cross_rank, panel
@@ -24,25 +27,32 @@ from cryptolstm.model.rank import (
     StaticTilt,
     low_volatility,
 )
+from cryptolstm.proof.prereg import preregister
 from cryptolstm.proof.trials import Ledger
 from cryptolstm.report.manifest import read_manifest
-from cryptolstm.report.rank_page import SECTIONS
+from cryptolstm.report.rank_page import SECTIONS, make_rank_manifest, plain_sentence
 from cryptolstm.report.render import page_again
 from cryptolstm.report.site import report_entries
 from cryptolstm.research.rank_leaks import check_cut, members_of, rank_certificate
+from cryptolstm.research import rank_run, rank_walk
 from cryptolstm.research.rank_run import (
     evaluate_frozen,
     rank_bars,
+    rank_subject,
     rank_summary,
     rank_tickers,
     run_ranks,
     evaluate_ranks,
-    walking_pipeline,
+    walk_pipeline,
 )
 from cryptolstm.research.rank_skill import (
+    GATES,
+    PlaceboTest,
     dynamic,
+    failed_gates,
     hourly_ic,
     mean_ic,
+    neutral_weights,
     positions,
     rank_account,
     rank_verdict,
@@ -75,6 +85,9 @@ def bars():
 @pytest.fixture(scope="module")
 def result(bars, tmp_path_factory):
     return evaluate_ranks(bars, SMALL, Ledger(tmp_path_factory.mktemp("ranks")))
+
+
+GOOD = PlaceboTest(0.0, 0.01, 3.0, 0.004, 20)
 
 
 def cut_hours(bars, *rows):
@@ -274,11 +287,80 @@ def test_the_certificate_passes_an_honest_rule_and_the_tested_model(bars, result
     assert rank_certificate(calm, bars, cut_hours(bars, 1300, 1700)).passed
     assert result.certificate.passed
     names = [check["name"] for check in result.certificate.checks]
-    assert names == ["repeat", "truncation", "future", "permutation", "membership", "training"]
+    assert names == ["repeat", "truncation", "future", "permutation", "membership", "judged", "training"]
+
+
+def test_the_certificate_cuts_the_bars_at_a_refit_and_one_hour_before_and_after_it(result):
+    refit = result.hours[300]
+    cuts = {check["name"]: check["cuts"] for check in result.certificate.checks}
+    assert cuts["training"] == [299, 300, 301] and result.hours[cuts["training"][1]] == refit
+    steps = np.diff(cuts["truncation"]).tolist()
+    assert [1, 1] in [steps[k:k + 2] for k in range(len(steps))] and cuts["future"] == cuts["truncation"]
+
+
+def checks_that_fail(bars, tmp_path):
+    found = evaluate_ranks(bars, SMALL, Ledger(tmp_path))
+    assert found.level == "LEAK" and found.verdict.sentence.startswith("The ranks use the future")
+    return {check["name"] for check in found.certificate.failed}
+
+
+def with_next_day(table, whole):
+    "The table with each ticker's next day in its first feature."
+    ahead = np.log(whole.close)
+    ahead = np.vstack([ahead[24:], np.repeat(ahead[-1:], 24, axis=0)]) - ahead
+    values = table.values.copy()
+    values[:, :, 0] += np.float32(20) * ahead.astype("float32")
+    return replace(table, values=values)
+
+
+def test_a_feature_that_knows_the_future_is_refused(bars, tmp_path, monkeypatch):
+    "The leak is inside `cross_section`, from which walk and certificate both take their features."
+    def leaky(whole, most=50): return with_next_day(cross_section(whole, most), whole)
+    monkeypatch.setattr(rank_run, "cross_section", leaky)
+    assert {"truncation", "future", "training"} <= checks_that_fail(bars, tmp_path)
+
+
+def test_a_walk_on_other_features_than_the_certified_ones_is_refused(bars, tmp_path, monkeypatch):
+    def leaky(whole, table, *rest): return walk_ranks(whole, with_next_day(table, whole), *rest)
+    monkeypatch.setattr(rank_run, "walk_ranks", leaky)
+    assert "judged" in checks_that_fail(bars, tmp_path)
+
+
+def test_ranks_that_are_changed_after_the_walk_are_refused(bars, tmp_path, monkeypatch):
+    def shifted(*arguments):
+        walk = walk_ranks(*arguments)
+        return walk._replace(ranks={name: ranks.shift(-24) for name, ranks in walk.ranks.items()})
+    monkeypatch.setattr(rank_run, "walk_ranks", shifted)
+    assert "judged" in checks_that_fail(bars, tmp_path)
+
+
+def test_a_walk_that_fits_on_the_hours_it_ranks_is_refused(bars, tmp_path, monkeypatch):
+    "The fit of every fold reads a week beyond its first hour, as far as there are bars."
+    def peeking(whole, table, fold, config, models=None, names=rank_walk.FITTED):
+        if models is None:
+            end = slice(0, min(fold.start + 168, fold.stop))
+            models = rank_walk.fitted_models(whole.rows(end), table.rows(end), config, names)
+            early = whole.index[0] - HOUR
+            for name, fitted in list(models.items()):
+                if name != ENSEMBLE: models[name] = replace(fitted, span=replace(fitted.span, outcome=early))
+        return honest(whole, table, fold, config, models, names)
+    honest = rank_walk.fold_ranks
+    monkeypatch.setattr(rank_walk, "fold_ranks", peeking)
+    assert "training" in checks_that_fail(bars, tmp_path)
+
+
+def test_a_dynamic_ic_that_no_honest_rank_has_is_called_a_leak(result):
+    row = {"ic": 0.5, "ic_t": 40.0, "dynamic": 0.35, "dynamic_t": 25.0, "days": 300}
+    rule, figures = {"ic": 0.07, "dynamic": 0.02}, result.accounts[ENSEMBLE].figures
+    verdict = rank_verdict(row, rule, GOOD, figures)
+    assert verdict.level == "LEAK" and "implausible" in verdict.sentence
+    assert "implausible" in plain_sentence(replace(result, verdict=verdict))
+    assert rank_verdict({**row, "dynamic_t": 3.0}, rule, GOOD, figures).level == "CONFIRMED"
+    assert rank_verdict({**row, "dynamic": 0.29}, rule, GOOD, figures).level == "CONFIRMED"
 
 
 def test_a_fit_that_sees_the_tested_hours_is_refused_by_the_check_of_the_training(bars):
-    honest = walking_pipeline(SMALL, cut_hours(bars, 1500, 1800))
+    honest = walk_pipeline(SMALL, cut_hours(bars, 1500, 1800), {})
 
     def peeking(bars):      # one model for all hours, fitted on all of them
         whole = panel(bars)
@@ -350,6 +432,54 @@ def test_the_portfolio_holds_as_much_long_as_short_and_earns_nothing_before_the_
     assert rank_account(whole, held, cost=0.01).net.sum() < rank_account(whole, held, cost=0.001).net.sum()
 
 
+def test_the_portfolio_stays_dollar_neutral_when_fewer_tickers_are_ranked():
+    "Twelve tickers, of which five are left: three a side become one, the best of those held."
+    names, hours = [f"T{k}/USD" for k in range(12)], 60
+    scores = pd.DataFrame(np.tile(np.arange(12.0, 0, -1), (hours, 1)), columns=names)
+    scores.iloc[30:, 3:10] = np.nan
+    held = positions(scores, 3)
+    assert (held > 0).sum(axis=1).tolist() == (held < 0).sum(axis=1).tolist() == [3] * 30 + [1] * 30
+    assert held[30, 0] == 1 and held[30, 11] == -1
+    whole = panel({t: demo_market(hours, seed=k, end="2024-06-01", ticker=t) for k, t in enumerate(names)})
+    account = rank_account(whole, held, cost=0.001)
+    assert account.orders == 6 + 6      # six are opened; two grow and four are closed
+    for row in (29, 30): assert neutral_weights(held[row]).sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_either_side_has_half_of_the_equity_whatever_its_number_of_tickers():
+    weights = neutral_weights(np.array([1, 1, 1, 0, -1]))
+    assert weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 0, -1 / 2])
+    assert neutral_weights(np.array([1, 0, 0])).tolist() == [0, 0, 0]      # not neutral with one side
+    names = ["AAA/USD", "BBB/USD", "CCC/USD"]
+    whole = panel({t: demo_market(100, seed=k, end="2024-06-01", ticker=t) for k, t in enumerate(names)})
+    held = np.tile([1, 1, -1], (100, 1))
+    gross = rank_account(whole, held).gross
+    moves = whole.open[2] / whole.open[1] - 1
+    assert gross.iloc[1] == pytest.approx(moves[:2].sum() / 4 - moves[2] / 2)
+
+
+@pytest.mark.parametrize(
+    "changed, gate",
+    [
+        ({"dynamic": 0.02}, "the dynamic IC is below 0.03"),
+        ({"dynamic_t": 1.9}, "the t of the dynamic IC is below 2"),
+        ({"placebo_t": 1.9}, "the placebo-corrected t is below 2"),
+        ({"rule_dynamic": 0.05}, "the dynamic IC is not above that of the low-volatility rule"),
+        ({"dynamic_t": float("nan")}, "the t of the dynamic IC is below 2"),
+    ],
+)
+def test_each_gate_alone_refuses_and_page_and_verdict_name_it(result, changed, gate):
+    x = {"dynamic": 0.04, "dynamic_t": 3.0, "placebo_t": 3.0, "rule_dynamic": 0.01, **changed}
+    assert list(failed_gates(x).values()) == [gate]
+    row = {"ic": 0.07, "ic_t": 4.0, "dynamic": x["dynamic"], "dynamic_t": x["dynamic_t"], "days": 300}
+    rule, test = {"ic": 0.05, "dynamic": x["rule_dynamic"]}, GOOD._replace(t=x["placebo_t"])
+    verdict = rank_verdict(row, rule, test, result.accounts[ENSEMBLE].figures)
+    assert verdict.level == "NOT CONFIRMED" and f"not confirmed: {gate};" in verdict.sentence
+    assert verdict.decided == list(GATES)
+    said = plain_sentence(replace(result, verdict=verdict))
+    assert f"because {gate}; 3 of the 4 gates are passed" in said and "nothing is left" not in said
+
+
 def test_a_delisted_ticker_leaves_the_portfolio_a_day_after_its_last_rank(result):
     scores = result.ranks[LOW_VOLATILITY].assign(**{"DDD/USD": lambda x: x["DDD/USD"] + 9})
     held = positions(smoothed(scores), 3)
@@ -367,6 +497,41 @@ def test_each_model_is_a_trial_and_a_second_run_is_a_rerun(bars, tmp_path):
     found = ledger.trials_of("RANKS/USD", market="simulated:0").iloc[0]
     assert found["verdict"] == first.verdict.level
     assert {"model": "ensemble", "tickers": SIX}.items() <= json.loads(found["config"]).items()
+
+
+def test_a_registered_test_survives_a_ticker_without_bars(bars, tmp_path):
+    "It is the test of the tickers that were asked for; the missing one is stated."
+    ledger, asked = Ledger(tmp_path), [*SIX, "XYZ/USD"]
+    preregister(SMALL, "the ranks have no skill", ledger, tmp_path, rank_subject(SMALL, SIX))
+    preregister(SMALL, "the ranks have no skill", ledger, tmp_path, rank_subject(SMALL, asked))
+    found = evaluate_ranks(bars, SMALL, ledger, {"XYZ/USD": "it has no bars"})
+    said = found.standings[ENSEMBLE].preregistration
+    assert " as 2 of 2, but missing is XYZ/USD instead of none, but its bars existed" in said
+    complete = evaluate_ranks(bars, SMALL, ledger).standings[ENSEMBLE].preregistration
+    assert " as 1 of 2, unchanged" in complete
+
+
+def test_the_command_of_a_page_asks_for_the_ticker_without_bars_again(result):
+    summary = rank_summary(replace(result, failed={"XYZ/USD": "it has no bars"}))
+    assert "EEE/USD XYZ/USD" in make_rank_manifest(summary, "")["command"]
+
+
+def test_the_pre_registration_of_2027_states_every_setting_and_one_criterion():
+    file = params_table(Path("rank_2027"))
+    settings = {k: v for k, v in file.items() if k not in ("kind", "hypothesis", "tickers")}
+    assert set(settings) == set(asdict(RankConfig())) and len(file["tickers"]) == 12
+    assert rank_config(settings).exchange == "coinbaseexchange"
+    assert "below .03:" in file["hypothesis"] and "This number alone decides" in file["hypothesis"]
+
+
+def test_the_progress_line_names_ranks_placebos_and_certificate(bars, tmp_path, capsys):
+    evaluate_ranks(bars, SMALL, Ledger(tmp_path), progress=True)
+    text = capsys.readouterr().err
+    stages = ["ranks 1/2", "placebos 1/2", "ranks 2/2", "placebos 2/2", "leak certificate", "done"]
+    places = [text.index(stage) for stage in stages]
+    assert places == sorted(places)
+    shares = {x.strip() for x in re.findall(r"(\d+%)[^\r]*leak certificate", text)}
+    assert len(shares) > 2       # it moves during the certificate
 
 
 def test_a_short_test_is_too_short_and_a_result_is_json(result):
@@ -450,6 +615,8 @@ def test_the_page_of_an_unconfirmed_result_says_that_the_dynamic_ic_is_not_confi
     verdict = rank_verdict(row, rule, result.test._replace(t=0.5), figures)
     text = page_again(replace(result, verdict=verdict, frozen_on="binance"), "universe_rank")
     assert "The dynamic IC is not confirmed" in text and "NOT CONFIRMED" in text
+    assert "survivorship" in text and "So few tickers have little power" in text
+    assert "the ridge regression with one boosted model" in text
     assert "The models were fitted on bars of binance" in text
 
 

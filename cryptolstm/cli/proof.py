@@ -170,7 +170,7 @@ def check_leaks(
 def _pool(bars, run: RunConfig, hours: int) -> dict:
     "Bars of the other tickers that the network is trained on; empty without a pool."
     if not run.pool: return {}
-    from cryptolstm.research.backtest import pool_bars  # loads TensorFlow
+    from cryptolstm.research.backtest import pool_bars   # loads TensorFlow
     return pool_bars(bars, run, hours, progress=True)
 
 

@@ -115,7 +115,7 @@ def print_rows(
     empty: str,         # printed if there is no row
 ) -> None:
     "Print a list as a table. Its lines are not wrapped in a pipe."
-    from cryptolstm.core.bars import local_time  # loads pandas
+    from cryptolstm.core.bars import local_time   # loads pandas
     def shown(value) -> str:
         if TIME.match(str(value)): return local_time(value)
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else value
@@ -218,7 +218,7 @@ def check_over(
 ) -> None:
     "Raise `InputError` if a test of real bars ends in the future."
     if config.end is None or config.exchange == "simulated": return
-    from cryptolstm.core.bars import as_utc  # loads pandas
+    from cryptolstm.core.bars import as_utc   # loads pandas
     if (end := as_utc(config.end)) > datetime.now(UTC):
         raise InputError(f"the test ends at {end:%Y-%m-%d %H:%M} UTC, which has not passed; run it then")
 

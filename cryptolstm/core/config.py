@@ -37,7 +37,7 @@ def check_ticker(
 def check_end(end) -> str | None:
     "The end of the bars in UTC. YAML reads an unquoted date as a date and a year as a number."
     if end is None: return None
-    from cryptolstm.core.bars import as_utc  # loads pandas, which a run without an end does not need
+    from cryptolstm.core.bars import as_utc   # loads pandas, which a run without an end does not need
     return as_utc(str(end)).isoformat()
 
 def check_exchange(exchange) -> str:

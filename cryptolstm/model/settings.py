@@ -164,7 +164,7 @@ def input_columns(
     table=None,            # feature table, needed for features of the user
 ) -> list[str]:            # columns of the feature table, in the network's order
     "The input features of a network."
-    from cryptolstm.features.indicators import INPUTS  # loads pandas
+    from cryptolstm.features.indicators import INPUTS   # loads pandas
     from cryptolstm.features.own_features import own_columns
     own = own_columns(table) if config.features else []
     ours = [] if own and config.features_mode == "instead" else INPUTS

@@ -296,6 +296,7 @@ _DESCRIPTIONS = {
     "labels": "the features know the outcome better than any honest forecast could",
     "plausible": "right more often than any honest forecast could be",
     "permutation": "the scores depend on the names or the order of the tickers",
+    "judged": "the judged ranks are not those of the tested pipeline",
 }
 
 def failure_text(

@@ -371,7 +371,7 @@ def rerun(
     """Run the backtest of a page again, always with a leak certificate and without an entry in the ledger.
 
     Notes on the origin of the bars and the figures of placebo runs are taken from the page."""
-    from cryptolstm.research.backtest import backtest  # loads TensorFlow: `quick` need not wait
+    from cryptolstm.research.backtest import backtest   # loads TensorFlow: `quick` need not wait
     from cryptolstm.research.placebo import placebo_table
     s, run, data = manifest["search"], run_config(manifest["config"]), manifest["data"]
     standing = Standing(s["trial"], **{k: s[k] for k in STANDING if k in s})
@@ -407,7 +407,7 @@ def check_again(
     pool: Mapping | None = None,  # ticker → bars of the others, for a page with a pool
 ) -> tuple[list[dict], list[str]]:   # findings, notes
     "Compare the numbers and the text of a page with those of a second run."
-    from cryptolstm.research.backtest import summary, trial_of  # loads TensorFlow
+    from cryptolstm.research.backtest import summary, trial_of   # loads TensorFlow
     results = rerun(manifest, bars, progress, pool)
     found = compare_results(manifest, summary(results))
     trusted = {k: manifest["data"][k] for k in TRUSTED if k in manifest["data"]}

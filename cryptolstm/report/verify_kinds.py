@@ -87,7 +87,7 @@ def repeated_volatility(
     progress: bool = False,
 ) -> VolatilityResult:
     "The run of volatility forecasts of a page."
-    from cryptolstm.research.volatility_checks import run_volatility  # loads TensorFlow
+    from cryptolstm.research.volatility_checks import run_volatility   # loads TensorFlow
     ledger, config = FixedLedger(Standing(**manifest["trial"])), volatility_config(manifest["settings"])
     result = run_volatility(bars, config, ledger, len(manifest["placebos"]), progress=progress)
     notes = {"data": with_notes(manifest, result.notes["data"]), "failed": manifest["failed"]}
@@ -99,14 +99,14 @@ def volatility_entries(
     bars: Mapping,
 ) -> list[tuple[Standing, Trial]]:
     "The entry of the forecast in use."
-    from cryptolstm.research.volatility_checks import volatility_trials  # loads TensorFlow
+    from cryptolstm.research.volatility_checks import volatility_trials   # loads TensorFlow
     return [(result.notes["standing"], volatility_trials(result, result.notes["data"])[-1])]
 
 def volatility_manifest(
     result: VolatilityResult,
 ) -> dict:
     "The manifest of a second run, without a page."
-    from cryptolstm.report.volatility_page import make_volatility_manifest  # loads TensorFlow
+    from cryptolstm.report.volatility_page import make_volatility_manifest   # loads TensorFlow
     from cryptolstm.research.volatility_checks import volatility_summary
     return make_volatility_manifest(volatility_summary(result), "")
 
@@ -138,7 +138,7 @@ def repeated_ranks(
     progress: bool = False,
 ):                            # a `RankResult`
     "The test of ranks of a page."
-    from cryptolstm.research.rank_run import evaluate_ranks  # loads TensorFlow
+    from cryptolstm.research.rank_run import evaluate_ranks   # loads TensorFlow
     models = {name: Standing(**known) for name, known in manifest["trials"].items()}
     ledger = FixedStandings(ALONE.standing, models=models)
     result = evaluate_ranks(bars, rank_config(manifest["config"]), ledger, manifest["failed"], progress)
@@ -150,15 +150,16 @@ def rank_entries(
     bars: Mapping,
 ) -> list[tuple[Standing, Trial]]:
     "The entries of the models."
-    from cryptolstm.research.rank_run import rank_trials  # loads TensorFlow
-    trials = rank_trials(result.config, result.accounts, bars, result.data, result.frozen_on)
+    from cryptolstm.research.rank_run import rank_trials   # loads TensorFlow
+    r = result
+    trials = rank_trials(r.config, r.accounts, bars, r.data, r.frozen_on, r.failed)
     return [(standing, trials[name]) for name, standing in result.standings.items()]
 
 def rank_manifest(
     result,   # from `repeated_ranks`
 ) -> dict:
     "The manifest of a second run, without a page."
-    from cryptolstm.report.rank_page import make_rank_manifest  # loads TensorFlow
+    from cryptolstm.report.rank_page import make_rank_manifest   # loads TensorFlow
     from cryptolstm.research.rank_run import rank_summary
     return make_rank_manifest(rank_summary(result), "")
 

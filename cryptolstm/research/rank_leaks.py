@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Universe', 'RankPipeline', 'known_by', 'same_rows', 'check_cut', 'altered_universes', 'check_altered',
-           'swapped_names', 'check_permuted', 'check_members', 'members_of', 'rank_certificate']
+           'swapped_names', 'check_permuted', 'check_members', 'members_of', 'check_judged', 'rank_certificate']
 
 # %% ../../nbs/research/13_rank_leaks.ipynb #5a3ab0a0
 from collections.abc import Callable, Iterable, Mapping
@@ -143,6 +143,26 @@ def members_of(
     "The members of a universe, as a pipeline."
     whole = panel(bars)
     return whole.frame(membership(whole, most))
+
+# %% ../../nbs/research/13_rank_leaks.ipynb #c36fa6b5
+def check_judged(
+    tested: pd.DataFrame,   # ranks of the tested pipeline
+    judged: pd.DataFrame,   # ranks that are judged
+    share: float = 0.0,     # of the ranks that may differ
+    atol: float = 1e-9,     # largest difference of a rank
+) -> pd.DataFrame:          # findings; empty = passed
+    "Findings where the judged ranks are not those of the tested pipeline."
+    here = same_rows(tested, judged)
+    wrong = ~np.isclose(here, judged, rtol=0, atol=atol, equal_nan=True)
+    if wrong.mean() <= share: return findings([])
+    found = []
+    for k in np.flatnonzero(wrong.any(axis=0)):
+        rows, column = np.flatnonzero(wrong[:, k]), judged.columns[k]
+        values = judged.iloc[rows[0], k], here.iloc[rows[0], k]
+        found.append(
+            finding(judged, column, judged.index[rows[0]], len(rows), *values, check="judged", cut=0)
+        )
+    return findings(found)
 
 # %% ../../nbs/research/13_rank_leaks.ipynb #1aa92558
 def rank_certificate(

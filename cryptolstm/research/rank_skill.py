@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FEWEST_TICKERS', 'DAILY_LAGS', 'TRAILING', 'ENOUGH_TRAILING', 'MARGIN', 'PATIENCE', 'NEEDED_IC', 'NEEDED_T',
-           'ENOUGH_DAYS', 'hourly_ic', 'MeanIC', 'mean_ic', 'dynamic', 'monthly_ic', 'rolled_labels', 'PlaceboTest',
-           'placebo_test', 'smoothed', 'kept_and_filled', 'positions', 'RankAccount', 'rank_account', 'RankLevel',
-           'failed_gates', 'rank_verdict', 'ic_row']
+           'IMPLAUSIBLE_IC', 'SURE_T', 'ENOUGH_DAYS', 'GATES', 'hourly_ic', 'MeanIC', 'mean_ic', 'dynamic',
+           'monthly_ic', 'rolled_labels', 'PlaceboTest', 'placebo_test', 'smoothed', 'kept_and_filled', 'positions',
+           'RankAccount', 'neutral_weights', 'rank_account', 'RankLevel', 'failed_gates', 'implausible', 'rank_verdict',
+           'ic_row']
 
 # %% ../../nbs/research/13_rank_skill.ipynb #18fe4303
 import math
@@ -133,12 +134,10 @@ def kept_and_filled(
     order: np.ndarray,  # all ranked tickers, the wanted ones first
     k: int,             # tickers to hold
 ) -> set:
-    "Those still among the first 2k, then the first ones, up to k."
-    kept = held & set(order[:2 * k].tolist())
-    for j in order[:k].tolist():
-        if len(kept) >= k: break
-        kept.add(j)
-    return kept
+    "Those still among the first 2k, best first, then the first ones; k together."
+    kept = [j for j in order[:2 * k].tolist() if j in held][:k]
+    new = [j for j in order[:k].tolist() if j not in kept]
+    return {*kept, *new[:k - len(kept)]}
 
 def positions(
     scores: pd.DataFrame,   # (hours, tickers), from `smoothed`
@@ -181,6 +180,14 @@ class RankAccount:
             "orders": self.orders,
         }
 
+def neutral_weights(
+    held: np.ndarray,   # (tickers,): 1 long, -1 short, 0 none
+) -> np.ndarray:        # shares of the equity; all 0 if a side is empty
+    "Half of the equity on either side, equally split."
+    long, short = held > 0, held < 0
+    if not (long.any() and short.any()): return np.zeros(len(held))
+    return 0.5 * long / long.sum() - 0.5 * short / short.sum()
+
 def rank_account(
     panel: Panel,              # the tested hours
     held: np.ndarray,          # (hours, tickers), from `positions`
@@ -196,7 +203,7 @@ def rank_account(
     for t in range(1, count):
         wanted = held[t - 1]
         if (wanted != before).any():
-            target = wanted * 0.5 / np.maximum(np.abs(wanted).sum() / 2, 1)
+            target = neutral_weights(wanted)
             change = np.abs(target - weight)
             costs[t], traded, orders = (
                 cost * change.sum(),
@@ -212,6 +219,7 @@ def rank_account(
 
 # %% ../../nbs/research/13_rank_skill.ipynb #b607215f
 NEEDED_IC, NEEDED_T = 0.03, 2.0           # gates of the dynamic IC
+IMPLAUSIBLE_IC, SURE_T = 0.3, 4.0         # above both, a dynamic IC is called a leak
 ENOUGH_DAYS = 90                          # below which there is no verdict on skill
 
 class RankLevel(StrEnum):
@@ -226,17 +234,27 @@ class RankLevel(StrEnum):
         self._value_, self.tone, self.exit_code = text, tone, exit_code
         return self
 
+GATES = ("dynamic", "dynamic_t", "placebo_t", "rule_dynamic")   # numbers that decide, one per gate
+
 def failed_gates(
-    ic: float,             # dynamic IC of the model
-    test: PlaceboTest,     # of it
-    rule: float,           # dynamic IC of the low-volatility rule
-) -> list[str]:            # parts of a sentence; empty if all gates are passed
+    x: Mapping,           # `numbers` of a verdict
+) -> dict[str, str]:      # key of `GATES` → part of a sentence; empty if all gates are passed
     "The gates that a dynamic IC fails. An undefined number passes none."
-    reasons = []
-    if not ic >= NEEDED_IC: reasons.append(f"the dynamic IC is below {NEEDED_IC:.2f}")
-    if not test.t >= NEEDED_T: reasons.append(f"its placebo-corrected t is below {NEEDED_T:g}")
-    if not ic > rule: reasons.append("it is not above that of the low-volatility rule")
-    return reasons
+    gates = {
+        "dynamic": (x["dynamic"] >= NEEDED_IC, f"the dynamic IC is below {NEEDED_IC:.2f}"),
+        "dynamic_t": (x["dynamic_t"] >= NEEDED_T, f"the t of the dynamic IC is below {NEEDED_T:g}"),
+        "placebo_t": (x["placebo_t"] >= NEEDED_T, f"the placebo-corrected t is below {NEEDED_T:g}"),
+        "rule_dynamic": (
+            x["dynamic"] > x["rule_dynamic"], "the dynamic IC is not above that of the low-volatility rule"
+        ),
+    }
+    return {name: text for name, (passed, text) in gates.items() if not passed}
+
+def implausible(
+    x: Mapping,           # `numbers` of a verdict
+) -> bool:
+    "Whether a dynamic IC is too high for ranks that do not use the future."
+    return bool(x["dynamic"] > IMPLAUSIBLE_IC and x["dynamic_t"] > SURE_T)
 
 # %% ../../nbs/research/13_rank_skill.ipynb #6639c311
 def rank_verdict(
@@ -247,10 +265,6 @@ def rank_verdict(
     leak: bool = False,      # the leak certificate failed
 ) -> Verdict:
     "Level and sentence of a test of ranks."
-    reasons = failed_gates(model["dynamic"], test, rule["dynamic"])
-    level = RankLevel.NOT_CONFIRMED if reasons else RankLevel.CONFIRMED
-    if model["days"] < ENOUGH_DAYS or test.n < FEWEST_PLACEBOS: level = RankLevel.TOO_SHORT
-    if leak: level = RankLevel.LEAK
     numbers = {
         **{k: float(model[k]) for k in ("ic", "ic_t", "dynamic", "dynamic_t")},
         "days": int(model["days"]),
@@ -258,9 +272,10 @@ def rank_verdict(
         "placebo_mean": test.mean, "placebo_sd": test.sd, "placebo_t": test.t, "placebos": test.n,
         "sharpe": figures["sharpe"], "sharpe_se": figures["sharpe_se"],
     }
-    return Verdict(
-        level.value, _sentence(level, numbers, reasons), numbers, ["dynamic", "placebo_t", "rule_dynamic"]
-    )
+    level = RankLevel.NOT_CONFIRMED if failed_gates(numbers) else RankLevel.CONFIRMED
+    if model["days"] < ENOUGH_DAYS or test.n < FEWEST_PLACEBOS: level = RankLevel.TOO_SHORT
+    if leak or implausible(numbers): level = RankLevel.LEAK
+    return Verdict(level.value, _sentence(level, numbers, leak), numbers, list(GATES))
 
 def ic_row(
     ranks: pd.DataFrame,      # (hours, tickers)
@@ -270,7 +285,7 @@ def ic_row(
     whole, moving = mean_ic(hourly_ic(ranks, outcomes)), mean_ic(hourly_ic(dynamic(ranks), outcomes))
     return {"ic": whole.ic, "ic_t": whole.t, "dynamic": moving.ic, "dynamic_t": moving.t, "days": whole.days}
 
-def _sentence(level: RankLevel, x: Mapping, reasons: list[str]) -> str:
+def _sentence(level: RankLevel, x: Mapping, leak: bool) -> str:
     "The verdict in words."
     def ic(key): return figure_text(x[key], ".3f")
     found = (
@@ -280,10 +295,15 @@ def _sentence(level: RankLevel, x: Mapping, reasons: list[str]) -> str:
     )
     ratio = f"{figure_text(x['sharpe'], '.2f')} ± {figure_text(x['sharpe_se'], '.2f')}"
     money = f"the portfolio has a Sharpe ratio of {ratio} after costs, which decides nothing"
-    if level == RankLevel.LEAK: start = "The ranks use the future, so no figure is valid"
+    if level == RankLevel.LEAK and leak: start = "The ranks use the future, so no figure is valid"
+    elif level == RankLevel.LEAK:
+        start = (
+            f"A dynamic IC above {IMPLAUSIBLE_IC:.2f} is implausible without the future, although the leak"
+            " certificate found nothing, so no figure is to be believed"
+        )
     elif level == RankLevel.TOO_SHORT:
         days = f"{x['days']} day{'s' * (x['days'] != 1)}"
         start = f"Too short to tell: {days} and {x['placebos']} placebos"
     elif level == RankLevel.CONFIRMED: start = "The ranks show timing skill beyond fixed preferences"
-    else: start = f"The dynamic IC is not confirmed: {', and '.join(reasons)}"
+    else: start = f"The dynamic IC is not confirmed: {', and '.join(failed_gates(x).values())}"
     return f"{start}; {found}; {money}."

@@ -13,7 +13,8 @@ import json
 import numpy as np
 
 from ..core.errors import shown, unknown_name
-from ..core.user_code import UserCodeError, load_code, user_code
+from ..core.config import changed_code
+from ..core.user_code import UserCodeError, load_code, source_hash, user_code
 from .settings import ModelConfig
 
 # %% ../../nbs/model/21_own_forecaster.ipynb #2c485bff
@@ -42,6 +43,8 @@ def make_forecaster(
 ):                              # a new regressor, network or forecaster
     "A new forecaster of the user. `InputError` for unknown arguments, `UserCodeError` if it fails."
     name, args = config.forecaster, json.loads(config.forecaster_args)
+    names = [n for n in (config.features, name) if n]
+    if config.source not in (None, source_hash(names)): raise changed_code(names)   # since a model was stored
     found = load_code(name)
     if not callable(found) or (callable(getattr(found, "fit", None)) and not inspect.isclass(found)):
         with user_code(name): return copy.deepcopy(found).set_params(**args) if args else copy.deepcopy(found)

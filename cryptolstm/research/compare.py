@@ -16,7 +16,7 @@ from ..core.errors import InputError, TrainingSpanError
 from ..core.text import finite_or_none, p_text, percent
 from ..core.bars import HOUR, as_utc, provenance, stamp
 from ..core.config import RunConfig
-from ..features.indicators import features
+from ..features.own_features import feature_table
 from ..features.targets import label
 from ..stats.skill import huber
 from ..execution.simulate import order_settings, simulate
@@ -167,7 +167,7 @@ def compare_models(
             f" {seen:%Y-%m-%d %H:%M} and the bars to {bars.index[-1]:%Y-%m-%d %H:%M}; pass bars after both"
             " spans"
         )
-    table, run = features(bars), replace(run, horizon=a.config.horizon)
+    table, run = feature_table(bars, a.config), replace(run, horizon=a.config.horizon)
     sides = [_traded(m, run, table, bars, first, n) for m, n in zip((a, b), notes, strict=True)]
     realised = label("return", bars, table["sigma"], run.horizon).iloc[first:]
     za, zb = (decisions["prediction"] for decisions, _ in sides)

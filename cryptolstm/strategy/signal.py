@@ -19,11 +19,14 @@ from ..core.config import RunConfig, check_no_pool, check_threshold, run_config
 from ..core.progress import Progress
 from ..data.client import market_bars
 from ..data.names import chosen_market
-from ..features.indicators import WARMUP, features
+from ..features.indicators import WARMUP
+from ..features.own_features import feature_table
 from ..features.targets import label, predicted_price
 from ..features.windows import window_start
 from ..model.settings import ModelConfig, input_columns, model_config
 from ..model.record import ModelRecord
+from ..model.own_forecaster import NETWORK, forecaster_kind
+from ..model.own_model import UserForecaster, UserModel, save_user_model
 from ..model.training_data import training_ends, training_parts, windows_needed
 from ..model.registry import (USUAL, Version, current_version, line_lock, line_name, read_version,
                                        save_version, use_version)
@@ -213,7 +216,7 @@ class SignalGenerator:
         n = self._bars_needed(hours)
         bars = self._bars(n, hours)
         while True:
-            table = features(bars)
+            table = feature_table(bars, self.config)
             missing = hours - len(training_ends(bars.iloc[:-1], table.iloc[:-1], self.config))
             if missing <= 0: return bars, table
             n, first = n + missing + WARMUP, bars.index[0]
@@ -271,8 +274,9 @@ class SignalGenerator:
             if plan == "continue"
             else []
         )
-        bundle, note = calibrate_model(bundle, history, features(whole), whole)
-        folder = save_version(bundle, request.line, request.root, use=False, note=note | tried)
+        bundle, note = calibrate_model(bundle, history, feature_table(whole, self.config), whole)
+        save = save_user_model if isinstance(bundle, UserModel) else None
+        folder = save_version(bundle, request.line, request.root, use=False, note=note | tried, save=save)
         if tried and not tried["decision"]["use"]:
             if current_version(request.line, request.root) != stored.folder: return None, reason, tried
             return (
@@ -293,8 +297,6 @@ class SignalGenerator:
         self, bars: pd.DataFrame, table: pd.DataFrame, hours: int, continued: Path | None
     ) -> ModelRecord:
         "Train on the newest windows before the bar to be decided, which is excluded."
-        from cryptolstm.model.bundle import load_bundle
-        from cryptolstm.model.training import fit
         ends = training_ends(bars.iloc[:-1], table.iloc[:-1], self.config)[-hours:]
         if len(ends) < (needed := windows_needed(self.config)):
             raise InputError(
@@ -304,6 +306,10 @@ class SignalGenerator:
             )
         rows = slice(window_start(bars, ends[0], self.run.lookback), len(bars) - 1)
         seen, known, warm = bars.iloc[rows], table.iloc[rows], continued is not None
+        if forecaster_kind(self.config, len(input_columns(self.config, table))) != NETWORK:
+            return UserForecaster(self.config, hours).fit(known, seen)
+        from cryptolstm.model.bundle import load_bundle
+        from cryptolstm.model.training import fit
         with Progress(self.progress) as line:
             return fit(
                 seen,

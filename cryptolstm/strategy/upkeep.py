@@ -21,7 +21,8 @@ from ..data.exchange import market_name
 from ..stats.calibration import calibrate
 from ..model.settings import ModelConfig
 from ..model.intervals import training_intervals
-from ..model.record import ModelRecord
+from ..model.record import FITTED_ON, ModelRecord
+from ..model.own_model import load_user_model
 from ..model.live_model import LiveModel
 from ..model.registry import Version, usable_version, version_folders
 from ..model.challenge import (MOST_VERSIONS, age_hours, calibration_pairs, differs, forecast_pairs,
@@ -66,9 +67,10 @@ def expected_market(
 
 # %% ../../nbs/strategy/03_upkeep.ipynb #560222bf
 def stored_model(
-    folder: Path,   # written by `save_bundle`
-) -> ModelRecord:   # a `LiveModel`, or a `ModelBundle` if Keras is required
+    folder: Path,   # written by `save_bundle` or `save_user_model`
+) -> ModelRecord:   # a `LiveModel`, a `ModelBundle` if Keras is required, or a `UserModel`
     "Load a stored model in its lightest form. `OperationError` if it cannot be read."
+    if (folder / FITTED_ON).exists(): return load_user_model(folder)
     if (live := LiveModel.load(folder)) is not None: return live
     from cryptolstm.model.bundle import load_bundle
     return load_bundle(folder)

@@ -17,7 +17,7 @@ from ..core.config import RunConfig
 from ..core.errors import OperationError
 from ..core.files import home as data_home
 from ..data.client import market_bars
-from ..features.indicators import features
+from ..features.own_features import feature_table
 from ..model.registry import read_version
 from ..strategy.decide import decide
 from ..strategy.threshold import model_exceedance
@@ -40,7 +40,7 @@ def repeated_decision(
     detail = decided.detail
     try: version = read_version(root / detail["line"] / detail["version"], stored_model)
     except OperationError: return "model gone"
-    table = features(bars)
+    table = feature_table(bars, run)
     columns = version.model.scaler.columns
     if inputs_hash(table, columns, len(table) - 1, run.lookback) != detail["inputs"]: return "bar revised"
     prediction = version.model.predict(table, bars, start=len(bars) - 1)

@@ -40,7 +40,7 @@ from cryptolstm.research.volatility_run import (
     VolatilityResult,
     volatility_walk,
 )
-from cryptolstm.stats.variance_scores import qlike, volatility_errors
+from cryptolstm.stats.variance_scores import daily_test, qlike, volatility_errors
 
 NAMES = ("BTC/USD", "ETH/USD", "SOL/USD", "ADA/USD")
 SMALL = VolatilityConfig(hours=480, train_hours=1300, retrain_every=240)
@@ -169,6 +169,21 @@ def test_a_market_mean_of_the_next_hour_is_refused(monkeypatch):
     refused = volatility_certificate(universe(), SMALL, {RIDGE: PooledRidge(24)})
     assert not refused.passed
     assert {c["name"] for c in refused.failed} >= {"future", "other ticker"}
+
+
+# ---- what a test may claim
+
+
+@pytest.mark.parametrize("days, most", [(60, 0.022), (90, 0.018), (180, 0.018), (365, 0.018)])
+def test_a_test_of_daily_losses_rejects_about_as_often_as_it_says(days, most):
+    "Daily differences with an autocorrelation of .5, tested at 1%; normal quantiles reject 2 to 4%."
+    x = np.random.default_rng(days).normal(size=(100 + days, 2500))
+    for t in range(1, len(x)):
+        x[t] += 0.5 * x[t - 1]
+    index = pd.date_range("2024-01-01", periods=days, freq="D", tz="UTC")
+    found = [daily_test(pd.Series(one, index)) for one in x[100:].T]
+    rejected, normal = (float(np.mean(r)) for r in ([f.p < 0.01 for f in found], [f.t > 2.33 for f in found]))
+    assert 0.004 < rejected < most < normal
 
 
 # ---- the whole run

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TONES', 'WORTH_IT', 'SECTIONS', 'plain_sentence', 'key_figures', 'headline', 'plot_volatility', 'realised_figure',
-           'newest_table', 'scores_table', 'network_text', 'tickers_table', 'coverage_section', 'sizing_section',
-           'placebo_section', 'proof_section', 'folds_table', 'data_table', 'settings_section', 'section',
-           'make_volatility_manifest', 'volatility_report']
+           'newest_table', 'significance_text', 'scores_table', 'network_text', 'tickers_table', 'coverage_section',
+           'sizing_section', 'placebo_section', 'proof_section', 'folds_table', 'data_table', 'settings_section',
+           'section', 'make_volatility_manifest', 'volatility_report']
 
 # %% ../../nbs/report/19_volatility_page.ipynb #d6c2f1fe
 import json, math
@@ -30,11 +30,12 @@ from .pieces import Piece, as_table, first_screen, notices, nothing, paragraph
 from .plots import GREY, INK, STYLES, date_axis, legend, panel, percent_axis, thinned
 from .render import Report, report_of
 from cryptolstm.research.volatility_checks import (
-    LEAK, LEVELS, NOT_HAR, NOT_TRAILING, TOO_SHORT, volatility_summary
+    LEAK, LEVEL, LEVELS, NOT_HAR, NOT_TRAILING, TOO_SHORT, volatility_summary
 )
 from ..research.volatility_run import (CALENDARS, GARCHES, HARS, NETWORK, RIDGE, TRAILING,
                                                 VolatilityResult, newest_forecasts)
-from ..stats.variance_scores import COVERAGES, common_errors, daily_test, log_loss, qlike
+from ..stats.variance_scores import (COVERAGES, common_errors, critical_t, daily_test, log_loss,
+                                              qlike)
 
 # %% ../../nbs/report/19_volatility_page.ipynb #053c336c
 TONES = dict(zip(LEVELS, ("alarm", "warn", "calm", "calm", "good"), strict=True))
@@ -174,6 +175,18 @@ def newest_table(
         "quiet",
     )
 
+def significance_text(
+    days: int,       # tested
+    horizon: int,    # hours ahead
+) -> str:            # part of a sentence
+    "The t above which a difference is significant."
+    needed = critical_t(LEVEL, days, horizon)
+    if not np.isfinite(needed): return f"{days:,} days are too few for a test"
+    return (
+        f"over {days:,} days, from which the standard error is estimated too, {needed:.1f} is significant at"
+        f" {LEVEL:.0%} (fixed-b critical value)"
+    )
+
 def scores_table(
     result: VolatilityResult,
 ) -> Piece:
@@ -198,9 +211,8 @@ def scores_table(
     return (
         as_table(rows, head, "sortable")
         + paragraph(
-            "t: Diebold-Mariano statistic of the daily mean loss with Newey-West standard errors; above 2.3"
-            " is"
-            " significant at 1%. p < 1%: tickers on which the log MSE is significantly below that of HAR."
+            "t: Diebold-Mariano statistic of the daily mean loss with Newey-West standard errors;"
+            f" {significance_text(int(trailing['days'].max()), result.config.horizon)}. p < 1%: tickers on which the log MSE is significantly below that of HAR."
             " RV/F: mean"
             " of realised over forecast variance. Slope: of the log realised on the log forecast variance.",
             "quiet",

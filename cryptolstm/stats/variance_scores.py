@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'COVERAGES', 'TRAILING_DAYS', 'qlike', 'log_loss', 'day_lags', 'common_errors', 'mincer_zarnowitz',
-           'volatility_errors', 'DailyTest', 'daily_test', 'volatility_gains', 'trailing_quantiles', 'coverage']
+           'volatility_errors', 'fixed_b_p', 'critical_t', 'DailyTest', 'daily_test', 'volatility_gains',
+           'trailing_quantiles', 'coverage']
 
 # %% ../../nbs/stats/08_variance_scores.ipynb #e3c17b75
 import math
@@ -35,9 +36,10 @@ LOSSES = {"QLIKE": qlike, "log MSE": log_loss}
 # %% ../../nbs/stats/08_variance_scores.ipynb #750d2e14
 def day_lags(
     horizon: int,   # hours ahead
+    days: int,      # number of daily means
 ) -> int:
-    "Lags of daily means: at least a week, and four times the overlap of the outcomes."
-    return max(7, 4 * math.ceil(horizon / 24))
+    "Lags of daily means: 1.3·√days (Lazarus et al. 2018), at least a week and four times the overlap."
+    return max(7, 4 * math.ceil(horizon / 24), math.ceil(1.3 * math.sqrt(days)))
 
 def common_errors(
     realised: pd.DataFrame,              # (hours × tickers) log realised variance, NaN where unknown
@@ -64,7 +66,8 @@ def mincer_zarnowitz(
     score = (x * (y - slope * x)).sum(axis=1)
     days = score.groupby(score.index.floor("D")).sum().to_numpy()
     if len(days) < LEAST: return slope, math.nan
-    return slope, len(days) * math.sqrt(max(hac_variance(days, day_lags(horizon)), 0)) / total
+    variance = hac_variance(days, day_lags(horizon, len(days)))
+    return slope, len(days) * math.sqrt(max(variance, 0)) / total
 
 def volatility_errors(
     realised: pd.DataFrame,              # (hours × tickers) log realised variance, NaN where unknown
@@ -87,12 +90,35 @@ def volatility_errors(
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("forecaster")
 
+# %% ../../nbs/stats/08_variance_scores.ipynb #a0255276
+def fixed_b_p(
+    t: float,       # mean over its Newey-West standard error
+    days: int,      # number of daily means
+    lags: int,      # of the standard error
+) -> float:         # p of a one-sided test that the mean is above 0
+    "Upper tail of the statistic with Bartlett weights under fixed-b asymptotics (Kiefer & Vogelsang 2005)."
+    from scipy import stats
+    b = (lags + 1) / days
+    return float(stats.t.sf(t * math.sqrt(1 - b + b**2 / 3), 1.5 / b))
+
+# %% ../../nbs/stats/08_variance_scores.ipynb #5ad829d2
+def critical_t(
+    level: float,    # of a one-sided test, e.g. .01
+    days: int,       # number of daily means
+    horizon: int,    # hours ahead
+) -> float:          # NaN below `LEAST` days
+    "Value of the statistic above which `daily_test` is significant; the inverse of `fixed_b_p`."
+    from scipy import stats
+    if days < LEAST: return math.nan
+    b = (day_lags(horizon, days) + 1) / days
+    return float(stats.t.isf(level, 1.5 / b) / math.sqrt(1 - b + b**2 / 3))
+
 # %% ../../nbs/stats/08_variance_scores.ipynb #32e7a5a8
 class DailyTest(NamedTuple):
     "Mean with a one-sided test that it is above 0, on daily means. NaN where undefined."
     mean: float
     t: float
-    p: float      # from the normal distribution
+    p: float      # from `fixed_b_p`
     days: int
 
 def daily_test(
@@ -100,15 +126,15 @@ def daily_test(
     horizon: int = 24,                  # hours ahead
 ) -> DailyTest:
     "Test of a mean, with a Newey-West standard error (1987) over days. NaN below `LEAST` days."
-    from scipy import stats
     hourly = values.mean(axis=1) if isinstance(values, pd.DataFrame) else values
     days = hourly.groupby(hourly.index.floor("D")).mean().dropna().to_numpy()
     if len(days) < LEAST:
         return DailyTest(float(np.mean(days)) if len(days) else math.nan, math.nan, math.nan, len(days))
-    variance = hac_variance(days, day_lags(horizon))
+    lags = day_lags(horizon, len(days))
+    variance = hac_variance(days, lags)
     if not variance > 0: return DailyTest(float(days.mean()), math.nan, math.nan, len(days))
     t = float(days.mean() / math.sqrt(variance))
-    return DailyTest(float(days.mean()), t, float(stats.norm.sf(t)), len(days))
+    return DailyTest(float(days.mean()), t, fixed_b_p(t, len(days), lags), len(days))
 
 def volatility_gains(
     realised: pd.DataFrame,              # as for `volatility_errors`, as the next

@@ -4,6 +4,7 @@ recorded candles as the documentation says."""
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -27,11 +28,21 @@ from cryptolstm.model.volatility import (
     FittedPooledRidge,
     PooledRidge,
 )
+from cryptolstm.model.volatility_benchmarks import GARCH, Trailing
+from cryptolstm.proof.prereg import preregister
 from cryptolstm.proof.trials import Ledger
 from cryptolstm.report.manifest import read_manifest
 from cryptolstm.report.volatility_page import SECTIONS
 from cryptolstm.research import volatility_run
-from cryptolstm.research.volatility_checks import run_volatility, volatility_certificate, volatility_summary
+from cryptolstm.research.volatility_checks import (
+    LEAK,
+    TOO_SHORT,
+    run_volatility,
+    volatility_certificate,
+    volatility_subject,
+    volatility_summary,
+    volatility_verdict,
+)
 from cryptolstm.research.volatility_run import (
     BLEND,
     HARS,
@@ -186,14 +197,61 @@ def test_a_test_of_daily_losses_rejects_about_as_often_as_it_says(days, most):
     assert 0.004 < rejected < most < normal
 
 
+def planted(share: float) -> VolatilityResult:
+    "A forecast that knows so much of the outcome."
+    bars = universe()
+    walk = volatility_walk(bars, VolatilityConfig(hours=480, train_hours=1300, retrain_every=480))
+    known = walk.realised.fillna(walk.forecasts[RIDGE])
+    forecasts = walk.forecasts | {RIDGE: share * known + (1 - share) * walk.forecasts[RIDGE]}
+    return VolatilityResult(SMALL, replace(walk, forecasts=forecasts), RIDGE)
+
+
+def test_an_implausible_r2_is_a_leak_although_no_placebo_shows_it():
+    level, sentence = volatility_verdict(planted(0.9))
+    assert level == LEAK and "implausible" in sentence
+    assert volatility_verdict(planted(0.1))[0] == TOO_SHORT
+
+
+# ---- one hour: the benchmarks have the level of the outcome
+
+
+def choppy(seed: int) -> pd.DataFrame:
+    "Bars whose ranges are half as wide as their closes say."
+    bars = demo_market(3400, seed=seed, ticker="BTC/USD")
+    before = bars["close"].shift(1).fillna(bars["open"])
+    opened = before * (bars["close"] / before) ** 0.5
+    both = pd.concat([opened, bars["close"]], axis=1)
+    return bars.assign(open=opened, high=both.max(axis=1), low=both.min(axis=1))
+
+
+@pytest.mark.parametrize("model", [Trailing(1), GARCH(1)], ids=["trailing", "GARCH"])
+def test_a_benchmark_of_an_hour_has_the_level_of_its_outcome(model):
+    bars = choppy(4)
+    forecast = model.fit(None, bars.iloc[:2600]).predict(None, bars, start=2600)
+    realised = log_realised_variance(panel({"": bars}), 1)[2600:, 0]
+    assert np.nanmean(np.exp(realised - forecast)) == pytest.approx(1, abs=0.15)
+    cut = model.fit(None, bars.iloc[:2600]).predict(None, bars.iloc[:3000], start=2600)
+    np.testing.assert_array_equal(forecast.iloc[:400], cut)
+
+
 # ---- the whole run
+
+
+def test_a_registration_survives_a_ticker_that_is_missing_at_the_time_of_judging(tmp_path):
+    ledger, config = Ledger(tmp_path), replace(SMALL, exchange="simulated", end="2025-01-01")
+    asked = volatility_subject(config, (*NAMES, "XRP/USD"))
+    preregister(config, "the ridge beats HAR", ledger, tmp_path, asked)
+    bars = {t: demo_market(2600, seed=k, ticker=t, end="2025-01-01") for k, t in enumerate(NAMES)}
+    found = run_volatility(bars, config, ledger, placebos=0, certify=False).notes["standing"]
+    assert "pre-registered" in found.sentence() and "but without XRP/USD" in found.sentence()
+    assert "tickers is" not in found.sentence()
 
 
 def test_every_forecaster_is_a_trial_and_a_second_run_is_a_second_look(tmp_path):
     ledger = Ledger(tmp_path)
     first = run_volatility(universe(), SMALL, ledger, placebos=1, certify=False)
     second = run_volatility(universe(), SMALL, ledger, placebos=1, certify=False)
-    trials = ledger.trials_of(f"volatility of {' '.join(sorted(NAMES))}", market="simulated:0")
+    trials = ledger.trials_of("VOLATILITY/USD", market="simulated:0")
     assert len(trials) == len(first.walk.forecasts)
     assert "run 2 times" in second.notes["standing"].sentence()
     assert json.dumps(volatility_summary(second), allow_nan=False, default=str)

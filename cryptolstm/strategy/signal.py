@@ -22,6 +22,7 @@ from ..data.names import chosen_market
 from ..features.indicators import WARMUP, features
 from ..features.targets import label, predicted_price
 from ..features.windows import window_start
+from ..model.intervals import forecast_bars
 from ..model.settings import ModelConfig, model_config
 from ..model.record import ModelRecord
 from ..model.training_data import training_ends, training_parts, windows_needed
@@ -207,6 +208,11 @@ class SignalGenerator:
     def _bars_needed(self, hours: int) -> int:
         return hours + self.run.lookback + self.run.horizon + WARMUP
 
+    def _interval_bars(self) -> int:
+        "Bars whose intervals are those of a backtest, with what windows may lack at the end."
+        if chosen_market(self.run.exchange)[0] == "simulated": return 0   # more bars are another market
+        return forecast_bars(self.run.horizon) + self.run.lookback + self.run.horizon + WINDOW
+
     def _history(self, hours: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         "Bars and their features, as far back as `hours` training windows take, if the market has them."
         n = self._bars_needed(hours)
@@ -251,7 +257,9 @@ class SignalGenerator:
 
         None if the version in use was replaced in the meantime."""
         # the bars for the calibration are fetched before the training, which takes longer
-        whole = self._bars(len(bars) + CALIBRATION_BARS, request.hours, len(bars)).loc[: bars.index[-1]]
+        n = len(bars) + CALIBRATION_BARS
+        longer = self._bars(max(n, self._interval_bars()), request.hours, len(bars)).loc[: bars.index[-1]]
+        whole = longer.iloc[-n:]
         bundle = self._train(bars, table, request.hours, stored.folder if plan == "continue" else None)
         if refused := bundle.training["warm_start_refused"]: reason += f"; started afresh, since {refused}"
         past = (
@@ -270,7 +278,7 @@ class SignalGenerator:
             if plan == "continue"
             else []
         )
-        bundle, note = calibrate_model(bundle, history, features(whole), whole)
+        bundle, note = calibrate_model(bundle, history, features(whole), whole, longer)
         folder = save_version(bundle, request.line, request.root, use=False, note=note | tried)
         if tried and not tried["decision"]["use"]:
             if current_version(request.line, request.root) != stored.folder: return None, reason, tried

@@ -200,7 +200,7 @@ def predicted_interval(
         },
     }
 
-# %% ../../nbs/strategy/04_answer.ipynb #71d17be3
+# %% ../../nbs/strategy/04_answer.ipynb #5e47e727
 def no_interval_reason(
     model: ModelRecord,   # the model used
     bars: pd.DataFrame,   # up to the decided bar
@@ -215,6 +215,7 @@ def no_interval_reason(
         )
     return "the volatility of the last month is not known at the decided bar"
 
+# %% ../../nbs/strategy/04_answer.ipynb #71d17be3
 # stamps of the bars that a signal states
 SOURCE = (
     "exchange",

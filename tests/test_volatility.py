@@ -293,6 +293,22 @@ def test_the_command_forecasts_recorded_candles_and_writes_a_page(client_home, t
     assert "SIMULATED" not in text
 
 
+def test_the_gate_is_the_verdict_and_now_names_what_was_scored(tmp_path, monkeypatch):
+    from cryptolstm.cli.main import app
+
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
+    words = ["volatility", "BTC/USD", "--hours", "240", "--set", "train_hours=3500"]
+    words += ["--exchange", "simulated"]
+    gated = CliRunner().invoke(app, [*words, "--placebos", "0", "--gate", "--json"])
+    assert (json.loads(gated.stdout)["verdict"]["level"], gated.exit_code) == (TOO_SHORT, 6)
+    now = CliRunner().invoke(app, [*words, "--now", "--json"])
+    found = json.loads(now.stdout)
+    assert found["scored"] == "calendar HAR" and "earlier errors of the calendar HAR" in found["intervals"]
+    assert found["newest"]["BTC/USD"]["low_80"] < found["newest"]["BTC/USD"]["close"]
+    refused = CliRunner().invoke(app, [*words, "--now", "--gate"]).exception
+    assert isinstance(refused, InputError) and "--gate is for a test" in str(refused)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -452,7 +452,7 @@ def test_a_run_by_the_distribution_has_a_probability_wherever_it_has_a_forecast(
 
 
 def test_a_required_probability_that_the_distribution_hardly_gives_is_a_note_of_the_run(walked):
-    run = replace(RUN, exceed="distribution", entry="probability")
+    run = replace(RUN, exceed="distribution", entry="probability", threshold_scale=1.0)
     unlikely = backtest(walked[0], run)["data"]["unlikely"]
     assert "reach p_min=0.3" in unlikely and "a tenth reach p_min=" in unlikely
     enough = float(unlikely.rpartition("=")[2])

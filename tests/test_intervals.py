@@ -2,6 +2,7 @@
 sizes and probabilities follow from the same forecast of the volatility."""
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from cryptolstm.execution.orders import sizing_sigma
 from cryptolstm.execution.portfolio import portfolio
 from cryptolstm.execution.sweep import sweep
 from cryptolstm.features.indicators import WARMUP, features
-from cryptolstm.model.intervals import (LEVELS, FittedIntervals, Intervals, conformal_quantile, fewest_bars,
+from cryptolstm.model.intervals import (LEVELS, FittedIntervals, Intervals, fewest_bars, forecast_bars,
                                         hourly_sigma, interval_coverage, log_moves, move_scores,
                                         training_intervals)
 from cryptolstm.model.settings import model_config
@@ -32,6 +33,7 @@ from cryptolstm.research.forecasts import forecast_key, packed_forecasts, unpack
 from cryptolstm.research.walkforward import walk_forward
 from cryptolstm.strategy.signal import past_decisions
 from cryptolstm.strategy.threshold import entry_threshold
+from cryptolstm.stats.variance_scores import conformal_quantile, known_quantiles, trailing_quantiles
 from cryptolstm.strategy.upkeep import CALIBRATION_BARS
 from cryptolstm.trading.decision import decision_record
 from cryptolstm.trading.journal import Decided
@@ -70,7 +72,7 @@ def test_intervals_cover_their_share_of_recorded_candles(real_bars, ticker, hori
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_conformal_quantile_covers_the_next_score_of_few(level):
     "The guarantee of split conformal prediction for exchangeable scores, whatever their distribution."
-    rng, inside, n = np.random.default_rng(0), 0, 30
+    rng, inside, n = np.random.default_rng(0), 0, 60
     for _ in range(4000):
         scores = np.abs(rng.standard_t(3, n + 1))
         inside += scores[-1] <= conformal_quantile(scores[:-1], level)
@@ -78,54 +80,93 @@ def test_a_conformal_quantile_covers_the_next_score_of_few(level):
 
 
 def test_with_overlapping_outcomes_the_correction_counts_fewer_scores():
-    scores = np.random.default_rng(1).random(500)
+    scores = np.random.default_rng(1).random(1500)
     wider = [conformal_quantile(scores, 0.8, horizon) for horizon in (1, 6, 24)]
     assert wider == sorted(wider) and wider[0] < wider[-1]
-    with pytest.raises(TooFewRows, match="500 scores over 72 h are too few for an interval"):
+    with pytest.raises(TooFewRows, match="1,500 scores over 72 h are too few for an interval"):
         conformal_quantile(scores, 0.8, 72)
 
 
+def test_every_interval_takes_the_same_quantile_of_the_same_scores():
+    index = pd.date_range("2024-01-01", periods=24 * 120, freq="h", tz="UTC")
+    scores = pd.DataFrame(np.random.default_rng(2).random((len(index), 1)), index)
+    known = scores.iloc[-24 * 91 - 24 : -24 * 1 - 24, 0].to_numpy()   # 90 days known at the last midnight
+    expected = [conformal_quantile(known, level, 24) for level in LEVELS]
+    np.testing.assert_array_equal(trailing_quantiles(scores, 24).iloc[-1], expected)
+    np.testing.assert_array_equal(known_quantiles(known, 24), expected)
+    assert np.isnan(known_quantiles(known[: 59 * 24], 24)).all()
+
+
 # ---------------------------------------------------------------- out of sample
-BARS = demo_market(2400, seed=5)
+BARS = demo_market(3200, seed=5)
 
 
 @pytest.mark.parametrize("horizon", [1, 24])
 def test_scores_are_of_bars_after_the_fit_and_their_outcomes_are_training_bars(horizon):
-    scores = move_scores(BARS.iloc[:2000], horizon)
-    assert len(scores) == 2000 // 3 - horizon
+    scores = move_scores(BARS.iloc[:2700], horizon)
+    assert len(scores) == 2700 // 3 - horizon
     changed = BARS.copy()
-    changed.iloc[2000:, :4] *= 2.0
-    np.testing.assert_array_equal(move_scores(changed.iloc[:2000], horizon), scores)
+    changed.iloc[2700:, :4] *= 2.0
+    np.testing.assert_array_equal(move_scores(changed.iloc[:2700], horizon), scores)
 
 
 def test_no_bar_after_the_training_changes_an_interval_and_none_of_it_is_forecast():
-    fitted, changed = Intervals(6).fit(None, BARS.iloc[:2000]), BARS.copy()
-    changed.iloc[2100:, :4] *= 2.0
-    full, other = (fitted.predict(None, b, 2000) for b in (BARS, changed))
+    fitted, changed = Intervals(6).fit(None, BARS.iloc[:2700]), BARS.copy()
+    changed.iloc[2800:, :4] *= 2.0
+    full, other = (fitted.predict(None, b, 2700) for b in (BARS, changed))
     pd.testing.assert_frame_equal(full.iloc[:100], other.iloc[:100], check_exact=True)
-    cut = fitted.predict(None, BARS.iloc[:2100], 2000)
+    cut = fitted.predict(None, BARS.iloc[:2800], 2700)
     pd.testing.assert_frame_equal(full.iloc[:100], cut, check_exact=True)
-    with pytest.raises(TrainingSpanError): fitted.predict(None, BARS, 1999)
+    with pytest.raises(TrainingSpanError): fitted.predict(None, BARS, 2699)
 
 
 def test_intervals_are_the_same_after_a_round_trip_through_json():
-    fitted = Intervals(6).fit(None, BARS.iloc[:2000])
+    fitted = Intervals(6).fit(None, BARS.iloc[:2700])
     again = FittedIntervals.from_dict(json.loads(json.dumps(fitted.to_dict(), allow_nan=False)))
-    pd.testing.assert_frame_equal(again.predict(None, BARS, 2000), fitted.predict(None, BARS, 2000))
+    pd.testing.assert_frame_equal(again.predict(None, BARS, 2700), fitted.predict(None, BARS, 2700))
     ratios = np.linspace(0, 5, 50)
     np.testing.assert_array_equal(again.beyond(ratios), fitted.beyond(ratios))
 
 
 @pytest.mark.parametrize("horizon", [1, 6, 72])
-def test_the_fewest_bars_are_enough_and_a_third_less_are_not(horizon):
+def test_the_fewest_bars_are_enough_and_one_less_is_not(horizon):
     n = fewest_bars(horizon)
     long = demo_market(n, seed=2)
-    assert Intervals(horizon).fit(None, long).n >= 19 * horizon
-    with pytest.raises(TooFewRows): Intervals(horizon).fit(None, long.iloc[n // 3 + 1 :])
+    assert Intervals(horizon).fit(None, long).n >= 60 * horizon
+    with pytest.raises(TooFewRows, match=f"pass at least {n:,}"):
+        Intervals(horizon).fit(None, long.iloc[1:])
+
+
+@pytest.mark.parametrize("horizon", [1, 6, 24])
+def test_a_young_market_has_no_interval_rather_than_an_absurd_one(horizon):
+    "Fitted on 1,600 bars, the width is up to 4 times that of a long history."
+    assert training_intervals(training_until(horizon), BARS.iloc[-1600:]) is None
+
+
+def training_until(horizon):
+    "A training up to the last bar."
+    return SimpleNamespace(config=Intervals(horizon), trained_until=BARS.index[-1].isoformat())
+
+
+# ---------------------------------------------------------------- one hour: closes, not ranges
+def test_the_sigma_of_an_hour_is_that_of_closes_where_ranges_are_smaller():
+    "Highs and lows that say half of the volatility of the closes, as in a market of few trades."
+    rng = np.random.default_rng(0)
+    close = pd.Series(100 * np.exp(np.cumsum(0.01 * rng.standard_normal(5400))))
+    open_ = close.shift(1).fillna(100.0) * np.exp(0.5 * np.log(close / close.shift(1).fillna(100.0)))
+    ends = pd.concat([open_, close], axis=1)
+    index = pd.date_range("2024-01-01", periods=5400, freq="h", tz="UTC")
+    table = {"open": open_, "high": ends.max(axis=1), "low": ends.min(axis=1), "close": close}
+    bars = pd.DataFrame(table).assign(volume=1.0).set_axis(index)
+    fitted = Intervals(1).fit(None, bars.iloc[:5040])
+    sigma = fitted.predict(None, bars, 5040)["sigma_ahead"]
+    assert hourly_sigma(sigma, 1).median() == pytest.approx(0.01, rel=0.06)
+    target = np.exp(fitted.volatility.predict(None, bars, 5040) / 2)
+    assert target.median() < 0.008   # of the bar's range, which sizes must not take
 
 
 # ---------------------------------------------------------------- walk-forward
-RUN = small_run(train_hours=1200, hours=240, retrain_every=120)
+RUN = small_run(train_hours=2000, hours=240, retrain_every=120)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +263,23 @@ def test_the_live_interval_is_the_one_of_a_backtest_with_the_same_bars(live):
         assert ends["high"] == pytest.approx(ahead["center"] * np.exp(width), rel=1e-9)
 
 
+def test_a_live_interval_is_the_one_of_a_longer_backtest_at_the_same_hour(tmp_path):
+    "The signal trains on 240 windows, and still takes as many bars for its interval as the backtest."
+    run = replace(LIVE, exchange="coinbaseexchange")
+    with with_gaps(hours=6500) as exchange:
+        url = exchange.url
+        now = SignalGenerator(config=run, exchange_url=url, home=tmp_path).decide_now(hours=240)
+        whole = market_bars("BTC/USD", 6400, exchange=run.exchange, exchange_url=url, home=tmp_path)
+    walk = walk_forward(whole, replace(run, hours=49, retrain_every=48, train_hours=240))
+    last, ahead = walk.predictions.iloc[-1], now.signal["predicted_interval"]
+    assert walk.folds["trained_until"].iloc[-1] == now.model.trained_until
+    assert last.name == now.bars.index[-1] and len(now.bars) < forecast_bars(run.horizon)
+    assert ahead["sigma"] == pytest.approx(last["sigma_ahead"], rel=1e-9)
+    for level in ("80", "95"):
+        ends, width = ahead["levels"][level], last[f"interval_{level}"]
+        assert ends["high"] == pytest.approx(ahead["center"] * np.exp(width), rel=1e-9)
+
+
 def test_live_and_backtest_agree_on_the_probability_of_the_distribution(live):
     now, whole, home = live
     run = replace(LIVE, exceed="distribution", entry="probability", p_min=0.05)
@@ -270,7 +328,9 @@ def test_a_market_with_a_short_history_gives_a_signal_without_an_interval(tmp_pa
         signal = generator(exchange, tmp_path).generate_signals(hours=120)
     assert signal["predicted_interval"] is None and signal["predicted_price"] is not None
     print_signal(signal)
-    assert "around the last close" not in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "around the last close" not in out and "need 2,700 bars up to the training" in out
+    assert "2,700 bars" in signal["no_interval_reason"]
 
 
 def test_terminal_states_interval_and_centre(live, capsys):
@@ -391,6 +451,15 @@ def test_a_run_by_the_distribution_has_a_probability_wherever_it_has_a_forecast(
     pd.testing.assert_series_equal(result["predictions"]["prediction"], walk.predictions["prediction"])
 
 
+def test_a_required_probability_that_the_distribution_hardly_gives_is_a_note_of_the_run(walked):
+    run = replace(RUN, exceed="distribution", entry="probability", threshold_scale=1.0)
+    unlikely = backtest(walked[0], run)["data"]["unlikely"]
+    assert "reach p_min=0.3" in unlikely and "a tenth reach p_min=" in unlikely
+    enough = float(unlikely.rpartition("=")[2])
+    assert 0.05 < enough < 0.3
+    assert "unlikely" not in backtest(walked[0], replace(run, p_min=enough))["data"]
+
+
 def test_trials_of_earlier_releases_have_the_same_hash():
     def hashed(config):
         return Trial("BTC/USD", "m", "a", "b", "h", config, None, 1, None, None, None).config_hash
@@ -413,6 +482,10 @@ REFUSED = {
         lambda: simulate(FOUR, [0] * 4, sizing_volatility="forcast"), "did you mean forecast"
     ),
     "an unknown probability": (lambda: RunConfig(exceed="distributed"), "did you mean distribution"),
+    "a probability that the distribution never gives": (
+        lambda: backtest(BARS, RunConfig(exceed="distribution", entry="probability", p_min=0.6)),
+        "p_min is 0.6, .*pass a smaller one",
+    ),
     "a probability above 1": (
         lambda: model_config(RunConfig()) and backtest(BARS, RunConfig(rules={"likely": 1.2})),
         "rules likely is 1.2; pass a bound from 0 to 1",

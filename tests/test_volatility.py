@@ -4,6 +4,7 @@ recorded candles as the documentation says."""
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -27,11 +28,21 @@ from cryptolstm.model.volatility import (
     FittedPooledRidge,
     PooledRidge,
 )
+from cryptolstm.model.volatility_benchmarks import GARCH, Trailing
+from cryptolstm.proof.prereg import preregister
 from cryptolstm.proof.trials import Ledger
 from cryptolstm.report.manifest import read_manifest
 from cryptolstm.report.volatility_page import SECTIONS
 from cryptolstm.research import volatility_run
-from cryptolstm.research.volatility_checks import run_volatility, volatility_certificate, volatility_summary
+from cryptolstm.research.volatility_checks import (
+    LEAK,
+    TOO_SHORT,
+    run_volatility,
+    volatility_certificate,
+    volatility_subject,
+    volatility_summary,
+    volatility_verdict,
+)
 from cryptolstm.research.volatility_run import (
     BLEND,
     HARS,
@@ -40,7 +51,7 @@ from cryptolstm.research.volatility_run import (
     VolatilityResult,
     volatility_walk,
 )
-from cryptolstm.stats.variance_scores import qlike, volatility_errors
+from cryptolstm.stats.variance_scores import daily_test, qlike, volatility_errors
 
 NAMES = ("BTC/USD", "ETH/USD", "SOL/USD", "ADA/USD")
 SMALL = VolatilityConfig(hours=480, train_hours=1300, retrain_every=240)
@@ -171,14 +182,76 @@ def test_a_market_mean_of_the_next_hour_is_refused(monkeypatch):
     assert {c["name"] for c in refused.failed} >= {"future", "other ticker"}
 
 
+# ---- what a test may claim
+
+
+@pytest.mark.parametrize("days, most", [(60, 0.022), (90, 0.018), (180, 0.018), (365, 0.018)])
+def test_a_test_of_daily_losses_rejects_about_as_often_as_it_says(days, most):
+    "Daily differences with an autocorrelation of .5, tested at 1%; normal quantiles reject 2 to 4%."
+    x = np.random.default_rng(days).normal(size=(100 + days, 2500))
+    for t in range(1, len(x)):
+        x[t] += 0.5 * x[t - 1]
+    index = pd.date_range("2024-01-01", periods=days, freq="D", tz="UTC")
+    found = [daily_test(pd.Series(one, index)) for one in x[100:].T]
+    rejected, normal = (float(np.mean(r)) for r in ([f.p < 0.01 for f in found], [f.t > 2.33 for f in found]))
+    assert 0.004 < rejected < most < normal
+
+
+def planted(share: float) -> VolatilityResult:
+    "A forecast that knows so much of the outcome."
+    bars = universe()
+    walk = volatility_walk(bars, VolatilityConfig(hours=480, train_hours=1300, retrain_every=480))
+    known = walk.realised.fillna(walk.forecasts[RIDGE])
+    forecasts = walk.forecasts | {RIDGE: share * known + (1 - share) * walk.forecasts[RIDGE]}
+    return VolatilityResult(SMALL, replace(walk, forecasts=forecasts), RIDGE)
+
+
+def test_an_implausible_r2_is_a_leak_although_no_placebo_shows_it():
+    level, sentence = volatility_verdict(planted(0.9))
+    assert level == LEAK and "implausible" in sentence
+    assert volatility_verdict(planted(0.1))[0] == TOO_SHORT
+
+
+# ---- one hour: the benchmarks have the level of the outcome
+
+
+def choppy(seed: int) -> pd.DataFrame:
+    "Bars whose ranges are half as wide as their closes say."
+    bars = demo_market(3400, seed=seed, ticker="BTC/USD")
+    before = bars["close"].shift(1).fillna(bars["open"])
+    opened = before * (bars["close"] / before) ** 0.5
+    both = pd.concat([opened, bars["close"]], axis=1)
+    return bars.assign(open=opened, high=both.max(axis=1), low=both.min(axis=1))
+
+
+@pytest.mark.parametrize("model", [Trailing(1), GARCH(1)], ids=["trailing", "GARCH"])
+def test_a_benchmark_of_an_hour_has_the_level_of_its_outcome(model):
+    bars = choppy(4)
+    forecast = model.fit(None, bars.iloc[:2600]).predict(None, bars, start=2600)
+    realised = log_realised_variance(panel({"": bars}), 1)[2600:, 0]
+    assert np.nanmean(np.exp(realised - forecast)) == pytest.approx(1, abs=0.15)
+    cut = model.fit(None, bars.iloc[:2600]).predict(None, bars.iloc[:3000], start=2600)
+    np.testing.assert_array_equal(forecast.iloc[:400], cut)
+
+
 # ---- the whole run
+
+
+def test_a_registration_survives_a_ticker_that_is_missing_at_the_time_of_judging(tmp_path):
+    ledger, config = Ledger(tmp_path), replace(SMALL, exchange="simulated", end="2025-01-01")
+    asked = volatility_subject(config, (*NAMES, "XRP/USD"))
+    preregister(config, "the ridge beats HAR", ledger, tmp_path, asked)
+    bars = {t: demo_market(2600, seed=k, ticker=t, end="2025-01-01") for k, t in enumerate(NAMES)}
+    found = run_volatility(bars, config, ledger, placebos=0, certify=False).notes["standing"]
+    assert "pre-registered" in found.sentence() and "but without XRP/USD" in found.sentence()
+    assert "tickers is" not in found.sentence()
 
 
 def test_every_forecaster_is_a_trial_and_a_second_run_is_a_second_look(tmp_path):
     ledger = Ledger(tmp_path)
     first = run_volatility(universe(), SMALL, ledger, placebos=1, certify=False)
     second = run_volatility(universe(), SMALL, ledger, placebos=1, certify=False)
-    trials = ledger.trials_of(f"volatility of {' '.join(sorted(NAMES))}", market="simulated:0")
+    trials = ledger.trials_of("VOLATILITY/USD", market="simulated:0")
     assert len(trials) == len(first.walk.forecasts)
     assert "run 2 times" in second.notes["standing"].sentence()
     assert json.dumps(volatility_summary(second), allow_nan=False, default=str)
@@ -218,6 +291,22 @@ def test_the_command_forecasts_recorded_candles_and_writes_a_page(client_home, t
         assert heading in text
     assert "cryptolstm volatility BTC/USD" in read_manifest(page)["command"]
     assert "SIMULATED" not in text
+
+
+def test_the_gate_is_the_verdict_and_now_names_what_was_scored(tmp_path, monkeypatch):
+    from cryptolstm.cli.main import app
+
+    monkeypatch.setenv("CRYPTOLSTM_HOME", str(tmp_path))
+    words = ["volatility", "BTC/USD", "--hours", "240", "--set", "train_hours=3500"]
+    words += ["--exchange", "simulated"]
+    gated = CliRunner().invoke(app, [*words, "--placebos", "0", "--gate", "--json"])
+    assert (json.loads(gated.stdout)["verdict"]["level"], gated.exit_code) == (TOO_SHORT, 6)
+    now = CliRunner().invoke(app, [*words, "--now", "--json"])
+    found = json.loads(now.stdout)
+    assert found["scored"] == "calendar HAR" and "earlier errors of the calendar HAR" in found["intervals"]
+    assert found["newest"]["BTC/USD"]["low_80"] < found["newest"]["BTC/USD"]["close"]
+    refused = CliRunner().invoke(app, [*words, "--now", "--gate"]).exception
+    assert isinstance(refused, InputError) and "--gate is for a test" in str(refused)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def print_signal(
                     f" {number(s['price_difference'], '+')}; the threshold is {number(s['threshold'])}"
                 ),
             ),
-            *([("interval", text)] if (text := interval_text(s)) else []),
+            ("interval", interval_text(s) or f"none: {s['no_interval_reason']}"),
             ("confidence", "not calibrated" if s["confidence"] is None else f"{s['confidence']:.3f}"),
             ("calibrated", f"on {calibration_text(s)}"),
             *(chance if s["entry"] == "probability" else []),

@@ -12,10 +12,11 @@ from typing import Annotated
 
 import typer
 
-from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, check_over, emit,
-                                     forecast_settings, print_rows, warn_simulated)
+from .research import OutOption
+from .terminal import (ExchangeOption, JsonOption, TickersOption, UrlOption, ZoneOption,
+                                     check_over, emit, forecast_settings, print_rows, warn_simulated)
 from .universe import AllOption, ManyArgument, chosen_tickers, end_failed, end_test
-from ..core.config import check_placebo
+from ..core.config import check_placebo, use_display
 from ..core.errors import InputError
 from ..core.settings import declared, help_text
 from ..core.text import percent
@@ -61,8 +62,18 @@ def volatility(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="any other setting, e.g. --set train_hours=17520")
     ] = None,
+    display_zone: ZoneOption = None,
     report: Annotated[
         bool, typer.Option("--report", help="also write reports/volatility/volatility.html")
+    ] = False,
+    out: OutOption = None,
+    gate: Annotated[
+        bool,
+        typer.Option(
+            "--gate",
+            help="exit code by verdict: 0 better than HAR, 4 no better than HAR, 5 no better than trailing,"
+            " 6 too short, 8 leak",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -70,6 +81,7 @@ def volatility(
 
     Four tickers or more are forecast by one model of all of them; with fewer, each has a HAR with calendar of
     its own. Prints the newest forecasts with their intervals, then the scores."""
+    use_display({"display_zone": display_zone})
     named = {
         "horizon": horizon,
         "hours": hours,
@@ -82,15 +94,19 @@ def volatility(
     if not chosen: raise InputError("no ticker is given; pass one or more, such as BTC/USD ETH/USD, or --all")
     placebos = check_placebo(placebos)
     check_over(volatility_config(values))
-    if now and report: raise InputError("--report is the page of a test; leave it out, or leave --now out")
+    given = {"--report": report, "--gate": gate, "--out": out}
+    if now and (wrong := next((k for k, v in given.items() if v), None)):
+        raise InputError(f"{wrong} is for a test; leave it out, or leave --now out")
     if now: return print_now(chosen, values, as_json)
-    from cryptolstm.research.volatility_checks import evaluate_volatility, volatility_summary
+    from cryptolstm.research.volatility_checks import (VolatilityLevel, evaluate_volatility,
+                                                        volatility_summary)
     result = evaluate_volatility(chosen, values, placebos, progress=True)
     page = None
     if report:
         from cryptolstm.report.volatility_page import volatility_report
-        page = volatility_report(result, chosen, values, placebos)
+        page = volatility_report(result, chosen, values, placebos, out)
     end_test(volatility_summary(result), page, as_json, print_volatility)
+    if gate: raise typer.Exit(VolatilityLevel(result.notes["verdict"]["level"]).exit_code)
 
 def newest_rows(
     newest: dict,    # ticker → row of `newest_table`
@@ -115,7 +131,7 @@ def print_now(
     "Print the newest forecasts."
     from cryptolstm.core.text import finite_or_none
     from cryptolstm.research.volatility_now import volatility_now
-    found = volatility_now(tickers, values)
+    found = volatility_now(tickers, values, progress=True)
     rows = {
         t: {k: finite_or_none(v) for k, v in row.items()} for t, row in found.table.to_dict("index").items()
     }
@@ -127,6 +143,8 @@ def print_now(
                 "closed": found.closed,
                 "forecast": found.forecast,
                 "model": found.model,
+                "scored": found.scored,
+                "intervals": found.intervals,
                 "newest": rows,
                 "data": found.data,
                 "failed": found.failed,
@@ -135,6 +153,7 @@ def print_now(
     else:
         print(f"bar closed {found.closed[:16].replace('T', ' ')} UTC; {found.forecast}, {found.model}")
         print_rows(newest_rows(rows, volatility_config(values).horizon), "no forecast")
+        print(f"{found.intervals[0].upper()}{found.intervals[1:]}.")
     end_failed(found.failed)
 
 def print_volatility(

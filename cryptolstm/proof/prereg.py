@@ -133,6 +133,11 @@ def flat(
     inner = {f"{k}.{name}": value for k, v in tables.items() for name, value in v.items()}
     return {k: v for k, v in table.items() if k not in tables and k not in LEFT_OUT} | inner
 
+def _other_tickers(registered: list, tested: list) -> list[str]:
+    "Tickers that a trial lacks or has besides the registered ones."
+    lacks, more = (sorted(set(a) - set(b)) for a, b in ((registered, tested), (tested, registered)))
+    return [f"without {t}" for t in lacks] + [f"also with {t}" for t in more]
+
 def differences(
     registered: Preregistration,
     trial: Trial,
@@ -140,7 +145,8 @@ def differences(
     "What a trial changes, one item per setting."
     before, now = flat(registered.config), flat(trial.config)
     missing = "the default"
-    changed = [
+    changed = _other_tickers(before.pop("tickers", []), now.pop("tickers", []))
+    changed += [
         f"{name} is {now.get(name, missing)} instead of {before.get(name, missing)}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name, missing) != now.get(name, missing)

@@ -44,8 +44,8 @@ from ..model.intervals import interval_coverage, log_moves
 from ..proof.leaks import Certificate
 from ..proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict, verdict
-from ..proof.provenance import (calibration_note, data_stamp, determinism, ending_note, pool_note,
-                                         training_note)
+from ..proof.provenance import (calibration_note, data_stamp, determinism, ending_note, entry_note,
+                                         pool_note, training_note)
 from ..proof.prereg import PACKAGE, with_preregistration
 from ..strategy.threshold import entry_threshold
 from ..strategy.rules import check_decidable
@@ -324,6 +324,7 @@ def backtest(
         pooled=pool_note(run),
         shortened=training_note(walk.folds, run),
         uncalibrated=calibration_note(walk.folds, run),
+        unlikely=entry_note(walk.predictions["p_exceed"], run),
         ended=ending_note(walk.folds),
         forecasts_from=walk.stored_at,
     )

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.bars import HOUR
+from ..core.progress import Progress, with_progress
 from ..core.volatility_config import volatility_config
 from ..features.panel import panel
 from ..features.variance import log_realised_variance
@@ -22,26 +23,26 @@ from ..model.volatility_network import VolatilityNetwork
 from ..model.volatility_store import RETRAIN, current_volatility_model
 from ..proof.provenance import data_stamp
 from .volatility_checks import volatility_bars
-from .volatility_run import BLEND, FEWEST_TICKERS, in_use, newest_table
-from ..stats.variance_scores import COVERAGES, TRAILING_DAYS
+from .volatility_run import (BLEND, CALENDARS, FEWEST_TICKERS, RIDGE, SECONDS,
+                                                SECONDS_PER_SEED, in_use, newest_table)
+from ..stats.variance_scores import COVERAGES, FEWEST_SCORES, known_quantiles, trailing_days
 
 # %% ../../nbs/research/16_volatility_now.ipynb #c9258b54
 def recent_quantiles(
     bars: Mapping,      # ticker → bars
     horizon: int,       # hours ahead
-) -> pd.Series:         # conformal quantile of |return|/σ per coverage; NaN if there is no outcome
+) -> pd.Series:         # conformal quantile of |return|/σ per coverage; NaN if there are too few outcomes
     "Quantiles over the newest days, all tickers together, of forecasts that had not seen them."
     p = panel(bars)
-    cut = len(p.index) - min(24 * TRAILING_DAYS, len(p.index) // 3) - horizon
+    scored = min(24 * trailing_days(horizon, len(p.tickers)), len(p.index) // 2)
+    cut = len(p.index) - scored - horizon
     model = PooledRidge(horizon) if len(p.tickers) >= FEWEST_TICKERS else CalendarHAR(horizon)
     sigma = np.exp(model.fit(None, p.rows(slice(0, cut))).predict(None, p, cut).to_numpy() / 2)
     log = np.log(p.close)
     moves = np.abs(log[cut + horizon:] - log[cut:-horizon])
     known = np.isfinite(log_realised_variance(p, horizon)[cut:-horizon])
     scores = np.where(known, moves / sigma[:-horizon], np.nan)
-    return pd.Series(
-        np.nanquantile(scores, COVERAGES) if np.isfinite(scores).any() else np.nan, list(COVERAGES)
-    )
+    return pd.Series(known_quantiles(scores, horizon), list(COVERAGES))
 
 # %% ../../nbs/research/16_volatility_now.ipynb #1ad64d10
 @dataclass(frozen=True)
@@ -51,9 +52,20 @@ class VolatilityNow:
     forecast: str           # name of the forecaster
     closed: str             # ISO time at which the newest bar closed
     model: str              # where the model is from, in words
+    scored: str             # name of the forecaster whose earlier errors make the intervals
     data: dict = field(repr=False)      # ticker → data stamp
     failed: dict = field(default_factory=dict)   # ticker → why it has no forecast
 
+    @property
+    def intervals(self) -> str:
+        "What the intervals rest on, or why there are none."
+        if self.table["low_80"].notna().any(): return f"intervals from earlier errors of the {self.scored}"
+        return (
+            f"no intervals: the newest half of the bars has fewer than {FEWEST_SCORES} outcomes that do not"
+            " overlap; pass a larger train_hours"
+        )
+
+@with_progress
 def volatility_now(
     tickers: Sequence[str],  # BASE/QUOTE
     settings: (
@@ -61,10 +73,16 @@ def volatility_now(
     ) = None,  # of `VolatilityConfig` that differ from the defaults; `hours` is not used
     retrain_threshold: float = RETRAIN,  # hours after which a stored model is trained again
     home: Path | None = None,  # data folder; None = `CRYPTOLSTM_HOME`
+    progress: bool | Progress = False,   # progress on stderr
 ) -> VolatilityNow:
     "Forecast from the newest bars. Raises the errors of `volatility_bars`."
     failed, config = {}, volatility_config(settings or {})
+    fit = SECONDS * len(tickers)
+    training = fit + SECONDS_PER_SEED * len(config.seeds) * len(tickers)
+    progress.begin(fit + training + fit)
+    progress.stage("bars", fit)
     bars = volatility_bars(list(tickers), replace(config, hours=48), failed, home)
+    progress.stage("model", training)
     p, used = panel(bars), in_use(config, bars)
     if len(bars) < FEWEST_TICKERS:
         fitted = CalendarHAR(config.horizon).fit(None, p.rows(slice(0, -1)))
@@ -77,6 +95,8 @@ def volatility_now(
         fitted, trained = current.model.forecaster, current.model.trained_at[:16].replace("T", " ")
         model = f"version {current.version.folder.name}, trained {trained} UTC ({current.reason})"
     newest = fitted.predict(None, p, len(p.index) - 1).iloc[-1]
+    progress.stage("intervals", fit)
     table = newest_table(p.close[-1], newest, recent_quantiles(bars, config.horizon), config.horizon)
     stamps = {t: data_stamp(b, b.iloc[-1:]) for t, b in bars.items()}
-    return VolatilityNow(table, used, (p.index[-1] + HOUR).isoformat(), model, stamps, failed)
+    scored, closed = CALENDARS if used == CALENDARS else RIDGE, (p.index[-1] + HOUR).isoformat()
+    return VolatilityNow(table, used, closed, model, scored, stamps, failed)

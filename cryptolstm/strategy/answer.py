@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_LAG', 'NO_SKILL', 'P_EXCEED', 'SOURCE', 'CALIBRATION', 'lag_warning', 'signal_warnings', 'no_skill',
-           'missing_forecast', 'rule_results', 'model_info', 'predicted_interval', 'signal_dict', 'interval_text',
-           'calibration_text', 'signal_reason']
+           'missing_forecast', 'rule_results', 'model_info', 'predicted_interval', 'no_interval_reason', 'signal_dict',
+           'interval_text', 'calibration_text', 'signal_reason']
 
 # %% ../../nbs/strategy/04_answer.ipynb #a82e0729
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from ..core.config import RunConfig
 from ..features.indicators import FIRST_KNOWN, INDICATORS
 from ..features.windows import real_rows
 from ..stats.calibration import MIN_CALIBRATION
-from ..model.intervals import LEVELS, interval_name, price_interval
+from ..model.intervals import LEVELS, fewest_bars, interval_name, price_interval
 from ..model.record import ModelRecord
 from ..model.registry import Version
 from ..model.drift import health
@@ -200,6 +200,21 @@ def predicted_interval(
         },
     }
 
+# %% ../../nbs/strategy/04_answer.ipynb #5e47e727
+def no_interval_reason(
+    model: ModelRecord,   # the model used
+    bars: pd.DataFrame,   # up to the decided bar
+) -> str | None:          # None if there is an interval
+    "Why a signal has no interval."
+    if predicted_interval(model, bars) is not None: return None
+    horizon = model.config.horizon
+    if model.intervals is None:
+        return (
+            f"intervals over {horizon} h need {fewest_bars(horizon):,} bars up to the training, which the"
+            " market did not have, or the model is of an earlier release"
+        )
+    return "the volatility of the last month is not known at the decided bar"
+
 # %% ../../nbs/strategy/04_answer.ipynb #71d17be3
 # stamps of the bars that a signal states
 SOURCE = (
@@ -262,6 +277,7 @@ def signal_dict(
         "p_exceed": finite_or_none(decision["p_exceed"]),
         "p_exceed_definition": P_EXCEED[run.exceed],
         "predicted_interval": predicted_interval(model, bars),
+        "no_interval_reason": no_interval_reason(model, bars),
         "p_min": run.p_min,
         "entry": run.entry,
         "direction": int(decision["direction"]),

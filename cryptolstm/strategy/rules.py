@@ -156,8 +156,13 @@ def needs_probability(
 def check_decidable(
     run: RunConfig,   # its network target and rules are checked
 ) -> None:
-    "Check a run. `InputError` if its network does not predict direction or its rules are invalid."
+    "Check a run. `InputError` if it predicts no direction, its rules are invalid, or it could never enter."
     rules_of(run)
+    if run.entry == "probability" and run.exceed == "distribution" and run.p_min > 0.5:
+        raise InputError(
+            f"p_min is {run.p_min:g}, and with exceed=distribution no probability is above 0.5, since either"
+            " direction is equally likely; pass a smaller one, such as p_min=0.12, or exceed=calibrated"
+        )
     if run.network.get("target") == "volatility":
         raise InputError(
             "network target is volatility, which says how far the price will move, not where to; pass"

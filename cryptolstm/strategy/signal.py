@@ -23,6 +23,7 @@ from ..features.indicators import WARMUP
 from ..features.own_features import feature_table
 from ..features.targets import label, predicted_price
 from ..features.windows import window_start
+from ..model.intervals import forecast_bars
 from ..model.settings import ModelConfig, input_columns, model_config
 from ..model.record import ModelRecord
 from ..model.own_forecaster import NETWORK, forecaster_kind
@@ -211,6 +212,11 @@ class SignalGenerator:
     def _bars_needed(self, hours: int) -> int:
         return hours + self.run.lookback + self.run.horizon + WARMUP
 
+    def _interval_bars(self) -> int:
+        "Bars whose intervals are those of a backtest, with what windows may lack at the end."
+        if chosen_market(self.run.exchange)[0] == "simulated": return 0   # more bars are another market
+        return forecast_bars(self.run.horizon) + self.run.lookback + self.run.horizon + WINDOW
+
     def _history(self, hours: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         "Bars and their features, as far back as `hours` training windows take, if the market has them."
         n = self._bars_needed(hours)
@@ -255,7 +261,9 @@ class SignalGenerator:
 
         None if the version in use was replaced in the meantime."""
         # the bars for the calibration are fetched before the training, which takes longer
-        whole = self._bars(len(bars) + CALIBRATION_BARS, request.hours, len(bars)).loc[: bars.index[-1]]
+        n = len(bars) + CALIBRATION_BARS
+        longer = self._bars(max(n, self._interval_bars()), request.hours, len(bars)).loc[: bars.index[-1]]
+        whole = longer.iloc[-n:]
         bundle = self._train(bars, table, request.hours, stored.folder if plan == "continue" else None)
         if refused := bundle.training["warm_start_refused"]: reason += f"; started afresh, since {refused}"
         past = (
@@ -274,7 +282,7 @@ class SignalGenerator:
             if plan == "continue"
             else []
         )
-        bundle, note = calibrate_model(bundle, history, feature_table(whole, self.config), whole)
+        bundle, note = calibrate_model(bundle, history, feature_table(whole, self.config), whole, longer)
         save = save_user_model if isinstance(bundle, UserModel) else None
         folder = save_version(bundle, request.line, request.root, use=False, note=note | tried, save=save)
         if tried and not tried["decision"]["use"]:

@@ -168,6 +168,7 @@ def calibrate_model(
     history: list[Version],   # earlier versions of its line, newest first; the first may have been continued
     table: pd.DataFrame,      # features
     bars: pd.DataFrame,       # the bars they were computed from
+    longer: pd.DataFrame | None = None,   # with older bars, for the intervals; None = the same
 ) -> tuple[ModelRecord, dict]:   # the calibrated model, and entries for `version.json`
     "Calibrate a model, fit its intervals, and compute validation figures and drift reference."
     horizon, validation = bundle.config.horizon, validation_pairs(bundle, table, bars)
@@ -191,5 +192,5 @@ def calibrate_model(
         },
     }
     calibration = calibrate(pairs["prediction"].to_numpy(), pairs["realised"].to_numpy(), horizon)
-    intervals = training_intervals(bundle, bars)
+    intervals = training_intervals(bundle, bars if longer is None else longer)
     return replace(bundle, calibration=calibration, intervals=intervals), note

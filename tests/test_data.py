@@ -379,19 +379,21 @@ def test_a_fetch_that_waited_goes_on_when_the_other_process_is_done(exchange, cl
 
 def test_a_process_killed_between_pages_leaves_a_store_that_completes(exchange, client):
     # the first two pages are saved, and the process is killed while it waits for the next ones
+    killed = threading.Event()
     def slow(path, query, a):
-        return (
-            Answer(a.body, delay=1.2 if exchange.count("candles") <= 2 else 4.5) if path == CANDLES else None
-        )
+        if path != CANDLES: return None
+        if exchange.count("candles") <= 2: return Answer(a.body, delay=1.2)
+        killed.wait(60)
     exchange.faults.append(slow)
     process = fetching(exchange.url, client.home)
     path = client.path(ETH)
-    for _ in range(1500):
+    for _ in range(3000):
         if path.is_file():
             break
         time.sleep(0.02)
     process.kill()
     process.wait()
+    killed.set()
     half = stored(client)
     assert 300 <= len(half.bars) < 1000
     same(half.bars, exchange.candles(ETH).iloc[-len(half.bars):])

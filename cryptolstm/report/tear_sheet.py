@@ -56,9 +56,10 @@ def _quantstats(returns: pd.Series, benchmark: pd.Series, title: str) -> str:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as d:
         warnings.simplefilter("ignore")
-        import matplotlib, quantstats
+        import matplotlib
         path = Path(d) / "sheet.html"
         with matplotlib.rc_context({"svg.hashsalt": "tear sheet"}):   # equal pictures get equal ids
+            import quantstats   # changes the style of all later figures
             quantstats.reports.html(
                 returns,
                 benchmark=benchmark,

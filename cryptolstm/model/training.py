@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.machine import quiet_stderr
-from ..core.bars import as_utc, bars_hash, provenance
+from ..core.bars import as_utc, bar_length, bars_hash, provenance, timeframe_name
 from ..features.windows import window_start
 from ..stats.calibration import calibrate
 from ..scale.processes import Workers
@@ -201,6 +201,7 @@ def _origin(parts: list, bars: pd.DataFrame | Mapping) -> dict:
         "ticker": ticker,
         "exchange": ", ".join(markets) or None,
         "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "timeframe": timeframe_name(bar_length(parts[0].bars)),
     }
 
 # %% ../../nbs/model/09_training.ipynb #57629ca4

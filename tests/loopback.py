@@ -189,7 +189,7 @@ class Loopback:
         self.authorizations: list[str | None] = []  # of every request
         self.faults: list[Callable[[str, dict, Answer], Answer | None]] = []
         self._lock = threading.Lock()
-        self._tables: dict[str, dict] = {}
+        self._tables: dict[tuple[str, int], dict] = {}
         self.now = (
             as_utc(now) if now is not None else self.candles(next(iter(self._frames))).index[-1] + HOUR / 2
         )
@@ -345,18 +345,25 @@ class Loopback:
             "status_message": "",
         }
 
-    def _table(self, ticker: str) -> dict[int, list[float]]:
-        "Open time in seconds -> [open, high, low, close, volume]; computed once."
-        if ticker not in self._tables:
+    def _table(self, ticker: str, step: int = 3600) -> dict[int, list[float]]:
+        "Open time in seconds -> [open, high, low, close, volume] of candles of a length in seconds."
+        if (ticker, step) not in self._tables:
             bars = self.candles(ticker)
             seconds = (bars.index.as_unit("ns").asi8 // 10**9).tolist()
-            self._tables[ticker] = dict(zip(seconds, bars[COLUMNS].to_numpy().tolist(), strict=True))
-        return self._tables[ticker]
+            length = min((b - a for a, b in zip(seconds, seconds[1:], strict=False)), default=3600)
+            table = {}
+            for t, (o, h, l, c, v) in zip(seconds, bars[COLUMNS].to_numpy().tolist(), strict=True):
+                if length > step: break   # there are no shorter candles
+                opened = t // step * step
+                first, top, bottom, _, total = table.get(opened, (o, h, l, c, 0.0))
+                table[opened] = [first, max(top, h), min(bottom, l), c, total + v]
+            self._tables[ticker, step] = table
+        return self._tables[ticker, step]
 
-    def _row(self, ticker: str, opened: int) -> list[float] | None:
-        "One candle as of now: None in the future, partial in the current hour."
-        age = (self.now.timestamp() - opened) / 3600
-        row = self._table(ticker).get(opened)
+    def _row(self, ticker: str, opened: int, step: int = 3600) -> list[float] | None:
+        "One candle as of now: None in the future, partial in the current one."
+        age = (self.now.timestamp() - opened) / step
+        row = self._table(ticker, step).get(opened)
         if row is None or age < 0:
             return None
         if age >= 1:
@@ -366,14 +373,15 @@ class Loopback:
         return [o, max(o, last), min(o, last), last, v * age]
 
     def _candles(self, ticker: str, query: dict[str, str]) -> Answer:
-        if query.get("granularity") != "3600":
+        if query.get("granularity") not in ("300", "900", "3600", "86400"):
             return refuse(400, "Unsupported granularity")
-        running = int(self.now.timestamp() // 3600 * 3600)
+        step = int(query["granularity"])
+        running = int(self.now.timestamp() // step * step)
         if self.memory is not None:
             newest = [
                 (t, row)
-                for t in range(running, running - self.memory * 3600, -3600)
-                if (row := self._row(ticker, t)) is not None
+                for t in range(running, running - self.memory * step, -step)
+                if (row := self._row(ticker, t, step)) is not None
             ]
             return Answer([[t, l, h, o, c, v] for t, (o, h, l, c, v) in newest])
         try:
@@ -381,18 +389,18 @@ class Loopback:
             start = (
                 int(pd.Timestamp(query["start"]).timestamp())
                 if "start" in query
-                else stop - (PAGE - 1) * 3600
+                else stop - (PAGE - 1) * step
             )
         except ValueError:
             return refuse(400, "invalid start or end")
-        if (stop - start) // 3600 + 1 > PAGE:
+        if (stop - start) // step + 1 > PAGE:
             return refuse(
                 400,
                 "granularity too small for the requested time range. Count of aggregations requested exceeds"
                 f" {PAGE}",
             )
-        hours = range(-(-start // 3600) * 3600, min(stop, running) + 1, 3600)
-        rows = [(t, row) for t in reversed(hours) if (row := self._row(ticker, t)) is not None]
+        opened = range(-(-start // step) * step, min(stop, running) + 1, step)
+        rows = [(t, row) for t in reversed(opened) if (row := self._row(ticker, t, step)) is not None]
         return Answer([[t, l, h, o, c, v] for t, (o, h, l, c, v) in rows])
 
     def _day(self, ticker: str) -> list[list[float]]:

@@ -1041,8 +1041,8 @@ BAD = {
     ),
     "unsorted": (lambda: simulate(BARS.iloc[[0, 2, 1, 3]], [0] * 4), "row 2 .*out of order; sort"),
     "duplicated": (lambda: simulate(BARS.iloc[[0, 1, 1, 2]], [0] * 4), "row 2 .*duplicated"),
-    "daily bars": (
-        lambda: simulate(BARS.set_axis(pd.date_range("2025-01-01", periods=4, tz="UTC")), [0] * 4),
+    "bars of every other day": (
+        lambda: simulate(BARS.set_axis(pd.date_range("2025-01-01", periods=4, freq="2D", tz="UTC")), [0] * 4),
         "row 1 .*pass hourly bars",
     ),
     "no bars": (lambda: simulate(BARS.iloc[:0], []), "pass at least one row"),

@@ -313,11 +313,15 @@ BAD = {
         lambda: portfolio({**PAIR, "B/USD": PAIR["B/USD"].iloc[:0]}, {**NONE, "B/USD": []}),
         "B/USD: there are no bars",
     ),
-    "daily bars": (
+    "bars of every other day": (
         lambda: portfolio(
-            {t: f.set_axis(pd.date_range("2025-01-01", periods=3, tz="UTC")) for t, f in PAIR.items()}, NONE
+            {
+                t: f.set_axis(pd.date_range("2025-01-01", periods=3, freq="2D", tz="UTC"))
+                for t, f in PAIR.items()
+            },
+            NONE,
         ),
-        "A/USD: bars: row 1 .*opens 24 hours after row 0; pass hourly bars",
+        "A/USD: bars: row 1 .*opens 48 hours after row 0; pass hourly bars",
     ),
     "a list of weights": (
         lambda: portfolio(PAIR, weights=[0.5, 0.5]),

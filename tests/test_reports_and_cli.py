@@ -503,6 +503,7 @@ OTHER = {
     "sizing": "fraction",
     "sizing_volatility": "trailing",
     "exceed": "distribution",
+    "timeframe": "4h",
     "entry": "cost",
     "short_volume": "above",
     "exit": "opposite",

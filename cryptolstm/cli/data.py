@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_app', 'TickersArgument', 'EndOption', 'asked_for', 'each', 'finish', 'fetch', 'fetched', 'price', 'price_line',
-           'stored_row', 'list_', 'market_asked', 'stored_stretch', 'check', 'market_stretch', 'check_against',
-           'other_market', 'moment', 'print_quality', 'import_', 'export']
+           'stored_row', 'list_', 'market_asked', 'longer_stretch', 'stored_stretch', 'check', 'market_stretch',
+           'check_against', 'other_market', 'moment', 'print_quality', 'import_', 'export']
 
 # %% ../../nbs/cli/01_data.ipynb #a485b114
 import json, re
@@ -22,8 +22,8 @@ from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.config import check_ticker, use_display
 from ..research.runs import read_tickers
 from .terminal import (ExchangeOption, JsonOption, TickerArgument, TickerOption,
-                                     TickersOption, UrlOption, ZoneOption, all_tickers, checked_url, emit,
-                                     one_ticker, print_rows, say, setting_option)
+                                     TickersOption, TimeframeOption, UrlOption, ZoneOption, all_tickers,
+                                     checked_url, emit, one_ticker, print_rows, say, setting_option)
 
 # %% ../../nbs/cli/01_data.ipynb #4fae241f
 data_app = typer.Typer(
@@ -84,12 +84,16 @@ def fetch(
         bool, typer.Option("--again", help="ask for all of the span, also for bars and gaps that are stored")
     ] = False,
     workers: Annotated[int, typer.Option(help="tickers fetched at the same time")] = 4,
+    timeframe: TimeframeOption = "1h",
     as_json: JsonOption = False,
 ) -> None:
     "Fetch missing bars into the bar store."
     asked = asked_for(all_tickers(tickers, ticker), every)
     from cryptolstm.data.client import fetch_many
-    done = fetch_many(asked, hours, end, exchange, exchange_url, workers=workers, progress=True, again=again)
+    done = fetch_many(
+        asked, hours, end, exchange, exchange_url, workers=workers, progress=True, again=again,
+        timeframe=timeframe,
+    )
     failed = {
         t: (InputError if d["exit_code"] == 2 else OperationError)(d["error"])
         for t, d in done.items()
@@ -172,9 +176,11 @@ def stored_row(
     path: Path,   # from `bar_path`
 ) -> dict:        # None for everything that cannot be read
     "Ticker, market, span, bars and gaps of a file of stored bars."
-    from cryptolstm.data.store import DamagedStore, hour_number, load_store
-    base, quote, *settle = path.stem.removesuffix("_1h").split("_")
+    from cryptolstm.data.store import DamagedStore, hour_number, load_store, path_timeframe
+    timeframe = path_timeframe(path)
+    base, quote, *settle = path.stem.removesuffix(f"_{timeframe}").split("_")
     row = {"ticker": ":".join([f"{base}/{quote}", *settle]), "market": path.parent.name}
+    if timeframe != "1h": row["timeframe"] = timeframe
     try: store = load_store(path)
     except DamagedStore as e:
         say(f"{e}; cryptolstm data fetch puts it aside and gets its bars again", "red")
@@ -186,7 +192,7 @@ def stored_row(
         "first": span[0],
         "last": span[1],
         "bars": n,
-        "gaps": hour_number(times[-1]) + 1 - hour_number(times[0]) - n if n else 0,
+        "gaps": hour_number(times[-1], timeframe) + 1 - hour_number(times[0], timeframe) - n if n else 0,
     }
 
 @data_app.command("list")
@@ -194,8 +200,12 @@ def list_(display_zone: ZoneOption = None, as_json: JsonOption = False) -> None:
     "List the stored bars: ticker, market, first and last bar, number of bars and gaps."
     use_display({"display_zone": display_zone})
     from cryptolstm.core.files import home
-    rows = [stored_row(path) for path in sorted((home() / "bars").glob("*/*_1h.parquet"))]
+    from cryptolstm.core.bars import TIMEFRAMES
+    names = {f"*/*_{timeframe}.parquet" for timeframe in TIMEFRAMES}
+    rows = [stored_row(path) for path in sorted(p for n in names for p in (home() / "bars").glob(n))]
     if as_json: return emit({"bars": rows})
+    if any("timeframe" in row for row in rows):   # a table has the same columns in every row
+        rows = [{"ticker": r["ticker"], "timeframe": r.get("timeframe", "1h"), **r} for r in rows]
     print_rows(rows, f"no bars are stored in {home()}; cryptolstm data fetch BTC/USD fetches some")
 
 # %% ../../nbs/cli/01_data.ipynb #d4ff9174
@@ -210,29 +220,48 @@ def market_asked(
     return name, market_name(name, address)
 
 # %% ../../nbs/cli/01_data.ipynb #2ccf4f35
+def longer_stretch(
+    bars,                  # stored ones of a shorter length
+    hours: int | None,     # as for `stored_stretch`
+    end: str | None,
+    timeframe: str,        # of the bars wanted
+):                         # bars on the regular grid
+    "Bars of a longer length than the stored ones."
+    from cryptolstm.core.bars import as_utc, timeframe_length
+    from cryptolstm.data.resample import resampled
+    longer = resampled(bars, timeframe)
+    if end: longer = longer.loc[:as_utc(end) - timeframe_length(timeframe)]
+    if not len(longer): raise InputError(f"no bars are stored before {end}; pass another end")
+    return longer if hours is None else longer.iloc[-hours:]
+
 def stored_stretch(
     ticker: str,
     hours: int | None,     # None = from the first stored bar
     end: str | None,       # None = to the last
     exchange: str,
     market: str,           # name the bars are stored under
+    timeframe: str = "1h",
 ):                         # bars on the regular grid
     "The stored bars of a ticker; no exchange is queried. Raises `InputError` if there are none."
     from cryptolstm.core.files import home
     from cryptolstm.core.bars import stamp
+    from cryptolstm.data.client import imported_timeframe
     from cryptolstm.data.store import bar_path, hour_number, missing_spans, read_store, span_bars, stored_name
     from cryptolstm.data.names import check_exchange, exchange_ids
-    name, alias = stored_name(home(), market, ticker)
-    path = bar_path(home(), market, name)
+    if (held := imported_timeframe(market, ticker, timeframe)) != timeframe:
+        shorter = stored_stretch(ticker, None, None, exchange, market, held)
+        return longer_stretch(shorter, hours, end, timeframe)
+    name, alias = stored_name(home(), market, ticker, timeframe)
+    path = bar_path(home(), market, name, timeframe)
     store = read_store(path)
     # a name without any stored bars may be mistyped
     if not path.parent.is_dir(): check_exchange(exchange)
     if not len(store.bars):
         raise InputError(f"no bars of {ticker} are stored for {market}; fetch or import some first")
-    stop = hour_number(end) if end else hour_number(store.bars.index[-1]) + 1
+    stop = hour_number(end, timeframe) if end else hour_number(store.bars.index[-1], timeframe) + 1
     bars = span_bars(
         store,
-        (hour_number(store.bars.index[0]) if hours is None else stop - hours, stop),
+        (hour_number(store.bars.index[0], timeframe) if hours is None else stop - hours, stop),
         ticker,
         exchange,
         "store",
@@ -240,7 +269,9 @@ def stored_stretch(
     )
     unknown = sum(
         b - a
-        for a, b in missing_spans((hour_number(bars.index[0]), hour_number(bars.index[-1]) + 1), store.asked)
+        for a, b in missing_spans(
+            (hour_number(bars.index[0], timeframe), hour_number(bars.index[-1], timeframe) + 1), store.asked
+        )
     )
     if exchange not in exchange_ids(): return bars   # there is no exchange to query
     return (
@@ -282,6 +313,7 @@ def check(
     stored: Annotated[
         bool, typer.Option("--stored", "--offline", help="look at what is stored; ask no exchange")
     ] = False,
+    timeframe: TimeframeOption = "1h",
     as_json: JsonOption = False,
 ) -> None:
     """Check bars for gaps, stale prices, bad prints and more.
@@ -289,7 +321,7 @@ def check(
     Missing bars of the span are fetched first, unless --stored is given."""
     asked, failed = asked_for(all_tickers(tickers, ticker)), {}
     from cryptolstm.data.quality import quality_report
-    market = {"exchange": exchange, "url": exchange_url, "stored": stored}
+    market = {"exchange": exchange, "url": exchange_url, "stored": stored, "timeframe": timeframe}
     if against: check_against(market, against, against_url, against_quote)
     bars = each(asked, lambda t: market_stretch(t, hours, end, **market), failed)
     others = other_market(bars, market, against, against_url, against_quote, failed) if against else {}
@@ -318,15 +350,18 @@ def market_stretch(
     url: str | None,
     stored: bool,
     progress: bool = True,
+    timeframe: str = "1h",
 ):
     "The bars to check, from the named market and never from a fallback."
     from cryptolstm.data.client import check_request, market_bars
     from cryptolstm.data.names import exchange_ids
-    check_request(ticker, 1 if hours is None else hours, end)
+    check_request(ticker, 1 if hours is None else hours, end, timeframe)
     name, market = market_asked(exchange, url)
     imported = name not in exchange_ids() and hours is None   # check all stored bars
-    if name != "simulated" and (stored or imported): return stored_stretch(ticker, hours, end, name, market)
-    return market_bars(ticker, 8760 if hours is None else hours, end, name, url, progress=progress)
+    if name != "simulated" and (stored or imported):
+        return stored_stretch(ticker, hours, end, name, market, timeframe)
+    number = 8760 if hours is None else hours
+    return market_bars(ticker, number, end, name, url, progress=progress, timeframe=timeframe)
 
 # %% ../../nbs/cli/01_data.ipynb #dc6df621
 def check_against(market: dict, against: str, url: str | None, quote: str | None) -> None:
@@ -344,7 +379,7 @@ def other_market(
     bars: dict, market: dict, against: str, url: str | None, quote: str | None, failed: dict
 ) -> dict:
     "Bars of the second market for the same spans; a ticker that fails there is checked on its own."
-    from cryptolstm.core.bars import HOUR
+    from cryptolstm.core.bars import bar_length
     def there(t):
         return f"{t.partition('/')[0]}/{quote}" if quote else t
     return each(
@@ -352,10 +387,11 @@ def other_market(
         lambda t: market_stretch(
             check_ticker(there(t)),
             len(bars[t]),
-            (bars[t].index[-1] + HOUR).isoformat(),
+            (bars[t].index[-1] + bar_length(bars[t])).isoformat(),
             against,
             url,
             market["stored"],
+            timeframe=market["timeframe"],
         ),
         failed,
     )
@@ -433,6 +469,7 @@ def export(
     end: Annotated[
         str | None, typer.Option(help="ISO close time of the last bar (default: the last stored)")
     ] = None,
+    timeframe: TimeframeOption = "1h",
     as_json: JsonOption = False,
 ) -> None:
     "Export stored bars to a file; nothing is fetched, and gaps are not filled."
@@ -444,6 +481,6 @@ def export(
             "simulated bars are not stored, and no file may pass for a market; pass an exchange whose bars"
             " are stored"
         )
-    written = export_bars(ticker, market, file, start=start, end=end)
+    written = export_bars(ticker, market, file, start=start, end=end, timeframe=timeframe)
     if as_json:emit({"file": str(written)})
     else: print(written)

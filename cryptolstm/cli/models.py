@@ -248,7 +248,7 @@ def compare(
     "Compare the forecasts and returns of two models on bars that neither has seen."
     ticker = one_ticker(pair, ticker)
     line = model_line(ticker or "BTC/USD", model, exchange, exchange_url)
-    from cryptolstm.core.bars import HOUR, as_utc, provenance
+    from cryptolstm.core.bars import as_utc, provenance, timeframe_length
     from cryptolstm.data.client import market_bars
     from cryptolstm.features.indicators import WARMUP
     from cryptolstm.model.registry import read_version
@@ -265,8 +265,10 @@ def compare(
         exchange_url=run.exchange_url,
         seed=run.seed,
         progress=True,
+        timeframe=models[0].timeframe,
     )
-    begin = max([as_utc(m.trained_until) + HOUR for m in models] + [bars.index[-min(hours, len(bars))]])
+    seen = [as_utc(m.trained_until) + timeframe_length(m.timeframe) for m in models]
+    begin = max([*seen, bars.index[-min(hours, len(bars))]])
     names = {
         "a": both[0].folder.name,
         "b": both[1].folder.name,

@@ -148,7 +148,8 @@ def check_leaks(
     made = yours(features, lambda: load_function(features)) if features else our_features
     decides = yours(decide, lambda: load_function(decide)) if decide else None
     bars = market_bars(
-        run.ticker, hours, run.end, run.exchange, run.exchange_url, seed=run.seed, progress=True
+        run.ticker, hours, run.end, run.exchange, run.exchange_url, seed=run.seed, progress=True,
+        timeframe=run.timeframe,
     )
     pool = {} if features or decide else _pool(bars, run, hours)
     proof = yours(

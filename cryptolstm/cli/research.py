@@ -21,7 +21,7 @@ from rich.table import Table
 
 from ..core.errors import InputError
 from ..core import text
-from ..core.text import figure_text
+from ..core.text import bars_word, figure_text
 from ..core.config import (QUICK, RunConfig, merge_settings, needed_text, pool_tickers, quick_note,
                                     use_display)
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
@@ -83,6 +83,7 @@ def backtest(
     end: Annotated[str | None, setting_option("end")] = None,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
+    timeframe: Annotated[str | None, setting_option("timeframe")] = None,
     params: ParamsOption = None,
     set_: SetOption = None,
     display_zone: ZoneOption = None,
@@ -136,6 +137,7 @@ def backtest(
         "end": end,
         "exchange": exchange,
         "exchange_url": exchange_url,
+        "timeframe": timeframe,
         "display_zone": display_zone,
     }
     if len(asked) > 1:
@@ -343,7 +345,7 @@ def grid_result(
     model_config(run), pool_tickers(run)   # find an invalid setting before the download
     bars = market_bars(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, None, run.seed, True,
-        needed=needed_text(bar_parts(run)),
+        needed=needed_text(bar_parts(run)), timeframe=run.timeframe,
     )
     pool = pool_bars(bars, run, bars_needed(run), progress=True)
     bars, others = pool[run.ticker], {t: b for t, b in pool.items() if t != run.ticker}
@@ -443,14 +445,15 @@ def run_facts(
     "Market, span, training, trials and files of a run."
     from cryptolstm.proof.provenance import market_text
     data, certificate = r["data"], r["certificate"]
+    unit = bars_word(r["config"].get("timeframe", "1h"))
     first, last = (data[k][:16].replace("T", " ") for k in ("tested_from", "tested_until"))
     rows = [
         ("market", market_text(data)),
-        ("tested", f"{first} to {last} UTC, {r['bars']:,} hours, all out of sample"),
+        ("tested", f"{first} to {last} UTC, {r['bars']:,} {unit}, all out of sample"),
         (
             "trained",
             f"{r['folds']} time{'' if r['folds'] == 1 else 's'}, on up to {r['config']['train_hours']:,}"
-            f" hours before each stretch{', fewer windows than weights' if r['underpowered'] else ''}",
+            f" {unit} before each stretch{', fewer windows than weights' if r['underpowered'] else ''}",
         ),
         *([("forecasts", reused_text(data))] if "forecasts_from" in data else []),
         ("trial", r["search"]["sentence"] + (f"; {certificate['sentence']}" if certificate else "")),

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.errors import InputError
-from ..core.text import SIGNAL_NAMES
+from ..core.text import SIGNAL_NAMES, bars_text
 from ..core.config import check_no_pool, check_threshold
 from .terminal import (ExchangeOption, JsonOption, ParamsOption, SetOption, TickersOption,
                                      UrlOption, ZoneOption, build_run, emit, facts, setting_option, settings,
@@ -35,7 +35,7 @@ def signal(
         int,
         typer.Option(
             help=(
-                "newest training windows, one an hour; `hours` in a --params file are those a backtest tests"
+                "newest training windows, one a bar; `hours` in a --params file are those a backtest tests"
                 " and do not count here"
             )
         ),
@@ -47,6 +47,7 @@ def signal(
     ] = 24,
     exchange: ExchangeOption = None,
     exchange_url: UrlOption = None,
+    timeframe: Annotated[str | None, setting_option("timeframe")] = None,
     params: ParamsOption = None,
     set_: SetOption = None,
     display_zone: ZoneOption = None,
@@ -65,6 +66,7 @@ def signal(
         "lookback": lookback,
         "exchange": exchange,
         "exchange_url": exchange_url,
+        "timeframe": timeframe,
         "hours": hours,
         "display_zone": display_zone,
     }
@@ -128,7 +130,8 @@ def print_signal(
             (
                 "forecast",
                 (
-                    f"{number(s['predicted_price'])} in {s['horizon']} h, a move of"
+                    f"{number(s['predicted_price'])} in"
+                    f" {bars_text(s['horizon'], s.get('timeframe', '1h'))}, a move of"
                     f" {number(s['price_difference'], '+')}; the threshold is {number(s['threshold'])}"
                 ),
             ),

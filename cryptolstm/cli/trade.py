@@ -244,7 +244,7 @@ def trade_account(
         served = stack.enter_context(served_metrics(name, metrics)) if metrics else None
         journal = stack.enter_context(Journal(name))
         stopped = threading.Event()
-        pool = InProcesses(workers, 60 * wish.guards.deadline, stopped=stopped) if workers else None
+        pool = InProcesses(workers, 60 * account.deadline, stopped=stopped) if workers else None
         decide = stack.enter_context(pool) if pool else with_progress
         runner = Runner(account, journal, broker, decide, VenueClock(asked), quote=quote, on_step=on_step)
         stack.callback(log_file(name).close)
@@ -252,7 +252,7 @@ def trade_account(
         runner.begin()
         with _stop_signals(stopped):
             if not once: run_account(runner, stopped, flatten=flatten)
-            else: last = decide_hour(runner, int(runner.clock() // 3_600_000) - 1, stopped, patient=False)
+            else: last = decide_hour(runner, runner.newest_bar(), stopped, patient=False)
     return last
 
 # %% ../../nbs/cli/08_trade.ipynb #5699f9b8

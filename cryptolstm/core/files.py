@@ -58,6 +58,8 @@ def config_hash(
 ) -> str:     # 16 hexadecimal digits
     "First 16 digits of the SHA-256 of a configuration in canonical JSON."
     table = config if isinstance(config, Mapping) else asdict(config)
+    if table.get("timeframe") == "1h":   # as before there were other lengths of bars
+        table = {k: v for k, v in table.items() if k != "timeframe"}
     return hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/02_files.ipynb #4448b684

@@ -46,12 +46,12 @@ def average_true_range(
 
 # %% ../../nbs/core/08_volatility.ipynb #e26bf5e9
 def realized_volatility(
-    moves: pd.Series,             # hourly log returns, NaN where an hour is missing
-    window: int = 24,             # hours to look back
+    moves: pd.Series,             # log returns per bar, NaN where one is missing
+    window: int = 24,             # bars to look back
     required: int | None = None,  # returns that must be known; None = half of them
-) -> pd.Series:                   # standard deviation of hourly log returns (ddof 1)
-    """Realized volatility σ, per hour and not annualised.
+) -> pd.Series:                   # standard deviation of log returns per bar (ddof 1)
+    """Realized volatility σ, per bar and not annualised.
 
-    NaN in the warm-up, where too many hours are missing, and where nothing moved."""
+    NaN in the warm-up, where too many bars are missing, and where nothing moved."""
     sigma = moves.rolling(window, min_periods=window // 2 if required is None else required).std()
     return sigma.where((sigma > 1e-9) & (np.arange(len(moves)) >= window))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HOUR_OF_DAY', 'DAY_OF_WEEK', 'VOLUME_OF_DAY', 'MEMORIES', 'LEVERAGE', 'JUMP_RATE', 'JUMP_SIZE', 'BRIDGE', 'FLUSH',
            'START_PRICES', 'HOURLY_TURNOVER', 'DEMO_END', 'STATE_CENTRE', 'STATE_SCALE', 'fading_memory',
-           'volatility_path', 'shocks', 'bridge_extremes', 'volume_path', 'six_digits', 'start_price', 'demo_market',
-           'hill_index', 'facts', 'volume_state', 'planted_state', 'planted_market']
+           'daily_profile', 'volatility_path', 'shocks', 'bridge_extremes', 'volume_path', 'six_digits', 'start_price',
+           'demo_market', 'hill_index', 'facts', 'volume_state', 'planted_state', 'planted_market']
 
 # %% ../../nbs/data/03_demo.ipynb #7bc5f1b8
 import zlib
@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import HOUR, as_utc, check_bars, stamp
+from ..core.bars import HOUR, as_utc, bar_length, bars_per_year, check_bars, stamp, timeframe_length
 from ..core.config import check_ticker
 
 # %% ../../nbs/data/03_demo.ipynb #aa111588
 def fading_memory(
     noise: np.ndarray,   # (n,) independent, unit variance
-    half_life: float,    # hours until half of a shock has decayed
+    half_life: float,    # bars until half of a shock has decayed
 ) -> np.ndarray:         # (n,) unit variance; the first value is from the stationary law
     "AR(1) process with unit variance: x[t] = φ·x[t−1] + √(1−φ²)·noise[t], φ = 0.5^(1/half_life)."
     from scipy.signal import lfilter
@@ -41,26 +41,37 @@ VOLUME_OF_DAY = np.array([.92, .95, .90, .79, .73, .70, .78, .94, .87, .81, .78,
 # half-life in hours: standard deviation of the log volatility it contributes
 MEMORIES = {720.0: .24, 60.0: .30, 3.0: .36}
 LEVERAGE = -.12                               # correlation of a return with the next shock to log volatility
-JUMP_RATE, JUMP_SIZE = 1 / 300, 3.0           # jumps per bar, and their standard deviation in hourly sigmas
+JUMP_RATE, JUMP_SIZE = 1 / 300, 3.0           # jumps per hour, and their standard deviation in hourly sigmas
 BRIDGE = 1.03                                 # volatility inside a bar relative to that between bars
 # share of bars without an upper (and, independently, a lower) wick
 FLUSH = .025
+
+def daily_profile(
+    hourly: np.ndarray,     # (24,) by hour of the day
+    length: pd.Timedelta,   # of a bar
+    power: float = 1,       # 2 for volatility, whose squares add up
+) -> np.ndarray:            # (24,) by the hour in which a bar opens
+    "Mean of the hours that a bar covers."
+    if length <= HOUR: return hourly
+    covered = (hourly**power).reshape(-1, length // HOUR).mean(axis=1) ** (1 / power)
+    return np.repeat(covered, length // HOUR)
 
 # %% ../../nbs/data/03_demo.ipynb #edd69c66
 def volatility_path(
     rng: np.random.Generator,   # advanced
     index: pd.DatetimeIndex,    # open times, UTC
     z: np.ndarray,              # (n,) standardised returns; only z[t−1] and older enter σ[t]
+    length: pd.Timedelta = HOUR,   # of a bar, here and below
 ) -> np.ndarray:                # (n,) volatility of each bar, relative: the mean square is about 1
     """Log-normal volatility with three components, leverage and profiles of day and week.
 
     It is known before the bar's return."""
     before = np.r_[0.0, np.clip(z[:-1], -4, 4)]
-    log_vol = np.zeros(len(index))
+    log_vol, step = np.zeros(len(index)), length / HOUR
     for half_life, sd in MEMORIES.items():
         shock = LEVERAGE * before + np.sqrt(1 - LEVERAGE**2) * rng.standard_normal(len(index))
-        log_vol += sd * fading_memory(shock, half_life)
-    hour = HOUR_OF_DAY / np.sqrt(np.mean(HOUR_OF_DAY**2))
+        log_vol += sd * fading_memory(shock, half_life / step)
+    hour = daily_profile(HOUR_OF_DAY / np.sqrt(np.mean(HOUR_OF_DAY**2)), length, 2)
     day = DAY_OF_WEEK / np.sqrt(np.mean(DAY_OF_WEEK**2))
     return (
         np.exp(log_vol - sum(sd**2 for sd in MEMORIES.values())) * hour[index.hour] * day[index.day_of_week]
@@ -70,11 +81,13 @@ def volatility_path(
 def shocks(
     rng: np.random.Generator,        # advanced
     n: int,                          # bars
+    length: pd.Timedelta = HOUR,
 ) -> tuple[np.ndarray, np.ndarray]:  # (z, jump), each (n,): in sigmas of the bar; jump is 0 in most bars
     "Fat-tailed shocks and rare jumps; their sum has unit variance."
-    total = np.sqrt(1 + JUMP_RATE * JUMP_SIZE**2)
+    rate, size = JUMP_RATE * (length / HOUR), JUMP_SIZE / np.sqrt(length / HOUR)
+    total = np.sqrt(1 + rate * size**2)
     z = rng.standard_t(7, n) * np.sqrt(5 / 7)
-    jump = np.where(rng.random(n) < JUMP_RATE, rng.standard_normal(n) * JUMP_SIZE, 0.0)
+    jump = np.where(rng.random(n) < rate, rng.standard_normal(n) * size, 0.0)
     return z / total, jump / total
 
 # %% ../../nbs/data/03_demo.ipynb #7d703987
@@ -107,13 +120,20 @@ def bridge_extremes(
 def volume_path(
     rng: np.random.Generator,   # advanced
     index: pd.DatetimeIndex,    # open times, UTC
-    width: np.ndarray,          # (n,) log(high/low) divided by the market's typical hourly sigma
+    width: np.ndarray,          # (n,) log(high/low) divided by the market's typical sigma of a bar
     typical: float,             # volume of a typical hour, base currency
+    length: pd.Timedelta = HOUR,
 ) -> np.ndarray:                # (n,) positive
     "Volume from the width of the bar (elasticity 0.67), the hour and an AR(1) with a half-life of 60 hours."
-    n, hour = len(index), VOLUME_OF_DAY / VOLUME_OF_DAY.mean()
-    noise = .22 * rng.standard_normal(n) + .40 * fading_memory(rng.standard_normal(n), 60)
-    return typical * np.sqrt(hour[index.hour]) * np.exp(.67 * np.log(np.maximum(width, 1e-3) / 1.3) + noise)
+    n, step = len(index), length / HOUR
+    hour = daily_profile(VOLUME_OF_DAY / VOLUME_OF_DAY.mean(), length)
+    noise = .22 * rng.standard_normal(n) + .40 * fading_memory(rng.standard_normal(n), 60 / step)
+    return (
+        typical
+        * step
+        * np.sqrt(hour[index.hour])
+        * np.exp(0.67 * np.log(np.maximum(width, 1e-3) / 1.3) + noise)
+    )
 
 # %% ../../nbs/data/03_demo.ipynb #4d12542e
 def six_digits(
@@ -152,14 +172,17 @@ def start_price(
     return START_PRICES.get(base) or float(10 ** (zlib.crc32(base.encode()) % 2001 / 1000))
 
 # %% ../../nbs/data/03_demo.ipynb #328c5267
-def _generator(hours: int, seed: int, end, ticker: str) -> tuple[str, pd.DatetimeIndex, np.random.Generator]:
+def _generator(
+    hours: int, seed: int, end, ticker: str, timeframe: str
+) -> tuple[str, pd.DatetimeIndex, np.random.Generator]:
     "Validated ticker, open times and random generator of a simulated market."
     ticker = check_ticker(ticker)
     for name, value, least in (("hours", hours, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise InputError(f"{name} is {value!r}; pass a whole number from {least}")
-    last = as_utc(DEMO_END if end is None else end).floor("h") - HOUR
-    index = pd.date_range(end=last, periods=int(hours), freq="h", name="timestamp")
+    length = timeframe_length(timeframe)
+    last = as_utc(DEMO_END if end is None else end).floor(length) - length
+    index = pd.date_range(end=last, periods=int(hours), freq=length, name="timestamp")
     return ticker, index, np.random.default_rng([int(seed), zlib.crc32(ticker.encode())])
 
 # %% ../../nbs/data/03_demo.ipynb #7d27c5f3
@@ -185,16 +208,17 @@ def _bars(
 
 # %% ../../nbs/data/03_demo.ipynb #e97201c9
 def _simulate(
-    index: pd.DatetimeIndex, rng: np.random.Generator, price: float, annual_vol: float, rho: float = 0.0
+    index: pd.DatetimeIndex, rng: np.random.Generator, price: float, annual_vol: float, length: pd.Timedelta,
+    rho: float = 0.0,
 ) -> pd.DataFrame:
     "Bars of a market; each shock has correlation `rho` with `volume_state` of the bar before."
-    n, unit = len(index), annual_vol / np.sqrt(8760)
-    z, jump = shocks(rng, n)
-    sigma = unit * volatility_path(rng, index, z)
+    n, unit = len(index), annual_vol / np.sqrt(pd.Timedelta(days=365) / length)
+    z, jump = shocks(rng, n, length)
+    sigma = unit * volatility_path(rng, index, z, length)
     # symmetric, so clipping keeps the mean at zero
     x = np.clip(sigma * (z + jump), -.5, .5)
     low, high = bridge_extremes(rng, np.log1p(x), sigma * jump, BRIDGE * sigma)
-    volume = six_digits(volume_path(rng, index, (high - low) / unit, HOURLY_TURNOVER / price))
+    volume = six_digits(volume_path(rng, index, (high - low) / unit, HOURLY_TURNOVER / price, length))
     if rho:
         # known when the bar opened
         state = np.r_[0.0, volume_state(pd.Series(volume)).fillna(0).to_numpy()[:-1]]
@@ -207,18 +231,23 @@ def _simulate(
 def demo_market(
     hours: int,                # bars
     seed: int = 0,             # each seed gives another market
-    # close time of the last bar (anything `as_utc` accepts, rounded down to the hour); None = 2025-01-01
+    # close time of the last bar (anything `as_utc` accepts, rounded down to the bar); None = 2025-01-01
     end=None,
     ticker: str = "BTC/USD",   # sets the price level and seeds the generator
     annual_vol: float = 0.55,  # standard deviation of the annual log return
+    timeframe: str = "1h",     # length of a bar, as in `TIMEFRAMES`
 ) -> pd.DataFrame:             # validated bars stamped `simulated`
-    """Hourly bars of a market whose price is a martingale.
+    """Bars of a market whose price is a martingale.
 
-    Deterministic in its arguments; other `hours` give another market, not a continuation."""
-    ticker, index, rng = _generator(hours, seed, end, ticker)
+    Deterministic in its arguments; other `hours` give another market, not a continuation. A market of
+    another length has the same volatility per year, and other prices."""
+    ticker, index, rng = _generator(hours, seed, end, ticker, timeframe)
     if not 0 < annual_vol <= 5:
         raise InputError(f"annual_vol is {annual_vol!r}; pass a number above 0 and up to 5, such as 0.55")
-    return stamp(_simulate(index, rng, start_price(ticker), annual_vol), ticker, "simulated", seed=int(seed))
+    bars = _simulate(index, rng, start_price(ticker), annual_vol, timeframe_length(timeframe))
+    return stamp(bars, ticker, "simulated", seed=int(seed), **_stated(timeframe))
+
+def _stated(timeframe: str) -> dict: return {"timeframe": None if timeframe == "1h" else timeframe}
 
 # %% ../../nbs/data/03_demo.ipynb #f7cb549b
 def hill_index(
@@ -233,17 +262,17 @@ def hill_index(
 def facts(
     bars: pd.DataFrame,   # any bar frame of at least 1,000 bars; gap rows are excluded
 ) -> dict[str, float]:    # name → value; correlations and shares as fractions
-    "Stylised facts of hourly returns, to compare markets. Raises `InputError` below 1,000 bars."
+    "Stylised facts of the returns of bars, to compare markets. Raises `InputError` below 1,000 bars."
     if len(bars) < 1000:
         raise InputError(f"facts need at least 1000 bars, got {len(bars)}; pass a longer market")
     whole = ~bars["is_gap"].astype(bool) if "is_gap" in bars else pd.Series(True, index=bars.index)
     log = np.log(bars["close"]).where(whole)
-    r = log.diff().where(pd.Series(bars.index, index=bars.index).diff() == HOUR)
+    r = log.diff().where(pd.Series(bars.index, index=bars.index).diff() == bar_length(bars))
     width, a = np.log(bars["high"] / bars["low"]).where(r.notna()), r.abs()
     by_hour = a.groupby(bars.index.hour).mean() / a.mean()
     body = bars[["open", "close"]].max(axis=1)
     return {
-        "annual vol": float(r.std() * np.sqrt(8760)),
+        "annual vol": float(r.std() * np.sqrt(bars_per_year(bars))),
         "excess kurtosis": float(r.kurt()),
         "skew": float(r.skew()),
         "tail index": hill_index(r.dropna().to_numpy()),
@@ -290,13 +319,16 @@ def planted_market(
     ticker: str = "BTC/USD",   # as in `demo_market`
     annual_vol: float = 0.55,  # as in `demo_market`
     sign: int = 1,             # 1: busy bars are followed by rises; -1: by falls
+    timeframe: str = "1h",     # as in `demo_market`
 ) -> pd.DataFrame:             # validated bars stamped `simulated`, `planted_r2` and `planted_sign`
     """A demo market in which the next return has correlation ±√r2 with `planted_state`.
 
     Not a martingale: a working pipeline must find skill here."""
-    ticker, index, rng = _generator(hours, seed, end, ticker)
+    ticker, index, rng = _generator(hours, seed, end, ticker, timeframe)
     if not 0 <= r2 < 1:
         raise InputError(f"r2 is {r2!r}; pass a share from 0 up to (not including) 1, such as 0.1")
     if sign not in (1, -1): raise InputError(f"sign is {sign!r}; pass 1 or -1")
-    bars = _simulate(index, rng, start_price(ticker), annual_vol, rho=sign * float(np.sqrt(r2)))
-    return stamp(bars, ticker, "simulated", seed=int(seed), planted_r2=float(r2), planted_sign=int(sign))
+    length, rho = timeframe_length(timeframe), sign * float(np.sqrt(r2))
+    bars, planted = _simulate(index, rng, start_price(ticker), annual_vol, length, rho), float(r2)
+    known = {"planted_r2": planted, "planted_sign": int(sign), **_stated(timeframe)}
+    return stamp(bars, ticker, "simulated", seed=int(seed), **known)

@@ -19,7 +19,7 @@ from filelock import Timeout
 
 from ..core.errors import InputError, OperationError
 from ..core.files import home as data_home, write_atomic
-from ..core.bars import COLUMNS, as_utc, bars_hash
+from ..core.bars import COLUMNS, as_utc, bars_hash, timeframe_length
 from ..core.config import check_ticker
 from .store import (bar_path, hour_number, hours_of, merge_spans, missing_spans, open_store,
                                    read_store, runs, store_lock, stored_name, write_store)
@@ -227,6 +227,7 @@ def export_bars(
     home: Path | None = None,    # the data folder; None = `core.files.home()`
     start=None,                  # open time of the first bar; None = the first stored
     end=None,                    # close time of the last bar; None = the last stored
+    timeframe: str = "1h",       # length of the bars
 ) -> Path:                       # the file
     """Write stored bars to a file, atomically; for a renamed ticker, those of its new name, with a note.
 
@@ -236,14 +237,16 @@ def export_bars(
         raise InputError(f"there is no folder {file.parent}; make it or pass another file")
     if file.suffix.lower() not in (".csv", ".parquet"):
         raise InputError(f"{file.name} ends in neither .csv nor .parquet; pass a name with one of these")
-    ticker, alias = stored_name(Path(home or data_home()), exchange, ticker)
+    folder, length = Path(home or data_home()), timeframe_length(timeframe)
+    ticker, alias = stored_name(folder, exchange, ticker, timeframe)
     if alias: print(alias["alias"], file=sys.stderr)
-    bars = read_store(bar_path(Path(home or data_home()), exchange, ticker)).bars
+    bars = read_store(bar_path(folder, exchange, ticker, timeframe)).bars
     if not len(bars):
-        raise InputError(f"no bars of {ticker} at {exchange} are stored; fetch or import some first")
+        what = "bars" if timeframe == "1h" else f"{timeframe} bars"
+        raise InputError(f"no {what} of {ticker} at {exchange} are stored; fetch or import some first")
     selected = np.ones(len(bars), bool)
     if start is not None: selected &= np.asarray(bars.index >= as_utc(start))
-    if end is not None: selected &= np.asarray(bars.index < as_utc(end).floor("h"))
+    if end is not None: selected &= np.asarray(bars.index < as_utc(end).floor(length))
     if not selected.any():
         raise InputError(
             f"none of the stored bars of {ticker} lies there; they run from {bars.index[0]:%Y-%m-%d %H:%M} to"

@@ -139,6 +139,7 @@ class Terms(NamedTuple):
 # %% ../../nbs/execution/00_kernel.ipynb #cb806030
 def terms(
     run: dict,      # checked settings of `simulate`; a sweep passes one number per point for each
+    per_day: int = 24,   # bars in a day
 ) -> Terms:
     "Settings in the form that the kernel reads."
     def off(name):
@@ -148,7 +149,7 @@ def terms(
         run["fee"] if run["maker_fee"] is None else run["maker_fee"],
         run["slippage"],
         run["slippage_range"],
-        run["borrow_rate"] / 24,
+        run["borrow_rate"] / per_day,
         off("stop_atr"),
         off("stop_percent"),
         off("take_profit_atr"),

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import COLUMNS, HOUR, check_bars
+from ..core.bars import (BARS_PER_YEAR, COLUMNS, HOUR, bar_length, bars_per_day, bars_per_year,
+                                  check_bars, timeframe_name)
 from ..core.config import Orders
 from ..core.volatility import average_true_range, realized_volatility
 
@@ -23,7 +24,7 @@ def measured_sigma(
     close: np.ndarray,    # (n,) closing prices, NaN in an empty row
     window: int = 24,     # number of log returns
 ) -> np.ndarray:          # (n,); NaN for the first `window` bars and while one of them is empty
-    "Realized volatility of closing prices, from `window` complete hours."
+    "Realized volatility of closing prices, from `window` complete bars."
     moves = pd.Series(np.diff(np.log(close), prepend=np.nan))
     return realized_volatility(moves, window, required=window).to_numpy()
 
@@ -35,12 +36,13 @@ def entry_share(
     window: int = 24,     # number of log returns for σ
     sigma: np.ndarray | None = None,  # (n,) σ per bar, NaN while unknown; None = from `close`
     cap: float = 1.0,     # largest share with "volatility"
+    periods: float = BARS_PER_YEAR,   # bars in a year
 ) -> np.ndarray:          # share of equity: (n,) with NaN while unknown, or (1,) if it is constant
     "Share of equity that an entry decided at each bar commits, from past data only."
     if sizing != "volatility": return np.array([1.0 if sizing == "all_in" else size])
     if sigma is None: sigma = measured_sigma(close, window)
-    sigma = np.where(sigma > 0, sigma, np.nan)   # no size if the market has not moved for a day
-    return np.minimum(cap, size / (sigma * np.sqrt(8760)))
+    sigma = np.where(sigma > 0, sigma, np.nan)   # no size if the market has not moved for `window` bars
+    return np.minimum(cap, size / (sigma * np.sqrt(periods)))
 
 # %% ../../nbs/execution/01_orders.ipynb #2cc1251a
 def sizing_sigma(
@@ -48,7 +50,7 @@ def sizing_sigma(
     sigma: np.ndarray | None,      # (n,) trailing σ per bar; None = from `close`
     volatility: np.ndarray | None, # (n,) forecasts, NaN where there is none; None = no forecasts
     source: str,                   # "forecast" or "trailing"
-) -> np.ndarray | None:            # (n,) σ per hour, as for `entry_share`
+) -> np.ndarray | None:            # (n,) σ per bar, as for `entry_share`
     "The σ that the size of an entry depends on: the forecast where there is one, else trailing σ."
     if volatility is None or source == "trailing": return sigma
     return np.where(np.isnan(volatility), measured_sigma(close) if sigma is None else sigma, volatility)
@@ -133,7 +135,7 @@ def _sides(
 
 # %% ../../nbs/execution/01_orders.ipynb #a56853f6
 class KernelInputs(NamedTuple):
-    "Inputs of the kernel on the full hourly grid; `rows` are the positions of the given bars in it."
+    "Inputs of the kernel on the full grid; `rows` are the positions of the given bars in it."
     open: np.ndarray
     high: np.ndarray
     low: np.ndarray
@@ -144,19 +146,23 @@ class KernelInputs(NamedTuple):
     share: np.ndarray
     atr: np.ndarray
     rows: np.ndarray
+    per_day: int = 24   # bars in a day
 
 # %% ../../nbs/execution/01_orders.ipynb #e73f4545
 def grid_rows(
-    index: pd.DatetimeIndex,   # checked: on the hour, increasing
-) -> np.ndarray:               # (n,) int, hours since the first bar
-    "Position of each bar on the full hourly grid. `InputError` for bars that are not hourly."
+    index: pd.DatetimeIndex,   # checked: on the grid, increasing
+    length: pd.Timedelta | None = None,   # of a bar; None = `bar_length` of the index
+) -> np.ndarray:               # (n,) int, bars since the first one
+    "Position of each bar on the full grid. `InputError` for bars of another length."
     if not len(index): raise InputError("there are no bars; pass at least one row")
-    hours, unit = index.asi8, HOUR // pd.Timedelta(1, index.unit)
+    hours, length = index.asi8, bar_length(index) if length is None else length
+    unit = length // pd.Timedelta(1, index.unit)
     if hours[-1] - hours[0] == (len(hours) - 1) * unit: return np.arange(len(hours))     # no gap
     rows = (hours - hours[0]) // unit
     if len(rows) > 1 and not (np.diff(rows) == 1).any():
         raise InputError(
-            f"bars: row 1 ({index[1]:%Y-%m-%d %H:%M}) opens {rows[1]} hours after row 0; pass hourly bars"
+            f"bars: row 1 ({index[1]:%Y-%m-%d %H:%M}) opens {rows[1] * (length / HOUR):g} hours after row 0;"
+            " pass " + ("hourly bars" if length == HOUR else f"{timeframe_name(length)} bars")
         )
     return rows
 
@@ -167,11 +173,11 @@ def kernel_inputs(
     atr,                  # the caller's ATR, or None
     sigma,                # the caller's σ, or None
     run: dict,            # checked settings
-    volatility=None,      # the caller's forecasts of σ per hour, or None
+    volatility=None,      # the caller's forecasts of σ per bar, or None
 ) -> KernelInputs:
-    "Check bars, signal, ATR, σ and forecasts and place them on the hourly grid for the kernel."
+    "Check bars, signal, ATR, σ and forecasts and place them on the full grid for the kernel."
     bars = check_bars(bars)
-    index, rows = bars.index, grid_rows(bars.index)
+    index, rows = bars.index, grid_rows(bars.index, bar_length(bars))
     side = _sides(aligned(signal, index, "signal", whole=True), index)
     def spread(values, empty):
         if rows[-1] + 1 == len(rows): return np.ascontiguousarray(values)
@@ -213,7 +219,10 @@ def kernel_inputs(
         v,
         spread(real, False),
         spread(side, 0),
-        entry_share(c, run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"]),
+        entry_share(
+            c, run["sizing"], run["size"], sigma=sigma, cap=run["max_leverage"], periods=bars_per_year(bars)
+        ),
         atr,
         rows,
+        bars_per_day(bars),
     )

@@ -167,7 +167,7 @@ def run_reference(
                 if long
                 else trade["quantity"] * now
             )
-            rent = max(borrowed, 0.0) * run["borrow_rate"] / 24
+            rent = max(borrowed, 0.0) * run["borrow_rate"] / data.per_day
             trade["borrow"] += rent if real else min(rent, max(value(last), 0.0))
             worst = (data.low[t] if long else data.high[t]) if real else last
             hit = ended(long, now, data.low[t], data.high[t]) if real else None

@@ -11,7 +11,7 @@ import inspect
 import numpy as np
 import pandas as pd
 
-from ..core.bars import HOUR, provenance
+from ..core.bars import bar_length, provenance
 from ..core.config import Orders, RunConfig
 from .kernel import COUNTS, REASONS, TRADE, terms, walk_bars
 from .orders import KernelInputs, checked_orders, kernel_inputs
@@ -20,20 +20,21 @@ from .orders import KernelInputs, checked_orders, kernel_inputs
 _TEXTS = pd.array([*REASONS, "entry"], "str")
 
 def _times(
-    rows: np.ndarray,            # (k,) hours since the first bar
-    index: pd.DatetimeIndex,     # of the bars
+    rows: np.ndarray,            # (k,) bars since the first one
+    bars: pd.DataFrame,
     known: np.ndarray | bool = True,   # (k,) False gives NaT
 ) -> pd.DatetimeIndex:
     "Open times of rows of the full grid."
-    stamps = index.asi8[0] + rows * (HOUR // pd.Timedelta(1, index.unit))
+    index = bars.index
+    stamps = index.asi8[0] + rows * (bar_length(bars) // pd.Timedelta(1, index.unit))
     return pd.DatetimeIndex(np.where(known, stamps, pd.NaT._value).view(f"M8[{index.unit}]"), tz="UTC")
 
 def _trade_table(
     trades: np.ndarray,          # (k,) records of dtype `TRADE`
-    index: pd.DatetimeIndex,     # of the bars
-    real: np.ndarray,            # (hours,) the full grid
+    bars: pd.DataFrame,
+    real: np.ndarray,            # (rows,) the full grid
 ) -> pd.DataFrame:
-    "Table of round trips; `return` is P&L over the notional at entry, `bars_held` counts hours."
+    "Table of round trips; `return` is P&L over the notional at entry, `bars_held` counts bars."
     still, rows = trades["exit_row"] < 0, np.flatnonzero(real)
     # the last bar before the entry
     decided = rows[np.searchsorted(rows, trades["entry_row"]) - 1]
@@ -45,9 +46,9 @@ def _trade_table(
     return pd.DataFrame(
         {
             "side": side,
-            "decided_time": _times(decided, index),
-            "entry_time": _times(trades["entry_row"], index),
-            "exit_time": _times(trades["exit_row"], index, ~still),
+            "decided_time": _times(decided, bars),
+            "entry_time": _times(trades["entry_row"], bars),
+            "exit_time": _times(trades["exit_row"], bars, ~still),
             "entry_price": entry,
             "exit_price": trades["exit_price"],
             "quantity": q,
@@ -66,7 +67,7 @@ def _trade_table(
 # %% ../../nbs/execution/02_simulate.ipynb #b90c644c
 def _fill_table(
     trades: np.ndarray,          # (k,) records of dtype `TRADE`; the last may be open
-    index: pd.DatetimeIndex,     # of the bars
+    bars: pd.DataFrame,
 ) -> pd.DataFrame:               # one row per fill, in order; side 1 = buy, −1 = sell
     "Table of fills: two per round trip, one if it is still open."
     count = 2 * len(trades) - (len(trades) > 0 and trades["exit_row"][-1] < 0)
@@ -76,7 +77,7 @@ def _fill_table(
     at_entry = np.full(len(trades), len(REASONS))                                  # "entry", see `_TEXTS`
     return pd.DataFrame(
         {
-            "time": _times(turn(trades["entry_row"], trades["exit_row"]), index),
+            "time": _times(turn(trades["entry_row"], trades["exit_row"]), bars),
             "side": turn(trades["side"], -trades["side"]),
             "price": turn(trades["entry_price"], trades["exit_price"]),
             "quantity": turn(trades["quantity"], trades["quantity"]),
@@ -90,7 +91,7 @@ def simulation_result(
     bars: pd.DataFrame,         # the caller's bars
     run: dict,                  # checked settings
     data: KernelInputs,         # inputs of the kernel
-    equity: np.ndarray,         # (hours,) as the next two
+    equity: np.ndarray,         # (rows,) as the next two
     low_equity: np.ndarray,
     position: np.ndarray,
     trades: np.ndarray,         # (k,) records of dtype `TRADE`
@@ -100,7 +101,7 @@ def simulation_result(
     counts: np.ndarray,         # as `COUNTS`
 ) -> dict:                      # see `simulate`
     "Result of a simulation; each table carries the provenance of the bars."
-    table = _trade_table(trades, bars.index, data.real)
+    table = _trade_table(trades, bars, data.real)
     out = {
         "initial_balance": run["initial_balance"],
         "final_balance": float(equity[-1]),
@@ -119,7 +120,7 @@ def simulation_result(
         "low_equity": series(low_equity, "low_equity"),
         "position": series(position, "position"),
         "trades": table,
-        "fills": _fill_table(trades, bars.index),
+        "fills": _fill_table(trades, bars),
         "total_fees": float(table["fees"].sum()),
         "total_borrow": float(table["borrow"].sum()),
         "counts": dict(zip(COUNTS, map(int, counts), strict=True)),
@@ -132,7 +133,7 @@ def simulation_result(
 
 # %% ../../nbs/execution/02_simulate.ipynb #73f2591b
 def result_arrays(
-    n: int,       # hours
+    n: int,       # bars
 ) -> tuple:       # equity, low equity, position and round trips
     "Empty arrays for the results of the kernel."
     return *np.empty((2, n)), np.empty(n, "int8"), np.empty(n, TRADE)
@@ -146,7 +147,14 @@ def run_kernel(
     equity, low_equity, position, trades = arrays or result_arrays(len(data.close))
     counts = np.zeros(len(COUNTS), "int64")
     k, cash, quantity, last = walk_bars(
-        *data[:9], run["initial_balance"], terms(run), equity, low_equity, position, trades, counts
+        *data[:9],
+        run["initial_balance"],
+        terms(run, data.per_day),
+        equity,
+        low_equity,
+        position,
+        trades,
+        counts
     )
     return equity, low_equity, position, trades[:k], cash, quantity, last, counts
 
@@ -154,7 +162,7 @@ def run_kernel(
 SERIES = ("bars", "signal", "atr", "sigma", "volatility")   # arguments of `simulate` that are no settings
 
 def simulate(
-    bars: pd.DataFrame,                 # hourly bars; rows marked `is_gap` neither decide nor fill
+    bars: pd.DataFrame,                 # bars of one length; rows marked `is_gap` neither decide nor fill
     # (n,) −1, 0 or 1 per bar, decided at its close; a Series must have the index of the bars
     signal,
     initial_balance: float = 100_000.0, # quote currency
@@ -169,7 +177,7 @@ def simulate(
     min_hold: int = 0,                  # minimum bars in a position; a stop may end it earlier
     atr=None,                           # (n,) ATR per bar, NaN while unknown; None = Wilder's, 14 bars
     borrow_rate: float = 0.0,           # share of a short's notional, per day
-    # (n,) sd of the last 24 hourly log returns per bar, NaN while unknown; None = from these bars
+    # (n,) sd of the last 24 log returns per bar, NaN while unknown; None = from these bars
     sigma: pd.Series | None = None,
     # stop-loss distance as a fraction of the fill price; the nearer one if both are given
     stop_percent: float | None = None,
@@ -185,8 +193,8 @@ def simulate(
     max_leverage: float = 1.0,          # largest share of equity that "fraction" and "volatility" may commit
     # fee of a take-profit, which rests in the book; None = `fee`
     maker_fee: float | None = None,
-    # (n,) forecast volatility per bar: sd of hourly log returns over the time to come (a sigma over h hours
-    # divided by √h), NaN where there is none; None = sigma
+    # (n,) forecast volatility per bar: sd of the log returns of the bars to come (a sigma over h bars divided
+    # by √h), NaN where there is none; None = sigma
     volatility=None,
     # with sizing="volatility": "forecast" takes `volatility`, and sigma where it has none; "trailing": sigma
     sizing_volatility: str = "forecast",

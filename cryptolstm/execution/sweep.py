@@ -15,6 +15,7 @@ import pandas as pd
 from numba import get_num_threads, prange
 
 from ..core.errors import InputError, unknown_name
+from ..core.bars import DAYS_PER_YEAR, bar_length, bars_per_year
 from ..core.config import check_orders
 from ..core.grid import AXES, check_grid
 from ..core.text import finite_or_none
@@ -37,7 +38,7 @@ SCORES = (
 
 @compiled(fastmath={"reassoc"})   # sums in any order, several terms at a time
 def _moments(equity, cash, returns):
-    "Write hourly returns; return their mean and standard deviation (ddof 1; 0 for a single hour)."
+    "Write the returns of all bars; return their mean and standard deviation (ddof 1; 0 for a single bar)."
     n = len(equity)
     returns[0], total, squares = equity[0] / cash - 1, equity[0] / cash - 1, 0.0
     for t in range(1, n):
@@ -49,8 +50,8 @@ def _moments(equity, cash, returns):
     return total / n, np.sqrt(squares / (n - 1)) if n > 1 else 0.0
 
 @compiled
-def _score(equity, position, trades, cash, returns, out):
-    "Write `returns` (one per hour) and the `SCORES` of one point."
+def _score(equity, position, trades, cash, per_year, returns, out):
+    "Write `returns` (one per bar) and the `SCORES` of one point."
     mean, spread = _moments(equity, cash, returns)
     peak, deepest, held, n = cash, 0.0, 0, len(equity)
     for now in equity:
@@ -78,7 +79,7 @@ def _score(equity, position, trades, cash, returns, out):
         held / n,
         fees,
     )
-    out[1] = mean / spread * np.sqrt(8760.0) if len(trades) and spread > 0 else np.nan
+    out[1] = mean / spread * np.sqrt(per_year) if len(trades) and spread > 0 else np.nan
     out[5] = wins / closed if closed else np.nan
 
 # %% ../../nbs/execution/06_sweep.ipynb #93d021c2
@@ -97,6 +98,7 @@ def _sweep(
     move,
     threshold,
     cash,
+    per_year,
     points,
     scores,
     returns,
@@ -155,7 +157,8 @@ def _sweep(
             )
             # as in `figures`: an absent hour repeats the previous value
             for t in absent: equity[t] = equity[t - 1]
-            _score(equity, position, trades[:k], cash, returns[i] if len(returns) else change, scores[i])
+            row = returns[i] if len(returns) else change
+            _score(equity, position, trades[:k], cash, per_year, row, scores[i])
 
 # %% ../../nbs/execution/06_sweep.ipynb #da62bc66
 TOGETHER = ("min_hold", "max_hold", "sizing", "size", "max_leverage")   # settings that may exclude each other
@@ -188,7 +191,7 @@ def _shares(
     lists = [grid.get(name, [run[name]]) for name in ("sizing", "size", "max_leverage")]
     if sigma is None and "volatility" in lists[0]: sigma = measured_sigma(data.close)
     rows = [
-        entry_share(data.close, how, size, sigma=sigma, cap=cap)
+        entry_share(data.close, how, size, sigma=sigma, cap=cap, periods=DAYS_PER_YEAR * data.per_day)
         for how, size, cap in itertools.product(*lists)
     ]
     return np.array([np.broadcast_to(row, max(map(len, rows))) for row in rows]), np.arange(
@@ -196,7 +199,9 @@ def _shares(
     ).reshape([len(x) for x in lists])
 
 
-def _points(run: dict, grid: Mapping[str, list], columns: dict, place: np.ndarray) -> np.ndarray:
+def _points(
+    run: dict, grid: Mapping[str, list], columns: dict, place: np.ndarray, per_day: int
+) -> np.ndarray:
     "Input of `_sweep`, one row per point: threshold scale, row of the shares, and `terms`."
     def number(name, value):   # None switches off; without a maker fee, the fee applies
         if value is None: return np.nan if name == "maker_fee" else np.inf
@@ -210,7 +215,7 @@ def _points(run: dict, grid: Mapping[str, list], columns: dict, place: np.ndarra
     scale = at_points("threshold_scale") if "threshold_scale" in grid else 0.0
     shares = place[tuple(columns.get(name, 0) for name in ("sizing", "size", "max_leverage"))]
     n = len(next(iter(columns.values())))
-    values = (scale, shares, *terms(settings))
+    values = (scale, shares, *terms(settings, per_day))
     return np.column_stack([np.broadcast_to(np.asarray(x, "float64"), n) for x in values])
 
 # %% ../../nbs/execution/06_sweep.ipynb #5a00c355
@@ -223,7 +228,7 @@ def sweep(
     move=None,
     threshold=None,            # (n,) the threshold at scale 1
     atr=None, sigma=None, volatility=None,   # as for `simulate`
-    # also return the net hourly returns of every point, required for the probability of overfitting
+    # also return the net returns per bar of every point, required for the probability of overfitting
     returns: bool = False,
     **settings                 # the other arguments of `simulate`; the axes replace theirs
 ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:   # see below
@@ -256,15 +261,17 @@ def sweep(
         for x, what in ((sigma, "sigma"), (volatility, "volatility"))
     ]
     shares, place = _shares(run, grid, data, sizing_sigma(data.close, *known, run["sizing_volatility"]))
-    points = _points(run, grid, columns, place)
+    points = _points(run, grid, columns, place, data.per_day)
     if returns and len(points) * len(data.close) > MAX_RETURNS:
         raise InputError(
-            f"{len(points):,} points over {len(data.close):,} hours are {len(points) * len(data.close):,}"
-            f" returns to keep; pass a smaller grid or fewer hours, at most {MAX_RETURNS:,} in all"
+            f"{len(points):,} points over {len(data.close):,} bars are {len(points) * len(data.close):,}"
+            f" returns to keep; pass a smaller grid or fewer bars, at most {MAX_RETURNS:,} in all"
         )
     n = len(data.close)
     hours = (
-        bars.index if len(bars) == len(data.close) else pd.date_range(bars.index[0], bars.index[-1], freq="h")
+        bars.index
+        if len(bars) == len(data.close)
+        else pd.date_range(bars.index[0], bars.index[-1], freq=bar_length(bars))
     )
     scores, hourly = np.empty((len(points), len(SCORES))), np.empty((len(points) if returns else 0, n))
     absent = np.setdiff1d(np.arange(n), data.rows) if len(bars) < n else np.arange(0)
@@ -275,6 +282,7 @@ def sweep(
         absent,
         *over,
         run["initial_balance"],
+        float(bars_per_year(bars)),
         points,
         scores,
         hourly,
@@ -291,7 +299,7 @@ def sweep(
     return (out, pd.DataFrame(hourly.T, hours)) if returns else out
 
 def _on_grid(values, index: pd.DatetimeIndex, data, what: str) -> np.ndarray:
-    "Move, threshold or σ on the full hourly grid; an empty array for None."
+    "Move, threshold or σ on the full grid; an empty array for None."
     if values is None: return np.empty(0)
     values = aligned(values, index, what)
     text = f"the {what} is {{}}; pass its size, or NaN where there is no forecast"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import pandas as pd
 
-from ..core.bars import HOUR, check_bars
+from ..core.bars import HOUR, bar_length, check_bars, timeframe_name
 from ..core.errors import InputError
 
 # %% ../../nbs/features/03_panel.ipynb #45a93320
@@ -52,12 +52,19 @@ class Panel:
 # %% ../../nbs/features/03_panel.ipynb #49a5b4f2
 def panel(
     bars: Mapping,        # ticker → bars; tickers may begin and end at different hours
+    hourly: bool = True,  # refuse bars of another length
 ) -> Panel:
-    "The panel of a universe. Raises `InputError` if there is no ticker."
+    "The panel of a universe. Raises `InputError` if there is no ticker, and for bars of another length."
     if not bars: raise InputError("there are no bars; pass those of at least one ticker")
     frames = {t: check_bars(bars[t]) for t in sorted(bars)}
+    lengths = {bar_length(f): t for t, f in frames.items()}
+    if odd := [t for length, t in lengths.items() if length != (HOUR if hourly else next(iter(lengths)))]:
+        raise InputError(
+            f"the bars of {odd[0]} are {timeframe_name(bar_length(frames[odd[0]]))} bars; volatility and rank"
+            " forecasts use hourly bars, pass those"
+        )
     first, last = (f(x.index[k] for x in frames.values()) for f, k in ((min, 0), (max, -1)))
-    index = pd.date_range(first, last, freq=HOUR)
+    index = pd.date_range(first, last, freq=next(iter(lengths)))
     columns = {
         c: np.column_stack([_column(f, c, index) for f in frames.values()])
         for c in ("open", "high", "low", "close", "volume")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from ..core.bars import HOUR
+from ..core.bars import bar_length, bars_per_day
 from ..core.volatility_config import WARM_UP
 from .panel import Panel, market_mean, rolling_mean, sum_ahead
 
@@ -96,12 +96,13 @@ def seasonal_profile(
     p: Panel,        # of the training rows
 ) -> Season:
     "The profile of the mean ticker; flat below `LEAST_SEASON` hours."
-    if len(p.index) < LEAST_SEASON: return Season()
+    if len(p.index) < LEAST_SEASON * bars_per_day(p) // 24: return Season()
     variance = garman_klass(p)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.clip(variance / rolling_mean(variance, 168), 0, 20)
     mean = pd.Series(market_mean(relative)[:, 0], p.index)
     hours, days = (mean.groupby(key).mean() for key in (p.index.hour, p.index.day_of_week))
+    if len(hours) < 24: hours = hours.reindex(range(24), fill_value=hours.mean())   # longer bars open at few
     return Season(*(tuple((x / x.mean()).tolist()) for x in (hours, days)))
 
 # %% ../../nbs/features/05_variance.ipynb #f73db873
@@ -201,7 +202,7 @@ def _volumes(p: Panel) -> dict:
 # %% ../../nbs/features/05_variance.ipynb #624a738e
 def _calendar(index: pd.DatetimeIndex, horizon: int, season: Season) -> dict:
     "Log seasonal factor of the hours t+1 … t+h, and sine and cosine of the day and the week."
-    ahead = pd.date_range(index[0], periods=len(index) + horizon, freq=HOUR)
+    ahead = pd.date_range(index[0], periods=len(index) + horizon, freq=bar_length(index))
     mean = pd.Series(season.factor(ahead)).rolling(horizon).mean().to_numpy()[horizon:]
     week = (index.day_of_week * 24 + index.hour).to_numpy()
     f = {"season": np.log(mean)}

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.errors import OperationError, shortened, shown
 from ..core.files import config_hash, read_json, write_atomic
-from ..core.bars import HOUR, as_utc
+from ..core.bars import as_utc, timeframe_length
 from ..features.targets import implied_return
 from ..features.windows import InputScaler, real_rows, window_ends, window_start
 from ..stats.calibration import confidence
@@ -48,6 +48,7 @@ class ModelRecord:
     intervals: FittedIntervals | None = field(default=None, repr=False, compare=False)
     # once stored: {"difference"} from Keras, or {"refused"}, why there is no ONNX file
     onnx: dict | None = field(default=None, compare=False)
+    timeframe: str = "1h"            # length of the bars
 
     def outputs(self, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
         "Outputs of the networks for the windows of `x` (scaled rows) that end at `ends`: (windows, members)."
@@ -57,7 +58,7 @@ class ModelRecord:
     def span(self) -> TrainingSpan:
         "The bars that this training has used, validation included."
         first, outcome = as_utc(self.trained_from), as_utc(self.trained_until)
-        return TrainingSpan(first, outcome - self.config.horizon * HOUR, outcome)
+        return TrainingSpan(first, outcome - self.config.horizon * timeframe_length(self.timeframe), outcome)
 
     def check_out_of_sample(self, index: pd.DatetimeIndex) -> None:
         "Raise `TrainingSpanError` if any of these bars lies inside or before the training span."
@@ -160,6 +161,7 @@ def write_record(
         "intervals": None if record.intervals is None else record.intervals.to_dict(),
         **more,
     }
+    if record.timeframe == "1h": del table["timeframe"]
     write_table(table, folder)
 
 def write_table(

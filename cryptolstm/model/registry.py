@@ -36,6 +36,7 @@ def line_name(
     market: str = DEFAULT_EXCHANGE,
     hours: int = USUAL,        # training bars
     config: ModelConfig = ModelConfig(),  # network, training and target
+    timeframe: str = "1h",     # length of the bars
 ) -> str:                      # a file name
     "The line of a model. Raises `InputError` for a name without a letter or digit."
     if model is not None:
@@ -44,6 +45,7 @@ def line_name(
     other = {k: v for k, v in vars(config).items() if v != getattr(ModelConfig(), k)}
     named = [f"{k}{other.pop(k)}" for k in ("lookback", "horizon") if k in other]
     parts = [*([] if hours == USUAL else [f"{hours}h"]), *named, *([config_hash(other)[:6]] if other else [])]
+    if timeframe != "1h": parts.insert(0, timeframe)
     if market != DEFAULT_EXCHANGE: parts.insert(0, slug(market) + _of_address(market))
     return "_".join([slug(ticker), *parts, "lstm_v2"])
 

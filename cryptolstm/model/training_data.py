@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, TooFewRows
-from ..core.bars import as_utc, bars_hash, check_index, provenance
+from ..core.bars import as_utc, bar_length, bars_hash, check_index, provenance, timeframe_name
 from ..features.targets import label, target
 from ..features.windows import (InputScaler, fit_scaler, pooled_split, real_rows, window_ends,
                                          window_start)
@@ -203,7 +203,7 @@ def training_spans(
 def training_origin(
     parts: list[TrainingPart],     # from `training_parts`
     bars: pd.DataFrame | Mapping,  # as passed to it
-) -> dict:                         # ticker, exchange and trained_at of a `ModelRecord`
+) -> dict:                         # ticker, exchange, trained_at and timeframe of a `ModelRecord`
     "Ticker and exchange a model was trained on, and the time of training."
     markets = sorted(
         {str(m) for p in parts if (m := provenance(p.bars).market_or_exchange) is not None}
@@ -213,4 +213,5 @@ def training_origin(
         "ticker": ticker,
         "exchange": ", ".join(markets) or None,
         "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "timeframe": timeframe_name(bar_length(parts[0].bars)),
     }

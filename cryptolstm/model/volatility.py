@@ -90,7 +90,7 @@ def as_panel(
 ) -> Panel:
     "The bars of a forecaster as a panel."
     if isinstance(bars, Panel): return bars
-    return panel(bars if isinstance(bars, Mapping) else {"": bars})
+    return panel(bars if isinstance(bars, Mapping) else {"": bars}, hourly=False)
 
 def as_variances(
     table: VarianceTable | None,   # computed before, or None

@@ -10,7 +10,7 @@ __all__ = ['PRICES', 'SPACING', 'RATIO', 'gap_spans', 'marked_rows', 'stratified
 import numpy as np
 import pandas as pd
 
-from ..core.bars import bars_hash
+from ..core.bars import bar_length, bars_hash
 from .pipelines import Pipeline, run_pipeline
 
 # %% ../../nbs/proof/01_cuts.ipynb #4372f409
@@ -24,7 +24,7 @@ def gap_spans(
         (int(a), int(b) - 1, int(b - a))
         for a, b in zip(np.flatnonzero(edge == 1), np.flatnonzero(edge == -1), strict=True)
     ]
-    hours = np.diff(bars.index.as_unit("s").asi8) // 3600
+    hours = np.diff(bars.index.as_unit("s").asi8) // int(bar_length(bars).total_seconds())
     holes = sorted([*holes, *((int(k) + 1, int(k), int(hours[k]) - 1) for k in np.flatnonzero(hours > 1))])
     return (
         sorted({(a, b) for a, b, _ in (holes[0], max(holes, key=lambda h: h[2]), holes[-1])}) if holes else []

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.files import code_hash, home as data_home
-from ..core.bars import HOUR, as_utc
+from ..core.bars import HOUR, TIMEFRAMES, as_utc, timeframe_length
 from ..core.config import RunConfig
 from ..data.names import chosen_market
 from ..data.store import bar_path, load_store, stored_name
@@ -67,8 +67,11 @@ def stored_hours(
     home = Path(home or data_home())
     found: set = set()
     for folder in (home / "bars").glob("*/"):
-        bars = load_store(bar_path(home, folder.name, stored_name(home, folder.name, ticker)[0])).bars
-        found |= set(bars.index[(bars.index >= span[0]) & (bars.index < span[1])])
+        for name, length in TIMEFRAMES.items():
+            known = stored_name(home, folder.name, ticker, name)[0]
+            bars = load_store(bar_path(home, folder.name, known, name)).bars
+            hours = bars.index[(bars.index >= span[0]) & (bars.index < span[1])].floor("h")
+            for k in range(max(length // HOUR, 1)): found |= set(hours + k * HOUR)
     return len(found)
 
 # %% ../../nbs/proof/06_prereg.ipynb #9483c066
@@ -88,10 +91,12 @@ def preregister(
     "Freeze a test before its bars are opened. Raises `InputError` if it has no end or was tested."
     check_registrable(run, hypothesis)
     subject = subject or Subject(run.ticker, (run.ticker,))
-    until, now = as_utc(run.end).floor("h"), datetime.now(UTC)
-    first = until - run.hours * HOUR
+    length = timeframe_length(getattr(run, "timeframe", "1h"))
+    until, now = as_utc(run.end).floor(length), datetime.now(UTC)
+    first = until - run.hours * length
+    tested = hour_of(until) - hour_of(first)
     name = chosen_market(run.exchange)[0]
-    closed = run.hours if name == "simulated" else min(max(hour_of(now) - hour_of(first), 0), run.hours)
+    closed = tested if name == "simulated" else min(max(hour_of(now) - hour_of(first), 0), tested)
     facts = {
         "at": now.isoformat(timespec="seconds"),
         "ticker": subject.name,
@@ -129,6 +134,7 @@ def flat(
     "All settings in one table."
     table = json.loads(json.dumps(config, sort_keys=True, default=str))
     if not table.get("pool"): table.pop("pool", None)   # as before there were pools
+    if table.get("timeframe") == "1h": del table["timeframe"]   # as before there were other lengths of bars
     tables = {k: v for k, v in table.items() if isinstance(v, dict)}
     inner = {f"{k}.{name}": value for k, v in tables.items() for name, value in v.items()}
     return {k: v for k, v in table.items() if k not in tables and k not in LEFT_OUT} | inner
@@ -151,7 +157,8 @@ def differences(
         for name in sorted(before.keys() | now.keys())
         if before.get(name, missing) != now.get(name, missing)
     ]
-    spans = [[as_utc(x) for x in (t.first, t.until)] for t in (registered, trial)]
+    # a registration knows the hour
+    spans = [[as_utc(x).floor("h") for x in (t.first, t.until)] for t in (registered, trial)]
     if spans[0] != spans[1]:
         old, new = (f"{a:%Y-%m-%d %H:%M} to {b:%Y-%m-%d %H:%M}" for a, b in spans)
         changed.append(f"tested from {new} instead of {old}")

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import pandas as pd
 
 from ..core.machine import OTHER_KIND, cpu_kind
-from ..core.bars import HOUR, Provenance, bars_hash, provenance
+from ..core.bars import Provenance, bar_length, bars_hash, provenance, timeframe_length
 from ..core.config import RunConfig, pool_tickers
+from ..core.text import bars_word
 from ..stats.calibration import MIN_CALIBRATION
 
 # %% ../../nbs/proof/05_provenance.ipynb #c75b22d7
@@ -22,16 +23,14 @@ def training_note(
     run: RunConfig,        # train_hours, lookback
 ) -> str | None:           # a sentence; None if every fold had all the hours requested
     "Note on a training span that is too short because the bars do not reach back far enough."
-    hours = (
-        (pd.to_datetime(folds["trained_until"]) - pd.to_datetime(folds["trained_from"])) / HOUR
-        + 1
-        - run.lookback
-    )
+    span = pd.to_datetime(folds["trained_until"]) - pd.to_datetime(folds["trained_from"])
+    hours = span / timeframe_length(run.timeframe) + 1 - run.lookback
+    unit = bars_word(run.timeframe)
     had = int(hours.min())
     if had >= run.train_hours: return None
     return (
-        f"Trained on {had:,} of the {run.train_hours:,} hours asked for: there are no more usable bars before"
-        " the tested ones"
+        f"Trained on {had:,} of the {run.train_hours:,} {unit} asked for: there are no more usable bars"
+        " before the tested ones"
     )
 
 # %% ../../nbs/proof/05_provenance.ipynb #cdf54319
@@ -109,7 +108,7 @@ def data_stamp(
         **{k: note for k, note in notes.items() if note},
         **_bars_stamp(bars),
         "tested_from": tested.index[0].isoformat(),
-        "tested_until": (tested.index[-1] + HOUR).isoformat(),
+        "tested_until": (tested.index[-1] + bar_length(bars)).isoformat(),
         **({"pool": {ticker: _bars_stamp(b) for ticker, b in pool.items()}} if pool else {}),
     }
 

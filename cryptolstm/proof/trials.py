@@ -20,13 +20,13 @@ import pandas as pd
 from ..core.errors import InputError, OperationError
 from ..core.text import finite_or_none
 from ..core.files import config_hash, home as data_home, write_atomic
-from ..core.bars import HOUR, as_utc
+from ..core.bars import HOUR, as_utc, timeframe_length
 
 # %% ../../nbs/proof/03_trials.ipynb #6700e68f
 WHERE_FROM = ("end", "exchange", "exchange_url")   # source of the bars, which are identified by their hash
 # later settings, with the value that changes nothing: trials of earlier releases have the same hash
 LATER = (
-    *(("pool", []), ("exceed", "calibrated"), ("sizing_volatility", "forecast")),
+    *(("pool", []), ("exceed", "calibrated"), ("sizing_volatility", "forecast"), ("timeframe", "1h")),
     *((name, None) for name in ("features", "forecaster", "decide", "source")),
     *(("features_mode", "add"), ("forecaster_args", {})),
 )
@@ -322,12 +322,15 @@ def _likeness(db: sqlite3.Connection, found: pd.DataFrame) -> dict:
         f"select id, returns from trials where returns is not null and id in ({marks})", found["id"].tolist()
     ).fetchall())
     rows = [_unpacked(stored[i]) if i in stored else np.zeros(0) for i in found["id"]]
-    start = ((found["first"] - found["first"].min()) // HOUR).tolist()
+    # trials on bars of different lengths are different
+    lengths = [timeframe_length(json.loads(c).get("timeframe", "1h")) for c in found["config"]]
+    start = [(a - found["first"].min()) // step for a, step in zip(found["first"], lengths, strict=True)]
     grid = np.full((max(a + len(r) for a, r in zip(start, rows, strict=True)), len(rows)), np.nan)
     for k, (a, r) in enumerate(zip(start, rows, strict=True)): grid[a : a + len(r), k] = r
-    known = [k for k, r in enumerate(rows) if len(r)]
     labels = np.arange(len(rows)) + len(rows)
-    labels[known] = clusters(grid[:, known])
+    for number, step in enumerate(sorted(set(lengths), key=lambda x: x != HOUR)):
+        known = [k for k, r in enumerate(rows) if len(r) and lengths[k] == step]
+        if known: labels[known] = clusters(grid[:, known]) + 2 * len(rows) * number
     ratios = found["sharpe"].astype(float).to_numpy()
     return {"different": len(set(labels.tolist())), "within": within_variance(ratios, labels)}
 
@@ -487,7 +490,8 @@ class Ledger:
         "Evidence of overfitting by choosing among all trials on exactly the same hours."
         # imports statsmodels and arch, which takes seconds; only this method needs them
         from cryptolstm.stats.overfit import among_trials
-        with self._open() as db: return among_trials(_returns(db, trial))
+        day = pd.Timedelta(days=1) // timeframe_length(trial.config.get("timeframe", "1h"))
+        with self._open() as db: return among_trials(_returns(db, trial), day=day)
 
     def trials_of(self,
         ticker: str,
@@ -529,7 +533,8 @@ def market_of(
 # %% ../../nbs/proof/03_trials.ipynb #7a1a0004
 def trial_span(
     index: pd.DatetimeIndex,   # open times of the tested bars
+    length: pd.Timedelta = HOUR,   # of a bar
 ) -> dict:                     # `first` and `until` of a `Trial`
     "Tested hours, from the first open to the last close. Raises `InputError` if there is no bar."
     if not len(index): raise InputError("there is no tested bar; pass at least one")
-    return {"first": index[0].isoformat(), "until": (index[-1] + HOUR).isoformat()}
+    return {"first": index[0].isoformat(), "until": (index[-1] + length).isoformat()}

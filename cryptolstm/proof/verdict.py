@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from ..core.errors import InputError
-from ..core.text import p_text, percent
+from ..core.text import bars_word, p_text, percent
 from ..stats.skill import LEAST, RULE_POWER, SIGNIFICANCE, min_detectable_hit
 from ..stats.overfit import ENOUGH_TRADES
 
@@ -134,11 +134,13 @@ def p_equation(
     "A p-value as it follows the letter p."
     return p_text(p) if math.isnan(p) or p < 0.001 else f"= {p_text(p)}"
 
-def _spans(n: int, horizon: int) -> str:
+def _spans(n: int, horizon: int, timeframe: str) -> str:
+    if timeframe != "1h" and horizon > 1: return f"{n:,} separate spans of {horizon} {bars_word(timeframe)}"
+    if timeframe != "1h": return f"{n:,} {bars_word(timeframe)}"
     return f"{n:,} hours" if horizon == 1 else f"{n:,} separate {horizon}-hour spans"
 
 
-def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
+def _forecasts(skill: Mapping, n: int, horizon: int, timeframe: str) -> str:
     "Part of the sentence: forecast skill."
     if not math.isfinite(skill["hit"]): return f"none of the {n:,} forecasts pointed up or down"
     interval = (
@@ -146,7 +148,8 @@ def _forecasts(skill: Mapping, n: int, horizon: int) -> str:
         f" {100 * skill['hit_expected']:.1f}"
     )
     text = (
-        f"on {_spans(n, horizon)} the direction was right {percent(skill['hit'])} of the time ({interval}),"
+        f"on {_spans(n, horizon, timeframe)} the direction was right {percent(skill['hit'])} of the time"
+        f" ({interval}),"
         f" Clark-West p {p_equation(skill['cw_p'])} (against the mean return {p_text(skill['cw_mean_p'])})"
     )
     reason = (
@@ -193,6 +196,7 @@ def reading(
     significant: bool,    # all tests of skill are below `SIGNIFICANCE`
     reasons: list[str],   # from `luck_reasons`
     few: bool,            # it traded, but too rarely to say anything about money
+    timeframe: str = "1h",   # length of the bars
 ) -> str:                 # a sentence
     "How to read a verdict of this level."
     if level == Level.LEAK: return "Find the leak first: until then, no figure of this run is valid."
@@ -204,8 +208,10 @@ def reading(
             " evidence: test a longer span."
         )
     if level == Level.SUSPICIOUS:
-        usual = "Hourly forecasts are right 51% to 55% of the time at best" if horizon == 1 else (
-            f"Forecasts are rarely right {percent(ALARM_EXCESS, digits=0)} more often than by chance"
+        usual = (
+            "Hourly forecasts are right 51% to 55% of the time at best"
+            if (horizon, timeframe) == (1, "1h")
+            else (f"Forecasts are rarely right {percent(ALARM_EXCESS, digits=0)} more often than by chance")
         )
         return f"{usual}: look for a leak before anything else."
     if level == Level.CANDIDATE:
@@ -238,12 +244,13 @@ def verdict(
     # forecasts tested that have a direction; None = `skill["n_hit"]`, or `skill["n"]` if that is 0
     n: int | None = None,
     trades: int | None = None,     # round trips and open position; the sentence states if it is 0
-    horizon: int = 1,              # bars ahead; `n` counts spans of this many hours
+    horizon: int = 1,              # bars ahead; `n` counts spans of this many bars
     deflated: float | None = None, # see `luck_reasons`, as the next three
     closed: int | None = None,
     luck_p: float | None = None,
     trials: int = 1,
     leak: str | None = None,       # what the leak certificate found; None = nothing
+    timeframe: str = "1h",         # length of the bars
 ) -> Verdict:
     """Verdict of a test by rule.
 
@@ -267,8 +274,8 @@ def verdict(
     money = _money(net_return, buy_and_hold_return, reversal_return, trades, skilled, compared)
     failed = "" if leak is None else f"the leak certificate failed at {leak}; "
     sentence = (
-        f"{level.opening}: {failed}{_forecasts(skill, n, horizon)}; {money}."
-        f" {reading(level, horizon, detectable, _significant(skill), reasons, few)}"
+        f"{level.opening}: {failed}{_forecasts(skill, n, horizon, timeframe)}; {money}."
+        f" {reading(level, horizon, detectable, _significant(skill), reasons, few, timeframe)}"
     )
     numbers = {
         **{k: float(v) for k, v in skill.items()},

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from ..core.errors import unknown_name
-from ..core.text import p_text, percent
+from ..core.text import bars_word, p_text, percent
 from ..core.bars import display_time
 from ..core.config import RunConfig
 from ..stats.skill import SIGNIFICANCE
@@ -126,7 +126,7 @@ def headline(
             f"Walk-forward backtest of {results['config'].forecaster or 'an LSTM'}",
             market_text(data),
             span,
-            f"{len(results['predictions']):,} hours",
+            f"{len(results['predictions']):,} {bars_word(results['config'].timeframe)}",
         ],
         Level.of(v.level).tone,
         notices(data, data_notes(data)),
@@ -194,13 +194,14 @@ def data_table(
     "Table of the bars, the tested and training spans, the network and the costs."
     data, run, folds = results["data"], results["config"], results["folds"]
     first, made = folds.iloc[0], data.get("forecasts_from")
+    kind = "hourly" if run.timeframe == "1h" else run.timeframe
     fee, slippage = percent(run.fee, digits=2), percent(run.slippage, digits=2)
     return as_table(
         {
             "Market": f"{run.ticker} on {market_text(data)}",
             "Tested": (
                 f"{time_text(data['tested_from'])} UTC to {time_text(data['tested_until'])} UTC"
-                f" ({len(results['predictions']):,} hourly bars, all out-of-sample; ends"
+                f" ({len(results['predictions']):,} {kind} bars, all out-of-sample; ends"
                 f" {display_time(data['tested_until'])})"
             ),
             "Trained": (

@@ -8,6 +8,7 @@ __all__ = ['FIGURES', 'DETAILS', 'MONTHS', 'cell_text', 'time_text', 'figure_row
 # %% ../../nbs/report/01_figures.ipynb #a8ec4d95
 import pandas as pd
 
+from ..core.bars import timeframe_length
 from ..core.text import figure_text, finite_or_none, p_text
 from ..research.baselines import HOLD, REVERSAL, STRATEGY
 
@@ -72,7 +73,18 @@ def figure_rows(
         {**side, **side["counts"]}
         for side in (r, r["baseline_figures"][HOLD], r["baseline_figures"][REVERSAL])
     ]
-    return [[label, *(figure_text(side[key], form) for side in sides)] for label, key, form in shown]
+    return [
+        [_label(label, r), *(figure_text(side[key], form) for side in sides)] for label, key, form in shown
+    ]
+
+def _label(label: str, r: dict) -> str:
+    "The label of a figure, for bars of another length than an hour in their own words."
+    config = r.get("config") or {}
+    timeframe = config.get("timeframe", "1h") if isinstance(config, dict) else config.timeframe
+    if timeframe == "1h": return label
+    year = round(pd.Timedelta(days=365) / timeframe_length(timeframe))
+    words = {"hourly × √8760": f"{timeframe} × √{year}", "average hours held": "average bars held"}
+    return next((label.replace(old, new) for old, new in words.items() if old in label), label)
 
 # %% ../../nbs/report/01_figures.ipynb #c2a2d60b
 def drawdown_text(

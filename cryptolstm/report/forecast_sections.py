@@ -14,7 +14,7 @@ from statistics import NormalDist
 import pandas as pd
 
 from ..core.bars import local_time
-from ..core.text import display_zone, p_text, percent
+from ..core.text import bars_word, display_zone, p_text, percent
 from ..core.config import RunConfig
 from ..stats.calibration import MIN_CALIBRATION
 from ..model.drift import MIN_REFERENCE, WINDOW
@@ -246,7 +246,7 @@ def _entry_bound(run: RunConfig) -> str:
             f" {percent(run.slippage, digits=2)} slippage), plus {percent(run.cost_margin, digits=0)}"
         )
     times = "" if run.threshold_scale == 1 else f"{run.threshold_scale:g} times "
-    hours = "" if run.horizon == 1 else f" of {run.horizon} hours"
+    hours = "" if run.horizon == 1 else f" of {run.horizon} {bars_word(run.timeframe)}"
     return f"{times}the dynamic threshold, half an ATR plus 0.3 σ{hours}"
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #5b4875b5
@@ -369,7 +369,7 @@ def correlation_figure(
         " positive, blue is negative, and the stronger the colour, the larger the correlation. It shows which"
         " inputs carry the same information, not what the network uses.",
         matrix.rename_axis("input"),
-        "Spearman's rank correlation of the hourly values.",
+        "Spearman's rank correlation of the values per bar.",
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #300ad71e

@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ..core.text import percent
+from ..core.bars import HOUR, bar_length
+from ..core.text import bars_word, percent
 from ..model.intervals import fewest_bars, interval_name, price_interval
 from .charts import figure
 from .figures import cell_text
@@ -21,7 +22,7 @@ from .pieces import Piece, as_table, interval_text, is_simulated, nothing
 from .plots import INK, TEAL, date_axis, legend, panel
 
 # %% ../../nbs/report/21_interval_section.ipynb #9d598f8d
-SHOWN = 168   # hours in the figure, the newest ones
+SHOWN = 168   # bars in the figure, the newest ones
 
 def interval_ends(
     predictions: pd.DataFrame,   # with sigma_ahead, interval_80 and interval_95
@@ -34,20 +35,20 @@ def interval_ends(
         low, high = price_interval(close.shift(horizon), predictions[column].shift(horizon))
         ends |= {f"{column} low": low, f"{column} high": high}
     table = pd.DataFrame(ends).iloc[-SHOWN:]
-    return table.set_axis(table.index + pd.Timedelta("1h")).rename_axis("time")
+    return table.set_axis(table.index + bar_length(close)).rename_axis("time")
 
 def plot_intervals(
     ends: pd.DataFrame,          # from `interval_ends`
     simulated: bool = False,
 ) -> Figure:
-    "Closes of the last week in the intervals that were forecast for them."
+    "The newest closes in the intervals that were forecast for them."
     fig, ax = panel(simulated=simulated)
     for level, alpha in ((0.95, 0.18), (0.8, 0.32)):
         low, high = (ends[f"{interval_name(level)} {end}"] for end in ("low", "high"))
         ax.fill_between(ends.index, low, high, color=TEAL, alpha=alpha, lw=0, label=f"{100 * level:.0f}%")
     ax.plot(ends.index, ends["close"], color=INK, lw=1.1, label="close")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}")); date_axis(ax)
-    ax.set_ylabel("price, last 7 days")
+    ax.set_ylabel("price, last 7 days" if bar_length(ends) == HOUR else f"price, last {SHOWN} bars")
     legend(ax, loc="best")
     return fig
 
@@ -77,7 +78,8 @@ def interval_piece(
         for level, r in table.iterrows()
     ]
     head = ["interval", "bars", "independent", "outcome inside [95%]", "median half width"]
-    hours = "the next hour" if run.horizon == 1 else f"the next {run.horizon} hours"
+    unit = bars_word(run.timeframe, run.horizon)
+    hours = f"the next {unit}" if run.horizon == 1 else f"the next {run.horizon} {unit}"
     return figure(
         plot_intervals(ends, is_simulated(results)),
         f"The close was inside {shares}",

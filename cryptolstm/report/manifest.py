@@ -185,7 +185,7 @@ _TEXT, _TABLE, _COUNT = {"type": "string"}, {"type": "object"}, {"type": "intege
 _RETURN = {"type": "string", "pattern": r"^-?\d{1,9}\.\d{4}$"}
 _NUMBER, _RESULT = {"type": ["number", "null"]}, {"type": ["object", "null"]}
 _HASH = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-_HOUR = {"type": "string", "pattern": r"^[12]\d{3}-[01]\d-[0-3]\dT[0-2]\d:00:00\+00:00$"}
+_HOUR = {"type": "string", "pattern": r"^[12]\d{3}-[01]\d-[0-3]\dT[0-2]\d:[0-5][05]:00\+00:00$"}
 
 def _entries(entries: dict, optional: tuple = (), **more) -> dict:
     "JSON schema of an object with these entries."

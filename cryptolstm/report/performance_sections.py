@@ -14,7 +14,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from ..core.text import figure_text, p_text, percent
+from ..core.bars import bars_per_year, timeframe_length
+from ..core.text import bars_text, bars_word, figure_text, p_text, percent
 from ..stats.overfit import ENOUGH_TRADES
 from ..stats.skill import SIGNIFICANCE
 from ..stats.performance import daily_returns, hourly_returns, rolling_sharpe, worst_drawdowns
@@ -134,16 +135,18 @@ def risk_figures(
     start, simulated = results["config"].initial_balance, is_simulated(results)
     hourly = {name: hourly_returns(c, start) for name, c in equity_curves(results).items()}
     daily = pd.DataFrame({name: daily_returns(c, start) for name, c in equity_curves(results).items()})
-    hours = min(720, len(results["equity"]) // 4)
+    hours, unit = min(720, len(results["equity"]) // 4), bars_word(results["config"].timeframe)
     ratios = pd.DataFrame({name: rolling_sharpe(r, hours) for name, r in hourly.items()})
     above, own = (ratios["strategy"] > 0).sum() / max(ratios["strategy"].count(), 1), daily["strategy"]
     shown = ratios.iloc[:: max(1, len(ratios) // 500)]
     rolling = figure(
         plot_rolling_sharpe(shown, simulated),
-        f"Sharpe ratio of {hours} hours: above zero in {percent(above, digits=0)} of the overlapping windows",
-        f"Annual Sharpe ratio of the {hours} hours before each bar. Short windows fluctuate by chance.",
+        f"Sharpe ratio of {hours} {unit}: above zero in {percent(above, digits=0)} of the overlapping"
+        " windows",
+        f"Annual Sharpe ratio of the {hours} {unit} before each bar. Short windows fluctuate by chance.",
         shown.rename_axis("time"),
-        "Mean over standard deviation of hourly net returns, times √8,760; undefined without a position.",
+        "Mean over standard deviation of net returns per bar, times"
+        f" √{bars_per_year(results['equity']):,}; undefined without a position.",
     )
     days = figure(
         plot_distribution(daily, simulated),
@@ -194,7 +197,7 @@ def uncertainty_table(
             "quiet",
         )
     table, how = results["uncertainty"], results["uncertainty"].attrs
-    rows = []
+    rows, unit = [], bars_word(results["config"].timeframe)
     for key, (form, label) in INTERVALS.items():
         row = table.loc[key]
         interval = f"undefined ({how['trades']:,} closed trade{'' if how['trades'] == 1 else 's'})"
@@ -202,8 +205,8 @@ def uncertainty_table(
         rows.append((label, figure_text(row["seen"], form), interval))
     return as_table(rows, ["", "estimate", f"{percent(how['level'], digits=0)} interval"]) + paragraph(
         f"Sharpe ratio and total return: studentised bootstrap of the {how['trades']:,} closed trades, none"
-        f" below {FEWEST_TRADES}; drawdown: stationary bootstrap of the hourly returns in blocks of"
-        f" {how['block']} hours on average. {how['reps']:,} resamples, which contain only what happened in"
+        f" below {FEWEST_TRADES}; drawdown: stationary bootstrap of the returns of bars in blocks of"
+        f" {how['block']} {unit} on average. {how['reps']:,} resamples, which contain only what happened in"
         " these bars; digits below the Monte-Carlo error are not shown.",
         "quiet",
     )
@@ -230,7 +233,8 @@ def power_table(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "Smallest effects that a test of this length detects, and the hit rate that pays the costs."
-    p = results["power"]
+    p, timeframe = results["power"], results["config"].timeframe
+    held = bars_text(f"{p['held']:.1f}", timeframe)
     noise, least = (figure_text(p[key], ".1f") for key in ("sharpe_noise", "min_detectable_sharpe"))
     return as_table(
         {
@@ -243,23 +247,26 @@ def power_table(
             ),
             "Break-even hit rate": (
                 f"{_rate(p['break_even_hit'])} (round trip {percent(p['round_trip'], digits=2)}, positions of"
-                f" {p['held']:.1f} h, standard deviation of the move {percent(p['sigma'], digits=2)})"
+                f" {held}, standard deviation of the move {percent(p['sigma'], digits=2)})"
             ),
             "Smallest detectable annual Sharpe ratio": (
                 f"{least}, at 80% power; a zero-skill strategy that is always in the market has 0 ± {noise}"
             ),
-            "Minimum track record for a Sharpe ratio above zero": _track_record(results["search"]),
+            "Minimum track record for a Sharpe ratio above zero": _track_record(
+                results["search"], timeframe
+            ),
             "Standard error of the annual Sharpe ratio": figure_text(results["sharpe_se"], ".2f"),
         }
     )
 
 def _rate(x: float | None) -> str: return "none" if x is None else percent(x)
 
-def _track_record(search: Mapping) -> str:
-    "Hours needed for the Sharpe ratio to differ from zero, and hours tested."
+def _track_record(search: Mapping, timeframe: str) -> str:
+    "Bars needed for the Sharpe ratio to differ from zero, and bars tested."
     hours = search["minimum_track_record"]
     if hours is None: return "none, since the Sharpe ratio is undefined or not above zero"
-    return f"{hours:,.0f} hours ({hours / 24:,.0f} days); tested: {search['bars']:,} hours"
+    days, unit = hours * (timeframe_length(timeframe) / pd.Timedelta(days=1)), bars_word(timeframe)
+    return f"{hours:,.0f} {unit} ({days:,.0f} days); tested: {search['bars']:,} {unit}"
 
 # %% ../../nbs/report/06_performance_sections.ipynb #167b7c55
 def search_table(

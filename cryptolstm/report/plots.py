@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from statsmodels.stats.proportion import proportion_confint
 
+from ..core.bars import HOUR, bar_length, timeframe_name
 from ..core.text import typographic
 from .template import asset
 
@@ -205,15 +206,17 @@ def plot_decision(
     intervals: Mapping | None = None,   # percent → lowest and highest price, e.g. {"80": (98.0, 102.0)}
 ) -> list[Figure]:          # last week, last day
     "Price before one decision, with the forecast, the threshold and the intervals."
-    hour = pd.Timedelta("1h")
+    length = bar_length(table)
+    name = "hours" if length == HOUR else f"{timeframe_name(length)} bars"
     (first, week), (second, day) = panel(simulated=simulated), panel(simulated=simulated)
     for ax, rows in ((week, table.iloc[-168:]), (day, table.iloc[-24:])):
         _closes(ax, rows, pd.Timestamp(trained_until))
-    for side, marker, colour, name in ((1, "^", BLUE, "long"), (-1, "v", ORANGE, "short")):
+    for side, marker, colour, word in ((1, "^", BLUE, "long"), (-1, "v", ORANGE, "short")):
         at = table["close"].loc[past.index[past["signal"] == side]]
-        if len(at): week.plot(at.index + hour, at, marker, ms=5, color=colour, label=f"{name}: {len(at)}")
-    week.set_ylabel("close, last 7 days"); day.set_ylabel(f"close, last 24 hours and {horizon} h ahead")
-    span = (table.index[-1] + hour, table.index[-1] + (1 + horizon) * hour)
+        if len(at): week.plot(at.index + length, at, marker, ms=5, color=colour, label=f"{word}: {len(at)}")
+    week.set_ylabel("close, last 7 days" if length == HOUR else f"close, last 168 {name}")
+    day.set_ylabel(f"close, last 24 {name} and {f'{horizon} h' if length == HOUR else horizon} ahead")
+    span = (table.index[-1] + length, table.index[-1] + (1 + horizon) * length)
     ahead = _forecast(day, span, float(table["close"].iloc[-1]), predicted, threshold)
     for k, (level, ends) in enumerate((intervals or {}).items()):
         style = dict(color=TEAL, lw=6 - 3 * k, alpha=0.55, solid_capstyle="butt", label=f"{level}% interval")
@@ -224,7 +227,7 @@ def plot_decision(
 
 def _closes(ax, rows: pd.DataFrame, trained_until: pd.Timestamp) -> None:
     "Draw Bollinger bands and closes at closing times; closes the model has not seen are blue."
-    known, unseen = rows.index + pd.Timedelta("1h"), rows.index > trained_until
+    known, unseen = rows.index + bar_length(rows), rows.index > trained_until
     band = dict(color=GREY, alpha=0.16, lw=0, label="Bollinger bands")
     ax.fill_between(known, rows["bb_lower"], rows["bb_upper"], **band)
     ax.plot(known, rows["close"], color=GREY, lw=1.3, label="used in training")

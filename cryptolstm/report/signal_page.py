@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from ..core.text import SIGNAL_NAMES, display_zone, percent
-from ..core.bars import HOUR, display_time, local_time
+from ..core.text import SIGNAL_NAMES, bars_text, bars_word, display_zone, percent
+from ..core.bars import HOUR, bar_length, display_time, local_time
 from ..core.config import RunConfig, check_no_pool
 from ..model.settings import model_config
 from ..proof.provenance import data_notes, data_stamp, market_text
@@ -249,16 +249,16 @@ def record_table(
         "threshold",
         "P(beyond threshold)",
         "signal",
-        f"move after {now.run.horizon} h",
+        f"move after {bars_text(now.run.horizon, now.run.timeframe)}",
         "direction right",
         "version",
     ]
-    return text + as_table([_record_row(r) for r in past[::-1].itertuples()], head)
+    return text + as_table([_record_row(r, bar_length(now.bars)) for r in past[::-1].itertuples()], head)
 
-def _record_row(r) -> tuple[str, ...]:
+def _record_row(r, length: pd.Timedelta) -> tuple[str, ...]:
     "One decision as text."
     return (
-        local_time(r.Index + HOUR),
+        local_time(r.Index + length),
         price_text(r.difference, "+", 4),
         "±" + price_text(r.threshold, digits=4),
         cell_text(r.p_exceed, ".1%"),
@@ -285,7 +285,7 @@ def model_table(
             ),
             "Network": (
                 f"{info['weights']:,} weights, lookback {info['lookback_period']} bars, horizon"
-                f" {now.run.horizon} h{underpowered}"
+                f" {bars_text(now.run.horizon, now.run.timeframe)}{underpowered}"
             ),
             "Validation loss": (
                 f"{info['val_loss']:.4f}; loss of forecasting no move: {info['val_loss_of_zero']:.4f}"
@@ -315,7 +315,8 @@ def stamp_table(
         {
             "Market": f"{now.run.ticker} on {market_text(d)}",
             "Bars": (
-                f"{d['bars']:,} hours from {time_text(d['first'])} to {time_text(d['tested_until'])} UTC;"
+                f"{d['bars']:,} {bars_word(now.run.timeframe)} from {time_text(d['first'])} to"
+                f" {time_text(d['tested_until'])} UTC;"
                 f" {d['gaps']:,} missing"
             ),
             "Hash of the bars": f"sha256 {d['sha256'][:16]}…",
@@ -344,6 +345,7 @@ SIGNAL_FIELDS = (
     "seed",
     "hours",
     "network",
+    "timeframe",
 )
 
 def run_signal_report(

@@ -8,8 +8,10 @@ __all__ = ['MIN_DAYS', 'POLICY', 'BACK', 'tear_sheet', 'tear_sheet_link']
 # %% ../../nbs/report/08_tear_sheet.ipynb #f98edf58
 import base64, html, logging, re, tempfile, warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 
 from ..stats.performance import daily_returns
@@ -50,16 +52,22 @@ POLICY = (
 )
 BACK = '<p><a href="backtest.html">Back to the report</a></p>'
 
+@cache
+def _imported() -> tuple:   # the module, its style
+    "QuantStats, whose import changes the style of all later figures, which is kept as it was."
+    with matplotlib.rc_context():
+        import quantstats
+        return quantstats, {k: v for k, v in dict(matplotlib.rcParams).items() if k != "backend"}
+
 def _quantstats(returns: pd.Series, benchmark: pd.Series, title: str) -> str:
     "The page of QuantStats as HTML, with all internet addresses removed."
     # QuantStats looks for Arial, which Linux lacks
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as d:
         warnings.simplefilter("ignore")
-        import matplotlib
         path = Path(d) / "sheet.html"
-        with matplotlib.rc_context({"svg.hashsalt": "tear sheet"}):   # equal pictures get equal ids
-            import quantstats   # changes the style of all later figures
+        quantstats, style = _imported()
+        with matplotlib.rc_context({**style, "svg.hashsalt": "tear sheet"}):   # equal pictures get equal ids
             quantstats.reports.html(
                 returns,
                 benchmark=benchmark,

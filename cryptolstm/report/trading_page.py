@@ -24,8 +24,9 @@ from ..trading.tasks import account_of
 
 # %% ../../nbs/report/12_trading_page.ipynb #9040cab7
 def equity_curve(
-    values: Sequence[tuple[int, float]],   # hour since 1970 and equity, from `account_equity`
+    values: Sequence[tuple[int, float]],   # number of the bar and equity, from `account_equity`
     start: float,                          # equity at the start, drawn as a line
+    timeframe: str = "1h",                 # of the bars
 ) -> Piece:
     "The equity of an account as a drawing, with its highest, lowest and last value in words."
     if len(values) < 2: return paragraph("The curve begins with the second bar.", "quiet")
@@ -35,7 +36,7 @@ def equity_curve(
     def x(hour): return 1000 * (hour - hours[0]) / (hours[-1] - hours[0])
     def y(value): return 190 - 180 * (value - low) / height
     line = " ".join(f"{x(h):.1f},{y(v):.1f}" for h, v in values)
-    first, last = (hour_time(h + 1) for h in (hours[0], hours[-1]))
+    first, last = (hour_time(h + 1, timeframe) for h in (hours[0], hours[-1]))
     text = (f"Equity from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC: now {equity[-1]:,.2f}, lowest"
             f" {min(equity):,.2f}, highest {max(equity):,.2f}. Dashed: {start:,.2f} at the start.")
     drawing = (
@@ -67,6 +68,10 @@ def _cards(s: dict) -> str:
         for a, b, c in cards
     )
 
+def _length(s: dict) -> str:
+    "The length of the bars, unless it is an hour."
+    return f"; {text_html(s['timeframe'])} bars" if "timeframe" in s else ""
+
 def _ticker_rows(s: dict) -> list[tuple]:
     def number(x): return "–" if x is None else f"{x:,.6g}"
     return [
@@ -75,12 +80,14 @@ def _ticker_rows(s: dict) -> list[tuple]:
         for t in s["tickers"]
     ]
 
-def _decision_rows(journal: Journal, tickers: Sequence[str], last: int = 12) -> list[tuple]:
+def _decision_rows(
+    journal: Journal, tickers: Sequence[str], timeframe: str, last: int = 12
+) -> list[tuple]:
     "The newest decisions of all tickers."
     made = sorted((d for t in tickers for d in decisions(journal, t, last)), key=lambda d: d.bar)[-last:]
     return [
         (
-            f"{hour_time(d.bar + 1):%m-%d %H:%M}",
+            f"{hour_time(d.bar + 1, timeframe):%m-%d %H:%M}",
             d.ticker,
             SIDES[d.signal],
             SIDES[d.acted],
@@ -98,7 +105,9 @@ def account_section(
     account, s = account_of(journal), account_status(journal)
     tone = "alarm" if s["alarms"] else "act"
     alarms = "".join(f"<p>{text_html(text)}.</p>" for text in s["alarms"])
-    box = (f'<div class="verdict {tone}"><p>{text_html(s["venue"])}, {text_html(s["running"])}</p>{alarms}'
+    state = f"{text_html(s['venue'])}, {text_html(s['running'])}{_length(s)}"
+    box = (f'<div class="verdict {tone}"><p>{state}</p>'
+           f"{alarms}"
            f"<div class=cards>{_cards(s)}</div></div>")
     orders = [
         (
@@ -114,14 +123,14 @@ def account_section(
     ]
     equity = account_equity(journal, account.tickers, account.capital)
     parts = [
-        equity_curve(equity, account.capital),
+        equity_curve(equity, account.capital, account.timeframe),
         as_table(
             _ticker_rows(s),
             ["ticker", "position", "price", "equity", "bar closed (UTC)", "signal", "verdict", "note"],
         ),
         Piece("<h3>Last decisions</h3>"),
         as_table(
-            _decision_rows(journal, account.tickers),
+            _decision_rows(journal, account.tickers, account.timeframe),
             ["bar closed (UTC)", "ticker", "signal", "followed", "reason", "guards"],
         ),
         Piece("<h3>Last orders</h3>"),

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import unknown_name
-from ..core.text import figure_text, percent
-from ..core.bars import HOUR
+from ..core.text import bars_word, figure_text, percent
+from ..core.bars import bar_length
 from ..core.config import quick_note
 from ..stats.skill import SIGNIFICANCE
 from ..stats.performance import sharpe
@@ -152,8 +152,8 @@ def headline(
     "The first screen; for programs, the summary of the universe."
     u, joint, first = universe, universe.joint, next(iter(universe.results.values()))["data"]
     markets = ", ".join(sorted({market_text(r["data"]) for r in u.results.values()}))
-    span = f"{time_text(joint.hours[0])} to {time_text(joint.hours[-1] + HOUR)} UTC"
-    simulated = len(u.simulated) == len(u.results)
+    span = f"{time_text(joint.hours[0])} to {time_text(joint.hours[-1] + bar_length(joint.hours))} UTC"
+    simulated, unit = len(u.simulated) == len(u.results), bars_word(u.config.timeframe)
     own, held = u.portfolios[EQUAL], u.portfolios[HOLD_ALL]
     curves = {"all signals": own.equity, HOLD_ALL: held.equity}
     picture = series_piece(chart_series(curves, own.initial_balance)) + chart(
@@ -169,7 +169,7 @@ def headline(
         u.verdict.level + (" (quick look)" if quick_note(u.config) else ""),
         plain_sentence(u),
         key_figures(u),
-        ["Walk-forward backtests of an LSTM", markets, span, f"{len(joint.hours):,} joint hours"],
+        ["Walk-forward backtests of an LSTM", markets, span, f"{len(joint.hours):,} joint {unit}"],
         Level.of(u.verdict.level).tone,
         notices({**first, "simulated": simulated}, universe_notes(u)),
         picture,

@@ -21,13 +21,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.errors import InputError, OperationError
+from ..core.errors import InputError, OperationError, shown
 from ..core.files import home as data_home
 from ..core.machine import OTHER_KIND, cpu_kind, git_commit, versions
-from ..core.bars import PROVENANCE_NOTES, bars_hash, grid_until, provenance, regular_grid, stamp
+from ..core.bars import (PROVENANCE_NOTES, TIMEFRAMES, bars_hash, grid_until, provenance,
+                                  regular_grid, stamp)
 from ..core.config import pool_tickers, run_config
 from ..core.text import displayed_in
-from ..data.store import DamagedStore, bar_path, hour_number, hour_time, load_store, span_bars
+from ..data.store import DamagedStore, bar_path, hour_number, load_store, span_bars
+from ..data.resample import resampled
 from ..data.demo import demo_market
 from ..proof.trials import FixedLedger, Ledger, Standing
 from .manifest import TABLES, canonical_json, embed, make_manifest, sha256_of, split
@@ -51,15 +53,20 @@ def bars_again(
 
     Raises `OperationError` if they are missing."""
     data, ticker = manifest["data"], manifest["ticker"]
-    try: span = (hour_number(data["first"]), hour_number(data["tested_until"]))
+    timeframe = data.get("timeframe", "1h")
+    stored = data.get("made_from", timeframe)   # length of the bars that are stored
+    if not {timeframe, stored} <= set(TIMEFRAMES):
+        raise InputError(f"the page names bars of {shown(timeframe)}, which no bars are; it was changed")
+    try: span = (hour_number(data["first"], stored), hour_number(data["tested_until"], stored))
     except ValueError as e: raise InputError(f"the manifest of the page has no valid times ({e})") from e
     if data["simulated"]:
-        bars = demo_market(data["bars"], seed=data.get("seed", 0), end=data["tested_until"], ticker=ticker)
-        return regular_grid(bars)
-    path = bar_path(Path(home or data_home()), data.get("market") or data["exchange"], ticker)
+        seed, end = data.get("seed", 0), data["tested_until"]
+        return regular_grid(demo_market(data["bars"], seed, end, ticker, timeframe=timeframe))
+    path = bar_path(Path(home or data_home()), data.get("market") or data["exchange"], ticker, stored)
     try:
         bars = span_bars(load_store(path), span, ticker, data["exchange"], "store")
-        return grid_until(bars, hour_time(span[1] - 1))
+        if stored != timeframe: bars = resampled(bars, timeframe)
+        return grid_until(bars, pd.Timestamp(data["tested_until"]) - TIMEFRAMES[timeframe])
     except DamagedStore as e:
         raise OperationError(
             f"{e}; nothing was changed: cryptolstm data fetch puts the file aside and gets its bars again"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIRECTION', 'BEYOND', 'BASELINES', 'CERTIFICATE', 'STATISTICS', 'SPARKLINE', 'search_of', 'power_of',
            'calibration_of', 'drift_of', 'from_next_open', 'forecast_skill', 'judge', 'certified', 'lstm_run',
-           'backtest', 'trial_of', 'equity_sparkline', 'summary', 'next_move', 'pool_bars', 'run_backtest',
-           'Backtester']
+           'check_timeframe', 'backtest', 'trial_of', 'equity_sparkline', 'summary', 'next_move', 'pool_bars',
+           'run_backtest', 'Backtester']
 
 # %% ../../nbs/research/06_backtest.ipynb #bd23a07b
 import math
@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 from ..core.errors import InputError
 from ..core.files import code_hash, plain
 from ..core.text import display_zone
-from ..core.bars import HOUR, as_utc, grid_until, provenance
+from ..core.bars import (as_utc, bar_length, bars_per_year, grid_until, provenance, timeframe_length,
+                                  timeframe_name)
 from ..core.config import RunConfig, needed_text, pool_tickers, quick_note, run_config, whole_pool
 from ..core.progress import Progress, with_progress
 from ..data.quality import quality_report
@@ -83,7 +84,7 @@ def search_of(
         "sharpe_per_bar": s.sharpe,
         "skew": s.skew,
         "kurtosis": s.kurtosis,
-        **deflation(s, mean.n, standing.trials, standing.variance, *place),
+        **deflation(s, mean.n, standing.trials, standing.variance, *place, periods=bars_per_year(bars)),
         "minimum_track_record": minimum_track_record(s.sharpe, s.skew, s.kurtosis),
         "trade_p": mean.p,
         "random_entry_p": random_entry_p(result, bars),
@@ -122,14 +123,15 @@ def power_of(
     sigma = float(np.log(tested["close"]).diff().std() * math.sqrt(max(held, 1)))
     cost = 2 * (run.fee + run.slippage)
     even = break_even_hit(cost, sigma) if sigma > 0 else math.nan
+    returns, year = hourly_returns(result["equity"], result["initial_balance"]), bars_per_year(tested)
     return plain(
         {
             "n": n,
             "min_detectable_hit": min_detectable_hit(n, RULE_POWER),
             "bars": len(tested),
-            "sharpe_noise": sharpe_noise(len(tested)),
-            "sharpe_se_hac": sharpe_se_hac(hourly_returns(result["equity"], result["initial_balance"])),
-            "min_detectable_sharpe": min_detectable_sharpe(len(tested)),
+            "sharpe_noise": sharpe_noise(len(tested), year),
+            "sharpe_se_hac": sharpe_se_hac(returns, year),
+            "min_detectable_sharpe": min_detectable_sharpe(len(tested), periods=year),
             "held": max(held, 1.0),
             "sigma": sigma,
             "round_trip": cost,
@@ -239,6 +241,7 @@ def judge(
         luck_p=float(np.max(luck)),
         trials=search["trials"],
         leak=leak,
+        timeframe=run.timeframe,
     )
 
 # %% ../../nbs/research/06_backtest.ipynb #b3c59ee9
@@ -264,6 +267,18 @@ def lstm_run(
 ) -> RunConfig:
     "The same run with the LSTM in place of the forecaster."
     return replace(run, forecaster=None, forecaster_args={}, source=None)
+
+# %% ../../nbs/research/06_backtest.ipynb #69e10eb8
+def check_timeframe(
+    bars: pd.DataFrame,
+    run: RunConfig,   # timeframe
+) -> None:
+    "Raise `InputError` unless the bars have the length of the run."
+    if (length := bar_length(bars)) == timeframe_length(run.timeframe): return
+    raise InputError(
+        f"these are {timeframe_name(length)} bars and timeframe is {run.timeframe}; pass"
+        f" timeframe={timeframe_name(length)}, or other bars"
+    )
 
 # %% ../../nbs/research/06_backtest.ipynb #593d5cc2
 # seconds of the parts that follow the trainings
@@ -291,7 +306,7 @@ def backtest(
 
     The result includes trades, equity, signals, predictions, skill, verdict, baselines, search, power and
     uncertainty."""
-    check_decidable(run)
+    check_decidable(run), check_timeframe(bars, run)
     pool_others = {t: b for t, b in whole_pool(bars, run, pool).items() if t != run.ticker}
     progress.rest = BASELINES + STATISTICS + CERTIFICATE * certify
     walk, decisions, result = run_line(bars, run, progress, label_bars, walk, pool_others)
@@ -384,7 +399,7 @@ def trial_of(result: dict, skill: pd.DataFrame, run: RunConfig, data: dict, inde
     return Trial(
         run.ticker,
         market_of(data),
-        **trial_span(index),
+        **trial_span(index, timeframe_length(run.timeframe)),
         data_hash=data["sha256"],
         config=asdict(run),
         sharpe=s["sharpe"],
@@ -474,12 +489,13 @@ def pool_bars(
     """Fetch the bars of the other tickers of a pool.
 
     A ticker that was listed later has fewer bars; one that was quiet at the end is carried forward."""
-    exchange, end = provenance(bars).exchange or run.exchange, run.end or (bars.index[-1] + HOUR).isoformat()
+    exchange = provenance(bars).exchange or run.exchange
+    end = run.end or (bars.index[-1] + bar_length(bars)).isoformat()
     url = None if exchange == "simulated" else run.exchange_url
     fewest = min(run.hours + run.lookback + 60 + MIN_TRAIN, n)   # see `schedule`
     pool = {
         t: bars if t == run.ticker
-        else market_bars(t, n, end, exchange, url, home, run.seed, progress, fewest)
+        else market_bars(t, n, end, exchange, url, home, run.seed, progress, fewest, timeframe=run.timeframe)
         for t in pool_tickers(run)
     }
     last = max(b.index[-1] for b in pool.values())
@@ -505,7 +521,7 @@ def run_backtest(
     ledger.check()
     bars = market_bars(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed, progress.shown,
-        needed=needed_text(bar_parts(run)),
+        needed=needed_text(bar_parts(run)), timeframe=run.timeframe,
     )
     progress.rest = BASELINES + STATISTICS + CERTIFICATE * certify
     pool = pool_bars(bars, run, bars_needed(run), home, progress.shown)

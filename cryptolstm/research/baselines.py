@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from ..core.bars import BARS_PER_YEAR, HOUR
+from ..core.bars import bar_length
 from ..core.config import RunConfig
 from ..features.targets import target
 from ..stats.learners import LEARNERS, fold_forecasts
@@ -54,7 +54,7 @@ def buy_and_hold(
 def performance(
     result: dict,                     # from `simulate`
     bars: pd.DataFrame,               # the bars it ran on
-    periods: float = BARS_PER_YEAR,   # bars in a year
+    periods: float | None = None,     # bars in a year; None = of the bars
     hold: dict | None = None,         # figures of buy & hold, if known; None = simulate it
 ) -> dict:                            # from `all_figures`, plus buy_and_hold, excess_return and source
     """Every figure of a simulation, and those of buy & hold at the same costs.
@@ -75,11 +75,11 @@ def past_return(
     bars: pd.DataFrame,   # bar frame
     window: int,          # bars back
 ) -> pd.Series:           # log return over the window
-    "Move of the last bars; NaN if they do not span exactly `window` hours or end on a gap."
+    "Move of the last bars; NaN if they do not span exactly `window` bars or end on a gap."
     log = np.log(bars["close"])
     if "is_gap" in bars: log = log.mask(bars["is_gap"].astype(bool))
     span = bars.index.to_series().diff(window)
-    return (log - log.shift(window)).where(span == window * HOUR)
+    return (log - log.shift(window)).where(span == window * bar_length(bars))
 
 # %% ../../nbs/research/03_baselines.ipynb #cb2e657e
 def last_bar_reversal(
@@ -156,7 +156,7 @@ def learner_exceedance(
     }
     columns = input_columns(model_config(run), walk.table)
     for number, fold in walk.folds.iterrows():
-        past = walk.table.loc[:fold["tested_from"] - (run.horizon + 1) * HOUR]
+        past = walk.table.loc[:fold["tested_from"] - (run.horizon + 1) * bar_length(bars)]
         tested = walk.predictions.index[walk.predictions["fold"] == number]
         for name in out:
             forecast = fold_forecasts(

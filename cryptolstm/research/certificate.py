@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core.errors import InputError, OperationError
 from ..core.text import finite_or_none
-from ..core.bars import HOUR, check_bars, regular_grid
+from ..core.bars import bar_length, check_bars, regular_grid
 from ..core.config import RunConfig, whole_pool
 from ..features import indicators
 from ..features.indicators import WARMUP
@@ -151,7 +151,8 @@ def small_bars(
     gaps = pd.concat([bars["is_gap"], *missing.values()], axis=1).any(axis=1)
     part = newest_unbroken(bars.assign(is_gap=gaps), n)
     tables = {run.ticker: bars, **{t: grids[t] for t in others}}
-    return {t: b.loc[part.index[0] - before * HOUR : part.index[-1]] for t, b in tables.items()}
+    first = part.index[0] - before * bar_length(bars)
+    return {t: b.loc[first : part.index[-1]] for t, b in tables.items()}
 
 def _on_grid(bars: pd.DataFrame) -> pd.DataFrame:
     return check_bars(bars if "is_gap" in bars else regular_grid(check_bars(bars)))
@@ -162,8 +163,9 @@ def _trainings(walk) -> pd.DataFrame:
 
     The last one includes the scaler and a digest of the weights."""
     record = walk.folds.drop(columns="weights", errors="ignore")   # their number
+    length = bar_length(walk.table)
     rows = {
-        f["tested_from"] - HOUR: {k: str(v) for k, v in f.items() if not k.startswith("tested_")}
+        f["tested_from"] - length: {k: str(v) for k, v in f.items() if not k.startswith("tested_")}
         for _, f in record.iterrows()
     }
     digest = hashlib.sha256(
@@ -228,7 +230,7 @@ def scaler_findings(
     last, first = walk.folds.iloc[-1], walk.folds.iloc[0]
     # weights from a later training: the rows of its scaler are not recorded
     if len(walk.folds) > 1 and last["fitted_until"] <= first["fitted_until"]: return []
-    until = pd.Timestamp(last["fitted_until"]) - walk.last.config.horizon * HOUR
+    until = pd.Timestamp(last["fitted_until"]) - walk.last.config.horizon * bar_length(walk.table)
     scaler, since = walk.last.scaler, pd.Timestamp(last["trained_from"])
     tables = (walk.table, *walk.others.values())   # a pool has one scaler
     x = np.concatenate([scaler.transform(table.loc[since:until]) for table in tables])
@@ -545,7 +547,8 @@ def certificate(
     table = run_pipeline(features, bars)
     checks = [*proof.checks, *_start_entry(pipeline, bars, warmup)]
     if complete:
-        history = whole.loc[bars.index[0] - fewest_bars(run.horizon) * HOUR :]   # for the intervals
+        first = bars.index[0] - fewest_bars(run.horizon) * bar_length(whole)   # for the intervals
+        history = whole.loc[first:]
         checks.append(check_retraining(replay.run_line, history, run, pool))
         checks.append(check_orders(replay.trade, bars, table, run, seed=seed))
     tested = min(720, len(bars) // 2)

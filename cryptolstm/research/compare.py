@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core.errors import InputError, TrainingSpanError
 from ..core.text import finite_or_none, p_text, percent
-from ..core.bars import HOUR, as_utc, provenance, stamp
+from ..core.bars import as_utc, bar_length, provenance, stamp, timeframe_name
 from ..core.config import RunConfig
 from ..features.own_features import feature_table
 from ..features.targets import label
@@ -63,6 +63,11 @@ def check_comparable(
     if a.config.horizon != b.config.horizon:
         raise InputError(
             f"the models look {a.config.horizon} and {b.config.horizon} bars ahead; pass two with one horizon"
+        )
+    if {a.timeframe, b.timeframe} != {timeframe_name(bar_length(bars))}:
+        raise InputError(
+            f"the models are for {a.timeframe} and {b.timeframe} bars and these are"
+            f" {timeframe_name(bar_length(bars))} bars; pass two of the length of the bars"
         )
     if a.ticker != b.ticker:
         raise InputError(f"the models are for {a.ticker} and {b.ticker}; pass two of one ticker")
@@ -141,7 +146,7 @@ def _money(results: list[dict]) -> dict:
         "difference": float((a - b).sum()),
         "low": finite_or_none(low),
         "high": finite_or_none(high),
-        "of": "sum of hourly net returns, a minus b, 95 % block bootstrap",
+        "of": "sum of net returns per bar, a minus b, 95 % block bootstrap",
     }
 
 # %% ../../nbs/research/09_compare.ipynb #af33b0c4
@@ -159,7 +164,7 @@ def compare_models(
     `InputError` if the models cannot be compared."""
     check_comparable(a, b, bars)
     seen = max(as_utc(m.trained_until) for m in (a, b))
-    begin = seen + HOUR if start is None else as_utc(start)
+    begin = seen + bar_length(bars) if start is None else as_utc(start)
     first = int(bars.index.searchsorted(begin))
     if begin <= seen or first >= len(bars):
         raise TrainingSpanError(
@@ -179,7 +184,7 @@ def compare_models(
         len(bars) - first,
         len(pairs),
         bars.index[first].isoformat(),
-        (bars.index[-1] + HOUR).isoformat(),
+        (bars.index[-1] + bar_length(bars)).isoformat(),
         *(_side(loss, loss_of_zero, *side) for loss, side in zip(losses, sides, strict=True)),
         paired_test(*losses, run.horizon),
         _money([result for _, result in sides]),

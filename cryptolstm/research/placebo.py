@@ -18,7 +18,8 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.text import figure_text, finite_or_none
-from ..core.bars import check_bars, provenance, regular_grid, stamp
+from ..core.bars import (bar_length, bars_per_day, bars_per_year, check_bars, provenance,
+                                  regular_grid, stamp, timeframe_name)
 from ..core.config import RunConfig, check_no_pool, check_placebo
 from ..core.progress import Progress, with_progress
 from ..data.demo import demo_market
@@ -118,14 +119,20 @@ def placebo_market(
 ) -> pd.DataFrame:         # as many bars, stamped as simulated
     "Placebo bars of the same length, without the effect or with no more of it than fits into a block."
     r, ticker = np.log(bars["close"]).diff()[whole_moves(bars)], provenance(bars).ticker or "BTC/USD"
+    length = bar_length(bars)
     if kind == MARKET:
-        annual = float(np.clip(r.std() * math.sqrt(8760), .01, 5))
+        annual = float(np.clip(r.std() * math.sqrt(bars_per_year(bars)), .01, 5))
         return regular_grid(
-            demo_market(len(bars), seed, bars.index[-1] + pd.Timedelta(hours=1), ticker, annual)
+            demo_market(
+                len(bars), seed, bars.index[-1] + length, ticker, annual, timeframe_name(length)
+            )
         )
-    other = reordered_market(bars, block_order(len(r), block_length(r), np.random.default_rng(seed)))
+    block = block_length(r, bars_per_day(bars))
+    other = reordered_market(bars, block_order(len(r), block, np.random.default_rng(seed)))
     other.attrs = {}
-    return stamp(other, ticker, "simulated", seed=seed, placebo=kind)
+    name = timeframe_name(length)
+    stated = {} if name == "1h" else {"timeframe": name}
+    return stamp(other, ticker, "simulated", seed=seed, placebo=kind, **stated)
 
 # %% ../../nbs/research/07_placebo.ipynb #9ace0002
 # name → label, number format

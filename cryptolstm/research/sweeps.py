@@ -17,6 +17,7 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.text import finite_or_none
 from ..core.files import code_hash, plain
+from ..core.bars import bars_per_day, bars_per_year, timeframe_length
 from ..core.config import RunConfig
 from ..core.grid import check_grid
 from ..core.progress import Progress
@@ -138,7 +139,8 @@ def surface_trials(
     data: Mapping,               # stamp of the bars, from `data_stamp`
 ) -> list[Trial]:
     "Every point as a trial; returns are included for sweeps of up to 500 points."
-    samples, span = [sharpe_sample(r) for r in returns.to_numpy().T], trial_span(returns.index)
+    samples = [sharpe_sample(r) for r in returns.to_numpy().T]
+    span = trial_span(returns.index, timeframe_length(runs[0].timeframe))
     code = code_hash(Path(inspect.getfile(Trial)).parents[1])
     return [
         Trial(
@@ -162,11 +164,12 @@ def surface_trials(
 def cscv_blocks(
     bars: int,     # number of tested bars
     points: int,   # number of points of the surface
+    day: int = 24, # bars in a day
 ) -> int:          # even
     """Number of blocks of consecutive bars for `pbo`.
 
     Blocks of at least a day, 4 to 16 of them, and at most 12 for more than 1,000 points."""
-    return max(4, min(16 if points <= 1000 else 12, bars // 24 // 2 * 2))
+    return max(4, min(16 if points <= 1000 else 12, bars // day // 2 * 2))
 
 # %% ../../nbs/research/08_sweeps.ipynb #aedae4a2
 def judge_surface(
@@ -188,6 +191,7 @@ def judge_surface(
         standing.variance,
         standing.different,
         standing.within,
+        bars_per_year(returns),
     )
     out = {
         "trials": standing.trials,
@@ -195,11 +199,11 @@ def judge_surface(
         **plain(deflated),
         "different": len(different),
     }
-    blocks = cscv_blocks(*values.shape)
+    blocks = cscv_blocks(*values.shape, bars_per_day(returns))
     found = pbo(values, blocks) if len(different) > 1 else None
     draws = int(min(reps, max(100, 2e9 // (len(values) * len(different)))))
     tried = pd.DataFrame(values[:, np.sort(different)], returns.index)
-    spa = spa_test(tried, reps=draws) if (values != 0).any() else None
+    spa = spa_test(tried, reps=draws, day=bars_per_day(returns)) if (values != 0).any() else None
     return {
         **out,
         "pbo": found and found.pbo,

@@ -22,7 +22,7 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.files import plain
 from ..core.text import figure_text, p_text, percent
-from ..core.bars import HOUR
+from ..core.bars import bars_per_day, bars_per_year, timeframe_length
 from ..core.config import RunConfig, quick_note
 from ..stats.skill import LEAST, SIGNIFICANCE, sharpe_se_hac, single_bar_gains
 from ..stats.performance import hourly_returns, max_drawdown, sharpe
@@ -38,7 +38,7 @@ from ..core.user_code import forecaster_name
 # %% ../../nbs/research/10_universe.ipynb #72d8328a
 class Joint(NamedTuple):
     "The hours on which tickers were tested together."
-    hours: pd.DatetimeIndex   # every hour from first to last, open times
+    hours: pd.DatetimeIndex   # every bar from first to last, open times
     tickers: list[str]        # tested on all of them
     apart: list[str]          # tested at other times
 
@@ -47,8 +47,9 @@ def joint_hours(
 ) -> Joint:
     "The hours that most tickers share, see above."
     spans = {t: (r["predictions"].index[0], r["predictions"].index[-1]) for t, r in results.items()}
+    step = timeframe_length(next(iter(results.values()))["config"].timeframe) if results else None
     def shared(a: tuple, b: tuple) -> float:
-        return max((min(a[1], b[1]) - max(a[0], b[0])) / HOUR + 1, 0)
+        return max((min(a[1], b[1]) - max(a[0], b[0])) / step + 1, 0)
     center = max(spans, key=lambda t: sum(shared(spans[t], other) for other in spans.values()))
     first, last = spans[center]
     least, tickers = shared(spans[center], spans[center]) / 2, []
@@ -57,7 +58,7 @@ def joint_hours(
         first, last = max(first, spans[t][0]), min(last, spans[t][1])
         tickers.append(t)
     joint = [t for t in results if t in tickers]
-    hours = pd.date_range(first, last, freq="h", name="timestamp")
+    hours = pd.date_range(first, last, freq=step, name="timestamp")
     return Joint(hours, joint, [t for t in results if t not in joint])
 
 # %% ../../nbs/research/10_universe.ipynb #af2d144e
@@ -152,8 +153,8 @@ def traded_account(
     r, fills = hourly_returns(equity, start), int(made["attribution"]["fills"].sum())
     figures = {
         "total_return": float(equity.iloc[-1] / start - 1),
-        "sharpe": sharpe(r),
-        "sharpe_se": sharpe_se_hac(r),
+        "sharpe": sharpe(r, bars_per_year(r)),
+        "sharpe_se": sharpe_se_hac(r, bars_per_year(r)),
         "max_drawdown": max_drawdown(equity, start)["drawdown"],
         "fills": fills,
         "fees": made["total_fees"],
@@ -162,7 +163,7 @@ def traded_account(
     return Account(equity, start, made["attribution"], figures)
 
 # %% ../../nbs/research/10_universe.ipynb #da69ac20
-BEFORE = 25 * HOUR   # bars before the joint hours, from which the first volatility is computed
+BEFORE = 25   # bars before the joint hours, from which the first volatility is computed
 
 def portfolios(
     results: Mapping[str, Result],   # ticker → backtest
@@ -170,7 +171,8 @@ def portfolios(
 ) -> dict[str, Account]:             # `EQUAL`, `INVERSE` and `HOLD_ALL`
     "Accounts that trade all tickers of the joint hours, at the highest costs of any of them."
     runs, first, last = [results[t]["config"] for t in joint.tickers], joint.hours[0], joint.hours[-1]
-    bars = {t: results[t]["history"].loc[first - BEFORE:last] for t in joint.tickers}
+    before = BEFORE * timeframe_length(runs[0].timeframe)
+    bars = {t: results[t]["history"].loc[first - before:last] for t in joint.tickers}
     wanted = {t: results[t]["signals"]["signal"] for t in joint.tickers}
     signals = {t: wanted[t].reindex(b.index).fillna(0).where(b.index >= first, 0) for t, b in bars.items()}
     hold = {t: pd.Series((b.index >= first).astype(int), b.index) for t, b in bars.items()}
@@ -362,7 +364,8 @@ class Universe:
     @cached_property
     def step_down(self) -> pd.DataFrame: return romano_wolf(self.tables.gain, self.config.horizon)
     @cached_property
-    def zero_skill(self) -> ZeroSkillBest: return zero_skill_best_of(self.tables.net.fillna(0.0))
+    def zero_skill(self) -> ZeroSkillBest:
+        return zero_skill_best_of(self.tables.net.fillna(0.0), day=bars_per_day(self.tables.net))
     @cached_property
     def portfolios(self) -> dict[str, Account]: return portfolios(self.results, self.joint)
     @cached_property
@@ -392,7 +395,9 @@ def universe_table(
             "net_return": r["total_return"],
             "hold_return": r["buy_and_hold"]["total_return"],
             "sharpe": math.nan if sharpe_ratio is None else sharpe_ratio,
-            "sharpe_se": sharpe_se_hac(hourly_returns(r["equity"], r["initial_balance"])),
+            "sharpe_se": sharpe_se_hac(
+                hourly_returns(r["equity"], r["initial_balance"]), bars_per_year(r["equity"])
+            ),
             "max_drawdown": r["max_drawdown"],
             "trades": r["num_trades"],
             "quality": r["quality"].grade,

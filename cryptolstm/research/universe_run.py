@@ -24,7 +24,7 @@ import cryptolstm
 from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.files import code_hash, home as data_home, plain
 from ..core.machine import cpu_kind, versions
-from ..core.bars import HOUR, grid_until, provenance
+from ..core.bars import bar_length, grid_until, provenance
 from ..core.config import RunConfig, needed_text, run_config
 from ..core.progress import Progress, with_progress
 from ..data.client import market_bars
@@ -48,7 +48,7 @@ from .runs import read_tickers, run_settings
 
 # %% ../../nbs/research/12_universe_run.ipynb #fd961f30
 # settings that are one for all tickers, because their forecasts are tested together
-SHARED = ("horizon", "hours", "end")
+SHARED = ("horizon", "hours", "end", "timeframe")
 
 def universe_runs(
     tickers: Sequence[str] | str = (),    # BASE/QUOTE, also as one text; none = those of tickers.txt
@@ -77,7 +77,7 @@ def run_bars(
     "All bars that a run needs."
     return market_bars(
         run.ticker, bars_needed(run), run.end, run.exchange, run.exchange_url, home, run.seed,
-        needed=needed_text(bar_parts(run)),
+        needed=needed_text(bar_parts(run)), timeframe=run.timeframe,
     )
 
 def common_end(
@@ -117,9 +117,9 @@ def universe_bars(
         on_ticker(ticker)
         return run_bars(runs[ticker], home)
     bars = attempts(fetched, list(runs), failed)
-    if open_ended := [b.index[-1] + HOUR for t, b in bars.items() if runs[t].end is None]:
+    if open_ended := [_closed(b) for t, b in bars.items() if runs[t].end is None]:
         end = common_end(open_ended)
-        late = [t for t, b in bars.items() if runs[t].end is None and b.index[-1] + HOUR > end]
+        late = [t for t, b in bars.items() if runs[t].end is None and _closed(b) > end]
         bars |= attempts(lambda t: run_bars(replace(runs[t], end=end.isoformat()), home), late, failed)
     for t in [t for t in bars if t in failed or _odd_one(bars, t)]:
         failed.setdefault(t, f"{provenance(bars[t]).fallback}, and the other tickers have real bars")
@@ -127,20 +127,23 @@ def universe_bars(
     if any(runs[t].pool is True for t in bars): _same_end(bars, failed)
     return attempts(lambda t: _prepared(runs[t], bars, home), list(bars), failed)
 
+def _closed(bars: pd.DataFrame) -> pd.Timestamp: return bars.index[-1] + bar_length(bars)
+
 def _same_end(bars: dict, failed: dict) -> None:
     "Carry quiet hours at the end forward, and leave out tickers that end earlier, for a common training."
     end = common_end([b.index[-1] for b in bars.values()])
     for t in list(bars):
         bars[t] = grid_until(bars[t], end)
         if bars[t].index[-1] == end: continue
-        ends = (f"{last + HOUR:%Y-%m-%d %H:%M}" for last in (bars.pop(t).index[-1], end))
+        step = bar_length(bars[t])
+        ends = (f"{last + step:%Y-%m-%d %H:%M}" for last in (bars.pop(t).index[-1], end))
         failed[t] = "the bars of {} end at {} and those of the pool at {}".format(t, *ends)
 
 def _prepared(run: RunConfig, bars: Mapping, home: Path | None) -> Prepared:
     "A run with its end, its pool and the bars of both."
     b = bars[run.ticker]
     pool = sorted(bars) if run.pool is True else run.pool
-    run = replace(run, end=(b.index[-1] + HOUR).isoformat(), pool=pool)
+    run = replace(run, end=_closed(b).isoformat(), pool=pool)
     others = [t for t in run.pool if t in bars and t != run.ticker]
     here = {t: bars[t] for t in others if bars[t].index[-1] == b.index[-1]}
     missing = set(run.pool) - {run.ticker, *here}
@@ -282,6 +285,7 @@ def run_job(
 ) -> Job:
     "The job of a run. Its key covers bars, settings, code, libraries and kind of CPU."
     settings = {k: v for k, v in asdict(p.run).items() if k not in WHERE_FROM}
+    if settings["timeframe"] == "1h": del settings["timeframe"]   # as before there were others
     key = job_key(forecast_key(p.bars, p.run, p.pool), json.dumps(plain(settings), sort_keys=True))
     known = {"forecasts": forecasts, "cpu": cpu or cpu_kind().encode()} if forecasts else {}
     cost = 1.0 if forecasts else run_cost(p.bars, p.run)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import BARS_PER_YEAR, HOUR
+from ..core.bars import BARS_PER_YEAR, HOUR, bar_length, bars_per_day, bars_per_year
 from .skill import equal_parts, hit_rate, information_coefficient, pesaran_timmermann
 from .performance import hourly_returns
 from .overfit import adjust, block_length
@@ -88,6 +88,7 @@ def random_entry_p(
 # %% ../../nbs/stats/04_bootstrap.ipynb #d32fa1ec
 def three_figures(
     returns: np.ndarray,   # (bars,) net returns per bar
+    periods: float = BARS_PER_YEAR,   # bars in a year
 ) -> np.ndarray:           # annual Sharpe ratio, total return, max drawdown (≤ 0)
     "The figures for which an interval is computed."
     growth = np.cumprod(1 + returns)
@@ -95,7 +96,7 @@ def three_figures(
     fall = growth / np.maximum(np.maximum.accumulate(growth), 1) - 1
     return np.array(
         [
-            returns.mean() / sd * math.sqrt(BARS_PER_YEAR) if sd > 0 else math.nan,
+            returns.mean() / sd * math.sqrt(periods) if sd > 0 else math.nan,
             growth[-1] - 1,
             min(fall.min(), 0.0),
         ]
@@ -116,11 +117,12 @@ def bootstrap(
             f"{reps} resamples at a level of {level}; pass at least 20 and a level between 0 and 1"
         )
     r = hourly_returns(result["equity"], result["initial_balance"]).to_numpy(float)
+    day, year = bars_per_day(result["equity"]), bars_per_year(result["equity"])
     table = pd.DataFrame(math.nan, list(FIGURES_SHOWN), ["seen", "low", "high", "error"])
-    table["seen"], block = three_figures(r), block_length(r)
+    table["seen"], block = three_figures(r, year), block_length(r, day)
     mean = mean_trade(trade_returns(result), reps, level, seed)
     if mean.n >= FEWEST_TRADES and r.std() > 0:
-        ratio = mean.n / len(r) / r.std(ddof=1) * math.sqrt(BARS_PER_YEAR)   # of Sharpe ratio to mean trade
+        ratio = mean.n / len(r) / r.std(ddof=1) * math.sqrt(year)   # of Sharpe ratio to mean trade
         seen = table["seen"]
         table.iloc[0, 1:] = _around(seen.iloc[0], ratio * mean.half, ratio * mean.error)
         low, high, error = _around(math.log1p(seen.iloc[1]), mean.n * mean.half, mean.n * mean.error)
@@ -145,10 +147,11 @@ def _drawdown_interval(r: np.ndarray, block: int, reps: int, level: float, seed:
 # %% ../../nbs/stats/04_bootstrap.ipynb #7ce46974
 def apart(
     times: pd.DatetimeIndex,   # open times, ascending
-    horizon: int,              # hours
+    horizon: int,              # bars
+    length: pd.Timedelta = HOUR,   # of a bar
 ) -> np.ndarray:               # positions
-    "Positions of rows that are at least `horizon` hours apart, the first included."
-    hours, out = (times - times[:1].min()) // HOUR, []
+    "Positions of rows that are at least `horizon` bars apart, the first included."
+    hours, out = (times - times[:1].min()) // length, []
     for k, hour in enumerate(hours):
         if not out or hour - hours[out[-1]] >= horizon: out.append(k)
     return np.array(out, int)
@@ -162,10 +165,10 @@ def skill_by(
     correct: bool = True,  # False leaves p_holm NaN, for a caller that corrects over more cells
 ) -> pd.DataFrame:       # per cell: n, hit, low, high, expected, ic, p (Pesaran–Timmermann), p_holm
     "Skill in each cell of a partition, with p-values corrected for the number of cells."
-    table = pd.concat({"y": y, "f": f, "cell": cells}, axis=1).dropna()
+    table, length = pd.concat({"y": y, "f": f, "cell": cells}, axis=1).dropna(), bar_length(y)
     rows = {}
     for name, part in table.groupby("cell", observed=True, sort=True):
-        separate = part.iloc[apart(part.index, horizon)] if horizon > 1 else part
+        separate = part.iloc[apart(part.index, horizon, length)] if horizon > 1 else part
         hit, pt = (test(separate["y"], separate["f"]) for test in (hit_rate, pesaran_timmermann))
         rows[name] = {
             "n": hit["n"],

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import BARS_PER_YEAR
+from ..core.bars import DAYS_PER_YEAR
 from .overfit import adjust, block_length
 from .skill import LEAST, hac_lags
 
@@ -108,12 +108,13 @@ def zero_skill_best_of(
     reps: int = 1000,        # bootstrap samples
     level: float = 0.95,     # of `high`
     seed: int = 0,
+    day: int = 24,           # bars in a day
 ) -> ZeroSkillBest:
     "Largest Sharpe ratio of the strategies if their mean returns were zero, by a joint block bootstrap."
     r = returns.to_numpy(float)
     if not np.isfinite(r).all(): raise InputError("a return is not finite; pass the hours of all tickers")
     r = r[:, r.std(axis=0) > 0] if len(r) > 1 else r[:, :0]
-    block = min(block_length(r.mean(axis=1)) if r.size else 1, max(len(r) // 2, 1))
+    block = min(block_length(r.mean(axis=1), day) if r.size else 1, max(len(r) // 2, 1))
     if not r.size: return ZeroSkillBest(math.nan, math.nan, 0, block)
     u, counts = r - r.mean(axis=0), block_counts(len(r), block, reps, seed)
     n = counts.sum(axis=1)[:, None] * block
@@ -121,5 +122,5 @@ def zero_skill_best_of(
     variance = counts @ block_sums(u**2, block) / n - mean**2
     flat = variance <= 1e-9 * u.var(axis=0)   # a sample without a trade
     ratio = np.where(flat, 0.0, mean / np.sqrt(np.where(flat, 1.0, variance)))
-    best = ratio.max(axis=1) * math.sqrt(BARS_PER_YEAR)
+    best = ratio.max(axis=1) * math.sqrt(DAYS_PER_YEAR * day)
     return ZeroSkillBest(float(np.median(best)), float(np.quantile(best, level)), r.shape[1], block)

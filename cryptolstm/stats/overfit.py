@@ -189,6 +189,7 @@ def deflation(
     variance: float,
     different: int | None = None,
     within: float = 0.0,
+    periods: float = BARS_PER_YEAR,   # bars in a year
 ) -> dict[str, float]:             # probabilities are NaN below `ENOUGH_TRADES`; expected_best is annual
     "Probabilistic and deflated Sharpe ratio of a trial, with the number of trades behind them."
     best, enough = zero_skill_best(trials, variance, sample.n, different, within), closed >= ENOUGH_TRADES
@@ -196,16 +197,17 @@ def deflation(
         "closed_trades": closed,
         "probabilistic_sharpe": probabilistic_sharpe(*sample) if enough else math.nan,
         "deflated_sharpe": probabilistic_sharpe(*sample, best) if enough else math.nan,
-        "expected_best": best * math.sqrt(BARS_PER_YEAR),
+        "expected_best": best * math.sqrt(periods),
     }
 
 # %% ../../nbs/stats/03_overfit.ipynb #469eaa74
 def best_of(
     tickers: int,   # zero-skill tickers (or settings) tested
     hours: int,     # bars tested per ticker
+    periods: float = BARS_PER_YEAR,   # bars in a year
 ) -> float:         # annualised
     "Expected annual Sharpe ratio of the best of that many zero-skill tickers."
-    return expected_maximum(tickers, 1 / hours) * math.sqrt(BARS_PER_YEAR)
+    return expected_maximum(tickers, 1 / hours) * math.sqrt(periods)
 
 # %% ../../nbs/stats/03_overfit.ipynb #b34cc0ee
 def adjust(
@@ -350,20 +352,21 @@ def pbo(
     return Overfitting(float((logits <= 0).mean()), slope, float((y < 0).mean()), logits)
 
 # %% ../../nbs/stats/03_overfit.ipynb #44f39e61
-MIN_BLOCK = 24  # bars: a day, the shortest block that preserves the daily pattern of volatility
+MIN_BLOCK = 24  # hourly bars: a day, the shortest block that preserves the daily pattern of volatility
 
 def block_length(
     returns,          # (bars,) net returns
+    day: int = MIN_BLOCK,   # bars in a day
 ) -> int:             # bars
     """Mean length of bootstrap blocks: Politis and White's optimum for the squared returns, at least a day.
 
     Squared returns, because their memory is that of volatility."""
     r = np.asarray(returns, dtype=float)
-    if len(r) < 10 or r.std() == 0: return MIN_BLOCK
+    if len(r) < 10 or r.std() == 0: return day
     from arch.bootstrap import optimal_block_length
     best = float(optimal_block_length(r**2)["stationary"].iloc[0])
     return int(
-        min(max(MIN_BLOCK, math.ceil(best) if math.isfinite(best) else 0), max(MIN_BLOCK, len(r) // 3))
+        min(max(day, math.ceil(best) if math.isfinite(best) else 0), max(day, len(r) // 3))
     )
 
 def spa_test(
@@ -373,6 +376,7 @@ def spa_test(
     # mean block length in bars; None = `block_length` of the benchmark or of the mean strategy
     block: int | None = None,
     seed: int = 0,
+    day: int = MIN_BLOCK,                  # bars in a day
 ) -> dict:                                 # best, block; p-values: lower, consistent, upper
     """Hansen's SPA test (`arch`) of "none is better than the benchmark", with negative returns as losses.
 
@@ -384,7 +388,7 @@ def spa_test(
             "returns hold a value that is not finite, or the benchmark lacks bars; pass the same bars for"
             " both"
         )
-    block = block or block_length(table.mean(axis=1) if benchmark is None else base)
+    block = block or block_length(table.mean(axis=1) if benchmark is None else base, day)
     # a strategy equal to the benchmark would cause a division by zero
     differs = table.columns[(table.sub(base, axis=0).std() > 0).to_numpy()]
     if not len(differs): return {"best": None, "lower": 1.0, "consistent": 1.0, "upper": 1.0, "block": block}
@@ -401,21 +405,23 @@ def among_trials(
     reps: int = 500,       # bootstrap samples of Hansen's test
     draws: int = 40,       # bootstrapped histories for the standard deviation of PBO
     seed: int = 0,
+    day: int = MIN_BLOCK,  # bars in a day
     # JSON-able: different, blocks, pbo, pbo_sd, spa (consistent p-value of "none is better than cash");
     # None below `LEAST_TRIALS`
 ) -> dict | None:
     "PBO and SPA over all distinct trials on the same bars."
     m = np.asarray(returns, float)
     m = m[:, np.sort(np.unique(m, axis=1, return_index=True)[1])] if m.size else m.reshape(0, 0)
-    if m.shape[1] < LEAST_TRIALS or len(m) < 2 * MIN_BLOCK: return None
-    blocks = max(2, min(10, len(m) // MIN_BLOCK // 2 * 2))
+    block = max(day, 5)    # so that daily bars keep their memory
+    if m.shape[1] < LEAST_TRIALS or len(m) < 2 * block: return None
+    blocks = max(2, min(10, len(m) // block // 2 * 2))
     from arch.bootstrap import StationaryBootstrap
-    lives = StationaryBootstrap(MIN_BLOCK, m, seed=seed).bootstrap(draws)
+    lives = StationaryBootstrap(block, m, seed=seed).bootstrap(draws)
     spread = float(np.std([pbo(life[0], blocks).pbo for life, _ in lives], ddof=1))
     return {
         "different": m.shape[1],
         "blocks": blocks,
         "pbo": pbo(m, blocks).pbo,
         "pbo_sd": spread,
-        "spa": spa_test(pd.DataFrame(m), reps=reps, seed=seed)["consistent"],
+        "spa": spa_test(pd.DataFrame(m), reps=reps, seed=seed, day=day)["consistent"],
     }

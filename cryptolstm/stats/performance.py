@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import BARS_PER_YEAR, DAYS_PER_YEAR, HOUR
+from ..core.bars import BARS_PER_YEAR, DAYS_PER_YEAR, bar_length, bars_per_day, bars_per_year
 
 # %% ../../nbs/stats/02_performance.ipynb #00385bcf
 MIN_DAYS = 90                              # below this, annualised figures carry a warning
@@ -22,16 +22,15 @@ MIN_DAYS = 90                              # below this, annualised figures carr
 # %% ../../nbs/stats/02_performance.ipynb #3b3e15e9
 def on_every_hour(
     series: pd.Series,        # one value per bar
-) -> pd.Series:               # one per hour from first to last bar; `series` itself if no hour is missing
-    "One value per hour: hours without a bar get the value of the last bar. Raises `InputError` if empty."
+) -> pd.Series:               # one per bar length from first to last bar; `series` itself if none is missing
+    "One value per bar length: a missing bar gets the value of the last one. Raises `InputError` if empty."
     if not len(series):
         raise InputError("the equity is empty; pass the result of a simulation with at least one bar")
-    hours = int((series.index[-1] - series.index[0]) / HOUR) + 1
-    return (
-        series
-        if hours == len(series)
-        else series.reindex(pd.date_range(series.index[0], series.index[-1], freq="h")).ffill()
-    )
+    step = bar_length(series)
+    if int((series.index[-1] - series.index[0]) / step) + 1 == len(series): return series
+    out = series.reindex(pd.date_range(series.index[0], series.index[-1], freq=step)).ffill()
+    out.attrs = dict(series.attrs)
+    return out
 
 def _returns(values: np.ndarray, initial: float) -> np.ndarray:
     before = np.concatenate([[initial], values[:-1]])
@@ -42,10 +41,12 @@ def _returns(values: np.ndarray, initial: float) -> np.ndarray:
 def hourly_returns(
     equity: pd.Series,        # marked at each bar's close
     initial_balance: float,   # base of the first return
-) -> pd.Series:               # net simple returns, one per hour; 0 without a bar and after ruin
-    "Return of each hour. The first is measured from the initial balance, so a loss in it counts."
+) -> pd.Series:               # net simple returns, one per bar; 0 where one is missing and after ruin
+    "Return of each bar. The first is measured from the initial balance, so a loss in it counts."
     equity = on_every_hour(equity)
-    return pd.Series(_returns(equity.to_numpy("float64"), initial_balance), equity.index, name="return")
+    out = pd.Series(_returns(equity.to_numpy("float64"), initial_balance), equity.index, name="return")
+    out.attrs = dict(equity.attrs)
+    return out
 
 # %% ../../nbs/stats/02_performance.ipynb #4de78900
 def daily_returns(
@@ -53,10 +54,11 @@ def daily_returns(
     initial_balance: float,   # base of the first day's return
 ) -> pd.Series:               # one per UTC day, tz-naive dates; 0 on a day without bars
     "Net returns of UTC days for QuantStats (`periods_per_year=365`); first and last day may be partial."
-    equity = on_every_hour(equity)
-    # the last hour of each day
-    last = np.append(np.arange(23 - equity.index[0].hour, len(equity) - 1, 24), len(equity) - 1)
-    days = pd.date_range(equity.index[0].tz_localize(None).normalize(), periods=len(last))
+    equity, first = on_every_hour(equity), equity.index[0]
+    # the last bar of each day
+    day, place = bars_per_day(equity), (first - first.normalize()) // bar_length(equity)
+    last = np.append(np.arange(day - 1 - place, len(equity) - 1, day), len(equity) - 1)
+    days = pd.date_range(first.tz_localize(None).normalize(), periods=len(last))
     return pd.Series(_returns(equity.to_numpy("float64")[last], initial_balance), days, name="return")
 
 # %% ../../nbs/stats/02_performance.ipynb #eca239ac
@@ -155,13 +157,13 @@ def worst_drawdowns(
     return table.sort_values("drawdown").head(count).reset_index(drop=True)
 
 def rolling_sharpe(
-    returns: pd.Series,   # hourly net returns
-    hours: int,           # length of the window
+    returns: pd.Series,   # net returns, one per bar
+    hours: int,           # bars in the window
 ) -> pd.Series:           # NaN before the first full window, and where the returns do not vary
     "Annualised Sharpe ratio of a moving window, see `sharpe`."
     moving = returns.rolling(hours)
     spread = moving.std().where(lambda s: s > 1e-12)
-    return moving.mean() / spread * np.sqrt(BARS_PER_YEAR)
+    return moving.mean() / spread * np.sqrt(bars_per_year(returns))
 
 # %% ../../nbs/stats/02_performance.ipynb #2e55ebd5
 def wilson(
@@ -264,10 +266,11 @@ def cost_figures(
 # %% ../../nbs/stats/02_performance.ipynb #5e55b286
 def figures(
     result: dict,                     # from `simulate`
-    periods: float = BARS_PER_YEAR,   # hours in a year
+    periods: float | None = None,     # bars in a year; None = of the bars of the result
 ) -> dict:                            # numbers, texts, times and None; JSON-able with `default=str`
     "All figures of one simulation that need no bars. Ratios are None without a trade."
-    equity = on_every_hour(result["equity"])
+    equity, length = on_every_hour(result["equity"]), bar_length(result["equity"])
+    periods = bars_per_year(result["equity"]) if periods is None else periods
     held = on_every_hour(result["position"])
     low = result["low_equity"]
     start = result["initial_balance"]
@@ -276,7 +279,7 @@ def figures(
     closes = np.concatenate([[start], equity.to_numpy("float64")])
     peaks = np.maximum.accumulate(closes)[:-1]
     closed, intrabar = _deepest(closes, peaks, equity), _deepest(closes, peaks, low)
-    traded, days = len(result["trades"]) > 0, hours / 24
+    traded, days = len(result["trades"]) > 0, hours / bars_per_day(result["equity"])
     growth, mean_equity = result["final_balance"] / start, float(equity.to_numpy().mean())
     return {
         "initial_balance": start,
@@ -287,7 +290,7 @@ def figures(
         "bars": hours,
         "days": days,
         "start": equity.index[0],
-        "end": equity.index[-1] + HOUR,
+        "end": equity.index[-1] + length,
         "sharpe_ratio": sharpe(returns, periods) if traded else None,
         "sharpe_se": sharpe_se(returns, periods) if traded else None,
         "sharpe_daily": sharpe(daily, DAYS_PER_YEAR) if traded else None,
@@ -321,7 +324,7 @@ def figures(
 def all_figures(
     result: dict,                     # from `simulate`
     bars: pd.DataFrame,               # the bars it was run on
-    periods: float = BARS_PER_YEAR,   # hours in a year
+    periods: float | None = None,     # bars in a year; None = of the bars
 ) -> dict:                            # as `figures`, with average_mae and average_mfe; None without a trade
     "All figures of one simulation, including excursions. Raises `InputError` for other bars."
     ways = excursions(result, bars)

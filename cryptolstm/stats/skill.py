@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, unknown_name
-from ..core.bars import BARS_PER_YEAR
+from ..core.bars import BARS_PER_YEAR, bar_length, bars_per_day
 from .performance import wilson
 
 # %% ../../nbs/stats/00_skill.ipynb #53b55d5b
@@ -76,13 +76,13 @@ def hac_variance(
 def single_bar_gains(
     y: pd.Series,       # realised returns over the horizon; NaN where unknown
     f: pd.Series,       # forecasts of them, same index
-    steps: pd.Series,   # returns of the next bar, on every hour
+    steps: pd.Series,   # returns of the next bar, on every bar
     horizon: int = 1,   # bars ahead
     mean=None,          # see `clark_west`
-) -> pd.Series:         # one per hour that a forecast covers; a positive mean is skill
-    "Clark–West gain of each hour: its return times the forecasts that cover it (Hodrick's 1B)."
+) -> pd.Series:         # one per bar that a forecast covers; a positive mean is skill
+    "Clark–West gain of each bar: its return times the forecasts that cover it (Hodrick's 1B)."
     known = (f + 0 * y).dropna()
-    hours = pd.date_range(steps.index[0], steps.index[-1], freq="h")
+    hours = pd.date_range(steps.index[0], steps.index[-1], freq=bar_length(steps))
     table = pd.DataFrame({"step": steps, "f": known}, index=hours)
     table["base"] = 0.0 if mean is None else mean * known / horizon
     covered = table[["f", "base"]].fillna(0.0).rolling(horizon, min_periods=1).sum()
@@ -346,7 +346,8 @@ def confidence_set(
     different = losses.T.drop_duplicates().index
     if len(losses) < LEAST or len(different) < 2: return p
     from arch.bootstrap import MCS
-    test = MCS(losses[different], size=.1, reps=reps, block_size=math.ceil(24 / horizon), seed=seed)
+    day = math.ceil(bars_per_day(y) / horizon)
+    test = MCS(losses[different], size=.1, reps=reps, block_size=day, seed=seed)
     test.compute()
     found = test.pvalues["Pvalue"]
     alike = {name: next(k for k in different if losses[k].equals(losses[name])) for name in losses}
@@ -373,23 +374,26 @@ def min_detectable_hit(
 
 # %% ../../nbs/stats/00_skill.ipynb #14952dc1
 def sharpe_noise(
-    bars: int,   # tested hours
+    bars: int,   # tested
+    periods: float = BARS_PER_YEAR,   # bars in a year
 ) -> float:      # annual
-    "Standard error of the annual Sharpe ratio of a zero-skill strategy, always invested: √(8760/n)."
-    return math.sqrt(8760 / bars) if bars > 0 else math.inf
+    "Standard error of the annual Sharpe ratio of a zero-skill strategy, always invested: √(periods/n)."
+    return math.sqrt(periods / bars) if bars > 0 else math.inf
 
 def min_detectable_sharpe(
-    bars: int,            # tested hours
+    bars: int,            # tested
     power: float = 0.8,   # probability of detecting it
     alpha: float = 0.05,  # one-sided level of the test
+    periods: float = BARS_PER_YEAR,   # bars in a year
 ) -> float:               # annual
-    "Smallest true ratio that a test of this length detects with this power: (z_α + z_power)·√(8760/n)."
+    "Smallest true ratio that a test of this length detects with this power: (z_α + z_power)·√(periods/n)."
     from scipy import stats
-    return (stats.norm.isf(alpha) + stats.norm.ppf(power)) * sharpe_noise(bars)
+    return (stats.norm.isf(alpha) + stats.norm.ppf(power)) * sharpe_noise(bars, periods)
 
 # %% ../../nbs/stats/00_skill.ipynb #b684de08
 def sharpe_se_hac(
     returns,                         # net returns per bar, flat bars included
+    periods: float = BARS_PER_YEAR,  # bars in a year
 ) -> float:                          # annual; NaN where the ratio is undefined
     """Standard error of the annual Sharpe ratio for serially dependent returns (Lo 2002).
 
@@ -398,7 +402,7 @@ def sharpe_se_hac(
     if len(r) < LEAST or not r.std() > 0: return math.nan
     u = (r - r.mean()) / r.std()
     influence = u - r.mean() / r.std() * (u**2 - 1) / 2
-    return math.sqrt(hac_variance(influence, hac_lags(len(r))) * BARS_PER_YEAR)
+    return math.sqrt(hac_variance(influence, hac_lags(len(r))) * periods)
 
 # %% ../../nbs/stats/00_skill.ipynb #76866e61
 def break_even_hit(

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 
-from ..core.text import finite_or_none, percent
-from ..core.bars import HOUR, as_utc, provenance, segment_ids
+from ..core.text import bars_text, finite_or_none, percent
+from ..core.bars import HOUR, as_utc, bar_length, provenance, segment_ids
 from ..core.config import RunConfig
 from ..features.indicators import FIRST_KNOWN, INDICATORS
 from ..features.windows import real_rows
@@ -27,7 +27,7 @@ from ..model.drift import health
 from .rules import rules_of
 
 # %% ../../nbs/strategy/04_answer.ipynb #74b5b3ba
-MAX_LAG = 3  # hours that the newest bar may lag without a warning
+MAX_LAG = 3  # bars that the newest bar may lag without a warning
 
 def lag_warning(
     bars: pd.DataFrame,   # stamped, with the time at the exchange (`clock_time`), if known
@@ -36,10 +36,12 @@ def lag_warning(
     "Warning if the newest bar is older than the requested time."
     if (clock := provenance(bars).clock_time) is None: return None
     moment = as_utc(clock) if run.end is None else min(as_utc(clock), as_utc(run.end))
-    lag = (moment - bars.index[-1] - HOUR) / HOUR
-    if lag <= MAX_LAG: return None
+    length = bar_length(bars)
+    lag = (moment - bars.index[-1] - length) / HOUR
+    if lag <= MAX_LAG * (length / HOUR): return None
     when = "ago by the exchange's clock" if run.end is None else "before the end asked for"
-    return f"the newest bar of {run.ticker} closed {lag:.0f} hours {when}; the signal is about then, not now"
+    ago = f"{lag:.{0 if lag >= 3 else 1}f} hours"
+    return f"the newest bar of {run.ticker} closed {ago} {when}; the signal is about then, not now"
 
 # %% ../../nbs/strategy/04_answer.ipynb #22e2373b
 def signal_warnings(
@@ -109,10 +111,11 @@ def missing_forecast(
     known = np.isfinite(table[model.scaler.columns].to_numpy("float64")[rows]).all(axis=1)
     complete = len(known) if known.all() else int(np.argmin(known[::-1]))   # known bars at the end
     warm_up = 0 if complete else max(FIRST_KNOWN - int((ids == ids.max()).sum()), 1) - 1
-    due = bars.index[-1] + (1 + warm_up + model.config.lookback - complete) * HOUR
+    due = bars.index[-1] + (1 + warm_up + model.config.lookback - complete) * bar_length(bars)
+    unit = "hour" if bar_length(bars) == HOUR else "bar"
     return (
-        "there is no forecast for this bar, since too few of the hours before it are known; it is expected"
-        f" back at {due:%Y-%m-%d %H:%M} UTC if no other hour is missing"
+        f"there is no forecast for this bar, since too few of the {unit}s before it are known; it is expected"
+        f" back at {due:%Y-%m-%d %H:%M} UTC if no other {unit} is missing"
     )
 
 # %% ../../nbs/strategy/04_answer.ipynb #3ee8c2ba
@@ -293,7 +296,8 @@ def signal_dict(
             **history[0].note.get("calibration", {}),
         },
         "underpowered": model.training["underpowered"],
-        "bar_close_time": (bars.index[-1] + HOUR).isoformat(),
+        "bar_close_time": (bars.index[-1] + bar_length(bars)).isoformat(),
+        **({} if run.timeframe == "1h" else {"timeframe": run.timeframe}),
         "data_source": {k: source[k] for k in SOURCE if k in source},
     }
 
@@ -307,7 +311,8 @@ def interval_text(
     parts = [
         f"{level}%: {ends['low']:,.6g} to {ends['high']:,.6g}" for level, ends in ahead["levels"].items()
     ]
-    return f"{', '.join(parts)}; in {ahead['horizon']} h, around the last close"
+    time = bars_text(ahead["horizon"], s.get("timeframe", "1h"))
+    return f"{', '.join(parts)}; in {time}, around the last close"
 
 # %% ../../nbs/strategy/04_answer.ipynb #08db3263
 def calibration_text(
@@ -332,7 +337,8 @@ def signal_reason(
     "Reason for a signal in one line."
     side, by_p = s["side_tested"], s["entry"] == "probability"
     if s["predicted_price"] is None:
-        return "there is no forecast for this bar: some of its last hours are missing"
+        unit = "bars" if "timeframe" in s else "hours"
+        return f"there is no forecast for this bar: some of its last {unit} are missing"
     if by_p and s["p_exceed"] is None:
         why = _uncalibrated(s["n_calibration"])
         if s.get("p_exceed_definition") == P_EXCEED["distribution"]:

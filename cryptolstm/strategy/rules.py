@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
     "rsi": Rule("RSI", lambda t: t["rsi"], ("<", ">"), 65, lambda bound: 100 - bound, (50, 100)),
     "macd": Rule("MACD minus its signal line", lambda t: t["macd_diff"], (">", "<")),
     "obv": Rule("OBV minus its 20-bar mean", lambda t: t["obv_diff"], (">", "<")),
-    "vwap": Rule("close minus the 24-hour VWAP", lambda t: t["close"] - t["vwap"], (">", "<")),
+    "vwap": Rule("close minus the 24-bar VWAP", lambda t: t["close"] - t["vwap"], (">", "<")),
     "trend": Rule("trend (close, EMA 20 and EMA 50 in order)", trend_strength, (">", "<")),
     "adx": Rule("ADX", lambda t: t["adx"], (">", ">"), 25, same_bound, (0, 100)),
     "volatility": Rule(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import HOUR, provenance
+from ..core.bars import bar_length, provenance
 from ..core.config import RunConfig, check_no_pool, check_threshold, run_config
 from ..core.progress import Progress
 from ..data.client import market_bars
@@ -31,7 +31,7 @@ from ..model.own_model import UserForecaster, UserModel, save_user_model
 from ..model.training_data import training_ends, training_parts, windows_needed
 from ..model.registry import (USUAL, Version, current_version, line_lock, line_name, read_version,
                                        save_version, use_version)
-from ..model.challenge import age_hours, challenge, line_forecasts
+from ..model.challenge import challenge, line_forecasts, saw_decided
 from ..model.drift import WINDOW
 from .threshold import model_exceedance
 from .rules import check_decidable
@@ -147,7 +147,9 @@ class SignalGenerator:
         hours: int = USUAL,   # training windows
     ) -> str:
         "Name of the model line of a request; final once bars have been read."
-        return self.model or line_name(self.run.ticker, None, self.market, hours, self.config)
+        return self.model or line_name(
+            self.run.ticker, None, self.market, hours, self.config, self.run.timeframe
+        )
 
     @property
     def line(self) -> str:
@@ -182,6 +184,7 @@ class SignalGenerator:
             run.hours,
             None if self.home is None else Path(self.home) / "models",
             self.model is not None,
+            run.timeframe,
         )
         version, reason, notes, tried = self._version(request, bars, table, retrain_threshold)
         history = request.history(version, bars, WINDOW + run.horizon)
@@ -207,6 +210,7 @@ class SignalGenerator:
             seed=run.seed,
             progress=self.progress,
             fewest=fewest,
+            timeframe=run.timeframe,
         ).iloc[-n:]
 
     def _bars_needed(self, hours: int) -> int:
@@ -233,7 +237,7 @@ class SignalGenerator:
         self, request: Request, bars: pd.DataFrame, table: pd.DataFrame, retrain_threshold: float
     ) -> tuple[Version, str, list, dict]:
         "Version to use, reason for (not) training it, messages, and the decision between two versions."
-        now, notes = bars.index[-1] + HOUR, []
+        now, notes = bars.index[-1] + bar_length(bars), []
         ends = training_ends(bars.iloc[:-1], table.iloc[:-1], self.config)
         newest = bars.index[ends[-1] + self.run.horizon] if len(ends) else None
         while True:
@@ -269,7 +273,7 @@ class SignalGenerator:
         past = (
             stored is not None
             and (stored.model.ticker, stored.model.exchange) == (request.ticker, request.market)
-            and age_hours(stored.model, bars.index[-1] + HOUR) < 1
+            and saw_decided(stored.model, bars.index[-1] + bar_length(bars))
         )
         if past: reason += "; kept beside the model in use, which has seen later bars"
         tried = (

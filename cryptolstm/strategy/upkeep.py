@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import InputError
-from ..core.bars import HOUR, as_utc
+from ..core.bars import HOUR, as_utc, timeframe_length
 from ..core.config import RunConfig
 from ..data.names import chosen_market
 from ..data.exchange import market_name
@@ -26,8 +26,8 @@ from ..model.own_model import load_user_model
 from ..model.live_model import LiveModel
 from ..model.registry import Version, usable_version, version_folders
 from ..model.challenge import (MOST_VERSIONS, age_hours, calibration_pairs, differs, forecast_pairs,
-                                        line_history, line_pairs, validation_figures, validation_pairs,
-                                        youngest_try)
+                                        line_history, line_pairs, saw_decided, validation_figures,
+                                        validation_pairs, youngest_try)
 from ..model.drift import reference
 from .threshold import exceedance_curve
 
@@ -44,17 +44,19 @@ def model_plan(
     tried: Callable = lambda: None,
     # open time of the last bar that a training could use; None = unknown
     newest: pd.Timestamp | None = None,
+    timeframe: str = "1h",      # length of the bars
 ) -> tuple[str, str]:           # "reuse", "continue" or "afresh", and the reason
     "Plan for the stored model, with the reason."
     if old is None: return "afresh", "there was no model yet"
-    if difference := differs(old, config, ticker, market, hours): return "afresh", difference
-    if (age := age_hours(old, now)) < 1:
+    if difference := differs(old, config, ticker, market, hours, timeframe): return "afresh", difference
+    age, length = age_hours(old, now), timeframe_length(timeframe)
+    if saw_decided(old, now):
         return "afresh", "the stored model has seen bars from the decided one on"
     if age < retrain_threshold: return "reuse", f"its training span ended {age:.0f} h ago"
     if (last := tried()) is not None and last < retrain_threshold:
         reason = f"its training span ended {age:.0f} h ago; a version trained until {last:.0f} h ago is kept"
         return "reuse", f"{reason} beside it"
-    if newest is not None and min(age, age if last is None else last) <= (now - newest - HOUR) / HOUR:
+    if newest is not None and min(age, age if last is None else last) <= (now - newest - length) / HOUR:
         return "reuse", f"its training span ended {age:.0f} h ago, and no newer window is complete"
     return "continue", f"training span ended {age:.0f} h ago, the threshold is {retrain_threshold:g} h"
 
@@ -86,9 +88,10 @@ class Request:
     hours: int            # training bars
     root: Path | None     # models folder
     named: bool = False   # True if the user named the line
+    timeframe: str = "1h" # length of the bars
 
     def differs(self, model: ModelRecord) -> str:
-        return differs(model, self.config, self.ticker, self.market, self.hours)
+        return differs(model, self.config, self.ticker, self.market, self.hours, self.timeframe)
 
     def plan(
         self,
@@ -118,6 +121,7 @@ class Request:
             retrain_threshold,
             tried,
             newest,
+            self.timeframe,
         )
         if stored is None and version_folders(self.line, self.root):
             reason = "no version of the model was in use"

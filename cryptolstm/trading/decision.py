@@ -20,7 +20,7 @@ from ..proof.trials import Ledger, market_of
 from ..proof.verdict import Level
 from ..strategy.answer import lag_warning, signal_reason
 from ..strategy.signal import Decision, SignalGenerator
-from ..data.store import hour_number
+from ..data.store import hour_number, hour_time, timeframe_seconds
 from .paper import bar_rows
 
 # %% ../../nbs/trading/06_decision.ipynb #28d38025
@@ -37,13 +37,14 @@ def inputs_hash(
 # %% ../../nbs/trading/06_decision.ipynb #00021634
 def decide_bar(
     run: RunConfig,              # ticker, exchange, model, entry and orders
-    since: int | None = None,    # hour since 1970 of the oldest bar to return; None = only the decided one
+    since: int | None = None,    # number of the oldest bar to return, see `Task`; None = only the decided one
     home: Path | None = None,    # folder of bars and models
     progress: bool = False,      # show progress on stderr
 ) -> dict:                       # plain data, see `decision_record`
     "Decide the newest closed bar of a ticker; train a model first if there is none or it is too old."
     generator = SignalGenerator(config=run, home=home, progress=progress)
-    return decision_record(generator.decide_now(run.train_hours, run.retrain_every), since)
+    hours = run.retrain_every * timeframe_seconds(run.timeframe) / 3600
+    return decision_record(generator.decide_now(run.train_hours, hours), since)
 
 def decision_record(
     decision: Decision,
@@ -51,9 +52,9 @@ def decision_record(
 ) -> dict:
     "A decision as plain data."
     signal, run, bars, table = decision.signal, decision.run, decision.bars, decision.table
-    newest = hour_number(bars.index[-1])
+    newest = hour_number(bars.index[-1], run.timeframe)
     first = newest if since is None else min(since, newest)
-    some = bars.loc[pd.Timestamp(first, unit="h", tz="UTC"):]
+    some = bars.loc[hour_time(first, run.timeframe):]
     info, columns = signal["model_info"], decision.model.scaler.columns
     return {
         "bar": newest,
@@ -71,7 +72,7 @@ def decision_record(
         "model": info["decision"],
         "trained_until": info["trained_until"],
         "inputs": inputs_hash(table, columns, len(table) - 1, run.lookback),
-        "first_bar": hour_number(bars.index[0]),
+        "first_bar": hour_number(bars.index[0], run.timeframe),
         "n_features": len(columns),
         "drifted": signal["monitor"].get("drifted"),
         "stale": lag_warning(bars, run) or provenance(bars).stale,
@@ -86,7 +87,7 @@ def _forecast(decision: Decision) -> float | None:
     return finite_or_none(decision.model.predict(decision.table, bars, start=len(bars) - 1).iloc[-1])
 
 def _volatility(signal: dict) -> float | None:
-    "Forecast σ of an hourly log return over the horizon; None if unknown."
+    "Forecast σ of the log return of a bar over the horizon; None if unknown."
     ahead = signal["predicted_interval"]
     return None if ahead is None else ahead["sigma"] / ahead["horizon"] ** 0.5
 
@@ -126,6 +127,7 @@ def known_verdict(
     wanted, usual = strategy_settings(run), strategy_settings(RunConfig())
     for trial in trials[trials["verdict"].notna()].iloc[::-1].itertuples():
         config = json.loads(trial.config)
+        if config.get("timeframe", "1h") != run.timeframe: continue
         if {k: config.get(k, usual[k]) for k in wanted} == wanted:   # an old trial lacks newer settings
             return KnownVerdict(trial.verdict, trial.last_run, trial.until.isoformat())
     return KnownVerdict()

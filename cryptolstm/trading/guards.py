@@ -61,7 +61,7 @@ def account_equity(
     journal: Journal,
     tickers: Sequence[str],
     initial: float,                # equity at the start
-) -> list[tuple[int, float]]:      # hour since 1970 and equity; oldest first
+) -> list[tuple[int, float]]:      # number of the bar, counted from 1970, and equity; oldest first
     "Equity of an account after each bar."
     share = initial / len(tickers)
     values = {t: equity_marks(journal, t) for t in tickers}
@@ -75,11 +75,13 @@ def loss_alarms(
     guards: Guards,
     equity: list[tuple[int, float]],   # from `account_equity`
     initial: float,
+    day: int = 24,                     # bars in a day
 ) -> list[Alarm]:
     "Alarms about losses of the account."
     if not equity: return []
     bar, now = equity[-1]
-    midnight = (bar + 1) // 24 * 24   # the bar that opens an hour before it closes at midnight
+    # the last bar of a day closes at midnight; a bar of a day is compared with the one before
+    midnight = bar if day == 1 else (bar + 1) // day * day
     before = [value for b, value in equity if b + 1 <= midnight]
     start = before[-1] if before else initial
     peak = max(initial, *(value for _, value in equity))

@@ -38,6 +38,7 @@ class LiveTicker:
     guards: Guards = Guards()
     wait: Callable[[float], object] = lambda seconds: None   # waits seconds by the venue's clock
     patience: Patience = Patience()
+    bar_ms: int = 3_600_000          # length of a bar
 
     @property
     def coins(self) -> Decimal: return position(self.journal, self.ticker)
@@ -102,7 +103,7 @@ def next_id(
     "Id of the next order for a purpose: the number of attempts so far is part of it."
     known = {s.order.id: s.state for s in order_states(live.journal, live.ticker)}
     for attempt in range(MOST_ORDERS):
-        name = order_id(live.journal.account, live.ticker, 3_600_000 * (bar + 1), leg, attempt)
+        name = order_id(live.journal.account, live.ticker, live.bar_ms * (bar + 1), leg, attempt)
         if name not in known: return name
         if once and known[name] not in NEVER_PLACED: return None
     return None

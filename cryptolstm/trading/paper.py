@@ -13,10 +13,10 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 
-from ..core.bars import COLUMNS, HOUR
+from ..core.bars import COLUMNS, bar_length, bars_per_year, timeframe_name
 from ..core.config import Orders
 from ..core.errors import OperationError
-from ..data.store import hour_number
+from ..data.store import hour_number, timeframe_seconds
 from ..execution.kernel import REASONS
 from ..execution.orders import entry_share, kernel_inputs
 from ..execution.simulate import run_kernel, simulation_result
@@ -29,18 +29,23 @@ def bar_rows(
 ) -> list[tuple]:         # as for `add_bars`
     "Bars as rows for the journal."
     values = bars[COLUMNS].astype("object").where(bars[COLUMNS].notna(), None).to_numpy().tolist()
+    timeframe = timeframe_name(bar_length(bars))
     return [
-        (hour_number(time), *row, bool(gap))
+        (hour_number(time, timeframe), *row, bool(gap))
         for time, row, gap in zip(bars.index, values, bars["is_gap"], strict=True)
     ]
 
 def journal_bars(
     rows: list[tuple],   # from `stored_bars`
+    timeframe: str = "1h",   # length of the bars
 ) -> pd.DataFrame:       # with `is_gap`
     "Bars from rows of the journal."
-    index = pd.to_datetime([row[0] for row in rows], unit="h", utc=True)
+    seconds = timeframe_seconds(timeframe)
+    index = pd.to_datetime([seconds * row[0] for row in rows], unit="s", utc=True)
     table = pd.DataFrame([row[1:] for row in rows], index, [*COLUMNS, "is_gap"])
-    return table.astype({c: "float64" for c in COLUMNS})
+    table = table.astype({c: "float64" for c in COLUMNS})
+    table.attrs = {"provenance": {} if timeframe == "1h" else {"timeframe": timeframe}}
+    return table
 
 # %% ../../nbs/trading/02_paper.ipynb #f3e7fc83
 def followed_signal(
@@ -83,7 +88,8 @@ def paper_account(
 ) -> PaperAccount:
     "Compute a paper account from its bars and decisions."
     settings = dict(vars(orders))
-    rows = {hour_number(time): k for k, time in enumerate(bars.index)}
+    timeframe = timeframe_name(bar_length(bars))
+    rows = {hour_number(time, timeframe): k for k, time in enumerate(bars.index)}
     acted, atr, sigma = np.full((3, len(bars)), np.nan)
     for d in decided:
         if d.acted is None or d.bar not in rows: continue
@@ -92,7 +98,8 @@ def paper_account(
         sigma[k] = _known(_sigma(d.detail, orders))
     signal = followed_signal(bars, acted, {"atr": atr, "sigma": sigma}, settings)
     share = entry_share(
-        bars["close"].to_numpy(), orders.sizing, orders.size, sigma=sigma, cap=orders.max_leverage
+        bars["close"].to_numpy(), orders.sizing, orders.size, sigma=sigma, cap=orders.max_leverage,
+        periods=bars_per_year(bars),
     )
     share = np.minimum(share, largest)
     data = kernel_inputs(bars, signal, atr, sigma, settings)._replace(share=share)
@@ -119,7 +126,8 @@ def _next_open(
     "Side now, side after the next open, whether that is an entry, and the reason of an exit."
     last = bars["close"].ffill().iloc[-1]
     still = dict.fromkeys(COLUMNS[:4], last) | {"volume": bars["volume"].max(), "is_gap": False}
-    more = pd.concat([bars, pd.DataFrame(still, [bars.index[-1] + HOUR])])
+    more = pd.concat([bars, pd.DataFrame(still, [bars.index[-1] + bar_length(bars)])])
+    more.attrs = dict(bars.attrs)
     def longer(x): return np.append(x, np.nan)
     data = kernel_inputs(more, np.append(signal, 0), longer(atr), longer(sigma), settings)
     share = np.append(share, share[-1]) if len(share) > 1 else share

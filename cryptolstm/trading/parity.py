@@ -17,6 +17,7 @@ from ..core.config import RunConfig
 from ..core.errors import OperationError
 from ..core.files import home as data_home
 from ..data.client import market_bars
+from ..data.store import hour_time
 from ..features.own_features import feature_table
 from ..model.registry import read_version
 from ..strategy.decide import decide
@@ -57,7 +58,7 @@ def decision_parity(
     run: RunConfig,
     last: int = 168,             # decisions, the newest
     home: Path | None = None,    # folder of bars and models
-) -> dict[int, str]:             # hour of the bar → cause of the difference, "" if there is none
+) -> dict[int, str]:             # number of the bar → cause of the difference, "" if there is none
     "Repeat the newest decisions. Raises `OperationError` if the bars cannot be had."
     out, root = {}, (home or data_home()) / "models"
     for d in decisions(journal, ticker, last):
@@ -68,7 +69,7 @@ def decision_parity(
 
 def _bars_then(decided: Decided, run: RunConfig, home: Path | None) -> pd.DataFrame:
     "Bars from the first to the last bar of a decision, as they are stored today."
-    end = pd.Timestamp(decided.bar + 1, unit="h", tz="UTC")
+    end = hour_time(decided.bar + 1, run.timeframe)
     n = decided.bar + 1 - decided.detail["first_bar"]
     return market_bars(
         run.ticker,
@@ -78,16 +79,19 @@ def _bars_then(decided: Decided, run: RunConfig, home: Path | None) -> pd.DataFr
         exchange_url=run.exchange_url,
         home=home,
         seed=run.seed,
+        timeframe=run.timeframe,
     )
 
 # %% ../../nbs/trading/09_parity.ipynb #32537044
 def fill_parity(
     live: Sequence[Fill],    # of the venue
     paper: Sequence[Fill],   # of the paper account
-) -> pd.DataFrame:           # hour, side, quantity, price, paper_price, deviation (share of the price)
+    bar_ms: int = 3_600_000, # length of a bar
+    # hour (number of the bar), side, quantity, price, paper_price, deviation (share of the price)
+) -> pd.DataFrame:
     "Live fills beside those of the paper account; NaN where one of the two has none."
     def table(fills, price):
-        rows = [(f.at // 3_600_000, f.side, float(f.quantity), float(f.quantity * f.price)) for f in fills]
+        rows = [(f.at // bar_ms, f.side, float(f.quantity), float(f.quantity * f.price)) for f in fills]
         sums = (
             pd.DataFrame(rows, columns=["hour", "side", "quantity", "value"]).groupby(["hour", "side"]).sum()
         )
@@ -144,7 +148,8 @@ def account_paper(
     decided = decisions(journal, ticker)
     if not decided: return None
     rows = [row for row in stored_bars(journal, ticker, first=True) if row[0] >= decided[0].bar]
-    return paper_account(journal_bars(rows), decided, account.orders(ticker), account.guards.max_position)
+    bars = journal_bars(rows, account.timeframe)
+    return paper_account(bars, decided, account.orders(ticker), account.guards.max_position)
 
 def account_parity(
     journal: Journal,
@@ -157,6 +162,5 @@ def account_parity(
     paper = account_paper(journal, account, ticker)
     expected = [] if paper is None else paper_fills(paper, ticker)
     causes = decision_parity(journal, ticker, account.runs[ticker], last, home)
-    return parity(
-        causes, ticker, marks(journal, ticker, last), fill_parity(stored_fills(journal, ticker), expected)
-    )
+    fills = fill_parity(stored_fills(journal, ticker), expected, account.bar_ms)
+    return parity(causes, ticker, marks(journal, ticker, last), fills)

@@ -15,7 +15,7 @@ from decimal import Decimal
 from functools import cache, partial
 
 from ..core.errors import CryptolstmError, InputError, OperationError
-from ..data.store import hour_time
+from ..data.store import hour_number, hour_time
 from .broker import Broker, MarketRules, Order, order_id
 from .decision import KnownVerdict, known_verdict
 from .guards import (PARITY_HALT, Alarm, position_parity, account_equity, followed, halted,
@@ -82,7 +82,18 @@ class Runner:
             self.account.guards,
             self.wait,
             self.patience,
+            self.account.bar_ms,
         )
+
+    def newest_bar(self) -> int:
+        "Number of the newest closed bar, counted from 1970."
+        return int(self.clock() // self.account.bar_ms) - 1
+
+    def closed_ms(self,
+        bar: int,   # its number
+    ) -> int:       # ms since 1970
+        "The close of a bar."
+        return self.account.bar_ms * (bar + 1)
 
 # %% ../../nbs/trading/10_runner.ipynb #0b2709a0
 def check_capital(
@@ -103,14 +114,14 @@ AGAIN = 15.0   # seconds before something is tried again
 
 def step(
     runner: Runner,
-    bar: int | None = None,               # hour since 1970 of the bar to be decided; None = the newest
+    bar: int | None = None,               # number of the bar to be decided, see `Task`; None = the newest
     tickers: Sequence[str] | None = None, # None = all
 ) -> list[dict]:                          # one row per ticker, see `_row`
     "Decide the newest closed bar of each ticker and follow the decisions."
     tickers = runner.account.tickers if tickers is None else tickers
     heartbeat(runner.journal)
     if runner.broker is not None: _renew(runner)
-    check, newest = cache(partial(_check, runner)), int(runner.clock() // 3_600_000) - 1
+    check, newest = cache(partial(_check, runner)), runner.newest_bar()
     known = {t: d for t in tickers for d in decisions(runner.journal, t, 1) if d.bar == newest}
     rows = [_row_of(runner, t, _follow, d, check(), True) for t, d in known.items()]
     for task, answer in runner.decide([_task(runner, t) for t in tickers if t not in known]):
@@ -180,7 +191,7 @@ def _rules(runner: Runner) -> dict[str, MarketRules]:
     return rules
 
 def _task(runner: Runner, ticker: str) -> Task:
-    "The task for a ticker, with bars from two days before the last known one on, in case they were revised."
+    "The task for a ticker, with bars from 48 before the last known one on, in case they were revised."
     known = stored_bars(runner.journal, ticker)
     since = max(known[0][0], known[-1][0] - 48) if known else None
     return Task(ticker, runner.account.runs[ticker], since)
@@ -232,7 +243,7 @@ def _alarms(runner: Runner, ticker: str, answer: dict, check) -> list[Alarm]:
     equity = account_equity(journal, runner.account.tickers, runner.account.capital)
     out = [
         *([stop] if (stop := halted(journal)) else []),
-        *loss_alarms(guards, equity, runner.account.capital),
+        *loss_alarms(guards, equity, runner.account.capital, 86_400_000 // runner.account.bar_ms),
         *order_alarms(guards, order_states(journal, ticker), runner.clock()),
         *market_alarms(guards, answer),
     ]
@@ -248,10 +259,10 @@ def _note_decision(runner: Runner, ticker: str, answer: dict, check) -> Decided:
     side = 0 if paper is None else paper.side
     alarms, verdict = _alarms(runner, ticker, answer, check), runner.verdict(ticker, answer["market"])
     wanted = max(answer["signal"], 0) if runner.account.long_only else answer["signal"]
-    minutes = (runner.clock() - 3_600_000 * (answer["bar"] + 1)) / 60_000
+    minutes = (runner.clock() - runner.closed_ms(answer["bar"])) / 60_000
     late = (
         ""
-        if answer["simulated"] or minutes <= (limit := runner.account.guards.deadline)
+        if answer["simulated"] or minutes <= (limit := runner.account.deadline)
         else f"the bar closed {minutes:.0f} min ago, and it is followed within {limit} min"
     )
     acted = (
@@ -290,13 +301,13 @@ def _note_paper(runner: Runner, ticker: str, paper: PaperAccount) -> None:
         result = paper.result
         for time, equity, side, price in zip(paper.bars.index, result["equity"], result["position"],
                                              paper.bars["close"], strict=True):
-            hour = int(time.timestamp() // 3600)
-            if hour > last:
-                add_mark(runner.journal, ticker, hour, {"equity": equity, "side": side, "price": price})
+            number = hour_number(time, runner.account.timeframe)
+            if number > last:
+                add_mark(runner.journal, ticker, number, {"equity": equity, "side": side, "price": price})
 
 def _timely(runner: Runner, decided: Decided) -> bool:
     "Whether a decision may still be followed by an entry."
-    return runner.clock() <= 3_600_000 * (decided.bar + 1) + 60_000 * runner.account.guards.deadline
+    return runner.clock() <= runner.closed_ms(decided.bar) + 60_000 * runner.account.deadline
 
 def _may_enter(runner: Runner, decided: Decided, check, ticker: str) -> bool:
     "Whether nothing that happened since the decision stands against an entry."
@@ -338,7 +349,7 @@ def _row(
     return {
         "ticker": ticker,
         "bar": decided.bar,
-        "bar_close_time": hour_time(decided.bar + 1).isoformat(),
+        "bar_close_time": hour_time(decided.bar + 1, runner.account.timeframe).isoformat(),
         "signal": decided.signal,
         "acted": decided.acted,
         "reason": detail.get("reason"),
@@ -385,26 +396,26 @@ def run_account(runner: Runner,
     rest, last = runner.rest or stopped.wait, None
     try:
         while not stopped.is_set() and (steps is None or steps > 0):
-            bar = int(runner.clock() // 3_600_000) - 1
-            due = 3_600_000 * (bar + 1) + 1000 * AFTER_CLOSE
+            bar = runner.newest_bar()
+            due = runner.closed_ms(bar) + 1000 * AFTER_CLOSE
             if bar != last and runner.clock() >= due:
                 decide_hour(runner, bar, stopped)
                 last, steps = bar, None if steps is None else steps - 1
                 continue
             _watch(runner)
-            following = due + 3_600_000 if bar == last else due
+            following = due + runner.account.bar_ms if bar == last else due
             rest(min(max((following - runner.clock()) / 1000, 0.01), AGAIN))
     finally: end_run(runner, flatten)
 
 def decide_hour(
     runner: Runner,
-    bar: int,                    # hour since 1970
+    bar: int,                    # its number, see `Task`
     stopped: threading.Event,    # ends the waiting
     patient: bool = True,        # also ask again for tickers that failed; else only for late bars
 ) -> list[dict]:                 # one row per ticker
     "Decide a bar of all tickers, again for those that are not published yet, until the deadline."
     rows = {t: {"ticker": t, "bar": None, "error": "stopped"} for t in runner.account.tickers}
-    until = 3_600_000 * (bar + 1) + 60_000 * runner.account.guards.deadline
+    until = runner.closed_ms(bar) + 60_000 * runner.account.deadline
     left = list(rows)
     while left and not stopped.is_set():
         rows |= {row["ticker"]: row for row in step(runner, bar, left)}
@@ -454,7 +465,7 @@ def _watch_stops(runner: Runner) -> None:
         if not (live := runner.live(ticker)).coins or (level := stop_price(live)) is None: continue
         bid = float(runner.broker.quote(ticker).bid)
         if bid <= level * (1 - STOP_ROOM if runner.broker.rests_stops else 1):
-            bar = int(runner.clock() // 3_600_000) - 1
+            bar = runner.newest_bar()
             done = close_position(live, bar, bid, f"stop-loss {level:.6g}", "stopped")
             log_event("stop", ticker=ticker, done=done)
 
@@ -463,7 +474,7 @@ def _flatten(runner: Runner, tickers: Sequence[str] | None = None) -> list[str]:
     left = []
     for ticker in tickers or runner.account.tickers:
         live, bid = runner.live(ticker), float(runner.broker.quote(ticker).bid)
-        rules, bar = runner.broker.rules(ticker), int(runner.clock() // 3_600_000) - 1
+        rules, bar = runner.broker.rules(ticker), runner.newest_bar()
         if not live.side(rules, bid): continue
         done = close_position(live, bar, bid, "flatten", "flatten")
         log_event("flatten", ticker=ticker, done=done)

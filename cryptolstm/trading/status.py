@@ -14,12 +14,12 @@ from .journal import Journal, decisions, lease_holder, marks, order_states, stor
 from .tasks import account_of
 
 # %% ../../nbs/trading/12_status.ipynb #233102bd
-def _ticker_status(journal: Journal, ticker: str, start: float) -> dict:
+def _ticker_status(journal: Journal, ticker: str, start: float, timeframe: str) -> dict:
     "Status of one ticker of an account."
     made, seen = decisions(journal, ticker, 1), marks(journal, ticker, 168)
     last, mark = made[-1] if made else None, seen[-1] if seen else {}
     share, n = position_parity(seen)
-    closed = None if last is None else hour_time(last.bar + 1)
+    closed = None if last is None else hour_time(last.bar + 1, timeframe)
     return {
         "ticker": ticker,
         "side": mark.get("side", 0),
@@ -41,7 +41,8 @@ def account_status(
 ) -> dict:              # JSON-able
     "What an account holds, what it did last, and what needs attention."
     account = account_of(journal)
-    tickers = [_ticker_status(journal, t, account.capital / len(account.tickers)) for t in account.tickers]
+    start = account.capital / len(account.tickers)
+    tickers = [_ticker_status(journal, t, start, account.timeframe) for t in account.tickers]
     series = account_equity(journal, account.tickers, account.capital)
     equity = series[-1][1] if series else account.capital
     uncertain = [s for s in order_states(journal, pending=True) if s.uncertain]
@@ -50,6 +51,7 @@ def account_status(
         "account": journal.account,
         "venue": account.venue or "paper",
         "capital": account.capital,
+        **({} if account.timeframe == "1h" else {"timeframe": account.timeframe}),
         "equity": equity,
         "return": equity / account.capital - 1,
         "running": lease_holder(journal) or "not running",

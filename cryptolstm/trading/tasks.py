@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from ..core.config import Orders, RunConfig, run_config
 from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.files import plain
+from ..data.store import timeframe_seconds
 from .decision import decide_bar, strategy_settings
 from .guards import Guards
 from .journal import Journal
@@ -41,6 +42,11 @@ class Account:
                 f"the tickers are quoted in {' and '.join(sorted(quotes))}, and an account has one"
                 " currency; pass tickers of one"
             )
+        if len(lengths := {run.timeframe for run in self.runs.values()}) > 1:
+            raise InputError(
+                f"timeframe is {' and '.join(sorted(lengths))}, and an account decides bars of one length;"
+                " pass one for all tickers"
+            )
 
     def defaults(self) -> "Account":
         "The same account with default settings."
@@ -48,6 +54,19 @@ class Account:
 
     @property
     def tickers(self) -> list[str]: return list(self.runs)
+
+    @property
+    def timeframe(self) -> str:
+        "Length of the bars that are decided."
+        return next(iter(self.runs.values())).timeframe
+
+    @property
+    def bar_ms(self) -> int: return 1000 * timeframe_seconds(self.timeframe)
+
+    @property
+    def deadline(self) -> int:
+        "Minutes after its close in which a bar is decided: that of the guards, and less than a bar."
+        return min(self.guards.deadline, self.bar_ms // 60_000 - 1)
 
     @property
     def capital(self) -> float: return next(iter(self.runs.values())).initial_balance
@@ -66,6 +85,7 @@ class Account:
             "max_position": self.guards.max_position,
             "long_only": self.long_only,
             "venue": self.venue or "paper",
+            **({} if self.timeframe == "1h" else {"timeframe": self.timeframe}),
         }
 
 # %% ../../nbs/trading/08_tasks.ipynb #de0d9837
@@ -75,7 +95,8 @@ def account_of(
 ) -> Account:
     "An account from its journal."
     known = journal.settings()
-    more = {"exchange": known["exchange"], "exchange_url": exchange_url, "initial_balance": known["capital"]}
+    more = {"exchange": known["exchange"], "exchange_url": exchange_url, "initial_balance": known["capital"],
+            "timeframe": known.get("timeframe", "1h")}
     runs = {t: run_config({"ticker": t, **settings, **more}) for t, settings in known["tickers"].items()}
     venue = None if known["venue"] == "paper" else known["venue"]
     return Account(journal.account, runs, Guards(**journal.run_settings()), known["long_only"], venue)
@@ -86,7 +107,7 @@ class Task:
     "A ticker to be decided."
     ticker: str
     run: RunConfig
-    since: int | None   # hour since 1970 of the oldest bar to return
+    since: int | None   # number of the oldest bar to return, counted from 1970 in bars of the run
 
 def in_this_process(
     tasks: Sequence[Task],

@@ -115,7 +115,7 @@ def check_leaks(
     ticker: TickerOption = None,
     hours: Annotated[int, typer.Option(help="bars it is tried on")] = 1500,
     warmup: Annotated[
-        int | None, typer.Option(help="bars of history that must suffice for the last one (default: 744)")
+        int | None, typer.Option(help="bars of history that must suffice for the last one (default: 747)")
     ] = None,
     end: Annotated[str | None, typer.Option(help="ISO time after the last bar")] = None,
     exchange: ExchangeOption = None,
@@ -139,7 +139,7 @@ def check_leaks(
     )
     from cryptolstm.core.bars import provenance
     from cryptolstm.data.client import market_bars
-    from cryptolstm.features.indicators import WARMUP
+    from cryptolstm.features.indicators import SETTLED
     from cryptolstm.features.indicators import features as our_features
     from cryptolstm.proof.pipelines import load_function
     from cryptolstm.research import certificate
@@ -155,7 +155,7 @@ def check_leaks(
     proof = yours(
         " or ".join(filter(None, (features, decide))),
         lambda: certificate.certificate(
-            bars, made, decides, run, warmup=WARMUP if warmup is None else warmup, pool=pool
+            bars, made, decides, run, warmup=SETTLED if warmup is None else warmup, pool=pool
         ),
     )
     result = {

@@ -22,7 +22,7 @@ from ..core.text import finite_or_none
 from ..core.bars import bar_length, check_bars, regular_grid
 from ..core.config import RunConfig, whole_pool
 from ..features import indicators
-from ..features.indicators import WARMUP
+from ..features.indicators import SETTLED, WARMUP
 from ..features.targets import label
 from ..stats.skill import hit_rate, information_coefficient, pesaran_timmermann, skill_row
 from ..stats.learners import LEARNERS, fold_forecasts
@@ -523,7 +523,7 @@ def certificate(
     decide: Callable | None = None,
     run: RunConfig = RunConfig(),        # all settings
     outcome: Mapping | None = None,      # of the run, see `check_plausible`
-    warmup: int = WARMUP,                # bars of history that must be enough
+    warmup: int = SETTLED,               # bars of history that must be enough
     seed: int = 0,                       # of cuts and alterations
     newest: int | None = None,           # number of newest bars tested; None = all
     thorough: bool = True,               # False: fewer alterations and cuts, as in every backtest

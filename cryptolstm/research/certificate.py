@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..core.errors import InputError, OperationError
 from ..core.text import finite_or_none
+from ..core.user_code import UserCodeError
 from ..core.bars import bar_length, check_bars, regular_grid
 from ..core.config import RunConfig, whole_pool
 from ..features import indicators
@@ -496,6 +497,11 @@ def check_features(
     )
     proof = leak_certificate(f, part, few, None, run.seed, thorough=False)
     if proof.passed: return
+    if proof.failed[0]["name"] == "repeat":
+        raise UserCodeError(
+            f"{run.features} gives other values in a second call: column {proof.offending}; seed what is"
+            " random in it, so that a value depends on its bars alone"
+        )
     raise OperationError(
         f"{run.features} uses the future: column {proof.offending}, {failure_text(proof.failed[0])};"
         " nothing was trained"

@@ -178,5 +178,7 @@ def signal_funnel(
     for c in (c for c in decisions if c.startswith("rule_")):
         left = left & decisions[c]
         rows.append((c.removeprefix("rule_"), int(left.sum()), int((entered & decisions[c]).sum())))
+    signals = decisions["signal"] != 0
+    if not signals.equals(left): rows.append(("your own decision", int(signals.sum()), np.nan))
     table = pd.DataFrame(rows, columns=["stage", "bars left", "alone"])
     return table.set_index("stage").astype({"alone": "Int64"})

@@ -32,6 +32,7 @@ from ..model.registry import (USUAL, Version, current_version, line_lock, line_n
                                        save_version, use_version)
 from ..model.challenge import age_hours, challenge, line_forecasts
 from ..model.drift import WINDOW
+from ..proof.leaks import check_features
 from .threshold import model_exceedance
 from .rules import check_decidable
 from .decide import decide
@@ -254,6 +255,7 @@ class SignalGenerator:
         """Train a version, which replaces the one in use unless it is for a past request or worse.
 
         None if the version in use was replaced in the meantime."""
+        if self.config.features: check_features(bars, self.config)
         # the bars for the calibration are fetched before the training, which takes longer
         whole = self._bars(len(bars) + CALIBRATION_BARS, request.hours, len(bars)).loc[: bars.index[-1]]
         bundle = self._train(bars, table, request.hours, stored.folder if plan == "continue" else None)

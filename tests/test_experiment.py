@@ -23,7 +23,8 @@ from cryptolstm.strategy.decide import decide
 from cryptolstm.research.walkforward import walk_forward
 from cryptolstm.research.replay import trade
 from cryptolstm.research.baselines import (HOLD, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY,
-                                           last_bar_reversal, learner_exceedance, learner_forecasts)
+                                           last_bar_reversal, learner_exceedance, learner_forecasts,
+                                           without_rules)
 from cryptolstm.research.backtest import backtest, run_backtest, search_of, summary
 from cryptolstm.report.backtest_page import data_table, headline
 from cryptolstm.report.forecast_sections import entry_text

@@ -345,6 +345,11 @@ SIGNAL_FIELDS = (
     "seed",
     "hours",
     "network",
+    "features",
+    "features_mode",
+    "forecaster",
+    "forecaster_args",
+    "decide",
 )
 
 def run_signal_report(

@@ -56,7 +56,8 @@ def user_signal(
     return out.astype(int)
 
 # %% ../../nbs/strategy/02_decide.ipynb #4754ff33
-ALONE, STOPS = 8, (0.25, 0.5, 0.75)   # bars asked about alone; shares of the forecasts after which bars are hidden
+# bars asked about alone; shares of the forecasts after which bars are hidden or changed
+ALONE, STOPS = 8, (0.25, 0.5, 0.75)
 
 def check_decisions(
     decisions: pd.DataFrame,   # of all forecasts
@@ -181,7 +182,7 @@ def _decisions(
             "signal": signal,
         }
     )
-    if own: decisions["signal"] = user_signal(own, decisions.drop(columns="signal"), table)
+    if own and len(decisions): decisions["signal"] = user_signal(own, decisions.drop(columns="signal"), table)
     return decisions
 
 # %% ../../nbs/strategy/02_decide.ipynb #0945fec9

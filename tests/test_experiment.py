@@ -22,8 +22,9 @@ from cryptolstm.proof.provenance import data_notes
 from cryptolstm.strategy.decide import decide
 from cryptolstm.research.walkforward import walk_forward
 from cryptolstm.research.replay import trade
-from cryptolstm.research.baselines import (HOLD, LSTM_ALONE, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY,
-                                           last_bar_reversal, learner_exceedance, learner_forecasts)
+from cryptolstm.research.baselines import (HOLD, MOMENTUM, REVERSAL, RULES_ALONE, STRATEGY,
+                                           last_bar_reversal, learner_exceedance, learner_forecasts,
+                                           without_rules)
 from cryptolstm.research.backtest import backtest, run_backtest, search_of, summary
 from cryptolstm.report.backtest_page import data_table, headline
 from cryptolstm.report.forecast_sections import entry_text
@@ -122,7 +123,7 @@ def test_a_run_by_probability_enters_by_it_and_so_do_those_in_the_networks_place
     known = features(bars).loc[p.index]
     traded = trade(result["bars"], alone, PROBABLE, atr=known["atr"], sigma=known["sigma"])
     pd.testing.assert_series_equal(
-        result["baselines"][LSTM_ALONE]["equity"], traded["equity"], check_exact=True
+        result["baselines"][without_rules("LSTM")]["equity"], traded["equity"], check_exact=True
     )
 
 
@@ -263,7 +264,7 @@ def test_the_halves_of_the_strategy_are_traded_alone(day):
     table, index = features(bars), result["bars"].index
     assert set(result["baselines"]) >= {
         RULES_ALONE,
-        LSTM_ALONE,
+        without_rules("LSTM"),
         "ridge with the rules",
         "gradient boosting with the rules",
     }
@@ -277,7 +278,7 @@ def test_the_halves_of_the_strategy_are_traded_alone(day):
         sigma=known["sigma"],
     )
     pd.testing.assert_series_equal(
-        result["baselines"][LSTM_ALONE]["equity"], alone["equity"], check_exact=True
+        result["baselines"][without_rules("LSTM")]["equity"], alone["equity"], check_exact=True
     )
     def shout(side):
         return decide(pd.Series(100.0 * side, index), table, run)["signal"]

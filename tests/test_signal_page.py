@@ -167,8 +167,7 @@ def test_the_notebook_takes_what_a_signal_depends_on():
     defaults = {k: v for k, v in vars(RunConfig()).items() if k in SIGNAL_FIELDS} | {
         "ticker": "ETH/USD",
         "hours": 240,
-        "end": "",
-        "exchange_url": "",
+        **dict.fromkeys(("end", "exchange_url", "features", "forecaster", "decide"), ""),
     }
     space: dict = {}
     exec(parameters, space)

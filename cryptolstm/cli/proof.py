@@ -162,8 +162,8 @@ def check_leaks(
         **proof.to_dict(),
         "ticker": run.ticker,
         "exchange": provenance(bars).exchange,
-        "features": features or "cryptolstm",
-        "decide": decide or ("cryptolstm" if not features else None),
+        "features": features or run.features or "cryptolstm",
+        "decide": decide or (None if features else run.decide or "cryptolstm"),
     }
     answer(result, 0 if proof.passed else 1, as_json, print_proof)
 

@@ -142,7 +142,8 @@ def print_signal(
             ("market", market_text(s["data_source"])),
             (
                 "model",
-                f"{info['decision']}; {info['windows']:,} training windows for {info['weights']:,} weights",
+                f"{info['decision']}; {info['windows']:,} training windows"
+                + (f" for {info['weights']:,} weights" if info["weights"] else ""),
             ),
             ("watched", s["monitor"]["sentence"]),
             *([("report", s["report"])] if "report" in s else []),

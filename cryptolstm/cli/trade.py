@@ -535,7 +535,7 @@ def parity_command(
         from cryptolstm.trading.parity import account_parity
         from cryptolstm.trading.tasks import account_of
         found = [
-            account_parity(journal, account_of(journal, exchange_url), t, last)
+            account_parity(journal, account_of(journal, exchange_url, code=True), t, last)
             for t in account_of(journal).tickers
         ]
     rows = [plain({**asdict(p), "share": p.share}) for p in found]

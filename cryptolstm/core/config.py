@@ -167,7 +167,7 @@ class Learning:
         [], "tickers that one network is trained on; empty for the ticker alone", check=check_pool
     )
     features: str | None = setting(
-        None, "module:function from bars to inputs of your own", off="the 14 families",
+        None, "module:function from bars to inputs", off="the 14 families",
         check=lambda code: code_name(code, "features"),
     )
     features_mode: str = setting("add", "use of inputs of your own", choices=FEATURE_MODES)
@@ -205,10 +205,10 @@ class Entry:
     )
     short_volume: str = setting("below", "volume rule of shorts", choices=SHORT_VOLUMES)
     rules: dict | str = setting(
-        {}, 'rules dropped or changed, e.g. {"macd": False, "adx": 30}, or module:table', check=check_rules
+        {}, 'rules dropped or changed: {"macd": False, "adx": 30} or module:table', check=check_rules
     )
     decide: str | None = setting(
-        None, "module:function from forecasts and features to signals", off="the rules",
+        None, "module:function from forecasts to signals", off="the rules",
         check=lambda code: code_name(code, "decide"),
     )
     source: str | None = setting(

@@ -169,6 +169,7 @@ COMPILED = (
     "parts",
     "loss",
     "clipvalue",
+    "features",
     "forecaster",
     "forecaster_args",
     "source",

@@ -207,7 +207,8 @@ def data_table(
             "Trained": (
                 f"{len(folds)} times, each on the {first['windows'] + first['validation_windows']:,} windows"
                 + (f" of {len(run.pool)} tickers" if run.pool else "")
-                + " before its fold; the last fifth of them selects the epoch"
+                + " before its fold"
+                + ("; the last fifth of them selects the epoch" if first["weights"] else "")
                 + (f"; forecasts of {time_text(made)} UTC reused" if made else "")
             ),
             **({"Network": _weights(first)} if first["weights"] else {}),
@@ -243,7 +244,7 @@ def settings_table(
 
 def _settings_texts(run: RunConfig) -> dict[str, str]:
     "All settings of a run and of its network, as text."
-    values = {**asdict(run), **vars(model_config(run))}
+    values = {**asdict(run), **vars(model_config(run)), "source": run.source}
     del values["network"]
     def text(value):
         if value is None or value in ((), []): return "none"

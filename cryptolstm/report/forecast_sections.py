@@ -70,17 +70,20 @@ def skill_table(
 def comparison_table(
     results: Mapping,   # from `backtest`
 ) -> Piece:
-    "The network compared with each of the other forecasters."
-    name = forecaster_name(results["config"].forecaster)
+    "The forecaster compared with each of the others."
+    run = results["config"]
+    name, one = forecaster_name(run.forecaster), run.forecaster or "the network"
+    network = "a network" if run.forecaster else "the network"
     rows = [
         (name, f"{int(r['n']):,}", cell_text(r["dm"], ".2f"), cell_text(r["dm_p"], "p"))
         for name, r in results["against"].iterrows()
     ]
-    return details("The errors of the network compared with each of the others", paragraph(
-        "The network compared with each of the others by the size of the errors (Diebold–Mariano); a positive"
-        " statistic favours the network. Ridge regression and gradient boosting are trained on the same"
-        f" spans, but they see the inputs of one bar, the network those of {results['config'].lookback}, and"
-        " they use no validation bars. A confidence set p below 0.1 means that another forecaster is better.",
+    return details(f"The errors of {one} compared with each of the others", paragraph(
+        f"{run.forecaster or 'The network'} compared with each of the others by the size of the errors"
+        f" (Diebold–Mariano); a positive statistic favours {one}. Ridge regression and gradient boosting are"
+        f" trained on the same spans, but they see the inputs of one bar, {network} those of {run.lookback},"
+        " and they use no validation bars. A confidence set p below 0.1 means that another forecaster is"
+        " better.",
         "quiet",
     ) + as_table(rows, [f"{name} compared with", "bars", "DM", "DM p"]))
 
@@ -112,18 +115,19 @@ def prediction_figure(
 def fan_figure(
     results: Mapping,   # from `backtest`
 ) -> Piece:             # empty for a single seed
-    "Spread of the networks of a fan."
+    "Spread of the members of a fan."
     fan = results["fan"]
     if fan is None: return Piece()
+    models = "models" if results["config"].forecaster else "networks"
     shown = results["predictions"][["prediction", "spread", "disagree"]].tail(168)
     return figure(
         plot_fan(results["predictions"], simulated=is_simulated(results)),
         f"On {percent(fan['disagree'])} of the bars the seeds disagree on the direction",
-        f"The newest forecasts of {int(results['folds']['members'].iloc[0])} networks that differ only by"
+        f"The newest forecasts of {int(results['folds']['members'].iloc[0])} {models} that differ only by"
         f" their seed; {fan['bars']:,} bars in all. The median standard deviation between them is"
         f" {fan['spread']:.3f} σ, the median size of their mean forecast {fan['size']:.3f} σ.",
         shown.rename_axis("time"),
-        "Mean and standard deviation over the networks of the fan, in units of the volatility before.",
+        f"Mean and standard deviation over the {models} of the fan, in units of the volatility before.",
     )
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #6963e13b
@@ -221,6 +225,11 @@ def entry_text(
 ) -> Piece:             # one paragraph
     "Entry condition of this run, compared with the size of its forecasts."
     run, seen = results["config"], results["signals"]
+    if run.decide:
+        return paragraph(
+            f"{run.decide} makes the signals from the forecasts and the features; no rule is asked. Its"
+            " decisions are the same without later bars, and for one bar alone."
+        )
     if run.entry == "probability": return paragraph(_probability_entry(run, seen["p_exceed"]))
     close = results["bars"]["close"]
     move, bound = (seen["difference"].abs() / close).median(), (seen["threshold"] / close).median()
@@ -277,8 +286,8 @@ def funnel_figure(
     return figure(
         plot_funnel(funnel, is_simulated(results)),
         f"{left.iloc[-1]:,} of {left.iloc[0]:,} bars led to a signal",
-        "Bars left after each stage, from all bars to those with a signal. Every rule must agree with the"
-        " direction of the forecast.",
+        "Bars left after each stage, from all bars to those with a signal."
+        + ("" if results["config"].decide else " Every rule must agree with the direction of the forecast."),
         funnel.rename_axis("stage"),
         "Each stage counts the bars that passed it and all stages above.",
     )
@@ -288,6 +297,7 @@ def rules_table(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "Condition of each rule of the run."
+    if results["config"].decide: return Piece()
     return as_table({name: rule.text for name, rule in rules_of(results["config"]).items()})
 
 # %% ../../nbs/report/07_forecast_sections.ipynb #627ed8c9
@@ -350,7 +360,9 @@ def correlation_figure(
     results: Mapping,   # from `backtest`
 ) -> Piece:
     "Rank correlations of the network's inputs and the next move, as a heat map."
-    columns = input_columns(model_config(results["config"]), results["features"])
+    run = results["config"]
+    whose, one = ("", run.forecaster) if run.forecaster else ("network's ", "the network")
+    columns = input_columns(model_config(run), results["features"])
     table = results["features"][columns].assign(**{"next move": results["predictions"]["realised"]})
     matrix = table.corr("spearman")
     last = matrix["next move"].drop("next move")
@@ -365,9 +377,9 @@ def correlation_figure(
     return figure(
         heat_map(matrix, title),
         title,
-        "Rank correlation of the network's inputs over the tested span; the last row is the next move. Red is"
+        f"Rank correlation of the {whose}inputs over the tested span; the last row is the next move. Red is"
         " positive, blue is negative, and the stronger the colour, the larger the correlation. It shows which"
-        " inputs carry the same information, not what the network uses.",
+        f" inputs carry the same information, not what {one} uses.",
         matrix.rename_axis("input"),
         "Spearman's rank correlation of the values per bar.",
     )

@@ -180,6 +180,7 @@ def rule_table(
     now: Decision,   # from `decide_now`
 ) -> Piece:
     "Every rule: its bounds, the current value, and the sides it allows."
+    if now.run.decide: return paragraph(f"The signal is that of {now.run.decide}; no rule is asked.")
     rules, allowed = now.signal["rules"].values(), {True: "yes", False: "no"}
     rows = [
         (
@@ -283,8 +284,9 @@ def model_table(
                 f"{time_text(info['trained_from'])} to {time_text(info['trained_until'])} UTC,"
                 f" {info['windows']:,} windows and {info['validation_windows']:,} for validation"
             ),
-            "Network": (
-                f"{info['weights']:,} weights, lookback {info['lookback_period']} bars, horizon"
+            "Network" if info["weights"] else "Forecaster": (
+                (f"{info['weights']:,} weights" if info["weights"] else f"{now.run.forecaster}")
+                + f", lookback {info['lookback_period']} bars, horizon"
                 f" {bars_text(now.run.horizon, now.run.timeframe)}{underpowered}"
             ),
             "Validation loss": (
@@ -346,6 +348,11 @@ SIGNAL_FIELDS = (
     "hours",
     "network",
     "timeframe",
+    "features",
+    "features_mode",
+    "forecaster",
+    "forecaster_args",
+    "decide",
 )
 
 def run_signal_report(

@@ -169,7 +169,12 @@ def headline(
         u.verdict.level + (" (quick look)" if quick_note(u.config) else ""),
         plain_sentence(u),
         key_figures(u),
-        ["Walk-forward backtests of an LSTM", markets, span, f"{len(joint.hours):,} joint {unit}"],
+        [
+            f"Walk-forward backtests of {u.config.forecaster or 'an LSTM'}",
+            markets,
+            span,
+            f"{len(joint.hours):,} joint {unit}",
+        ],
         Level.of(u.verdict.level).tone,
         notices({**first, "simulated": simulated}, universe_notes(u)),
         picture,

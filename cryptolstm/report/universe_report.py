@@ -31,7 +31,7 @@ def failure_page(
     "Write the page of a ticker without a result."
     made = datetime.now(UTC).isoformat(timespec="seconds")
     sentence = reason[:1].upper() + reason[1:]
-    screen = first_screen(ticker, "no result", sentence, [], ["Walk-forward backtest of an LSTM"], "warn")
+    screen = first_screen(ticker, "no result", sentence, [], ["Walk-forward backtest"], "warn")
     source = f"a run of several tickers, {time_text(made)} UTC"
     text = page(screen.markup, f"{ticker}: no result", source)
     stamp = {

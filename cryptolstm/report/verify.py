@@ -509,7 +509,7 @@ def verify(
     stored, bars = kind.stored(manifest, home)
     found += [*beside, *stored]
     known = [f["ok"] for f in stored]
-    authors = [] if quick else check_code(manifest["config"], code)
+    authors = [] if quick else check_code(manifest.get("config", {}), code)
     if authors: found += authors
     elif not quick and all(known):
         again, more = kind.again(manifest, split(text, kinds or ())[0], bars, home, progress)

@@ -42,7 +42,7 @@ from ..model.settings import input_columns, model_config
 from ..model.drift import drift, reference
 from ..model.importance import importance_table
 from ..model.intervals import interval_coverage, log_moves
-from ..proof.leaks import Certificate
+from ..proof.leaks import Certificate, check_features
 from ..proof.trials import ALONE, FixedLedger, Ledger, Standing, Trial, market_of, trial_span
 from ..proof.verdict import Verdict, verdict
 from ..proof.provenance import (calibration_note, data_stamp, determinism, ending_note, entry_note,
@@ -59,7 +59,7 @@ from .replay import log_return, run_line
 from .baselines import (HOLD, REVERSAL, STRATEGY, learner_exceedance, learner_forecasts,
                                            past_return, performance, simple_forecasts, trade_baselines,
                                            without_rules)
-from .certificate import LEAST_TRIED, certificate, check_features
+from .certificate import LEAST_TRIED, certificate
 from ..core.user_code import forecaster_name
 
 # %% ../../nbs/research/06_backtest.ipynb #c3b6fcb6

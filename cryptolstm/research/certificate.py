@@ -4,26 +4,27 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_CURVE', 'BETWEEN', 'AFTER', 'MOST_OTHERS', 'AT_THE_OPEN', 'IMPLAUSIBLE', 'UNUSUAL', 'FADE', 'LEAST_TRIED',
-           'FEW_LABELS', 'LEAK_SECONDS', 'LEAK_BARS', 'stand_in', 'open_decisions', 'full_pipeline', 'small_run',
-           'newest_unbroken', 'fewest_gaps', 'small_bars', 'line_table', 'label_findings', 'scaler_findings',
-           'adverse_future', 'check_retraining', 'fills_outside', 'check_orders', 'largest_correlation', 'exceeds',
-           'check_labels', 'check_plausible', 'check_features', 'with_fresh', 'certificate']
+           'FEW_LABELS', 'stand_in', 'open_decisions', 'full_pipeline', 'small_run', 'newest_unbroken', 'fewest_gaps',
+           'small_bars', 'line_table', 'label_findings', 'scaler_findings', 'adverse_future', 'check_retraining',
+           'fills_outside', 'check_orders', 'largest_correlation', 'exceeds', 'check_labels', 'check_plausible',
+           'with_fresh', 'certificate']
 
 # %% ../../nbs/research/04_certificate.ipynb #d61ec101
-import hashlib, json, time
+import hashlib, json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from ..core.errors import InputError, OperationError
+from ..core.errors import InputError
 from ..core.text import finite_or_none
-from ..core.user_code import UserCodeError
 from ..core.bars import bar_length, check_bars, regular_grid
 from ..core.config import RunConfig, whole_pool
 from ..features import indicators
 from ..features.indicators import SETTLED, WARMUP
+from ..features.own_features import feature_table
 from ..features.targets import label
 from ..stats.skill import hit_rate, information_coefficient, pesaran_timmermann, skill_row
 from ..stats.learners import LEARNERS, fold_forecasts
@@ -32,10 +33,8 @@ from ..model.settings import model_config
 from ..model.intervals import fewest_bars
 from ..strategy.rules import needs_probability
 from ..proof.leaks import (Certificate, Pipeline, altered_futures, check_entry, check_fresh,
-                                    check_start, differences, failure_text, finding, findings, fresh_runs,
+                                    check_start, differences, finding, findings, fresh_runs,
                                     leak_certificate, run_pipeline, same_bits, unseen)
-from ..features.own_features import feature_table, own_features
-from functools import partial
 
 # %% ../../nbs/research/04_certificate.ipynb #5b44be78
 def stand_in(
@@ -478,34 +477,6 @@ def _start_entry(f: Pipeline, bars: pd.DataFrame, warmup: int) -> list[dict]:
         {t for t in (warmup, len(bars) - 200, len(bars) - 2, len(bars) - 1) if warmup <= t < len(bars)}
     )
     return [check_entry("start", at, check_start(f, bars, warmup, at))] if len(bars) > warmup + 1 else []
-
-# %% ../../nbs/research/04_certificate.ipynb #3f3dc475
-LEAK_SECONDS, LEAK_BARS = 20.0, 1500   # budget of the check before a training, and the newest bars it uses
-
-def check_features(
-    bars: pd.DataFrame,                # on the regular grid
-    run: RunConfig,                    # its features
-    seconds: float = LEAK_SECONDS,     # roughly; the fewer calls it allows, the fewer cuts are tried
-) -> None:
-    "Raise `OperationError` with the column of the user's features that uses the future."
-    f, part, began = partial(own_features, name=run.features), bars.iloc[-LEAK_BARS:], time.perf_counter()
-    f(part)
-    calls = seconds / max(time.perf_counter() - began, 1e-6)
-    size = len(part)
-    few = (
-        None if calls > 100 else np.linspace(size // 4, size - 2, max(int(calls / 4), 2)).astype(int).tolist()
-    )
-    proof = leak_certificate(f, part, few, None, run.seed, thorough=False)
-    if proof.passed: return
-    if proof.failed[0]["name"] == "repeat":
-        raise UserCodeError(
-            f"{run.features} gives other values in a second call: column {proof.offending}; seed what is"
-            " random in it, so that a value depends on its bars alone"
-        )
-    raise OperationError(
-        f"{run.features} uses the future: column {proof.offending}, {failure_text(proof.failed[0])};"
-        " nothing was trained"
-    )
 
 # %% ../../nbs/research/04_certificate.ipynb #473bdfa1
 def with_fresh(

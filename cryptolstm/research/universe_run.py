@@ -30,7 +30,7 @@ from ..core.progress import Progress, with_progress
 from ..data.client import market_bars
 from ..model.settings import model_config
 from ..model.training_loop import batch_of
-from ..proof.leaks import Certificate
+from ..proof.leaks import Certificate, check_features
 from ..proof.trials import WHERE_FROM, Ledger
 from ..scale.tasks import (Job, Outcomes, Outdated, Processes, Results, as_error, in_this_process,
                                         job_key, run_jobs)
@@ -236,6 +236,7 @@ def train_pool(
 ) -> bytes:               # archive: ticker → forecasts
     "Train one network for all tickers of a pool."
     p, _ = opened(data)
+    if p.run.features: check_features(p.bars, p.run)
     walks = pooled_walk_forward({p.run.ticker: p.bars, **p.pool}, p.run, progress)
     return archive({"cpu": cpu_kind().encode(), **{t: packed_forecasts(walk) for t, walk in walks.items()}})
 
@@ -246,6 +247,7 @@ def compute(
     "Train and certify a run. A run with a pool brings its forecasts."
     p, files = opened(data)
     given = files.get("forecasts")
+    if p.run.features: check_features(p.bars, p.run)
     walk = unpacked_forecasts(given, p.bars, p.run) if given else walk_forward(p.bars, p.run, progress)
     progress.stage("leak certificate", CERTIFICATE)
     proof = certified(p.bars, p.run, walk, run_line(p.bars, p.run, walk=walk).decisions, p.pool)

@@ -33,6 +33,7 @@ from ..model.registry import (USUAL, Version, current_version, line_lock, line_n
                                        save_version, use_version)
 from ..model.challenge import challenge, line_forecasts, saw_decided
 from ..model.drift import WINDOW
+from ..proof.leaks import check_features
 from .threshold import model_exceedance
 from .rules import check_decidable
 from .decide import decide
@@ -264,6 +265,7 @@ class SignalGenerator:
         """Train a version, which replaces the one in use unless it is for a past request or worse.
 
         None if the version in use was replaced in the meantime."""
+        if self.config.features: check_features(bars, self.config)
         # the bars for the calibration are fetched before the training, which takes longer
         n = len(bars) + CALIBRATION_BARS
         longer = self._bars(max(n, self._interval_bars()), request.hours, len(bars)).loc[: bars.index[-1]]

@@ -20,6 +20,7 @@ from ..core.config import Orders, RunConfig, run_config
 from ..core.errors import CryptolstmError, InputError, OperationError
 from ..core.files import plain
 from ..data.store import timeframe_seconds
+from ..core.user_code import without_code
 from .decision import decide_bar, strategy_settings
 from .guards import Guards
 from .journal import Journal
@@ -92,12 +93,14 @@ class Account:
 def account_of(
     journal: Journal,                  # of an account that was begun
     exchange_url: str | None = None,   # another base address of the exchange
+    code: bool = False,                # with the code of the user, which may have changed or be gone
 ) -> Account:
-    "An account from its journal."
+    "An account from its journal. With code, `InputError` if its files are not those of the account."
     known = journal.settings()
     more = {"exchange": known["exchange"], "exchange_url": exchange_url, "initial_balance": known["capital"],
             "timeframe": known.get("timeframe", "1h")}
-    runs = {t: run_config({"ticker": t, **settings, **more}) for t, settings in known["tickers"].items()}
+    kept = {t: s if code else without_code(s) for t, s in known["tickers"].items()}
+    runs = {t: run_config({"ticker": t, **settings, **more}) for t, settings in kept.items()}
     venue = None if known["venue"] == "paper" else known["venue"]
     return Account(journal.account, runs, Guards(**journal.run_settings()), known["long_only"], venue)
 

@@ -1,6 +1,7 @@
 "`cryptolstm new my_idea` writes files that work as they are, and all of them or none."
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +57,12 @@ def command(tmp_path, monkeypatch, capsys):
 
 def test_the_files_appear_and_the_module_passes_the_leak_check(command, tmp_path):
     code, said, _ = command("new", "my_idea")
-    assert code == 0 and names(tmp_path) == FILES and len((tmp_path / "my_idea.py").read_text().splitlines()) <= 30
-    line = next(line.split() for line in said.splitlines() if "check-leaks" in line)
-    code, said, _ = command(*line[1:], *SIMULATED, "--hours", "900")
+    assert code == 0 and names(tmp_path) == FILES
+    assert len((tmp_path / "my_idea.py").read_text().splitlines()) <= 30
+    lines = [line.strip() for line in said.splitlines()[1:]]
+    page = (ROOT / "docs" / "ideas.md").read_text(encoding="utf-8")
+    assert re.search(r"```sh\n(.*?)```", page, re.S)[1].splitlines() == ["cryptolstm new my_idea", *lines]
+    code, said, _ = command(*lines[0].split()[1:], *SIMULATED, "--hours", "900")
     assert code == 0 and said.startswith("No leak found")
 
 
@@ -113,10 +117,12 @@ def test_the_parameter_file_is_that_of_a_quick_backtest(command, tmp_path):
 
 def test_the_notebook_runs_from_top_to_bottom_and_ends_with_a_verdict(tmp_path):
     process(["cryptolstm", "new", "my_idea"], tmp_path)
-    small = ["-y", f"network: {json.dumps(TINY)}", "-p", "hours", 120, "-p", "train_hours", 400, "-p", "lookback", 8]
+    sizes = {"hours": 120, "train_hours": 400, "lookback": 8, "network": TINY}
+    small = ["-y", json.dumps(sizes)]
     done = process(["papermill", "my_idea.ipynb", "out.ipynb", *small], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     shown = {c.source.partition("(")[0]: str(c.outputs) for c in cells if c.cell_type == "code"}
     assert "distance" in shown["own_features"] and "no leak found" in shown["check_features"]
-    assert "No evidence of skill" in shown["result = run_backtest"] or "verdict" in shown["result = run_backtest"]
+    verdict = shown["result = run_backtest"]
+    assert "Pesaran-" in verdict and "buy & hold" in verdict and "LEAK" not in verdict

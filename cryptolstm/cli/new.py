@@ -50,8 +50,8 @@ forecaster_args: {alpha: 100.0}
 CELLS = (   # kind, text
     ("markdown", '''# my_idea
 
-Change `my_idea.py` and run this notebook again from the top. It computes your input, checks it for leaks, and tests it
-walk-forward and after costs.'''),
+Change `my_idea.py` and run this notebook again from the top. It computes your input, checks it for leaks,
+and tests it walk-forward and after costs.'''),
     ("code", '''from cryptolstm import RunConfig, market_bars, run_backtest
 from cryptolstm.features.own_features import own_features
 from cryptolstm.research.certificate import check_features'''),
@@ -59,7 +59,7 @@ from cryptolstm.research.certificate import check_features'''),
 hours: int = 240              # bars tested, all out of sample
 train_hours: int = 1440       # bars before them to train on
 lookback: int = 24            # bars in an input window
-network: dict = {"epochs": 3, "refit_epochs": 1}   # of the LSTM it is compared with; {} for the usual one'''),
+network: dict = {"epochs": 3, "refit_epochs": 1}   # of the LSTM beside it; {} for the usual one'''),
     ("code", '''run = RunConfig(
     ticker="ETH/USD", exchange=exchange, hours=hours, train_hours=train_hours, lookback=lookback,
     features="my_idea:make", forecaster="my_idea:build", network=network,
@@ -71,19 +71,21 @@ One row per bar.'''),
     ("code", "own_features(bars, run.features).tail(3)"),
     ("markdown", '''## Leaks
 
-Later bars are removed and changed. No value may change with them; otherwise the next cell is an error that names the column.'''),
+Later bars are removed and changed. No value may change with them; otherwise the next cell is an error that
+names the column.'''),
     ("code", '''check_features(bars, run)
 "no leak found"'''),
     ("markdown", '''## Verdict
 
-The forecasts are compared with no change, with the mean return and with the LSTM. This is a quick look: it shows that all works.'''),
+The forecasts are compared with no change, with the mean return and with the LSTM. This is a quick look: it
+shows that all works.'''),
     ("code", '''result = run_backtest(run)
 print(result)'''),
     ("markdown", '''## How to go on
 
 - `cryptolstm check-leaks --features my_idea:make` tries more alterations, also in new processes.
 - `cryptolstm backtest --params my_idea.yaml --report` tests on real bars and writes a page.
-- `cryptolstm verify reports/eth_usd/backtest.html --code my_idea:make --code my_idea:build` computes the page again.
+- `cryptolstm verify PAGE --code my_idea:make --code my_idea:build` computes the page again.
 - `decide: my_idea:decide` in `my_idea.yaml` trades by a function of your own.
 
 Every run is entered in a ledger. The more variants you try, the better the best one must be.'''),

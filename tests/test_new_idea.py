@@ -14,7 +14,8 @@ from conftest import TINY
 from cryptolstm.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
+PYTHON = [sys.executable, "-c"]
+COMMAND = [*PYTHON, "from cryptolstm.cli.main import main; main()"]
 FILES = ["my_idea.ipynb", "my_idea.py", "my_idea.yaml"]
 SIMULATED = ["--exchange", "simulated"]
 # the process may write no file of more than 1,000 bytes, so that it fails within the notebook
@@ -29,9 +30,9 @@ main()
 
 def process(words: list, folder: Path) -> subprocess.CompletedProcess:
     "Run a program in a folder, as a user would."
-    paths = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        list(map(str, words)), cwd=folder, env=os.environ | paths, capture_output=True, text=True, timeout=900
+        list(map(str, words)), cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, timeout=900,
     )
 
 
@@ -92,14 +93,14 @@ def test_a_name_that_cannot_be_imported_or_is_taken_is_refused(name, message, co
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
-    done = process([sys.executable, "-c", LIMITED, "new", "my_idea", "SIG_IGN"], tmp_path)
+    done = process([*PYTHON, LIMITED, "new", "my_idea", "SIG_IGN"], tmp_path)
     assert done.returncode == 1 and "File too large" in done.stderr and not names(tmp_path)
 
 
 def test_a_process_killed_half_way_leaves_no_file_of_the_idea_and_the_next_one_writes_all(tmp_path):
-    done = process([sys.executable, "-c", LIMITED, "new", "my_idea", "SIG_DFL"], tmp_path)
+    done = process([*PYTHON, LIMITED, "new", "my_idea", "SIG_DFL"], tmp_path)
     assert done.returncode < 0 and all(name.startswith(".new-") for name in names(tmp_path))
-    done = process(["cryptolstm", "new", "my_idea", "--json"], tmp_path)
+    done = process([*COMMAND, "new", "my_idea", "--json"], tmp_path)
     assert sorted(json.loads(done.stdout)["files"]) == FILES and {*FILES} <= {*names(tmp_path)}
 
 
@@ -116,10 +117,10 @@ def test_the_parameter_file_is_that_of_a_quick_backtest(command, tmp_path):
 
 
 def test_the_notebook_runs_from_top_to_bottom_and_ends_with_a_verdict(tmp_path):
-    process(["cryptolstm", "new", "my_idea"], tmp_path)
+    process([*COMMAND, "new", "my_idea"], tmp_path)
     sizes = {"hours": 120, "train_hours": 400, "lookback": 8, "network": TINY}
     small = ["-y", json.dumps(sizes)]
-    done = process(["papermill", "my_idea.ipynb", "out.ipynb", *small], tmp_path)
+    done = process([sys.executable, "-m", "papermill", "my_idea.ipynb", "out.ipynb", *small], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     shown = {c.source.partition("(")[0]: str(c.outputs) for c in cells if c.cell_type == "code"}

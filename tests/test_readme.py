@@ -250,7 +250,7 @@ def test_the_readme_leads_to_every_page_of_the_docs_and_to_no_module_notebook():
     targets = {path for path, _ in links("README.md")}
     assert set(PAGES) - {"README.md"} <= targets
     notebooks = {path for page in PAGES for path, _ in links(page) if path.endswith(".ipynb")}
-    pages = {f"nbs/{name}.ipynb" for name in ("index", "backtest", "signal", "universe")}
+    pages = {f"nbs/{name}.ipynb" for name in ("index", "backtest", "signal", "universe", "volatility")}
     tutorials = {p.relative_to(ROOT).as_posix() for p in (ROOT / "docs" / "tutorials").glob("*.ipynb")}
     assert pages <= notebooks <= pages | tutorials
 

@@ -25,9 +25,9 @@ SOURCE_URL = f"{CONFIG['DEFAULT']['git_url']}/blob/main/"
 MODULE_URL = f"{CONFIG['DEFAULT']['doc_host']}{CONFIG['DEFAULT']['doc_baseurl']}/"
 
 # pages of the sections, in reading order; what is in docs/ and not named here is part of the reference
-EXPLANATIONS = ["how_to_read_a_report", "why_no_skill_is_normal", "findings", "what_leaks_look_like",
-                "costs", "glossary", "proof", "published_traps", "size_and_power", "determinism",
-                "first_design"]
+EXPLANATIONS = ["how_to_read_a_report", "why_no_skill_is_normal", "ideas", "findings",
+                "what_leaks_look_like", "costs", "glossary", "proof", "published_traps", "size_and_power",
+                "determinism", "first_design"]
 REFERENCE = ["commands", "settings", "data", "models", "forecasts", "trading", "scale", "files",
              "performance"]
 SECTIONS = {   # page → title, introduction

@@ -316,7 +316,7 @@ MISNAMED = "def make(bars):\n    return bars['clse'].diff()\n"
 @pytest.mark.parametrize("code, message", [
     (MISNAMED, r"KeyError \('clse'\) in line 2 of broken_pipeline.py; raised by the pipeline"),
     ("import nothing_of_that_name\n",
-     "broken_pipeline:make raised ModuleNotFoundError .* in line 1 of broken_pipeline.py"),
+     "broken_pipeline raised ModuleNotFoundError .* in line 1 of broken_pipeline.py"),
 ], ids=["pipeline", "import"])
 def test_code_that_raises_is_no_leak_and_has_not_its_exit_code(code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

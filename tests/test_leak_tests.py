@@ -16,7 +16,7 @@ from cryptolstm.data.demo import demo_market
 from cryptolstm.proof.leaks import (MUTANTS, altered_futures, check_future, check_repeat, check_start,
                                     check_truncation, default_cuts, leak_certificate, same_bits)
 from cryptolstm.proof.cuts import stratified_cuts
-from cryptolstm.proof.pipelines import load_function
+from cryptolstm.core.user_code import load_function
 from cryptolstm.research.certificate import certificate, check_labels
 
 REAL = Path(__file__).parents[2] / "shared/data/binance/BTC_USDT_1h.parquet"

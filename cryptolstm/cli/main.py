@@ -18,6 +18,7 @@ from ..core.machine import git_commit
 from .terminal import say
 from .data import data_app
 from .models import models_app
+from .new import new_app
 from .proof import proof_app
 from .rank import rank_app
 from .signal import signal_app
@@ -37,6 +38,7 @@ app.add_typer(signal_app)
 app.add_typer(research_app)
 app.add_typer(volatility_app)
 app.add_typer(rank_app)
+app.add_typer(new_app)
 app.add_typer(data_app, name="data")
 app.add_typer(proof_app)
 app.add_typer(models_app, name="models")

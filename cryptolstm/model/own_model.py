@@ -80,7 +80,11 @@ def predicted(
 ) -> np.ndarray:             # (rows,)
     "Predictions of a regressor. Raises `UserCodeError` if they are not one number per row."
     order = np.r_[np.arange(len(inputs)), np.full(-len(inputs) % BLOCK, len(inputs) - 1)]
-    parts = [inputs.iloc[order[k : k + BLOCK]] for k in range(0, len(order), BLOCK)]
+    rows = np.ascontiguousarray(inputs.to_numpy()[order])
+    parts = [
+        pd.DataFrame(rows[k : k + BLOCK], columns=inputs.columns, copy=False)
+        for k in range(0, len(rows), BLOCK)
+    ]
     return np.concatenate([_block(fitted, part, name) for part in parts])[: len(inputs)]
 
 def _block(fitted, inputs: pd.DataFrame, name: str) -> np.ndarray:

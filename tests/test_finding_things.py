@@ -357,7 +357,7 @@ def test_the_zone_of_a_file_gives_way_to_an_option_and_changes_no_run(zone, tmp_
     assert report_parameters("ETH/USD", file, {"display_zone": "UTC"}) == {"ticker": "ETH/USD", "hours": 480}
     assert display_zone() == "UTC"
     assert run_from_namespace({"hours": 480, "display_zone": "Asia/Tokyo"}) == usual
-    assert display_zone() == "Asia/Tokyo" and config_hash(RunConfig()) == "980fbc81a675a327"
+    assert display_zone() == "Asia/Tokyo" and config_hash(RunConfig()) == "b665843e0c5d5165"
     file.write_text("display_zone: Europe/Berln\n")
     with pytest.raises(InputError, match="did you mean Europe/Berlin"): build_run(file, None, {})
 

@@ -23,6 +23,8 @@ from cryptolstm.model.training import fit
 from cryptolstm.model.registry import (Version, current_version, line_name, lines, read_note,
                                        version_folders)
 from cryptolstm.model.challenge import differs
+from cryptolstm.model.drift import WINDOW
+from cryptolstm.model.intervals import forecast_bars
 from cryptolstm.stats.calibration import MIN_CALIBRATION
 from cryptolstm.strategy.rules import RULES, check_decidable, rules_of
 from cryptolstm.strategy.decide import decide
@@ -270,7 +272,7 @@ def test_a_model_with_other_features_is_neither_used_nor_continued(loopback, tmp
     loopback.now -= 100 * HOUR
     sg = generator(loopback, tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(training_data, "input_columns", lambda config: INPUTS[:10])
+        m.setattr(training_data, "input_columns", lambda config, table=None: INPUTS[:10])
         old = sg.generate_signals(hours=120)["model_info"]["version"]
     loopback.now += 30 * HOUR
     for threshold in (24, 0):
@@ -555,7 +557,7 @@ def test_only_a_training_fetches_the_bars_of_a_calibration(loopback, tmp_path, m
     monkeypatch.setattr(signal, "market_bars", counted)
     sg, usual = generator(loopback, tmp_path), 240 + 12 + 1 + WARMUP
     first = sg.generate_signals()
-    assert asked == [usual, usual + CALIBRATION_BARS]
+    assert asked == [usual, forecast_bars(1) + 12 + 1 + WINDOW] and asked[1] > usual + CALIBRATION_BARS
     again = sg.generate_signals()
     assert asked[2:] == [usual]
     for k in ("calibration", "confidence", "p_exceed", "predicted_price"): assert again[k] == first[k]

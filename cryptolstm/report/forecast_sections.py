@@ -82,7 +82,8 @@ def comparison_table(
         f"{run.forecaster or 'The network'} compared with each of the others by the size of the errors"
         f" (Diebold–Mariano); a positive statistic favours {one}. Ridge regression and gradient boosting are"
         f" trained on the same spans, but they see the inputs of one bar, {network} those of {run.lookback},"
-        " and they use no validation bars. A confidence set p below 0.1 means that another forecaster is better.",
+        " and they use no validation bars. A confidence set p below 0.1 means that another forecaster is"
+        " better.",
         "quiet",
     ) + as_table(rows, [f"{name} compared with", "bars", "DM", "DM p"]))
 

@@ -54,8 +54,9 @@ SMALL = {
 
 
 def forget():
-    "Forget the modules of the current folder, as a new process would."
+    "Forget the current folder and its modules, as a new process would."
     here = str(Path.cwd().resolve())
+    sys.path[:] = [folder for folder in sys.path if not folder.startswith(here)]
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(here): del sys.modules[name]
 

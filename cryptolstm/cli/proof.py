@@ -50,7 +50,7 @@ def check_rows(rows: list[tuple[bool | None, str, str]]) -> None:
 OUTCOMES = {   # exit code and headline
     "holds": (0, "everything checked matches"),
     "does not hold": (1, "THIS PAGE DOES NOT HOLD"),
-    "cannot be checked": (3, "this page cannot be checked here: its bars or its notebook are missing"),
+    "cannot be checked": (3, "this page cannot be checked here: something is missing, see the lines with ?"),
 }
 
 @proof_app.command()

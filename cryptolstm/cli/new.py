@@ -54,7 +54,7 @@ Change `my_idea.py` and run this notebook again from the top. It computes your i
 and tests it walk-forward and after costs.'''),
     ("code", '''from cryptolstm import RunConfig, market_bars, run_backtest
 from cryptolstm.features.own_features import own_features
-from cryptolstm.research.certificate import check_features'''),
+from cryptolstm.proof.leaks import check_features'''),
     ("parameters", '''exchange: str = "simulated"   # the demo market; "auto" for real bars
 hours: int = 240              # bars tested, all out of sample
 train_hours: int = 1440       # bars before them to train on

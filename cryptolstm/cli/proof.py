@@ -67,7 +67,7 @@ def verify(
 ) -> None:
     """Re-run a report from its manifest and compare.
 
-    The exit code is 0 if the page holds, 1 if not, 3 if its bars or its notebook are missing here."""
+    The exit code is 0 if the page holds, 1 if not, 3 if something for it is missing here."""
     from cryptolstm.report.verify_kinds import verify_page
     result = verify_page(page, quick, progress=True, code=code or ())
     answer(result, OUTCOMES[result["outcome"]][0], as_json, print_verified)

@@ -17,6 +17,7 @@ from ..core.config import RunConfig, merge_settings, read_params
 from ..core.errors import InputError
 from ..core.machine import OTHER_KIND, cpu_kind, git_commit, versions
 from ..core.text import display_zone
+from ..core.user_code import code_names
 from ..research.runs import layers
 
 # %% ../../nbs/report/03_manifest.ipynb #17420a4b
@@ -343,7 +344,10 @@ def manifest_section(
     cpu = manifest.get("determinism") or {}
     known = manifest.get("versions")
     listed = known.items() if isinstance(known, Mapping) else ()
-    commands = [manifest.get("command"), "cryptolstm verify FILE" if "command" in manifest else None]
+    config = manifest.get("config")
+    code = code_names(config) if isinstance(config, Mapping) else []
+    check = shlex.join(["cryptolstm", "verify", "FILE", *(f"--code={name}" for name in code)])
+    commands = [manifest.get("command"), check if "command" in manifest else None]
     rows = {
         "Made at": manifest.get("made_at"),
         "Commit": manifest.get("git_commit"),

@@ -262,7 +262,7 @@ def across_tickers(
 
 def _ticker_row(r: dict) -> dict:
     "The row of one result."
-    skill = r["skill"][forecaster_name(r["config"].get("forecaster"))]
+    skill = r["skill"][forecaster_name(r.get("config", {}).get("forecaster"))]
     tests = [skill[name] for name in ("cw_p", "cw_mean_p", "pt_p")]
     figures = {
         "hit": skill["hit"],

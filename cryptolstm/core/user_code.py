@@ -20,7 +20,8 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.machinery import PathFinder
+from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 from .errors import CryptolstmError, InputError, shown
@@ -127,7 +128,8 @@ def source_files(
         source = path.read_bytes()
         found[module] = hashlib.sha256(source).hexdigest()
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        if not is_installed(path): waiting += [package, *imported_modules(source, package)]
+        parents = [module.rsplit(".", k)[0] for k in range(1, module.count(".") + 1)]
+        if not is_installed(path): waiting += [*parents, *imported_modules(source, package)]
     return dict(sorted(found.items()))
 
 def no_module(
@@ -183,6 +185,18 @@ def user_code(
 # %% ../../nbs/core/13_user_code.ipynb #88b5f350
 _IMPORTED: dict[str, dict] = {}   # module → `source_files` when it was imported here
 
+class _Source(SourceFileLoader):
+    "Compiles the file that was hashed; a compilation beside it could be of another one."
+    def get_code(self, fullname): return self.source_to_code(self.get_data(self.path), self.path)
+
+class _Finder:
+    "Finds the user's modules where their files were hashed."
+    def __init__(self, modules: set): self.modules = modules
+
+    def find_spec(self, name, path=None, target=None):
+        file = module_file(name) if name in self.modules else None
+        return None if file is None else spec_from_file_location(name, file, loader=_Source(name, str(file)))
+
 def load_code(
     name: str,         # "module:name"; the current folder is searched, too
 ):                     # a function, a class or another object
@@ -190,10 +204,14 @@ def load_code(
     module, _, attribute = code_name(name, "the name").partition(":")
     files, here = source_files([name]), str(Path.cwd())
     if here not in sys.path: sys.path.insert(0, here)
-    if _IMPORTED.get(module) != files and not is_installed(module_file(module)):
-        for changed in files: sys.modules.pop(changed, None)
+    finder = _Finder({m for m in files if not is_installed(module_file(m))})
+    if _IMPORTED.get(module) != files:
+        for changed in finder.modules: sys.modules.pop(changed, None)
         importlib.invalidate_caches()
-    with user_code(module): found = importlib.import_module(module)
+    sys.meta_path.insert(0, finder)
+    try:
+        with user_code(module): found = importlib.import_module(module)
+    finally: sys.meta_path.remove(finder)
     _IMPORTED[module] = files
     out = getattr(found, attribute, None)
     if out is None: raise InputError(f"{module} has no {attribute}; pass one of its functions or classes")

@@ -47,7 +47,7 @@ def _column_fault(out: pd.DataFrame, bars: pd.DataFrame) -> str:
         if (bad := np.flatnonzero(np.isinf(x))).size:
             return f"{c} is infinite at {bars.index[bad[0]]:%Y-%m-%d %H:%M}"
         later = np.flatnonzero(real)[744:]
-        if later.size and (share := np.isfinite(x[later]).mean()) < FEWEST_KNOWN:
+        if later.size >= 200 and (share := np.isfinite(x[later]).mean()) < FEWEST_KNOWN:
             missing = f"{c} is missing on {1 - share:.0%} of the bars after the first 744"
             return f"{missing}; fill it, or use less history"
     return ""

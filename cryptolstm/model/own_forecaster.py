@@ -12,9 +12,10 @@ import json
 
 import numpy as np
 
-from ..core.errors import shown, unknown_name
+from ..core.errors import InputError, shown, unknown_name
 from ..core.config import changed_code
-from ..core.user_code import UserCodeError, load_code, source_hash, user_code
+from ..core.user_code import (UserCodeError, is_installed, load_code, module_file, source_hash,
+                                       user_code)
 from .settings import ModelConfig
 
 # %% ../../nbs/model/21_own_forecaster.ipynb #2c485bff
@@ -46,6 +47,8 @@ def make_forecaster(
     names = [n for n in (config.features, name) if n]
     if config.source not in (None, source_hash(names)): raise changed_code(names)   # since a model was stored
     found = load_code(name)
+    if not all(callable(getattr(found, k, None)) for k in ("fit", "predict")) and is_installed(_file(name)):
+        raise InputError(f"{name} is no estimator; of a library, name a class with fit and predict")
     if not callable(found) or (callable(getattr(found, "fit", None)) and not inspect.isclass(found)):
         with user_code(name): return copy.deepcopy(found).set_params(**args) if args else copy.deepcopy(found)
     seed = config.seed if seed is None else seed
@@ -64,6 +67,8 @@ def forecaster_kind(
     "Kind of the forecaster of a configuration."
     if not config.forecaster: return NETWORK
     return kind_of(make_forecaster(config, columns), config.forecaster)
+
+def _file(name: str): return module_file(name.partition(":")[0])
 
 # %% ../../nbs/model/21_own_forecaster.ipynb #aac4970a
 SAME = 1e-4   # largest difference, in the unit of the forecasts (σ)

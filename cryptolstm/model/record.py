@@ -249,6 +249,8 @@ def read_record(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in table["config"].items()}
     )
     check_network(table["config"])
+    if (table["config"].features or table["config"].forecaster) and table["config"].source is None:
+        raise ValueError("it names code without the hash of its files")
     _check_members(folder, hashes, table)
     table.pop("format")
     table["scaler"] = InputScaler(**table["scaler"])

@@ -11,7 +11,7 @@ __all__ = ['FINDING', 'TRUNCATIONS', 'LEAK_SECONDS', 'LEAK_BARS', 'MUTANTS', 'sa
 # %% ../../nbs/proof/02_leaks.ipynb #2cf66439
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..core.errors import InputError, OperationError
 from ..core.bars import bars_hash, check_bars
 from ..core.user_code import UserCodeError
 from .pipelines import Pipeline, in_fresh_process, run_pipeline
+from ..features.indicators import SETTLED
 from ..features.own_features import own_features
 from .cuts import PRICES, default_cuts, screened_cuts, stratified_cuts
 
@@ -436,8 +437,17 @@ def check_features(
     few = (
         None if calls > 100 else np.linspace(size // 4, size - 2, max(int(calls / 4), 2)).astype(int).tolist()
     )
-    proof = leak_certificate(f, part, few, None, config.seed, thorough=False)
+    settled = SETTLED if size > SETTLED + 1 else None
+    proof = leak_certificate(f, part, few, settled, config.seed, thorough=False)
+    if proof.passed and len(bars) > size:   # what looks further ahead than the newest bars
+        cuts = [len(bars) // 2, len(bars) * 4 // 5, len(bars) - 2]
+        proof = replace(proof, checks=[check_entry("truncation", cuts, check_truncation(f, bars, cuts))])
     if proof.passed: return
+    if proof.failed[0]["name"] == "start":
+        raise UserCodeError(
+            f"{config.features} needs more history than {SETTLED} bars, or never forgets: column"
+            f" {proof.offending} depends on where the data starts; use a shorter window"
+        )
     if proof.failed[0]["name"] == "repeat":
         raise UserCodeError(
             f"{config.features} gives other values in a second call: column {proof.offending}; seed what is"

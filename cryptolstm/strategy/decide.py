@@ -87,8 +87,9 @@ def _same_decisions(decisions, asked, prediction, table, run: RunConfig, exceed,
     differs = [c for c in decisions if not decisions.loc[asked.index, c].equals(again[c])]
     if not differs: return
     what = f"the rule {differs[0].removeprefix('rule_')} of {run.rules}" if not run.decide else run.decide
+    wrong = "uses the future" if "later" in text else "depends on forecasts of other bars, unknown live"
     raise UserCodeError(
-        f"{what} uses the future: a decision differs when {text}; use rolling values of past bars"
+        f"{what} {wrong}: a decision differs when {text}; use rolling values of past features"
     )
 
 def check_rule_values(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..core.errors import InputError, unknown_name
-from ..core.config import RunConfig
-from ..core.user_code import UserCodeError, load_code
+from ..core.config import RunConfig, changed_code
+from ..core.user_code import UserCodeError, load_code, source_hash
 
 if TYPE_CHECKING: import pandas as pd   # rules are checked before it is loaded
 
@@ -157,6 +157,7 @@ def check_decidable(
     run: RunConfig,   # its network target and rules are checked
 ) -> None:
     "Check a run. `InputError` if it predicts no direction, its rules are invalid, or it could never enter."
+    if run.code and source_hash(run.code) != run.source: raise changed_code(run.code)   # since it was made
     rules_of(run)
     if run.entry == "probability" and run.exceed == "distribution" and run.p_min > 0.5:
         raise InputError(

@@ -104,7 +104,7 @@ class Request:
         stored, repairs = usable_version(self.line, stored_model, self.root)
         notes += repairs
         difference = "" if stored is None or not self.named else self.differs(stored.model)
-        if difference and not difference.startswith("features"):
+        if difference and not difference.startswith("features were"):
             raise InputError(
                 f"the model line {self.line} was made for another request: {difference}; pass that, or"
                 " another --model name"

@@ -33,10 +33,13 @@ def wrap(monkeypatch, module, name, change):
 
 # ---------------------------------------------------------------- planted leaks
 def early_feature(m):
-    wrap(m, walkforward, "features", lambda real, b: real(b).assign(rsi=lambda t: t["rsi"].shift(-1)))
+    wrap(
+        m, walkforward, "feature_table",
+        lambda real, b, run: real(b, run).assign(rsi=lambda t: t["rsi"].shift(-1)),
+    )
 
 
-def all_features_early(m): wrap(m, walkforward, "features", lambda real, b: real(b).shift(-1))
+def all_features_early(m): wrap(m, walkforward, "feature_table", lambda real, b, run: real(b, run).shift(-1))
 def scaler_of_the_whole_table(m):
     """Like an `InputScaler` fitted before the split: `fit` gets only the past, so the whole table is passed
     in separately."""

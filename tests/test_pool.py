@@ -199,7 +199,7 @@ def wrap(monkeypatch, module, name, change):
 def remembered(m) -> list:
     "The bars of every ticker of the walk-forward in progress, whole; the last is that of the other ticker."
     seen = []
-    wrap(m, walkforward, "features", lambda real, b: (seen.append(b), real(b))[1])
+    wrap(m, walkforward, "feature_table", lambda real, b, run: (seen.append(b), real(b, run))[1])
     return seen
 
 

@@ -1,7 +1,9 @@
 """Features, forecasters, rules and decisions of the user run through backtest, page, verify, signal and paper
 trading like those of the package; leaks and broken contracts are refused by name."""
+import importlib.util
 import json
 import os
+import py_compile
 import re
 import shutil
 import sys
@@ -23,11 +25,12 @@ from cryptolstm.core.bars import regular_grid
 from cryptolstm.core.config import RunConfig
 from cryptolstm.core.errors import CryptolstmError, InputError, OperationError
 from cryptolstm.core.files import config_hash
-from cryptolstm.core.user_code import UserCodeError, source_hash
+from cryptolstm.core.user_code import UserCodeError, load_code, source_hash
 from cryptolstm.features.indicators import INPUTS, features
 from cryptolstm.features.own_features import own_features
+from cryptolstm.model.own_model import UserForecaster, load_user_model, save_user_model
 from cryptolstm.model.registry import lines
-from cryptolstm.model.settings import model_config
+from cryptolstm.model.settings import ModelConfig, model_config
 from cryptolstm.proof.trials import Ledger
 from cryptolstm.report.manifest import canonical_json, embed, sha256_of, split
 from cryptolstm.report.render import run_report
@@ -506,3 +509,42 @@ def test_errors_of_the_package_inside_code_of_the_user_keep_their_kind(here, bar
     )
     with pytest.raises(CryptolstmError) as error: own_features(bars, "picky:make")
     assert type(error.value) is OperationError
+
+
+# -- models and compilations that were put there by others
+# --------------------------------------------------------------------------------------------------
+
+def test_a_named_model_whose_network_changed_is_refused_and_stays_whole(here, market):
+    run = RunConfig(**settings(market, **IDEAS["attention"], end="2025-04-01T00:00Z"))
+    SignalGenerator(model="mine", config=run).generate_signals(hours=100)
+    file = Path("attention.py")
+    file.write_text(file.read_text().replace("x + seen", "x - seen"))
+    with pytest.raises(InputError, match="the files of attention:build are not those of these settings"):
+        SignalGenerator(model="mine", config=replace(run, source=None)).generate_signals(hours=100)
+    assert not list((here / "home" / "models").rglob("*.damaged"))
+    shutil.copy(SHIPPED / "attention.py", file)
+    again = SignalGenerator(model="mine", config=run).generate_signals(hours=100)
+    assert again["model_info"]["decision"].startswith("reused")
+
+
+@pytest.mark.parametrize("source", ["", "0" * 16])
+def test_a_stored_model_that_names_a_command_of_the_machine_runs_nothing(source, here, bars):
+    ridge = "sklearn.linear_model:Ridge"
+    config = ModelConfig(lookback=12, forecaster=ridge, source=source_hash([ridge]))
+    folder = save_user_model(UserForecaster(config).fit(features(bars), bars), here / "version")
+    table = json.loads((folder / "bundle.json").read_text())
+    hashes = table.pop("hashes")
+    told = {"forecaster": "subprocess:run", "forecaster_args": json.dumps({"args": ["touch", "run"]})}
+    table["config"] |= told | {"source": source or source_hash(["subprocess:run"])}
+    text = json.dumps(table | {"hashes": hashes | {"bundle.json": config_hash(table)}})
+    (folder / "bundle.json").write_text(text)
+    with pytest.raises(CryptolstmError, match="is no estimator|are not those"): load_user_model(folder)
+    assert not Path("run").exists()
+
+
+def test_a_compilation_beside_the_file_is_not_what_runs(here):
+    Path("idea.py").write_text("def make(bars): return 'other'\n")
+    cache = importlib.util.cache_from_source("idea.py")
+    py_compile.compile("idea.py", cache, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    Path("idea.py").write_text("def make(bars): return 'read'\n")
+    assert load_code("idea:make")(None) == "read"

@@ -6,16 +6,17 @@
 __all__ = ['ModelBundle', 'save_bundle', 'load_bundle']
 
 # %% ../../nbs/model/06_bundle.ipynb #5893f6b5
-import struct, zipfile, zlib
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ..core.errors import OperationError
+from ..core.errors import InputError, OperationError
 from ..core.machine import quiet_stderr
-from .record import ModelRecord, member_file, read_record, unreadable, write_record
+from .record import (UNREADABLE, ModelRecord, member_file, read_record, unreadable,
+                                     write_record)
 from .network import (build_network, compiled_network, in_float32, raw_outputs, seeded,
                                       weights_of)
 from .onnx_model import write_onnx
@@ -86,25 +87,15 @@ def load_bundle(
 ) -> ModelBundle:
     "Load a saved bundle. Raises `OperationError` if a file is missing, damaged or of a later format."
     folder = Path(folder)
+    try: table = read_record(folder)
+    except UNREADABLE as e: raise unreadable(folder, e) from e
     try:
-        table = read_record(folder)
         with seeded(0):
             net = build_network(in_float32(table["config"]), len(table["scaler"].columns), fast=False)
         files = [folder / member_file(k, "keras") for k in range(table["training"].get("members", 1))]
         return ModelBundle(members=tuple(_stored_weights(net, file) for file in files), **table)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        EOFError,
-        struct.error,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as e:
-        raise unreadable(folder, e) from e
+    except InputError: raise   # the user's code is gone or has changed; the model is not damaged
+    except UNREADABLE as e: raise unreadable(folder, e) from e
 
 def _stored_weights(net, file: Path) -> list:
     """The weights of a `.keras` file. It is not deserialised: of a hostile file, only numbers are read.

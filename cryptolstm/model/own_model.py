@@ -7,7 +7,6 @@ __all__ = ['BLOCK', 'UserModel', 'predicted', 'regressor_arrays', 'forecaster_ar
            'with_losses', 'save_user_model', 'load_user_model']
 
 # %% ../../nbs/model/22_own_model.ipynb #513dd5f7
-import zipfile, zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +15,11 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ..core.errors import InputError, OperationError
+from ..core.errors import InputError
 from ..core.user_code import UserCodeError, user_code
 from .challenge import validation_pairs
 from .own_forecaster import FORECASTER, check_alone, forecaster_kind, make_forecaster
-from .record import FITTED_ON, ModelRecord, read_record, unreadable, write_record
+from .record import FITTED_ON, UNREADABLE, ModelRecord, read_record, unreadable, write_record
 from .settings import ModelConfig, member_seeds
 from .training_data import (TrainingData, TrainingPart, training_data, training_origin,
                                             training_parts, training_spans)
@@ -210,11 +209,12 @@ def save_user_model(
     model: UserModel,
     folder: Path | str,    # created if needed
 ) -> Path:                 # the folder
-    "Write what a model was fitted on, and its record with its forecasts of these rows."
+    "Write what a model was fitted on, and its record. `UserCodeError` if the fit cannot be repeated."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / FITTED_ON, **model.fitted_on)
     write_record(model, folder, probe=_probe(model))
+    load_user_model(folder)
     return folder
 
 def _probe(model: UserModel) -> list[list]:
@@ -228,19 +228,17 @@ def _probe(model: UserModel) -> list[list]:
 def load_user_model(
     folder: Path | str,   # written by `save_user_model`
 ) -> UserModel:
-    "Fit a stored model again. `OperationError` if it is damaged, `InputError` if the code has changed."
+    "Fit a stored model again. `OperationError` if it is damaged, `InputError` if the code does not fit it."
     folder = Path(folder)
     try:
         table = read_record(folder)
         probe = np.array(table.pop("probe"), "float64")
         with np.load(folder / FITTED_ON, allow_pickle=False) as file: known = {k: file[k] for k in file.files}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
-            zlib.error) as e:
-        raise unreadable(folder, e) from e
+    except UNREADABLE as e: raise unreadable(folder, e) from e
     config, scaler = table["config"], table["scaler"]
     model = UserModel(fitted=fit_members(config, known, len(scaler.columns)), fitted_on=known, **table)
     if not np.allclose(np.array(_probe(model), "float64"), probe, rtol=1e-6, atol=1e-9, equal_nan=True):
-        raise OperationError(
+        raise UserCodeError(
             f"{config.forecaster} gives other forecasts when it is fitted again on the same rows; give it a"
             " parameter random_state or seed"
         )

@@ -13,7 +13,6 @@ __all__ = ['FEWEST_TICKERS', 'DAILY_LAGS', 'TRAILING', 'ENOUGH_TRAILING', 'MARGI
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ import pandas as pd
 from ..core.rank_config import FEWEST_PLACEBOS
 from ..core.text import figure_text
 from ..features.panel import Panel, cross_rank
-from ..proof.verdict import Verdict
+from ..proof.verdict import GateLevel, Verdict
 from ..stats.performance import max_drawdown, sharpe
 from ..stats.skill import LEAST, hac_lags, hac_variance, sharpe_se_hac
 
@@ -222,17 +221,12 @@ NEEDED_IC, NEEDED_T = 0.03, 2.0           # gates of the dynamic IC
 IMPLAUSIBLE_IC, SURE_T = 0.3, 4.0         # above both, a dynamic IC is called a leak
 ENOUGH_DAYS = 90                          # below which there is no verdict on skill
 
-class RankLevel(StrEnum):
+class RankLevel(GateLevel):
     "What a test of ranks can show: text, tone of the page, exit code of `--gate`."
     LEAK = "LEAK", "alarm", 8
     TOO_SHORT = "TOO SHORT", "calm", 6
     NOT_CONFIRMED = "NOT CONFIRMED", "calm", 5
     CONFIRMED = "CONFIRMED", "good", 0
-
-    def __new__(cls, text: str, tone: str, exit_code: int):
-        self = str.__new__(cls, text)
-        self._value_, self.tone, self.exit_code = text, tone, exit_code
-        return self
 
 GATES = ("dynamic", "dynamic_t", "placebo_t", "rule_dynamic")   # numbers that decide, one per gate
 

@@ -13,7 +13,6 @@ __all__ = ['TESTED', 'LEARNED', 'TINY_NETWORK', 'CUTS', 'LEAST_SHIFT', 'LEVEL', 
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from ..data.client import market_bars
 from ..data.quality import quality_report
 from ..features.variance import VarianceTable
 from ..model.volatility_network import VolatilityLSTM, VolatilityNetwork
+from ..proof.verdict import GateLevel
 from ..proof.leaks import Certificate, altered_futures, check_entry, differences, findings
 from ..proof.prereg import Subject, with_preregistration
 from ..proof.provenance import data_stamp
@@ -136,18 +136,13 @@ def volatility_placebos(
     return VolatilityResult(config, walk, name).errors["R2"].rename("R2")
 
 # %% ../../nbs/research/15_volatility_checks.ipynb #294765ba
-class VolatilityLevel(StrEnum):
+class VolatilityLevel(GateLevel):
     "What a test of volatility forecasts can show: text, tone of the page, exit code of `--gate`."
     LEAK = "LEAK", "alarm", 8
     TOO_SHORT = "TOO SHORT", "warn", 6
     NOT_TRAILING = "NO BETTER THAN TRAILING", "calm", 5
     NOT_HAR = "NO BETTER THAN HAR", "calm", 4
     BETTER = "BETTER THAN HAR", "good", 0
-
-    def __new__(cls, text: str, tone: str, exit_code: int):
-        self = str.__new__(cls, text)
-        self._value_, self.tone, self.exit_code = text, tone, exit_code
-        return self
 
 LEVEL = 0.01   # of the tests
 LEAK, TOO_SHORT, NOT_TRAILING, NOT_HAR, BETTER = VolatilityLevel

@@ -56,7 +56,8 @@ def test_the_wheel_has_notebooks_and_parameters_and_nothing_else_of_the_checkout
     packed = zipfile.ZipFile(wheel)
     nbs, modules = checkout / "nbs", (checkout / "cryptolstm").rglob("*.py")
     assets = (checkout / "cryptolstm" / "report" / "assets").iterdir()
-    pages = (nbs / f"{page}.ipynb" for page in ("backtest", "signal", "universe"))
+    names = ("backtest", "signal", "universe", "universe_rank", "volatility")
+    pages = (nbs / f"{page}.ipynb" for page in names)
     project = [*(checkout / "params").glob("*.yaml"), *pages]
     expected = {f"cryptolstm/project/{p.relative_to(checkout)}": p.read_bytes() for p in project}
     expected |= {str(p.relative_to(checkout)): p.read_bytes() for p in (*modules, *assets)}

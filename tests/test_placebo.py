@@ -128,9 +128,8 @@ def test_what_a_kind_leaves_is_said_and_a_return_without_a_trade_is_not_ranked()
     """Blocks keep the dependence between hours, so a hit rate reached there need not be luck; and every run
     without a trade reaches 0.00%."""
     skill = pd.DataFrame({"hit": [.58], "ic": [.2]}, ["LSTM"])
-    idle = placebo_figures(
-        {"skill": skill, "trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0}
-    )
+    none = {"trades": BARS.iloc[:0], "sharpe_ratio": float("nan"), "total_return": 0.0}
+    idle = placebo_figures({"config": RunConfig(), "skill": skill, **none})
     assert idle == {"hit": .58, "ic": .2, "sharpe_ratio": None, "total_return": None}
     sentence = placebo_sentence({kind: {name: ranked(x, [x]) for name, x in idle.items()} for kind in KINDS})
     assert (

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from cryptolstm.core.config import RunConfig
 from cryptolstm.core.errors import InputError
 from cryptolstm.core.bars import provenance, regular_grid, stamp
 from cryptolstm.data.demo import demo_market, planted_market, planted_state

@@ -170,7 +170,9 @@ def test_the_image_starts_a_command_that_exists():
     assert {w for w in words if w.startswith("--")} <= known
 
 
-@pytest.mark.parametrize("path", sorted(p for p in EXAMPLES.iterdir() if p.is_file()), ids=lambda path: path.name)
+FILES = sorted(path for path in EXAMPLES.iterdir() if path.is_file())
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_files_that_an_example_names_exist(path):
     named = re.findall(r"docs/[\w/-]+(?:\.\w+)?|constraints\.txt", path.read_text())
     fewest = 0 if path.suffix == ".py" else 2   # a program names itself

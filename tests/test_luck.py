@@ -278,7 +278,7 @@ def test_the_alarm_speaks_of_hours_only_at_a_horizon_of_one():
 def test_a_thin_market_is_measured_from_the_next_open():
     """The close bounces between bid and ask: betting against the last bar is right on closes, and from the
     next open it is right by chance."""
-    from cryptolstm.research.backtest import NEXT_OPEN, forecast_skill
+    from cryptolstm.research.backtest import forecast_skill, from_next_open
 
     bars, rng = demo_market(3000, seed=1), np.random.default_rng(0)
     bounce = np.exp(0.002 * rng.choice([-1, 1], 3000))
@@ -288,8 +288,9 @@ def test_a_thin_market_is_measured_from_the_next_open():
     ]
     move = np.log(bars["close"]).diff()
     table = forecast_skill(bars, move.shift(-1), {"LSTM": -0.05 * move}, 1)
-    assert table.loc["LSTM", "cw_p"] < 0.01 < table.loc[NEXT_OPEN, "cw_p"]
-    assert table.loc["LSTM", "hit"] > table.loc[NEXT_OPEN, "hit"] + 0.02
+    later = table.loc[from_next_open("LSTM")]
+    assert table.loc["LSTM", "cw_p"] < 0.01 < later["cw_p"]
+    assert table.loc["LSTM", "hit"] > later["hit"] + 0.02
 
 
 def test_serial_dependence_widens_the_error_of_the_sharpe_ratio():

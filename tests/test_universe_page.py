@@ -19,6 +19,7 @@ from conftest import TINY, small_run
 from papermill import inspect_notebook
 
 from cryptolstm.core.bars import HOUR, stamp
+from cryptolstm.core.config import RunConfig
 from cryptolstm.core.errors import InputError
 from cryptolstm.data.demo import demo_market
 from cryptolstm.execution.portfolio import portfolio_reference
@@ -113,7 +114,7 @@ def test_a_delisted_ticker_keeps_its_row_and_leaves_the_others_their_hours(simul
 def test_no_span_is_so_short_that_nothing_is_left():
     def span(first, hours):
         index = pd.date_range(first, periods=hours, freq="h", tz="UTC")
-        return {"predictions": pd.DataFrame(index=index)}
+        return {"predictions": pd.DataFrame(index=index), "config": RunConfig()}
     for case in (
         {"A": span("2025-01-01", 100), "B": span("2025-01-03", 100), "C": span("2025-01-05", 100)},
         {"A": span("2025-01-01", 500), "B": span("2025-01-01", 30), "C": span("2025-01-15", 30)},
